@@ -1,0 +1,28 @@
+"""greenjax: green masked-image-modelling pre-training for hierarchical vision transformers, in JAX.
+
+The public names are resolved on first use, so that planning and data workers never import JAX.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "default_config": "greenjax.config",
+    "load_config": "greenjax.config",
+    "resolve": "greenjax.config",
+    "build": "greenjax.models",
+    "features": "greenjax.models",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'greenjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,265 @@
+"""Every setting of a run: its name, default, type and allowed values, checked before anything else starts.
+
+`KEYS` is the whole list. A config file's `get_config()` starts from `default_config()` and changes what
+differs; `load_config` and the command line (greenjax.flags) change single keys on top; `resolve` fills in
+what follows from `model.name`, checks every value and what values forbid each other, and locks the result.
+"""
+
+import difflib
+import importlib.util
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_origin
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
+
+from greenjax import config_checks as checks
+
+SIZE = (int, tuple)  # the type of image_size: a side in pixels, or height and width
+
+# What a name stands for (arXiv 2103.14030, section 3.3). A key set in the config overrides its part.
+ARCHITECTURES = {
+    name: dict(patch=4, window=7, embed_dim=dim, depths=depths, num_heads=heads, mlp_ratio=4.0)
+    for name, dim, depths, heads in (
+        ("swin_t", 96, (2, 2, 6, 2), (3, 6, 12, 24)),
+        ("swin_s", 96, (2, 2, 18, 2), (3, 6, 12, 24)),
+        ("swin_b", 128, (2, 2, 18, 2), (4, 8, 16, 32)),
+        ("swin_l", 192, (2, 2, 18, 2), (6, 12, 24, 48)),
+    )
+}
+
+
+class Key(NamedTuple):
+    """One setting. A default of None is a typed placeholder: not given, or given by `model.name`."""
+
+    kind: Any  # int, float, bool, str, tuple[int, ...], tuple[float, ...] or SIZE
+    default: Any
+    allowed: str
+    ok: Callable[[Any], bool] = lambda value: True
+
+
+def _choice(default: str, *names: str, note: str = "") -> Key:
+    return Key(str, default, " or ".join(names) + note, lambda value: value in names)
+
+
+def _count(default: int | None, least: int = 1, note: str = "") -> Key:
+    return Key(int, default, f"a whole number, at least {least}{note}", lambda value: value >= least)
+
+
+def _share(default: float) -> Key:
+    return Key(float, default, "at least 0 and below 1", lambda value: 0 <= value < 1)
+
+
+def _amount(default: float, note: str = "") -> Key:
+    return Key(float, default, f"a number, at least 0{note}", lambda value: value >= 0)
+
+
+def _positive(default: float | None) -> Key:
+    return Key(float, default, "a number above 0", lambda value: value > 0)
+
+
+def _range(default: tuple[float, float], most: float = math.inf) -> Key:
+    allowed = "two numbers (low, high), 0 < low <= high" + (f" <= {most:g}" if most < math.inf else "")
+    return Key(tuple[float, ...], default, allowed, lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= most)
+
+
+def _size(default: int) -> Key:
+    allowed = "pixels: one side or (height, width), at least 1"
+    return Key(SIZE, default, allowed, lambda v: len(v) == 2 and min(v) >= 1)
+
+
+def _channels(default: tuple[float, ...], above: float = -math.inf) -> Key:
+    allowed = "numbers" + (f" above {above:g}" if above > -math.inf else "") + ", one a channel"
+    return Key(tuple[float, ...], default, allowed, lambda v: v and min(v) > above)
+
+
+def _flag(default: bool) -> Key:
+    return Key(bool, default, "True or False")
+
+
+def _text(default: str) -> Key:
+    return Key(str, default, "text")
+
+
+def _counts() -> Key:
+    return Key(tuple[int, ...], None, "whole numbers, at least 1, one a stage", lambda v: v and min(v) >= 1)
+
+
+_NO_FLOAT16 = " (float16 needs loss scaling, which is not there)"
+_UNSET = "; 0 = not given"
+
+# The defaults are the paper's Swin-B (arXiv 2205.13515, section 4.1).
+KEYS = {
+    "task": _choice("pretrain", "pretrain", note=", the only task there is yet"),
+    "method": _choice("green", "green", "simmim"),
+    "seed": Key(int, 0, "a whole number, 0 to 4294967295", lambda value: 0 <= value < 2**32),
+    "epochs": _count(None, 0, _UNSET),  # of the training split; this or steps
+    "steps": _count(None, 0, _UNSET),  # updates; this or epochs
+    "image_size": _size(224),
+    "deterministic": _flag(False),  # the same bits on every run of one GPU, at some cost in speed
+    "model.name": _choice("swin_b", *ARCHITECTURES),
+    "model.window": _count(None),  # tokens a side; default by name, as the next five
+    "model.patch": _count(None),  # pixels a side
+    "model.embed_dim": _count(None),  # channels of the first stage, doubled at each of the next
+    "model.depths": _counts(),  # blocks
+    "model.num_heads": _counts(),
+    "model.mlp_ratio": _positive(None),
+    "model.drop_path": _share(0.0),  # stochastic depth at the last block, rising linearly from 0 at the first
+    "model.norm_epsilon": _positive(1e-5),
+    "model.in_channels": _count(3),
+    "model.dtype": _choice("float32", "float32", "bfloat16", note=_NO_FLOAT16),  # parameters stay float32
+    "model.remat": _flag(False),  # recompute each block in the backward pass: less memory, more time
+    "decoder.dim": _count(512),
+    "decoder.depth": _count(1),
+    "decoder.num_heads": _count(16),
+    "mask.ratio": Key(float, 0.75, "above 0 and below 1", lambda value: 0 < value < 1),  # of the mask units
+    "mask.groups": _count(8),  # masks drawn for one update; data.batch_size = one mask an image
+    "mask.pool": _count(0, 0),  # draw this many masks once and choose among them; 0 = fresh masks always
+    "data.source": _choice("tfds", "digits", "folder", "tfds"),
+    "data.path": _text(""),  # folder: the directory of images; tfds: the prepared data set or its data_dir
+    "data.name": _text(""),  # tfds: the data set's name
+    "data.split": Key(str, "train", "the name of a split", bool),
+    "data.eval_split": _text(""),  # "" = no held-out evaluation
+    "data.eval_images": _count(2048),  # at most this many held-out images
+    "data.batch_size": _count(2048),  # images of one update: all devices and accumulation steps together
+    "data.workers": _count(8, 0),  # processes that decode and augment; 0 = the main process
+    "data.crop_scale": _range((0.2, 1.0), most=1.0),  # share of the image's area
+    "data.crop_ratio": _range((3 / 4, 4 / 3)),  # width / height
+    "data.flip": _flag(True),
+    "data.mean": _channels((0.485, 0.456, 0.406)),  # of images in [0, 1]; ImageNet's
+    "data.std": _channels((0.229, 0.224, 0.225), above=0.0),
+    "optim.base_lr": _positive(1.5e-4),  # this and the next two are multiplied by data.batch_size / 256
+    "optim.warmup_lr": _amount(1.5e-7),  # where the warm-up starts
+    "optim.min_lr": _amount(0.0),  # where the cosine ends
+    "optim.warmup_epochs": _count(None, 0, _UNSET),  # with epochs; none given = no warm-up
+    "optim.warmup_steps": _count(None, 0, _UNSET),  # with steps
+    "optim.weight_decay": _amount(0.05),
+    "optim.b1": _share(0.9),
+    "optim.b2": _share(0.95),  # the paper prints 0.999; the recipe behind its numbers has MAE's 0.95
+    "optim.eps": _positive(1e-8),
+    "optim.clip": _amount(5.0, "; 0 = no clipping"),  # global norm of the gradient
+    "optim.accumulation": _count(1),  # an update's batch is worked through in this many parts
+    "optim.max_skipped": _count(10, 0),  # more non-finite updates in a row than this stop the run
+    "mesh.data": Key(int, -1, "at least 1, or -1 for all devices", lambda value: value == -1 or value >= 1),
+    "mesh.fsdp": _count(1),  # devices over which parameters are split
+    "log.every": _count(50),  # steps, as the next three
+    "log.eval_every": _count(1000, 0),  # 0 = only at the end
+    "log.picture_every": _count(5000, 0),
+    "log.checkpoint_every": _count(1000, 0),
+    "log.keep": _count(3),  # checkpoints
+}
+
+
+def default_config() -> ConfigDict:
+    """The full tree of settings, unlocked: the paper's Swin-B; data, epochs or steps are left to choose."""
+    return _nest({key: _field(entry) for key, entry in KEYS.items()})
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """The config of a file under overrides such as {"model.window": 14}, resolved and locked."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"config {str(path)!r}: no such file; expected a Python file with get_config()")
+    spec = importlib.util.spec_from_file_location("greenjax_config_file", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"config {str(path)!r}: expected a Python file, named *.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"config {str(path)!r}: expected a function get_config()")
+    return resolve({**flatten(module.get_config()), **flatten(overrides or {})})
+
+
+def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
+    """The config with every key filled in and checked, as a locked copy; resolving twice changes nothing.
+
+    Takes a ConfigDict, or a mapping, nested or with dotted keys, such as config.json read back.
+    Raises ValueError: one line with the key, its value and what is allowed.
+    """
+    given = flatten(config)
+    for key in given:
+        check_key(key)
+    values = {key: given.get(key, entry.default) for key, entry in KEYS.items()}
+    values = {key: _checked(key, value) for key, value in values.items()}
+    for part, value in ARCHITECTURES[values["model.name"]].items():
+        key = f"model.{part}"
+        values[key] = value if values[key] is None else values[key]
+    checks.check_all(values)
+    return _nest(values).lock()
+
+
+def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model.window": 7, ...} of a nested config."""
+    flat = {}
+    for name, value in config.items():
+        nested = isinstance(value, ConfigDict | Mapping)
+        flat.update(flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
+    return flat
+
+
+def check_key(key: str) -> None:
+    """Raises ValueError with the nearest names where `key` is not a setting."""
+    if key in KEYS:
+        return
+    last = {known.rpartition(".")[2]: known for known in KEYS}
+    nearest = difflib.get_close_matches(key, KEYS, 3)
+    nearest += [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, 2, 0.75)]
+    if any(known.startswith(f"{key}.") for known in KEYS):
+        hint = f"{key!r} is a section: its keys are set one by one"
+    elif nearest:
+        hint = "nearest are " + ", ".join(dict.fromkeys(nearest))
+    else:
+        hint = "greenjax/config.py lists all keys"
+    raise ValueError(f"config has no key {key!r}: {hint}")
+
+
+def _field(entry: Key) -> Any:
+    """What ml_collections needs to check the type of later values, on the command line too."""
+    if entry.default is not None and entry.kind != SIZE:
+        return entry.default
+    return FieldReference(entry.default, field_type=get_origin(entry.kind) or entry.kind)
+
+
+def _nest(values: Mapping[str, Any]) -> ConfigDict:
+    config = ConfigDict()
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        if section and section not in config:
+            config[section] = ConfigDict()
+        (config[section] if section else config)[name] = value
+    return config
+
+
+def _checked(key: str, value: Any) -> Any:
+    """The value in its proper type, or an error that says what was expected; placeholders may stay None."""
+    entry = KEYS[key]
+    if value is None and entry.default is None:
+        return None
+    try:
+        value = _convert(value, entry.kind)
+        good = entry.ok(value)
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f"{key} is {value!r}: expected {entry.allowed}")
+    return value
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    if kind == SIZE:
+        kind = tuple[int, ...]
+        value = value if isinstance(value, tuple | list) else (value, value)
+        value = tuple(value) * (2 if len(value) == 1 else 1)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple | list):
+            raise TypeError
+        return tuple(_convert(item, get_args(kind)[0]) for item in value)
+    wanted = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError
+    if kind is float and not math.isfinite(value):
+        raise ValueError
+    return kind(value)

@@ -1,0 +1,101 @@
+"""Which settings contradict each other. Each check takes the flat settings {"model.window": 7, ...}.
+
+Raises ValueError: one line with the key, its value and what is allowed next to the others.
+"""
+
+import math
+from typing import Any
+
+Values = dict[str, Any]
+
+
+def refuse(values: Values, key: str, allowed: str) -> None:
+    raise ValueError(f"{key} is {values[key]!r}: expected {allowed}")
+
+
+def check_all(values: Values) -> None:
+    """Every check, and the one thing that is settled here: the unit in which the run's length is measured."""
+    settle_length(values)
+    check_model(values)
+    check_mask(values)
+    check_decoder(values)
+    check_data(values)
+    check_groups(values)
+
+
+def settle_length(values: Values) -> None:
+    """Keeps the lengths of the run and its warm-up in one unit, epochs or steps; the others become None."""
+    pairs = (("epochs", "optim.warmup_epochs"), ("steps", "optim.warmup_steps"))
+    for key in sum(pairs, ()):
+        values[key] = values[key] or None  # 0 unsets a key from the command line
+    if values["epochs"] and values["steps"]:
+        refuse(values, "epochs", f"none beside steps {values['steps']}: unset one of them with 0")
+    if not values["epochs"] and not values["steps"]:
+        raise ValueError(
+            "neither epochs nor steps is given: expected one of them, a whole number, at least 1"
+        )
+    (length, warmup), (_, other) = pairs if values["epochs"] else reversed(pairs)
+    if values[other]:
+        refuse(values, other, f"none in a run measured in {length}: unset it with 0 and set {warmup}")
+    values[warmup] = values[warmup] or 0
+    if values[warmup] >= values[length]:
+        refuse(values, warmup, f"less than {length}, {values[length]}")
+
+
+def check_model(values: Values) -> None:
+    depths, heads, dim = (values[f"model.{part}"] for part in ("depths", "num_heads", "embed_dim"))
+    if len(heads) != len(depths):
+        refuse(values, "model.num_heads", f"one number a stage, as model.depths {depths!r} has")
+    for stage, count in enumerate(heads):
+        if (dim * 2**stage) % count:
+            allowed = f"a divisor of the {dim * 2**stage} channels of stage {stage + 1} in place of {count}"
+            refuse(values, "model.num_heads", allowed + " (model.embed_dim doubles at each stage)")
+
+
+def check_mask(values: Values) -> None:
+    stages, patch, ratio = len(values["model.depths"]), values["model.patch"], values["mask.ratio"]
+    unit = patch * 2 ** (stages - 1)
+    if any(side % unit for side in values["image_size"]):
+        refuse(
+            values,
+            "image_size",
+            f"multiples of the mask unit, {unit} (patch {patch}, {stages} stages)",
+        )
+    units = math.prod(values["image_size"]) // unit**2
+    visible = math.floor(units * (1 - ratio) + 1e-6)
+    if not 1 <= visible < units:
+        found = "none visible" if visible < 1 else "none masked"
+        refuse(
+            values,
+            "mask.ratio",
+            f"one that leaves visible and masked units: of {units} units it leaves {found}",
+        )
+
+
+def check_decoder(values: Values) -> None:
+    dim, heads = values["decoder.dim"], values["decoder.num_heads"]
+    if dim % 4:
+        refuse(values, "decoder.dim", "a multiple of 4 (sine and cosine of row and column)")
+    if dim % heads:
+        refuse(values, "decoder.num_heads", f"a divisor of decoder.dim, {dim}")
+
+
+def check_data(values: Values) -> None:
+    for key in ("data.mean", "data.std"):
+        if len(values[key]) != values["model.in_channels"]:
+            refuse(values, key, f"{values['model.in_channels']} numbers, one a channel (model.in_channels)")
+    if values["data.source"] == "folder" and not values["data.path"]:
+        refuse(values, "data.path", "a directory of images for data.source 'folder'")
+    if values["data.source"] == "tfds" and not (values["data.name"] or values["data.path"]):
+        refuse(values, "data.name", "a name such as 'imagenet2012', or data.path, for data.source 'tfds'")
+
+
+def check_groups(values: Values) -> None:
+    batch, groups, parts = values["data.batch_size"], values["mask.groups"], values["optim.accumulation"]
+    if batch % groups:
+        refuse(values, "mask.groups", f"a divisor of data.batch_size, {batch}")
+    if groups % parts:
+        refuse(values, "mask.groups", f"a multiple of optim.accumulation, {parts}")
+    devices = max(values["mesh.data"], 1) * values["mesh.fsdp"]  # data -1: at least this many
+    if groups % (parts * devices):
+        refuse(values, "mask.groups", f"a multiple of optim.accumulation x mesh devices, {parts} x {devices}")

@@ -1,0 +1,259 @@
+"""Where images come from: scikit-learn's digits, a directory of images, or a prepared TFDS data set.
+
+A source is a sequence of decoded images that can be pickled for data workers. All share one grammar of
+splits: NAME or NAME[from:to], where from and to count images or percent (train[:98%]), negative ones from the
+end.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+_SPLIT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>(-?\d+%?)?):(?P<stop>(-?\d+%?)?)\])?")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+class DecodeError(Exception):
+    """An image that cannot be read or decoded; the message names the file."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Images by index: RGB or grey, as they are stored."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        """One image, c = 1 or 3. Raises DecodeError."""
+        ...
+
+
+def open_source(data: ConfigDict, split: str) -> Source:
+    """The images of a split of the data set that `config.data` describes.
+
+    Raises ValueError if the data set, the split or any image in it is not there.
+    """
+    name, start, stop = parse_split(split)
+    openers = {"digits": open_digits, "folder": open_folder, "tfds": open_tfds}
+    if data.source not in openers:
+        raise ValueError(f"data.source is {data.source!r}: expected one of {_listed(openers)}")
+    source = openers[data.source](data, name)
+    first, last = _boundary(split, start, len(source), 0), _boundary(split, stop, len(source), len(source))
+    if first >= last:
+        raise ValueError(f"split {split!r} is empty: {name!r} has {len(source)} images")
+    return source if last - first == len(source) else Slice(source, first, last)
+
+
+def parse_split(split: str) -> tuple[str, str, str]:
+    """The name and the two boundaries, "" where not given. Raises ValueError for another grammar."""
+    match = _SPLIT.fullmatch(split)
+    if match is None:
+        raise ValueError(f"split {split!r}: expected NAME or NAME[from:to], such as train or train[:98%]")
+    return match["name"], match["start"] or "", match["stop"] or ""
+
+
+def _boundary(split: str, text: str, length: int, default: int) -> int:
+    """A boundary as an index. Percent are rounded to the nearest image, as TFDS does."""
+    if not text:
+        return default
+    index = round(length * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+    if abs(index) > length:
+        raise ValueError(f"split {split!r} reaches beyond its {length} images")
+    return index + length if text.startswith("-") else index
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The images `start` up to `stop` of another source."""
+
+    source: Source
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return self.source[self.start + index]
+
+
+def decode(encoded: bytes, name: str) -> UInt8[np.ndarray, "h w c"]:
+    """An encoded image as RGB or grey. Drops transparency, makes 8 bits of 16, applies EXIF rotation."""
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_ANYCOLOR)
+    except cv2.error:  # no bytes at all, or sizes that no image has
+        image = None
+    if image is None:
+        raise DecodeError(f"{name} cannot be decoded as an image")
+    return image[:, :, None] if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+# Digits
+
+
+def open_digits(data: ConfigDict, name: str) -> UInt8[np.ndarray, "n 8 8 1"]:
+    """scikit-learn's 1,797 handwritten digits: "train" is the first 1,500, "test" the rest, "all" both."""
+    from sklearn.datasets import load_digits  # only this source needs scikit-learn
+
+    parts = {"train": slice(0, 1500), "test": slice(1500, None), "all": slice(None)}
+    if name not in parts:
+        raise ValueError(f"digits have no split {name!r}: expected one of {_listed(parts)}")
+    pixels, _ = load_digits(return_X_y=True)  # 0 to 16
+    return np.round(pixels[parts[name]] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+
+
+# Folder
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Image files under `root`."""
+
+    root: str
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        path = os.path.join(self.root, self.names[index])
+        try:
+            encoded = Path(path).read_bytes()
+        except OSError as error:
+            raise DecodeError(f"{path} cannot be read: {error.strerror}") from error
+        return decode(encoded, path)
+
+
+def open_folder(data: ConfigDict, name: str) -> FolderSource:
+    """The images below data.path ("all") or below its sub-folder `name`, class sub-folders or not.
+
+    Their order is that of a hash of their names: classes mix, so that a slice has images of all of them, and
+    a new file leaves the order of the others alone.
+    """
+    root = Path(data.path).expanduser()
+    if not data.path or not root.is_dir():
+        raise ValueError(f"data.path is {data.path!r}: expected a directory of images")
+    if name != "all":
+        if not (root / name).is_dir():
+            available = _listed(["all", *_folders(root)])
+            raise ValueError(f"{str(root)!r} has no sub-folder for split {name!r}: available are {available}")
+        root = root / name
+    names = find_images(root)
+    if not names:
+        raise ValueError(f"{str(root)!r} has no images: expected *{', *'.join(SUFFIXES)}, at any depth")
+    names.sort(key=lambda name: blake2b(os.fsencode(name), digest_size=8).digest())
+    return FolderSource(str(root), names)
+
+
+def find_images(root: Path) -> list[str]:
+    """Paths of all images below `root`, relative to it, sorted; hidden files and folders are left out."""
+    names, seen = [], set()
+
+    def warn(error: OSError) -> None:
+        logging.warning("%s cannot be read: %s", error.filename, error.strerror)
+
+    for folder, folders, files in os.walk(root, onerror=warn, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a symbolic link back up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = os.path.relpath(folder, root)
+        images = [name for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+        names += [os.path.normpath(os.path.join(relative, name)) for name in images]
+    return sorted(names)
+
+
+# TFDS
+
+
+@dataclass(frozen=True)
+class TfdsSource:
+    """One split of a TFDS data set in ArrayRecord files; only the feature `image` is decoded, by OpenCV."""
+
+    examples: Any  # tfds.core.data_sources.BaseDataSource: a sequence of dicts
+    image: str
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        return decode(self.examples[index][self.image], f"{self.name}[{index}]")
+
+
+def open_tfds(data: ConfigDict, name: str) -> TfdsSource:
+    """A split of a prepared TFDS data set. TensorFlow is neither needed nor imported."""
+    import tensorflow_datasets as tfds  # only this source needs it
+
+    folder = find_builder(data.path, data.name)
+    builder: Any = tfds.builder_from_directory(folder)
+    array_record = tfds.core.FileFormat.ARRAY_RECORD
+    formats = builder.info.available_file_formats()
+    if array_record not in formats:
+        command = f"tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record"
+        found = _listed(stored.value for stored in formats)
+        raise ValueError(
+            f"{str(folder)!r} is stored as {found}, expected 'array_record': convert it by `{command}`"
+        )
+    if name not in builder.info.splits:
+        available = _listed(builder.info.splits)
+        raise ValueError(f"{str(folder)!r} has no split {name!r}: available are {available}")
+    images = [key for key, feature in builder.info.features.items() if type(feature) is tfds.features.Image]
+    image = "image" if "image" in images else images[0] if len(images) == 1 else None
+    if image is None:
+        raise ValueError(
+            f"{str(folder)!r} needs an image feature, named 'image' or the only one:"
+            f" its features are {_listed(builder.info.features)}"
+        )
+    decoders = dict.fromkeys(images, tfds.decode.SkipDecoding())
+    examples = builder.as_data_source(name, decoders=decoders, file_format=array_record)
+    return TfdsSource(examples, image, f"{builder.info.full_name} {name}")
+
+
+def find_builder(path: str, name: str) -> Path:
+    """The directory of a prepared data set: `path` itself, or the one of `name` in the data_dir `path`.
+
+    `name` is "name", "name/config", "name:version" or "name/config:version"; where none is given, the newest
+    version is taken. An empty `path` is TFDS's own default.
+    """
+    root = Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    if (root / "dataset_info.json").is_file():
+        return root
+    name, _, version = name.partition(":")
+    folder = root / name
+    infos = folder.glob(f"{version or '*'}/dataset_info.json") if name else ()
+    prepared = [info.parent for info in infos if _VERSION.fullmatch(info.parent.name)]
+    if not prepared:
+        raise ValueError(
+            f"{str(folder)!r} holds no prepared TFDS data set {version}: expected VERSION/dataset_info.json,"
+            f" found {_listed(_folders(folder)) or 'no folders'}; data.path and data.name say where, and"
+            " `tfds build NAME --data_dir=PATH --file_format=array_record` prepares one"
+        )
+    return max(prepared, key=lambda version: [int(part) for part in version.name.split(".")])
+
+
+def _folders(root: Path) -> list[str]:
+    """Names of the folders in `root`, without hidden ones."""
+    entries = root.iterdir() if root.is_dir() else ()
+    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,0 +1,108 @@
+"""What is watched on held-out images: the loss under masks that never change, what to compare it with, pictures."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from greenjax.data import Batch, Source, eval_batches
+from greenjax.evaluation.reconstruct import draw_reconstructions
+from greenjax.planning import Planner, token_grid
+
+FITTED_VALUES = 1 << 25  # target values that the constant prediction is fitted to: 128 MB
+PICTURES = 8  # images in a grid
+
+Place = Callable[[Any], Any]  # puts a host batch on the devices, as the computation wants it
+
+
+class HeldOut:
+    """The held-out images of one run."""
+
+    def __init__(
+        self, config: ConfigDict, source: Source, planner: Planner, graphdef: nnx.GraphDef, place: Place
+    ):
+        self.config, self.source, self.planner, self.place = config, source, planner, place
+
+        @jax.jit
+        def losses(params: Any, batch: Batch) -> Float[Array, "m b"]:
+            model = nnx.merge(graphdef, params)
+            return jax.vmap(lambda images, plan: model.forward(images, plan).losses)(batch.images, batch.plan)
+
+        @jax.jit
+        def targets(params: Any, batch: Batch) -> Float[Array, "m b u p"]:
+            return jax.vmap(nnx.merge(graphdef, params).masked_target)(batch.images, batch.plan)
+
+        self._losses, self._targets = losses, targets
+
+    def batches(self) -> Iterator[Batch]:
+        return eval_batches(self.config, self.source, self.planner)
+
+    def loss(self, params: Any) -> float:
+        """Mean over all held-out images, each counted once."""
+        total, count = 0.0, 0
+        for batch in self.batches():
+            losses = jax.device_get(self._losses(params, self.place(batch)))
+            total, count = total + losses[batch.valid].sum(dtype=np.float64), count + batch.valid.sum()
+        return float(total / count)
+
+    def best_constant(self, params: Any) -> float:
+        """The loss of the one unit that fits all held-out targets best: what a model that sees nothing can reach.
+
+        The mean unit for a squared error, the median one for an absolute error, over the first FITTED_VALUES values
+        of the targets. Parameters do not matter.
+        """
+        seen: list[np.ndarray] = []
+        for batch in self.batches():
+            targets = jax.device_get(self._targets(params, self.place(batch)))
+            seen.append(targets[batch.valid].reshape(-1, targets.shape[-1]))
+            if sum(units.size for units in seen) >= FITTED_VALUES:
+                break
+        units = np.concatenate(seen)[: FITTED_VALUES // seen[0].shape[-1]].astype(np.float64)
+        if self.config.method == "simmim":
+            return float(np.abs(units - np.median(units, axis=0)).mean())
+        return float(np.square(units - units.mean(axis=0)).mean())
+
+
+class Pictures:
+    """Reconstructions of the same few images under the same masks, drawn again as training goes on."""
+
+    def __init__(self, config: ConfigDict, batch: Batch, graphdef: nnx.GraphDef, place: Place):
+        """Takes the first images of a batch; every mask group gives equally many."""
+        groups = min(PICTURES, len(batch.images))
+        each = -(-PICTURES // groups)
+        few = jax.tree.map(lambda leaf: leaf[:groups], batch)
+        few = few._replace(images=few.images[:, :each], valid=few.valid[:, :each])
+        self.config, self.batch, self.shown = config, place(few), few.valid.ravel()
+        self.images = few.images.reshape(-1, *few.images.shape[2:])
+        visible = np.zeros((groups, each, np.prod(token_grid(config).units)), bool)
+        for group, units in enumerate(few.plan.visible_units):
+            visible[group, :, units] = True
+        self.visible = visible.reshape(-1, *token_grid(config).units)
+
+        @jax.jit
+        def predict(params: Any, batch: Batch) -> Float[Array, "m b units pixels"]:
+            model = nnx.merge(graphdef, params)
+            return jax.vmap(lambda images, plan: model.forward(images, plan).prediction)(batch.images, batch.plan)
+
+        self._predict = predict
+
+    def draw(self, path: Path, params: Any) -> None:
+        """Writes a PNG: original, visible part, reconstruction."""
+        prediction = jax.device_get(self._predict(params, self.batch))
+        prediction = prediction.reshape(len(self.images), *prediction.shape[2:])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_reconstructions(
+            path,
+            self.images[self.shown],
+            self.visible[self.shown],
+            prediction[self.shown],
+            unit=token_grid(self.config).unit,
+            mean=self.config.data.mean,
+            std=self.config.data.std,
+            normalised=self.config.method == "green",
+        )

@@ -1,0 +1,61 @@
+"""The flag `--config FILE` with its overrides `--config.a.b=value`, for every command of the project.
+
+    flag = flags.define_config()
+    absl.app.run(main, flags_parser=flags.parse)     # in main: config = resolve(flag.value)
+
+ml_collections reads each override by the type of its key; an unknown key or a wrong value ends in one line.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from greenjax import config
+
+
+class _SizeParser(flags.ArgumentParser):
+    """`224`, `224,192` or `(224, 192)`: ml_collections has no parser for a key of two types."""
+
+    def parse(self, argument: Any) -> Any:
+        try:
+            value = ast.literal_eval(argument) if isinstance(argument, str) else argument
+        except (SyntaxError, ValueError):
+            value = None
+        if not isinstance(value, int | tuple | list):
+            raise ValueError(f"expected {self.flag_type()}, in pixels")
+        return tuple(value) if isinstance(value, list) else value
+
+    def flag_type(self) -> str:
+        return "one side or height,width"
+
+
+def define_config(
+    default: str | None = None, flag_values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None
+) -> flags.FlagHolder:
+    """Defines `--config`. `argv` is the command line that is going to be parsed, where it is not sys.argv."""
+    config_flags.register_flag_parser_for_type(config.SIZE, _SizeParser())
+    text = "A file of configs/; --config.key=value overrides one of its settings."
+    argv = None if argv is None else list(argv)
+    return config_flags.DEFINE_config_file("config", default, text, flag_values=flag_values, sys_argv=argv)
+
+
+def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Parses the command line and checks the config; what is wrong ends the program with one line."""
+    try:
+        for argument in argv[1:]:
+            if override := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+                config.check_key(override[1])
+        rest = flag_values(argv)
+        if len(rest) > 1:
+            raise ValueError(f"argument {rest[1]!r} is not understood: expected --config.key=value")
+        if flag_values["config"].value is None:
+            raise ValueError("no config given: expected --config configs/NAME.py")
+        config.resolve(flag_values["config"].value)
+    except (flags.Error, ValueError, TypeError, OSError) as error:
+        sys.exit(f"{argv[0]}: {error}")
+    return rest

@@ -1,0 +1,76 @@
+"""The decoder of green MIM: plain transformer blocks over visible tokens and mask tokens (paper, section 3.2)."""
+
+from functools import cache
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int
+from ml_collections import ConfigDict
+
+from greenjax.models.attention import SelfAttention
+from greenjax.models.layers import LayerNorm, Mlp, linear
+
+
+@cache
+def sine_cosine_positions(rows: int, columns: int, dim: int) -> Float32[np.ndarray, "u c"]:
+    """Fixed 2-D positions of units in raster order: the first half of the channels codes the column, the second the row.
+
+    Each half is [sin | cos] with frequencies omega_i = 10000 ** (-i / (dim / 4)). Source: MAE (arXiv 2111.06377).
+    """
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    omega = 10000.0 ** (-np.arange(dim // 4) / (dim / 4))
+    angles = [axis[:, None] * omega for axis in (column, row)]
+    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+
+
+class DecoderBlock(nnx.Module):
+    """A plain pre-norm transformer block."""
+
+    def __init__(self, dim: int, num_heads: int, *, epsilon: float, dtype: Any, rngs: nnx.Rngs):
+        self.norm1 = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
+        self.attn = SelfAttention(dim, num_heads, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
+        self.mlp = Mlp(dim, 4 * dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Decoder(nnx.Module):
+    """Predicts the pixels of every unit from the latents of the visible ones.
+
+    Visible tokens stand first, mask tokens after them: attention does not mind the order, their positions tell them
+    apart, and nothing has to be scattered.
+    """
+
+    def __init__(
+        self, config: ConfigDict, latent_dim: int, units: tuple[int, int], outputs: int, *, rngs: nnx.Rngs
+    ):
+        dim, epsilon, dtype = config.decoder.dim, config.model.norm_epsilon, config.model.dtype
+        self.units, self.dim = units, dim
+        self.embed = linear(latent_dim, dim, dtype=dtype, rngs=rngs)
+        self.mask_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (dim,), jnp.float32))
+        self.blocks = nnx.List(
+            DecoderBlock(dim, config.decoder.num_heads, epsilon=epsilon, dtype=dtype, rngs=rngs)
+            for _ in range(config.decoder.depth)
+        )
+        self.norm = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
+        self.head = linear(dim, outputs, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, latent: Float[Array, "b v latent"], visible_units: Int[Array, " v"], masked_units: Int[Array, " w"]
+    ) -> tuple[Float[Array, "b v out"], Float[Array, "b w out"]]:
+        """Predicted pixels of the visible and of the masked units, in the order of the indices."""
+        positions = jnp.asarray(sine_cosine_positions(*self.units, self.dim)).astype(latent.dtype)
+        b, v, _ = latent.shape
+        mask_tokens = self.mask_token[...].astype(latent.dtype)[None] + positions[masked_units]
+        mask_tokens = jnp.broadcast_to(mask_tokens[None], (b, *mask_tokens.shape))
+        x = jnp.concatenate([self.embed(latent) + positions[visible_units][None], mask_tokens], axis=1)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        # Two calls of one head: training uses the second only, and the compiler drops the first.
+        return self.head(x[:, :v]), self.head(x[:, v:])

@@ -1,0 +1,173 @@
+"""The layers that every model here is made of.
+
+`layer_norm`, `gelu` and `permute` bring their own gradients. XLA would otherwise compute norms and the error function
+again and again inside the fused loops of the backward pass, and turn every gather into a scatter-add.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+xavier = nnx.initializers.xavier_uniform()
+small_normal = nnx.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
+
+
+def linear(inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
+    """A dense layer with float32 parameters, Xavier-uniform, that computes in `dtype`."""
+    return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=xavier, rngs=rngs)
+
+
+@jax.custom_vjp
+def permute(
+    x: Float[Array, "b n c"], index: Int[Array, " s"], inverse: Int[Array, " n"]
+) -> Float[Array, "b s c"]:
+    """y[:, i] = x[:, index[i]], and zeros where index[i] is n; inverse[j] is the place of x[:, j] in y.
+
+    Every row of x stands in y at most once, so the gradient is a gather by the inverse, not a scatter-add.
+    """
+    del inverse
+    return jnp.take(x, index, axis=1, mode="fill", fill_value=0, unique_indices=True)
+
+
+def _permute_fwd(x, index, inverse):
+    return permute(x, index, inverse), (index, inverse)
+
+
+def _permute_bwd(saved, dy):
+    index, inverse = saved
+    return permute(dy, inverse, index), None, None
+
+
+permute.defvjp(_permute_fwd, _permute_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float
+) -> Float[Array, "*b c"]:
+    """Normalises the last axis in float32 (bfloat16 would lose the variance) and returns x's dtype."""
+    return _layer_norm_fwd(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_fwd(x, scale, bias, epsilon):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    inverse_deviation = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon)
+    normalised = centred * inverse_deviation
+    y = (normalised * _like(scale, x) + _like(bias, x)).astype(x.dtype)
+    # The barrier keeps XLA from computing these again in every consumer of the backward pass.
+    y, normalised, inverse_deviation = jax.lax.optimization_barrier(
+        (y, normalised.astype(x.dtype), inverse_deviation)
+    )
+    return y, (normalised, inverse_deviation, scale)
+
+
+def _layer_norm_bwd(epsilon, saved, dy):
+    del epsilon
+    normalised, inverse_deviation, scale = saved
+    wide = normalised.astype(inverse_deviation.dtype)
+    dy = dy.astype(wide.dtype)
+    rows = tuple(range(dy.ndim - 1))
+    d_normalised = dy * _like(scale, dy)
+    projected = (d_normalised * wide).mean(axis=-1, keepdims=True)
+    dx = inverse_deviation * (d_normalised - d_normalised.mean(axis=-1, keepdims=True) - wide * projected)
+    d_scale, d_bias = (dy * wide).sum(axis=rows), dy.sum(axis=rows)
+    dx = jax.lax.optimization_barrier(dx.astype(normalised.dtype))
+    return dx, d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
+
+
+layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+
+
+def _like(vector: Array, x: Array) -> Array:
+    """A vector over the last axis, with the other axes of x."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    """The exact GELU, x times the normal distribution function of x."""
+    return _gelu_fwd(x)[0]
+
+
+def _gelu_fwd(x):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    distribution = 0.5 * (1 + jax.lax.erf(wide * 0.5**0.5))
+    density = jnp.exp(-0.5 * jnp.square(wide)) * (2 * jnp.pi) ** -0.5
+    y, derivative = wide * distribution, distribution + wide * density
+    return jax.lax.optimization_barrier((y.astype(x.dtype), derivative.astype(x.dtype)))
+
+
+def _gelu_bwd(derivative, dy):
+    return (dy * derivative,)
+
+
+gelu.defvjp(_gelu_fwd, _gelu_bwd)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis."""
+
+    def __init__(self, dim: int, *, epsilon: float, rngs: nnx.Rngs):
+        del rngs  # starts as the identity
+        self.scale = nnx.Param(jnp.ones(dim))
+        self.bias = nnx.Param(jnp.zeros(dim))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+
+
+class Mlp(nnx.Module):
+    """Two dense layers with a GELU between them."""
+
+    def __init__(self, dim: int, hidden: int, *, dtype: Any, rngs: nnx.Rngs):
+        self.fc1 = linear(dim, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        return self.fc2(gelu(self.fc1(x)))
+
+
+class PatchEmbed(nnx.Module):
+    """A convolution whose kernel equals its stride, on cut patches [b, n, patch * patch * c], and a norm.
+
+    Source: Swin Transformer (arXiv 2103.14030), section 3.1.
+    """
+
+    def __init__(self, inputs: int, dim: int, *, epsilon: float, dtype: Any, rngs: nnx.Rngs):
+        self.proj = linear(inputs, dim, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
+
+    def __call__(self, patches: Float[Array, "b n p"]) -> Float[Array, "b n c"]:
+        return self.norm(self.proj(patches))
+
+
+def drop_path(x: Float[Array, "b n c"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "b n c"]:
+    """Drops the residual branch of whole images with probability `rate`; without a key it drops none.
+
+    Source: Deep Networks with Stochastic Depth (arXiv 1603.09382); kept branches are scaled up, as timm does.
+    """
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1))
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def checkpointed(module: nnx.Module, call: Callable[..., Array], remat: bool) -> Callable[..., Array]:
+    """`call(module, *args)` as a function of args; with `remat` its inner activations are computed again backward."""
+    if not remat:
+        return lambda *args: call(module, *args)
+    graphdef, params = nnx.split(module)
+    pure = jax.checkpoint(lambda params, *args: call(nnx.merge(graphdef, params), *args))
+    return lambda *args: pure(params, *args)
+
+
+def merge_heads(x: Float[Array, "b g k s d"]) -> Float[Array, "b g s k*d"]:
+    return rearrange(x, "b g k s d -> b g s (k d)")

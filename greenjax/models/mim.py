@@ -1,0 +1,216 @@
+"""Masked image models: green MIM (the encoder sees visible units only) and its baseline, SimMIM."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from ml_collections import ConfigDict
+
+from greenjax.models.decoder import Decoder
+from greenjax.models.layers import linear
+from greenjax.models.swin import Swin, Windows
+from greenjax.planning import Plan, dense_windows, exact_plan, stage_specs, token_grid
+from greenjax.planning.tokens import to_grid, to_unit_major
+
+Images = Float[Array | np.ndarray, "b h w c"] | UInt8[Array | np.ndarray, "b h w c"]
+
+
+class Output(NamedTuple):
+    """What a masked image model returns.
+
+    `prediction` holds every unit in raster order, each (row, column, channel), in the space of the target: per-unit
+    normalised pixels (green) or colour-normalised pixels (SimMIM). `latent` follows the final norm; `stages` are the
+    tokens at the end of each stage, before merging.
+    """
+
+    loss: Float[Array, ""]  # mean over the images
+    losses: Float[Array, " b"]
+    prediction: Float[Array, "b units pixels"]
+    latent: Float[Array, "b v latent"]
+    stages: tuple[Float[Array, "b _ _"], ...]
+
+
+class MaskedImageModel(nnx.Module):
+    """What the two models share: colours, cutting, targets, the call with any masks."""
+
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+        self.grid = token_grid(config)
+        self.specs = stage_specs(config)
+        self.mean, self.std = tuple(config.data.mean), tuple(config.data.std)
+        self.encoder = Swin(config, rngs=rngs)
+        self.latent_dim = config.model.embed_dim * 2 ** (self.grid.stages - 1)
+        self.unit_pixels = self.grid.unit**2 * config.model.in_channels
+
+    def __call__(self, images: Images, visible: Bool[np.ndarray, "*m uh uw"]) -> Output:
+        """Images [b, h, w, c] (float32 colour-normalised, or uint8) under one mask, or under m masks with m dividing b.
+
+        Any number of units from one to all may be visible, equally many in each mask. Plans are made on the spot, with
+        layouts that fit these masks exactly. Tokens of `stages` come in raster order. With nothing masked the loss is 0.
+        """
+        visible = self._checked(np.asarray(visible), images.shape)
+        m = len(visible)
+        specs = self.specs if self.plans_windows else ()
+        plan = exact_plan(self.grid, specs, visible)
+        by_mask = rearrange(jnp.asarray(images), "(m b) h w c -> m b h w c", m=m)
+        out = _forward_by_mask(*nnx.split(self), by_mask, jax.tree.map(jnp.asarray, plan))
+        out = out._replace(stages=self._raster(out.stages, plan))
+        return Output(out.loss.mean(), *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tuple(out[1:])))
+
+    # Does the plan of a mask group the visible tokens' windows?
+    plans_windows = True
+
+    def forward(self, images: Images, plan: Plan, key: Key[Array, ""] | None = None) -> Output:
+        """Images that share one planned mask; tokens of `stages` stay in unit-major order. Without a key: no drop-path."""
+        raise NotImplementedError
+
+    def target(self, pixels: Float[Array, "b u p"]) -> Float[Array, "b u p"]:
+        """What the prediction of colour-normalised units is compared with."""
+        raise NotImplementedError
+
+    def masked_target(self, images: Images, plan: Plan) -> Float[Array, "b u p"]:
+        """What `forward` compares the predictions of the masked units with."""
+        units = jnp.take(self._units(images), plan.masked_units, axis=1, unique_indices=True)
+        return self.target(self._normalise(units))
+
+    def dense_stages(self, images: Images) -> tuple[Float[Array, "b _ _"], ...]:
+        """Every stage's tokens with every unit visible, unit-major."""
+        x = self.encoder.patch_embed(self._patches(self._units(images)))
+        return self.encoder(x, dense_windows(self.grid, self.specs), None)[1]
+
+    def _checked(self, visible: np.ndarray, images: tuple[int, ...]) -> Bool[np.ndarray, "m uh uw"]:
+        h, w = self.grid.units
+        if visible.dtype != bool or visible.ndim not in (2, 3) or visible.shape[-2:] != (h, w):
+            raise ValueError(
+                f"visible: found {visible.dtype} {visible.shape}, expected bool ({h}, {w}) or (m, {h}, {w})"
+            )
+        visible = visible.reshape(-1, h, w)
+        counts = sorted(set(visible.sum(axis=(1, 2)).tolist()))
+        if len(counts) > 1 or counts[0] < 1:
+            raise ValueError(f"visible: found {counts} visible units, expected one number of at least 1 in every mask")
+        if images[0] % len(visible):
+            raise ValueError(f"visible: found {len(visible)} masks, expected a divisor of the {images[0]} images")
+        if images[1:] != (self.grid.height, self.grid.width, len(self.mean)):
+            expected = (self.grid.height, self.grid.width, len(self.mean))
+            raise ValueError(f"images: found {images[1:]} (h, w, c), expected {expected}")
+        return visible
+
+    def _units(self, images: Images) -> Array:
+        """[b, units, unit * unit * c], pixels as they came."""
+        return to_unit_major(images, self.grid.unit, self.grid.unit)[:, :, 0]
+
+    def _normalise(self, units: Array) -> Float[Array, "b u p"]:
+        """uint8 -> colour-normalised float32; floats are taken as normalised already."""
+        if units.dtype != jnp.uint8:
+            return units
+        mean, std = (np.tile(np.float32(v), self.grid.unit**2)[None, None] for v in (self.mean, self.std))
+        return (units.astype(jnp.float32) / 255 - mean) / std
+
+    def _patches(self, units: Array) -> Float[Array, "b n p"]:
+        """Units -> their patches in recursive 2x2 order, colour-normalised."""
+        b, u, _ = units.shape
+        side, channels = self.grid.unit, len(self.mean)
+        pixels = self._normalise(units).reshape(b * u, side, side, channels)
+        patches = to_unit_major(pixels, side, self.grid.patch)
+        return patches.reshape(b, u * self.grid.tokens_per_unit(0), self.grid.patch**2 * channels)
+
+    def _raster(self, stages: tuple[Array, ...], plan: Plan) -> tuple[Array, ...]:
+        """Unit-major tokens [m, b, n, c] of the visible units in raster order of each stage's grid."""
+        ordered = []
+        for stage, x in enumerate(stages):
+            row, column = np.moveaxis(self.grid.coordinates(stage), -1, 0)
+            raster = row * self.grid.shape(stage)[1] + column
+            seen = raster[plan.visible_units] if self.plans_windows else np.stack([raster] * len(x))
+            order = np.argsort(seen.reshape(len(x), -1), axis=1)
+            ordered.append(jnp.take_along_axis(x, order[:, None, :, None], axis=2))
+        return tuple(ordered)
+
+
+class GreenMIM(MaskedImageModel):
+    """Encodes visible units only, decodes with mask tokens, predicts per-unit normalised pixels.
+
+    Source: paper, section 3.2; target and loss as in MAE (arXiv 2111.06377).
+    """
+
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.decoder = Decoder(config, self.latent_dim, self.grid.units, self.unit_pixels, rngs=rngs)
+
+    def forward(self, images: Images, plan: Plan, key: Key[Array, ""] | None = None) -> Output:
+        units = self._units(images)
+        # Cut before anything is computed: the encoder never touches a masked pixel.
+        visible = jnp.take(units, plan.visible_units, axis=1, unique_indices=True)
+        latent, stages = self.encoder(self.encoder.patch_embed(self._patches(visible)), plan.windows, key)
+        seen, predicted = self.decoder(latent, plan.visible_units, plan.masked_units)
+        losses = mean_over_units(jnp.square(widened(predicted) - self.masked_target(images, plan)))
+        order = jnp.argsort(jnp.concatenate([plan.visible_units, plan.masked_units]))
+        prediction = widened(jnp.concatenate([seen, predicted], axis=1))[:, order]
+        return Output(losses.mean(), losses, prediction, latent, stages)
+
+    def target(self, pixels: Float[Array, "b u p"]) -> Float[Array, "b u p"]:
+        """Every unit with mean 0 and (unbiased) variance 1; flat units become 0."""
+        centred = pixels - pixels.mean(axis=-1, keepdims=True)
+        return centred * jax.lax.rsqrt(pixels.var(axis=-1, ddof=1, keepdims=True) + 1e-6)
+
+
+class SimMIM(MaskedImageModel):
+    """Encodes all tokens, mask tokens at the masked ones, and predicts pixels by one linear layer; L1 on masked pixels.
+
+    Source: SimMIM (arXiv 2111.09886), section 3. The dense baseline of the paper, on the same encoder.
+    """
+
+    plans_windows = False
+
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        dim = config.model.embed_dim
+        self.mask_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (dim,), jnp.float32))
+        self.head = linear(self.latent_dim, self.unit_pixels, dtype=config.model.dtype, rngs=rngs)
+
+    def forward(self, images: Images, plan: Plan, key: Key[Array, ""] | None = None) -> Output:
+        units = self._units(images)
+        x = self.encoder.patch_embed(self._patches(units))
+        masked = jnp.ones(units.shape[1], bool).at[plan.visible_units].set(False, unique_indices=True)
+        masked_tokens = jnp.repeat(masked, self.grid.tokens_per_unit(0))[None, :, None]
+        x = jnp.where(masked_tokens, self.mask_token[...].astype(x.dtype)[None, None], x)
+        latent, stages = self.encoder(x, dense_windows(self.grid, self.specs), key)
+        prediction = widened(self.head(latent))
+        predicted = jnp.take(prediction, plan.masked_units, axis=1)
+        losses = mean_over_units(jnp.abs(predicted - self.masked_target(images, plan)))
+        return Output(losses.mean(), losses, prediction, latent, stages)
+
+    def target(self, pixels: Float[Array, "b u p"]) -> Float[Array, "b u p"]:
+        return pixels
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _forward_by_mask(graphdef: nnx.GraphDef, params: Any, images: Array, plan: Plan) -> Output:
+    """[m, b, h, w, c] images and one plan a mask; compiled, because a first call is many times slower op by op."""
+    model = nnx.merge(graphdef, params)
+    return jax.vmap(lambda images, plan: model.forward(images, plan))(images, plan)
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _dense_stages(graphdef: nnx.GraphDef, params: Any, images: Array) -> tuple[Array, ...]:
+    return nnx.merge(graphdef, params).dense_stages(images)
+
+
+def features(model: MaskedImageModel, images: Images) -> list[Float[Array, "b _ _ _"]]:
+    """The dense feature pyramid: every stage's output, before merging and without the final norm, on its grid."""
+    grid = model.grid
+    stages = _dense_stages(*nnx.split(model), jnp.asarray(images))
+    return [to_grid(x, grid.units, grid.side(stage)) for stage, x in enumerate(stages)]
+
+
+def mean_over_units(errors: Float[Array, "b u p"]) -> Float[Array, " b"]:
+    """One mean an image, and 0 where no unit is masked."""
+    return errors.sum(axis=(1, 2)) / max(1, errors.shape[1] * errors.shape[2])
+
+
+def widened(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """At least float32: losses are not summed in bfloat16."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,11 @@
+"""Planning: from a configuration to masks, static group shapes and index arrays. NumPy only, no JAX.
+
+Read in this order: tokens (the token order), masking, grouping (Algorithm 1), plan, layout, planner.
+"""
+
+from greenjax.planning.layout import dense_windows, exact_plan
+from greenjax.planning.plan import Grouping, Plan, StageSpec
+from greenjax.planning.planner import Planner, stage_specs, token_grid
+from greenjax.planning.tokens import TokenGrid
+
+__all__ = ["Grouping", "Plan", "Planner", "StageSpec", "TokenGrid", "dense_windows", "exact_plan", "stage_specs", "token_grid"]

@@ -1,0 +1,103 @@
+"""Static group shapes: chosen once, before the first mask is drawn (paper, section 3.4, made static).
+
+The paper picks the group size for each mask. Here every mask of a run shares one `GroupLayout` per window partition,
+so that shapes never change: masks are simulated, and the cheapest layout that holds nearly all of them is kept.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from greenjax.planning.grouping import pack, pack_harder
+from greenjax.planning.plan import (
+    Grouping,
+    GroupLayout,
+    Plan,
+    StageSpec,
+    WindowPartition,
+    make_plan,
+    partitions,
+    stack_plans,
+)
+from greenjax.planning.tokens import TokenGrid
+
+STEP = 8  # slots are multiples of it: fused attention kernels want even lengths
+MOVE = 16  # moving one element into its slot and back costs about as much as this many multiplications
+
+
+def choose_layouts(
+    stages: tuple[tuple[WindowPartition, ...], ...], visible: Bool[np.ndarray, "m h w"], tolerance: float
+) -> tuple[tuple[GroupLayout, ...], ...]:
+    """The cheapest layout of every window partition that holds all of the given masks but a share `tolerance`."""
+    packed = max(1, sum(len(stage) for stage in stages))
+    return tuple(
+        tuple(choose_layout(p.sizes(visible), p.size, tolerance / packed) for p in stage) for stage in stages
+    )
+
+
+def choose_layout(sizes: Int[np.ndarray, "m windows"], window: int, tolerance: float) -> GroupLayout:
+    """The cheapest layout that holds the windows of all masks but a share `tolerance`.
+
+    `sizes` are visible tokens by mask and window; every mask has equally many in all. Only two terms of the cost
+    depend on the layout, because the projections are applied to the ungrouped tokens: the attention of every row, and
+    the moving of q, k, v and the output, which one row of all tokens in their own order does without.
+    """
+
+    def cost(slots: int, groups: int) -> int:  # in multiplications / (2 channels)
+        return groups * slots**2 + 2 * MOVE * groups * slots
+
+    n = int(sizes[0].sum())
+    best, best_cost = GroupLayout(slots=n, groups=1), n * n
+    largest = sizes.max(axis=1)
+    start = int(np.quantile(largest, 1 - tolerance, method="higher"))
+    exact = [start] if tolerance == 0 else []  # full windows of a dense network: no padding at all
+    for slots in [*exact, *range(-(-start // STEP) * STEP, 4 * window**2 + STEP, STEP)]:
+        if n * (slots + 2 * MOVE) >= best_cost:  # no longer rows can be cheaper: groups * slots >= n
+            break
+        affordable = (best_cost - 1) // cost(slots, 1)
+        groups = _groups_needed(sizes, slots, affordable, tolerance)
+        if groups is not None:
+            best, best_cost = GroupLayout(slots, groups), cost(slots, groups)
+    return best
+
+
+def _groups_needed(sizes: Int[np.ndarray, "m windows"], slots: int, limit: int, tolerance: float) -> int | None:
+    """The fewest rows, at most `limit`, that hold all masks but a share `tolerance`; None if there are none."""
+    allowed = math.floor(len(sizes) * tolerance)
+    too_large = sizes.max(axis=1) > slots
+    fitting = [row.tolist() for row in sizes[~too_large]]
+    needed = np.array([len(pack(row, slots)) for row in fitting])
+    for groups in range(-(-int(sizes[0].sum()) // slots), limit + 1):
+        over = np.flatnonzero(needed > groups)
+        # The stronger search is for the few; a layout that sends most masks there would slow down planning.
+        if over.size > max(allowed, len(sizes) // 4):
+            continue
+        lost = int(too_large.sum())
+        for index in over:
+            lost += pack_harder(fitting[index], slots, groups) is None
+            if lost > allowed:
+                break
+        if lost <= allowed:
+            return groups
+    return None
+
+
+def exact_plan(grid: TokenGrid, specs: Sequence[StageSpec], visible: Bool[np.ndarray, "m h w"]) -> Plan:
+    """The plan of given masks under layouts made for just these masks, with a leading axis m; nothing is redrawn.
+
+    With every unit visible it is the plan of the dense network.
+    """
+    stages = partitions(grid, specs)
+    layouts = choose_layouts(stages, visible, tolerance=0.0)
+    plans = [make_plan(mask, stages, layouts) for mask in visible]
+    return stack_plans(plans)
+
+
+@cache
+def dense_windows(grid: TokenGrid, specs: tuple[StageSpec, ...]) -> tuple[tuple[Grouping, ...], ...]:
+    """The groupings of the dense network: every unit visible, full windows, no padding."""
+    plan = exact_plan(grid, specs, np.ones((1, *grid.units), bool))
+    return tuple(tuple(Grouping(*(None if x is None else x[0] for x in g)) for g in stage) for stage in plan.windows)

@@ -1,0 +1,27 @@
+"""Which units the encoder sees."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool
+
+
+def visible_count(units: int, ratio: float) -> int:
+    """Units that stay visible when the share `ratio` of `units` is masked: 12 of 49 at 0.75.
+
+    Raises ValueError if that leaves none or all of them.
+    """
+    count = math.floor(units * (1 - ratio) + 1e-6)
+    if not 1 <= count < units:
+        raise ValueError(
+            f"mask.ratio {ratio} leaves {count} of {units} units visible; at least 1 and at most {units - 1} are needed"
+        )
+    return count
+
+
+def draw_visible(rng: np.random.Generator, units: tuple[int, int], count: int) -> Bool[np.ndarray, "h w"]:
+    """A uniformly random choice of `count` visible units (True = the encoder sees it)."""
+    visible = np.zeros(units[0] * units[1], bool)
+    visible[rng.permutation(visible.size)[:count]] = True
+    return visible.reshape(units)

@@ -1,0 +1,150 @@
+"""The planner of a run: draws masks and turns them into plans, as a pure function of (seed, step, mask group)."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from jaxtyping import Bool, Int, Int32
+from ml_collections import ConfigDict
+
+from greenjax.planning.layout import choose_layouts
+from greenjax.planning.masking import draw_visible, visible_count
+from greenjax.planning.plan import GroupLayout, Plan, StageSpec, make_plan, partitions, stack_plans
+from greenjax.planning.tokens import TokenGrid
+
+Layouts = tuple[tuple[GroupLayout, ...], ...]
+
+SIMULATED_MASKS = 1000
+TOLERANCE = 0.005  # share of simulated masks that layouts may lose
+LIMIT = 0.01  # share of redrawn masks above which a run is refused
+CACHE_VERSION = 1  # raise it when layouts are chosen differently
+
+# Streams of random numbers that must not meet: training masks, pooled masks, held-out masks, simulated masks.
+TRAIN, POOL, HELD_OUT, SIMULATION = range(4)
+
+
+def token_grid(config: ConfigDict) -> TokenGrid:
+    """The grids of tokens of a resolved configuration."""
+    return TokenGrid(*config.image_size, patch=config.model.patch, stages=len(config.model.depths))
+
+
+def stage_specs(config: ConfigDict) -> tuple[StageSpec, ...]:
+    """What the configured backbone states of its stages: Swin shifts the windows of every second block."""
+    return tuple(StageSpec(config.model.window, shifted=depth > 1) for depth in config.model.depths)
+
+
+class Planner:
+    """Draws the masks of a run and plans them. Small, picklable, free of JAX: it lives in the data workers.
+
+    Masks are pure functions of (seed, step, mask group). A mask that does not fit the static layouts is redrawn from
+    the same stream, and counted.
+    """
+
+    def __init__(
+        self, grid: TokenGrid, specs: Sequence[StageSpec], layouts: Layouts, visible: int, seed: int, pool: int = 0
+    ):
+        """`visible` is the number of visible units; `pool` the number of distinct masks, 0 for no bound."""
+        self.grid, self.visible, self.layouts = grid, visible, layouts
+        self.seed, self.pool = seed, pool
+        self.stages = partitions(grid, specs)
+        self._pooled: dict[int, tuple[Plan, int]] = {}
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Planner":
+        """The planner of a resolved configuration; layouts come from a cache on disk where they are known.
+
+        Raises ValueError if more than 1 % of the masks would have to be redrawn.
+        """
+        grid = token_grid(config)
+        visible = visible_count(grid.units[0] * grid.units[1], config.mask.ratio)
+        # SimMIM's encoder sees every token (the masked ones as mask tokens), so its masks need no grouping.
+        specs = stage_specs(config) if config.method == "green" else ()
+        return cls(grid, specs, cached_layouts(grid, specs, visible), visible, config.seed, config.mask.pool)
+
+    def plans(self, seed: int, step: int, groups: int) -> tuple[Plan, Int32[np.ndarray, " m"]]:
+        """The plans of a training step, one a mask group, and how many masks of each were redrawn."""
+        if self.pool:
+            drawn = [self._from_pool(seed, index) for index in self.mask_ids(seed, step, groups)]
+        else:
+            drawn = [self.draw((seed, TRAIN, step, group)) for group in range(groups)]
+        return _stacked(drawn)
+
+    def held_out_plans(self, step: int, groups: int) -> tuple[Plan, Int32[np.ndarray, " m"]]:
+        """The plans of a batch of held-out images: always the same masks."""
+        return _stacked([self.draw((self.seed, HELD_OUT, step, group)) for group in range(groups)])
+
+    def mask_ids(self, seed: int, step: int, groups: int) -> list[int]:
+        """Which mask of the pool each mask group of a step takes; without a pool every mask is new."""
+        if not self.pool:
+            return list(range(step * groups, (step + 1) * groups))
+        return np.random.default_rng((seed, TRAIN, step)).integers(self.pool, size=groups).tolist()
+
+    def draw(self, key: tuple[int, ...], attempts: int = 100) -> tuple[Plan, int]:
+        """One plan from the stream named by `key`, and how many masks were redrawn on the way."""
+        rng = np.random.default_rng(key)
+        for redrawn in range(attempts):
+            plan = self.plan(draw_visible(rng, self.grid.units, self.visible))
+            if plan is not None:
+                return plan, redrawn
+        raise RuntimeError(f"{attempts} masks in a row did not fit the layouts {self.layouts}")
+
+    def plan(self, visible: Bool[np.ndarray, "h w"]) -> Plan | None:
+        """The plan of one mask, or None if it does not fit the layouts."""
+        return make_plan(visible, self.stages, self.layouts)
+
+    def _from_pool(self, seed: int, index: int) -> tuple[Plan, int]:
+        if index not in self._pooled:
+            self._pooled[index] = self.draw((seed, POOL, index))
+        return self._pooled[index]
+
+
+def _stacked(drawn: list[tuple[Plan, int]]) -> tuple[Plan, Int32[np.ndarray, " m"]]:
+    plans, redrawn = zip(*drawn, strict=True)
+    return stack_plans(plans), np.array(redrawn, np.int32)
+
+
+def simulated_masks(
+    units: tuple[int, int], visible: int, masks: int = SIMULATED_MASKS, seed: int = 0
+) -> Bool[np.ndarray, "m h w"]:
+    """Masks as a run draws them; `seed` 0 is the one that layouts are chosen by."""
+    rng = np.random.default_rng((seed, SIMULATION))
+    return np.stack([draw_visible(rng, units, visible) for _ in range(masks)])
+
+
+def cached_layouts(grid: TokenGrid, specs: Sequence[StageSpec], visible: int) -> Layouts:
+    """The layouts for a geometry, from the cache or found by simulation and then cached.
+
+    Raises ValueError if more than 1 % of the simulated masks would have to be redrawn.
+    """
+    key = repr((CACHE_VERSION, SIMULATED_MASKS, TOLERANCE, grid, tuple(specs), visible))
+    path = _cache_folder() / f"layouts-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    if path.exists():
+        try:
+            return tuple(tuple(GroupLayout(*layout) for layout in stage) for stage in json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            logging.warning("the cached layouts in %s cannot be read; they are found again", path)
+    masks = simulated_masks(grid.units, visible)
+    stages = partitions(grid, specs)
+    layouts = choose_layouts(stages, masks, TOLERANCE)
+    lost = np.mean([make_plan(mask, stages, layouts) is None for mask in masks])
+    if lost > LIMIT:
+        raise ValueError(
+            f"{lost:.1%} of the masks would be redrawn with {visible} of {grid.units[0] * grid.units[1]} units visible"
+            f" and layouts {layouts}; at most {LIMIT:.0%} are allowed"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(layouts))
+        partial.replace(path)
+    except OSError as error:
+        logging.info("layouts are not cached: %s", error)
+    return layouts
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "greenjax"

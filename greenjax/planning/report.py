@@ -1,0 +1,131 @@
+"""The analysis of a run's layouts as a table and as the paper's figure 4."""
+
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from ml_collections import ConfigDict
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from greenjax.planning.analysis import Analysis, LayoutFacts, analyse, cost_ratio
+from greenjax.planning.planner import Planner
+
+WIDTH = 110  # columns, where the output is not a terminal
+COLUMNS = (
+    *("stage", "grid", "window", "shift", "slots", "groups", "visible"),
+    *("padding", "cost", "search", "redrawn"),
+)
+COLOURS = ("tab:blue", "tab:orange")
+
+
+def report(config: ConfigDict, masks: int, plot: str | None = None) -> None:
+    """Prints what simulated masks say of a resolved configuration; `plot` names a file for the figure.
+
+    Raises ValueError for a method that groups nothing, and for layouts that lose too many masks.
+    """
+    if config.method != "green":
+        raise ValueError(
+            f"method is {config.method!r}, whose encoder takes all tokens and groups none: expected 'green'"
+        )
+    planner = Planner.from_config(config)
+    channels = [config.model.embed_dim * 2**stage for stage in range(len(config.model.depths))]
+    analysis = analyse(planner, channels, masks)
+    title = (
+        f"{config.model.name}, {'x'.join(map(str, config.image_size))} pixels, window {config.model.window}"
+    )
+    units = planner.grid.units[0] * planner.grid.units[1]
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console.print(
+        f"{title}, patch {config.model.patch}: {planner.visible} of {units} mask units visible,"
+        f" {planner.grid.unit} pixels a side"
+    )
+    console.print(layout_table(analysis))
+    console.print("\n".join(summary(analysis, config.model.depths)))
+    if plot:
+        group_size_figure(analysis, f"{title}, mask ratio {config.mask.ratio:g}").savefig(plot, dpi=150)
+        console.print(f"Figure 4: {plot}")
+
+
+def layout_table(analysis: Analysis) -> Table:
+    """One row a window partition."""
+    table = Table(*COLUMNS, box=SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        column.justify, column.no_wrap = "right", True
+    for facts in _rows(analysis):
+        partition, layout = facts.partition, facts.layout
+        table.add_row(
+            str(partition.stage + 1),
+            "x".join(map(str, partition.grid.shape(partition.stage))),
+            str(partition.size),
+            str(partition.shift),
+            str(layout.slots),
+            str(layout.groups),
+            str(facts.tokens),
+            f"{facts.padding:.1%}",
+            f"{facts.cost / facts.optimal_cost:.3f}",
+            f"{facts.harder:.2%}",
+            f"{facts.lost:.2%}",
+        )
+    return table
+
+
+def summary(analysis: Analysis, depths: Sequence[int]) -> list[str]:
+    """What the columns mean, and what holds for all stages together."""
+    gathered = {facts.partition.stage for facts in _rows(analysis) if facts.moves}
+    still = [str(stage + 1) for stage in range(len(depths)) if stage not in gathered]
+    optima = len(analysis.facts[0][0].optimal_slots)
+    return [
+        "visible: tokens of one mask. padding: share of slots that hold none of them.",
+        f"cost: of attention / mean cost of the groups that Algorithm 1 picks for each of {optima} masks.",
+        f"search: share of {analysis.masks} masks that need the stronger search. redrawn: on which it fails.",
+        "",
+        f"Stages that gather nothing, their visible tokens being one row: {', '.join(still) or 'none'}",
+        f"Cost of the attention of all blocks / Algorithm 1's: {cost_ratio(analysis, depths):.3f}",
+        f"Masks redrawn, all stages together: {analysis.redrawn:.2%} of {analysis.masks}",
+        f"Time to draw and plan one mask: {analysis.milliseconds:.2f} ms (median)",
+    ]
+
+
+def group_size_figure(analysis: Analysis, title: str) -> Figure:
+    """The paper's figure 4: the group size g_s that Algorithm 1 finds, by stage; beside it the static one."""
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for shifted, name in enumerate(("regular", "shifted")):
+        facts = [stage[shifted] for stage in analysis.facts if len(stage) > shifted]
+        if facts:
+            _draw_group_sizes(axes, facts, name, COLOURS[shifted], offset=0.16 * shifted - 0.08)
+    axes.set(
+        xlabel="stage", ylabel="group size $g_s$ (tokens)", title=title, xlim=(0.5, len(analysis.facts) + 0.5)
+    )
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _draw_group_sizes(
+    axes: Axes, facts: Sequence[LayoutFacts], name: str, colour: str, offset: float
+) -> None:
+    stages = [each.partition.stage + 1 + offset for each in facts]
+    axes.errorbar(
+        stages,
+        [statistics.fmean(each.optimal_slots) for each in facts],
+        yerr=[statistics.pstdev(each.optimal_slots) for each in facts],
+        fmt="o-",
+        capsize=3,
+        color=colour,
+        label=f"{name} windows, Algorithm 1: mean, deviation of {len(facts[0].optimal_slots)} masks",
+    )
+    slots = [each.layout.slots for each in facts]
+    axes.plot(stages, slots, "D", color=colour, fillstyle="none", label=f"{name} windows, static slots")
+
+
+def _rows(analysis: Analysis) -> Iterator[LayoutFacts]:
+    for stage in analysis.facts:
+        yield from stage

@@ -1,0 +1,105 @@
+"""The token order, which every other module relies on.
+
+Masks are drawn over units: a unit is one token of the last stage, `patch * 2 ** (stages - 1)` pixels a side, and
+is visible or masked as a whole. Tokens are kept *unit-major*: the visible units in raster order and, inside a unit,
+the recursive 2x2 order down to the token, in which the four children of a block are enumerated column by column,
+
+    (0, 0) (1, 0) (0, 1) (1, 1)    as (row, column).
+
+Hence every 2x2 block (patch merging), every sr x sr block with sr a power of two (Twins' sub-sampling) and every
+patch is a run of neighbours, and a layer whose kernel equals its stride is a `reshape` and a matrix product on
+visible tokens, exactly and without an index. The children are enumerated as Swin's patch merging concatenates them,
+so its `reduction` weight is used as it is.
+
+Do not assume that tokens of one row of the image, or of one window, are neighbours: they are not. `to_unit_major` and
+`to_grid` convert between the orders; both only reshape and transpose, and work on NumPy and JAX arrays alike.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """The grids of tokens that a hierarchical backbone puts over an image.
+
+    `height` and `width` are pixels, multiples of `unit`; `patch` is the side of a first-stage token in pixels.
+    """
+
+    height: int
+    width: int
+    patch: int
+    stages: int
+
+    def __post_init__(self):
+        for name, pixels in (("height", self.height), ("width", self.width)):
+            if pixels < 1 or pixels % self.unit:
+                raise ValueError(f"image {name} {pixels} is not a positive multiple of the mask unit, {self.unit} pixels")
+
+    @property
+    def unit(self) -> int:
+        """Side of a mask unit in pixels: one token of the last stage."""
+        return self.patch * 2 ** (self.stages - 1)
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """Rows and columns of units."""
+        return self.height // self.unit, self.width // self.unit
+
+    def side(self, stage: int) -> int:
+        """Tokens of a stage along one side of a unit."""
+        return 2 ** (self.stages - 1 - stage)
+
+    def shape(self, stage: int) -> tuple[int, int]:
+        """Rows and columns of a stage's grid of tokens."""
+        rows, columns = self.units
+        return rows * self.side(stage), columns * self.side(stage)
+
+    def tokens_per_unit(self, stage: int) -> int:
+        return self.side(stage) ** 2
+
+    def coordinates(self, stage: int) -> Int[np.ndarray, "u t 2"]:
+        """Row and column in the stage's grid of every token, by unit and by place inside the unit."""
+        rows, columns = self.units
+        side = self.side(stage)
+        corner = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).reshape(-1, 1, 2)
+        return corner * side + block_order(side)
+
+
+def block_order(side: int) -> Int[np.ndarray, "t 2"]:
+    """Row and column of the tokens of a `side` x `side` block in recursive 2x2 order; `side` is a power of two."""
+    order = np.zeros((1, 2), np.int64)
+    children = np.array([(0, 0), (1, 0), (0, 1), (1, 1)])
+    for _ in range(side.bit_length() - 1):
+        order = (2 * order[:, None] + children).reshape(-1, 2)
+    return order
+
+
+def to_unit_major(grid: Any, unit: int, leaf: int = 1) -> Any:
+    """[b, h, w, c] -> [b, units, leaves, leaf * leaf * c]: cuts a grid into units, and units into leaves.
+
+    `unit` and `leaf` are sides in elements of the grid: pixels for images, tokens for a stage's map. A leaf keeps its
+    elements in raster order (row, column, channel), leaves stand in recursive 2x2 order, units in raster order.
+    """
+    b, h, w, c = grid.shape
+    halvings = (unit // leaf).bit_length() - 1
+    split = grid.reshape(b, h // unit, *[2] * halvings, leaf, w // unit, *[2] * halvings, leaf, c)
+    rows, columns = range(1, halvings + 3), range(halvings + 3, 2 * halvings + 5)
+    inner = [axis for level in range(1, halvings + 1) for axis in (columns[level], rows[level])]
+    order = (0, rows[0], columns[0], *inner, rows[-1], columns[-1], 2 * halvings + 5)
+    return split.transpose(order).reshape(b, (h // unit) * (w // unit), 4**halvings, leaf * leaf * c)
+
+
+def to_grid(tokens: Any, units: tuple[int, int], side: int) -> Any:
+    """[b, units * side * side, c] -> [b, h, w, c]: unit-major tokens of all units back on their grid."""
+    b, _, c = tokens.shape
+    rows, columns = units
+    halvings = side.bit_length() - 1
+    split = tokens.reshape(b, rows, columns, *[2] * (2 * halvings), c)
+    row_axes = [4 + 2 * level for level in range(halvings)]
+    column_axes = [3 + 2 * level for level in range(halvings)]
+    order = (0, 1, *row_axes, 2, *column_axes, 3 + 2 * halvings)
+    return split.transpose(order).reshape(b, rows * side, columns * side, c)

@@ -1,0 +1,141 @@
+"""Checkpoints of the training state. Orbax stays behind this module.
+
+A state is kept as a flat dictionary {"params/encoder/...": array}, so that a checkpoint outlives a change of
+the classes around it. Orbax writes into a temporary folder and renames it when all is there, so a folder named
+by its step is complete, unless something other than a save has cut it short: such a folder counts as absent.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+_ITEM = "state"
+_FILES = (f"{_ITEM}/_METADATA", f"{_ITEM}/manifest.ocdbt")  # without these nothing can be read
+
+
+class Checkpointer:
+    """The checkpoints of one run, in `workdir`/checkpoints; a context manager that waits for the last save.
+
+    At most `keep` are kept, the latest ones. Several readers may look while one run writes.
+    """
+
+    def __init__(self, workdir: str | Path, keep: int = 3):
+        self.directory = Path(workdir).absolute() / "checkpoints"
+        self._keep = keep
+        self._manager: ocp.CheckpointManager | None = None
+
+    def steps(self) -> list[int]:
+        """The steps of complete checkpoints, ascending."""
+        folders = self.directory.glob("[0-9]*")
+        return sorted(int(folder.name) for folder in folders if folder.name.isdigit() and _complete(folder))
+
+    def latest_step(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts a save and returns as soon as `state` may be changed or donated.
+
+        A step that is there already is left alone; an earlier one raises ValueError. Errors of the previous
+        save, such as a full disk, are raised here.
+        """
+        latest = self.latest_step()
+        if latest is not None and step <= latest:
+            if step in self.steps():
+                return
+            raise ValueError(f"checkpoint step is {step}: expected more than the latest, {latest}")
+        if self._manager is None:
+            self._manager = self._open()
+        arguments = ocp.args.Composite(**{_ITEM: ocp.args.StandardSave(_flatten(state))})
+        self._manager.save(step, args=arguments, force=True)
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> Any:
+        """The state of a step (default: the latest), placed as the leaves of `abstract_state` say.
+
+        Leaves are jax.ShapeDtypeStruct with a sharding, not necessarily the one at the time of the save.
+        Raises ValueError where there is no such checkpoint, or where it belongs to another configuration.
+        """
+        self.wait()
+        steps = self.steps()
+        step = step if step is not None else max(steps, default=None)
+        if step not in steps:
+            raise ValueError(f"no checkpoint of step {step} in {self.directory}: found {steps or 'none'}")
+        path, wanted = self.directory / str(step), _flatten(abstract_state)
+        handler = ocp.CompositeCheckpointHandler(**{_ITEM: ocp.StandardCheckpointHandler()})
+        with ocp.Checkpointer(handler) as reader:
+            _compare(path, reader.metadata(path).item_metadata[_ITEM].tree, wanted)
+            arguments = ocp.args.Composite(**{_ITEM: ocp.args.StandardRestore(wanted)})
+            found = reader.restore(path, args=arguments)[_ITEM]
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), [found[key] for key in wanted])
+
+    def wait(self) -> None:
+        """Returns when the save under way is on disk; raises what went wrong with it."""
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> ocp.CheckpointManager:
+        """Opened by the first save only: a reader must not touch the folder of a run that is writing."""
+        if jax.process_index() == 0:
+            self._clear()
+        policy = ocp.checkpoint_managers.preservation_policy.LatestN(self._keep)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+        return ocp.CheckpointManager(self.directory, options=options, item_names=(_ITEM,))
+
+    def _clear(self) -> None:
+        """Removes what a killed save or an interrupted copy left: Orbax would skip steps because of it."""
+        for folder in self.directory.glob("[0-9]*"):
+            if not _complete(folder):
+                logging.warning("removing the incomplete checkpoint %s", folder)
+                shutil.rmtree(folder)
+
+
+def _complete(folder: Path) -> bool:
+    try:
+        metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+    except (OSError, ValueError):
+        return False
+    committed = metadata.get("commit_timestamp_nsecs") is not None
+    return committed and folder.name.isdigit() and all((folder / name).is_file() for name in _FILES)
+
+
+def _flatten(state: Any) -> dict[str, Any]:
+    leaves, _ = jax.tree.flatten_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises ValueError with the first differing leaves."""
+    differing = []
+    for key, leaf in wanted.items():
+        if key not in found:
+            differing.append(f"{key} is not in the checkpoint")
+        elif _kind(found[key]) != _kind(leaf):
+            differing.append(f"{key} is {_kind(found[key])} in the checkpoint, {_kind(leaf)} here")
+    differing += [f"{key} is only in the checkpoint" for key in found if key not in wanted]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ValueError(f"checkpoint {path} belongs to another configuration: {'; '.join(differing[:3])}{more}")
+
+
+def _kind(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"

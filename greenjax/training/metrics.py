@@ -1,0 +1,231 @@
+"""What a person sees of a run: metrics.jsonl, TensorBoard, a progress line; config.json and versions.json."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+from rich.progress import BarColumn, Progress, TextColumn
+from tensorboardX import SummaryWriter
+
+from greenjax.config import KEYS, flatten
+
+# These may change between the parts of a run: they leave weights, masks, sample order and schedule as they are.
+HARMLESS = ("log.", "mesh.", "data.workers", "data.path", "data.eval", "model.remat", "optim.max_skipped")
+
+LIBRARIES = ("greenjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "torch", "spconv")
+
+
+def record_config(workdir: str | Path, config: ConfigDict, resuming: bool) -> None:
+    """Writes config.json and versions.json, or refuses to resume what was begun with other settings.
+
+    Raises ValueError, one line, naming the keys that differ from config.json. What is begun anew overwrites it.
+    """
+    workdir = Path(workdir)
+    path = workdir / "config.json"
+    if resuming and path.exists():
+        _refuse_other(path, config)
+    if jax.process_index() > 0:
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    _replace(path, json.dumps(config.to_dict(), indent=2) + "\n")
+    _replace(workdir / "versions.json", json.dumps(versions(), indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """The libraries and the machine that made the results."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    from greenjax import __version__
+
+    devices = jax.devices()
+    return found | {"greenjax": __version__, "devices": f"{len(devices)} x {devices[0].device_kind}"}
+
+
+class MetricsWriter:
+    """Metrics of one run from step `start` (0: from its beginning) to step `total`; a context manager.
+
+    What was written after step `start` belongs to a part that is going to be repeated, and is dropped.
+    """
+
+    def __init__(self, workdir: str | Path, total: int, start: int = 0):
+        workdir = Path(workdir)
+        self._writes = jax.process_index() == 0
+        self._clock = _Clock(total, start)
+        if not self._writes:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        _drop_after(workdir / "metrics.jsonl", start)
+        self._lines = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else 0)
+        self._progress: _Display = _Bar(total, start) if sys.stdout.isatty() else _Plain(total)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line of numbers. `loss` and `images_per_second` move the progress line, others stand beside it."""
+        if not self._writes:
+            return
+        numbers = {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
+        # JSON knows no NaN.
+        finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        self._lines.write(json.dumps({"step": step} | finite) + "\n")
+        self._lines.flush()
+        for key, value in numbers.items():
+            self._board.add_scalar(key, value, step)
+        self._board.flush()
+        self._progress.show(step, numbers, self._clock.left(step))
+
+    def image(self, step: int, picture: str | Path | UInt8[np.ndarray, "h w 3"]) -> None:
+        """A picture for TensorBoard: the path of a PNG, or an array."""
+        if not self._writes:
+            return
+        if not isinstance(picture, np.ndarray):
+            with Image.open(picture) as opened:
+                picture = np.asarray(opened.convert("RGB"))
+        self._board.add_image("reconstructions", picture, step, dataformats="HWC")
+        self._board.flush()
+
+    def close(self) -> None:
+        if self._writes:
+            self._progress.close()
+            self._board.close()
+            self._lines.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Clock:
+    """Time left, by the pace since the first line: what comes before it is mostly compilation."""
+
+    def __init__(self, total: int, start: int):
+        self._total, self._first, self._since = total, start, time.monotonic()
+        self._warm = False
+
+    def left(self, step: int) -> str:
+        now, steps = time.monotonic(), step - self._first
+        if steps <= 0:
+            self._since = now  # what stands before the first step, such as a held-out loss
+            return ""
+        seconds = (now - self._since) / steps * (self._total - step)
+        if not self._warm:
+            self._first, self._since, self._warm = step, now, True
+        return duration(seconds)
+
+
+class _Display(Protocol):
+    def show(self, step: int, values: Mapping[str, float], left: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Plain:
+    """A line of text for each line of metrics: for files and pipes."""
+
+    def __init__(self, total: int):
+        self._total = total
+
+    def show(self, step: int, values: Mapping[str, float], left: str) -> None:
+        rest = f"  {left} left" if left and "loss" in values else ""
+        print(f"step {step}/{self._total}  {_text(values)}{rest}", flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _Bar:
+    """One line that moves, for terminals; what is not the training loss scrolls by above it."""
+
+    def __init__(self, total: int, start: int):
+        columns = ("step {task.completed}/{task.total}", "{task.fields[text]}", "{task.fields[left]}")
+        first, *others = (TextColumn(column) for column in columns)
+        self._bar = Progress(first, BarColumn(bar_width=20), *others)
+        self._task = self._bar.add_task("", total=total, completed=start, text="compiling", left="")
+        self._bar.start()
+
+    def show(self, step: int, values: Mapping[str, float], left: str) -> None:
+        if "loss" in values:
+            left = f"{left} left" if left else ""
+            self._bar.update(self._task, completed=step, text=_text(values), left=left)
+        else:
+            self._bar.console.print(f"step {step}  {_text(values)}", highlight=False)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 12 s`, `7 h 05 min`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minute:02} min"
+    return f"{minute} min {second:02} s" if minute else f"{second} s"
+
+
+def _text(values: Mapping[str, float]) -> str:
+    """The loss and the speed; of a line that has no loss, everything."""
+    shown = {key: values[key] for key in ("loss", "images_per_second") if key in values and "loss" in values}
+    names = {"images_per_second": "images/s"}
+    return "  ".join(f"{names.get(key, key)} {_short(value)}" for key, value in (shown or values).items())
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _drop_after(path: Path, start: int) -> None:
+    """Drops lines of steps after `start`, all where the run begins anew, and a last line that was cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if start and step <= start:
+            kept.append(line)
+    _replace(path, "".join(f"{line}\n" for line in kept))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file as a whole or not at all."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _refuse_other(path: Path, config: ConfigDict) -> None:
+    there, here = flatten(json.loads(path.read_text())), flatten(json.loads(json.dumps(config.to_dict())))
+    defaults = {key: entry.default for key, entry in KEYS.items()}  # for keys that are younger than the run
+    differing = [
+        f"{key} is {there.get(key, defaults.get(key))!r} there, {here.get(key)!r} here"
+        for key in (defaults | there | here)
+        if not key.startswith(HARMLESS) and there.get(key, defaults.get(key)) != here.get(key)
+    ]
+    if differing:
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise ValueError(
+            f"{path.parent} holds a run with other settings: {'; '.join(differing[:5])}{more}:"
+            " use another --workdir, or these settings as they are there"
+        )

@@ -1,0 +1,60 @@
+"""What a checkpoint holds, and how it is born: sharded, on its mesh, before the first step."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Int32
+from ml_collections import ConfigDict
+
+from greenjax.models import build
+from greenjax.training.sharding import state_shardings
+
+
+class Counts(NamedTuple):
+    """What happened over the whole run, resumes included."""
+
+    skipped: Int32[Array, ""]  # updates that were not finite
+    skipped_in_a_row: Int32[Array, ""]
+    redrawn: Int32[Array, ""]  # masks that did not fit the layouts
+    undecodable: Int32[Array, ""]  # images that were replaced by the next one
+
+
+class State(NamedTuple):
+    """Everything that an update changes. The data position is `step`: all else about the data follows from it."""
+
+    step: Int32[Array, ""]
+    params: Any
+    opt: optax.OptState
+    counts: Counts
+
+
+def model_graph(config: ConfigDict) -> nnx.GraphDef:
+    """The structure of the model, without its parameters."""
+    return nnx.split(nnx.eval_shape(lambda: build(config, config.seed)))[0]
+
+
+def _born(config: ConfigDict, tx: optax.GradientTransformation) -> State:
+    params = nnx.to_pure_dict(nnx.state(build(config, config.seed), nnx.Param))
+    zero = jnp.zeros((), jnp.int32)
+    return State(zero, params, tx.init(params), Counts(zero, zero, zero, zero))
+
+
+def abstract_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh) -> State:
+    """Shapes, types and shardings of the state, to restore a checkpoint onto."""
+    shapes = jax.eval_shape(partial(_born, config, tx))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(shapes, mesh),
+    )
+
+
+def init_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh) -> State:
+    """A fresh state from `config.seed`, placed as it will stay: otherwise the step would compile twice."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, tx, mesh))
+    return jax.jit(partial(_born, config, tx), out_shardings=shardings)()

@@ -1,0 +1,40 @@
+# Sourced by the other scripts: makes .venv once, installs a requirements file when it changed, sets $python.
+#   install requirements.txt
+
+# The newest Python that is there; PYTHON=... chooses another.
+find_python() {
+    local name
+    for name in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$name"
+            return
+        fi
+    done
+    echo "Python 3.11 or later is needed; found: $("${PYTHON:-python3}" --version 2>&1 | tail -n 1)." \
+        "Name another with PYTHON=/path/to/python." >&2
+    return 1
+}
+
+install() {
+    local requirements=$1 base wanted stamp
+    python=.venv/bin/python
+    stamp=.venv/installed-$requirements
+    if ! "$python" -m pip --version >/dev/null 2>&1; then
+        base=$(find_python) || return 1
+        echo "Making .venv with $("$base" --version)"
+        "$base" -m venv --clear .venv || {
+            echo "$base cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
+            return 1
+        }
+    fi
+    wanted=$({ "$python" --version; cat requirements*.txt; } | cksum)
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+        return
+    fi
+    echo "Installing $requirements into .venv (once; several minutes)"
+    "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements" || {
+        echo "pip could not install $requirements: its message is above" >&2
+        return 1
+    }
+    echo "$wanted" >"$stamp" # last, so that a broken installation is tried again
+}

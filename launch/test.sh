@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Linters, type checker and the whole test suite; arguments go to pytest: bash launch/test.sh -k config
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/environment.sh
+install requirements-test.txt
+
+summary="" failed=0
+check() {
+    local name=$1 result=passed
+    shift
+    echo "== $name"
+    "$@" || { result="FAILED (exit $?)"; failed=1; }
+    summary+=$(printf '%-14s %s' "$name" "$result")$'\n'
+}
+
+check "ruff check" "$python" -m ruff check .
+check "ruff format" "$python" -m ruff format --check .
+check basedpyright "$python" -m basedpyright --pythonpath "$python"
+check pytest "$python" -m pytest -n 2 --dist worksteal -q "$@"
+
+printf '\n%s' "$summary"
+exit $failed

@@ -1,0 +1,24 @@
+"""Eight CPU devices and strict shapes, set before anything imports JAX; skips what the machine lacks."""
+
+import importlib.util
+import os
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda runs the tests on a GPU
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+_DEVICES = "--xla_force_host_platform_device_count=8"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+
+
+def pytest_collection_modifyitems(items):
+    missing = {}
+    if os.environ["JAX_PLATFORMS"] == "cpu":
+        missing["gpu"] = "needs an accelerator: JAX_PLATFORMS=cuda"
+    if not all(importlib.util.find_spec(name) for name in ("torch", "spconv")):
+        missing["spconv"] = "needs torch and spconv"
+    for item in items:
+        for marker, reason in missing.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,34 @@
+"""Tiny configurations for tests."""
+
+import greenjax
+
+
+def small_config(**overrides):
+    """Two stages of two blocks each on 32 x 32 digits: units of 4 pixels, 8 x 8 of them. Keys with __ for dots."""
+    settings = {
+        "image_size": 32,
+        "steps": 10,
+        "model.name": "swin_t",
+        "model.in_channels": 1,
+        "model.patch": 2,
+        "model.window": 4,
+        "model.embed_dim": 8,
+        "model.depths": (2, 2),
+        "model.num_heads": (2, 4),
+        "decoder.dim": 16,
+        "decoder.num_heads": 2,
+        "data.source": "digits",
+        "data.batch_size": 16,
+        "data.workers": 0,
+        "data.mean": (0.3,),
+        "data.std": (0.4,),
+        "data.flip": False,
+        "log.every": 1,
+    }
+    settings |= {key.replace("__", "."): value for key, value in overrides.items()}
+    config = greenjax.default_config()
+    with config.unlocked():
+        for key, value in settings.items():
+            section, _, name = key.rpartition(".")
+            (config[section] if section else config)[name] = value
+    return greenjax.resolve(config)

@@ -1,0 +1,219 @@
+"""Checkpoints: every bit comes back, onto any mesh; what is torn or does not fit is never taken."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from greenjax.training.checkpoint import Checkpointer
+
+
+class State(NamedTuple):
+    step: jax.Array
+    params: dict
+    opt: optax.OptState
+
+
+def make_state(width=16, dtype=jnp.float32):
+    """Nested dictionaries, optax's named tuples and empty states, scalars, two types."""
+    keys = jax.random.split(jax.random.key(width), 3)
+    params = {
+        "encoder": {"stages": {0: {"kernel": jax.random.normal(keys[0], (8, width), dtype)}}},
+        "decoder": {"kernel": jax.random.normal(keys[1], (width, 8)), "scale": jnp.ones((), jnp.bfloat16)},
+    }
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    return State(jnp.asarray(7, jnp.int32), params, tx.init(params))
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def copied(state):
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
+
+
+def same_bits(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    return all(
+        np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected))
+    )
+
+
+def on_mesh(state, shape):
+    """The state on a mesh of so many devices a side, rows split over both sides where they divide."""
+    mesh = jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    split, whole = PartitionSpec(("data", "fsdp")), PartitionSpec()
+    return jax.tree.map(
+        lambda x: jax.device_put(x, NamedSharding(mesh, split if x.ndim and x.shape[0] % 8 == 0 else whole)),
+        state,
+    )
+
+
+def test_every_bit_comes_back(tmp_path):
+    state = make_state()
+    with Checkpointer(tmp_path, 3) as checkpointer:
+        assert checkpointer.latest_step() is None
+        checkpointer.save(7, state)
+    with Checkpointer(tmp_path, 3) as checkpointer:
+        assert checkpointer.latest_step() == 7
+        restored = checkpointer.restore(abstract(state))
+    assert isinstance(restored, State)
+    assert same_bits(restored, state)
+
+
+@pytest.mark.parametrize(("before", "after"), [((1, 1), (4, 2)), ((4, 2), (2, 2)), ((2, 4), (1, 1))])
+def test_restored_onto_another_mesh(tmp_path, before, after):
+    state, wanted = on_mesh(make_state(), before), on_mesh(make_state(), after)
+    with Checkpointer(tmp_path, 1) as checkpointer:
+        checkpointer.save(1, state)
+        restored = checkpointer.restore(abstract(wanted))
+    assert same_bits(restored, state)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, restored, wanted))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 2)])
+def test_the_state_may_be_donated_while_it_is_being_saved(tmp_path, shape):
+    update = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state = update(on_mesh({"x": jnp.zeros((1 << 12, 512))}, shape))
+    with Checkpointer(tmp_path, 2) as checkpointer:
+        for step in range(1, 3):
+            expected = copied(state)
+            with jax.transfer_guard("disallow"):  # as in the training loop
+                checkpointer.save(step, state)
+            for _ in range(5):
+                state = update(state)
+            assert same_bits(checkpointer.restore(abstract(state), step), expected)
+        # What comes back may be donated too.
+        state = update(checkpointer.restore(abstract(state), 2))
+        assert same_bits(state, jax.tree.map(lambda x: x + 1, expected))
+        assert same_bits(checkpointer.restore(abstract(state), 2), expected)
+
+
+def test_only_the_latest_are_kept(tmp_path):
+    state = {"x": jnp.arange(8.0)}
+    with Checkpointer(tmp_path, 2) as checkpointer:
+        for step in (1, 5, 9, 10):
+            checkpointer.save(step, state)
+        checkpointer.wait()
+        assert checkpointer.steps() == [9, 10]
+        checkpointer.save(10, state)  # a run that had nothing left to do
+        with pytest.raises(ValueError, match="checkpoint step is 4: expected more than the latest, 10"):
+            checkpointer.save(4, state)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["10", "9"]
+
+
+def test_torn_checkpoints_are_absent(tmp_path):
+    state = make_state()
+    with Checkpointer(tmp_path, 9) as checkpointer:
+        checkpointer.save(3, state)
+    folder = tmp_path / "checkpoints"
+    (folder / "12.orbax-checkpoint-tmp-9" / "state").mkdir(parents=True)
+    (folder / "5").mkdir()
+    for step, lost in ((6, "_CHECKPOINT_METADATA"), (7, "state/_METADATA"), (8, "state/manifest.ocdbt")):
+        shutil.copytree(folder / "3", folder / str(step))
+        (folder / str(step) / lost).unlink()
+    shutil.copytree(folder / "3", folder / "9")
+    (folder / "9" / "_CHECKPOINT_METADATA").write_text('{"item_handl')
+    (folder / "notes").mkdir()
+
+    with Checkpointer(tmp_path, 9) as checkpointer:
+        assert checkpointer.latest_step() == 3
+        assert same_bits(checkpointer.restore(abstract(state)), state)
+        with pytest.raises(ValueError, match=r"no checkpoint of step 7 in .*: found \[3\]"):
+            checkpointer.restore(abstract(state), 7)
+        assert (folder / "9").exists()  # whoever only reads removes nothing
+        checkpointer.save(6, state)
+        checkpointer.wait()
+        assert checkpointer.steps() == [3, 6]
+        assert same_bits(checkpointer.restore(abstract(state), 6), state)
+    assert sorted(os.listdir(folder)) == ["3", "6", "notes"]
+
+
+def test_lost_data_is_an_error_not_zeros(tmp_path):
+    state = {"x": jnp.arange(4096.0)}
+    with Checkpointer(tmp_path, 1) as checkpointer:
+        checkpointer.save(1, state)
+        checkpointer.wait()
+        for path in (tmp_path / "checkpoints" / "1" / "state").rglob("d/*"):
+            path.unlink()
+        with pytest.raises(Exception, match=r"."):
+            checkpointer.restore(abstract(state))
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (
+            make_state(width=24),
+            r"params/decoder/kernel is float32\[16, 8\] in the checkpoint, float32\[24, 8\] here",
+        ),
+        (
+            make_state(dtype=jnp.bfloat16),
+            r"params/encoder/stages/0/kernel is float32\[8, 16\] in the checkpoint",
+        ),
+        (make_state()._replace(params={}), "params/decoder/kernel is only in the checkpoint; params/decoder/scale"),
+        (make_state()._replace(opt={"count": jnp.zeros(())}), "opt/count is not in the checkpoint"),
+    ],
+)
+def test_another_configuration_is_one_clear_line(tmp_path, other, expected):
+    with Checkpointer(tmp_path, 1) as checkpointer:
+        checkpointer.save(1, make_state())
+        with pytest.raises(ValueError, match=expected) as caught:
+            checkpointer.restore(abstract(other))
+    assert "\n" not in str(caught.value)
+    assert "another configuration" in str(caught.value)
+
+
+def test_nothing_to_restore(tmp_path):
+    with (
+        Checkpointer(tmp_path / "new", 1) as checkpointer,
+        pytest.raises(ValueError, match=r"no checkpoint of step None in .*: found none"),
+    ):
+        checkpointer.restore(abstract({"x": jnp.zeros(3)}))
+    assert not (tmp_path / "new").exists()
+
+
+WRITER = """
+import sys, jax.numpy as jnp
+from greenjax.training.checkpoint import Checkpointer
+checkpointer = Checkpointer(sys.argv[1], 2)
+for step in range(1, 10_000):
+    checkpointer.save(step, {"x": jnp.full((64, 4096), step, jnp.int32)})
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.03])
+def test_killed_in_the_middle_of_saving(tmp_path, delay):
+    """Kill -9 while saves follow each other without a pause: the latest is whole, and saving goes on."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) == 4:
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+            break
+    process.communicate()
+    wanted = abstract({"x": jnp.zeros((64, 4096), jnp.int32)})
+    with Checkpointer(tmp_path, 2) as checkpointer:
+        latest = checkpointer.latest_step()
+        assert latest is not None and latest >= 2
+        for step in checkpointer.steps():
+            assert np.all(np.asarray(checkpointer.restore(wanted, step)["x"]) == step)
+        checkpointer.save(latest + 1, {"x": jnp.full((64, 4096), -1, jnp.int32)})
+        checkpointer.wait()
+        assert checkpointer.latest_step() == latest + 1

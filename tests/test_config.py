@@ -1,0 +1,239 @@
+"""Settings: what a file, an override and a flag give, and that what can't work is refused in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from absl import flags as absl_flags
+
+import greenjax
+from greenjax import flags
+from greenjax.config import ARCHITECTURES, KEYS, default_config, flatten, load_config, resolve
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(ROOT.glob("configs/*.py"))
+SWIN_B = ROOT / "configs" / "swin_b.py"
+
+
+def parse(*overrides, config=SWIN_B):
+    """The resolved config of a command line, through absl and ml_collections."""
+    values = absl_flags.FlagValues()
+    argv = ["greenjax", f"--config={config}", *overrides]
+    flag = flags.define_config(flag_values=values, argv=argv)
+    assert flags.parse(argv, values) == ["greenjax"]
+    return resolve(flag.value)
+
+
+def refusal(overrides, config=SWIN_B):
+    with pytest.raises(ValueError) as caught:
+        load_config(config, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_file_resolves_to_a_full_locked_tree(path):
+    config = load_config(path)
+    assert config.is_locked
+    assert flatten(config).keys() == KEYS.keys()
+    assert resolve(config) == config
+    assert resolve(json.loads(config.to_json())) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_file_says_how_to_run_it_and_where(path):
+    text = path.read_text()
+    assert f"--config configs/{path.name}" in text
+    assert "Hardware" in text
+
+
+def test_the_paper_s_numbers():
+    config = greenjax.load_config(str(SWIN_B))
+    assert (config.epochs, config.steps, config.optim.warmup_epochs) == (100, None, 40)
+    assert config.image_size == (224, 224)
+    assert {part: config.model[part] for part in ARCHITECTURES["swin_b"]} == ARCHITECTURES["swin_b"]
+    assert (config.mask.ratio, config.decoder.dim, config.decoder.depth) == (0.75, 512, 1)
+    assert config.optim.base_lr * config.data.batch_size / 256 == pytest.approx(1.2e-3)
+    baseline = load_config(ROOT / "configs" / "simmim_swin_b.py")
+    assert baseline.optim.base_lr * baseline.data.batch_size / 256 == pytest.approx(8e-4)
+    assert baseline.mask.groups == baseline.data.batch_size
+
+
+def test_defaults_are_swin_b_once_data_and_length_are_chosen():
+    config = default_config()
+    config.epochs, config.optim.warmup_epochs = 100, 40
+    config.data.name, config.data.eval_split = "imagenet2012", "validation[:2048]"
+    assert resolve(config) == load_config(SWIN_B)
+
+
+def test_a_key_given_overrides_its_part_of_the_architecture():
+    config = load_config(SWIN_B, {"model.window": 14, "model": {"drop_path": 0.1}})
+    assert (config.model.window, config.model.patch, config.model.drop_path) == (14, 4, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("--config.image_size=192", "image_size", (192, 192)),
+        ("--config.image_size=224,192", "image_size", (224, 192)),
+        ("--config.image_size=(224, 192)", "image_size", (224, 192)),
+        ("--config.model.window=14", "model.window", 14),
+        ("--config.model.depths=2,2,6,2", "model.depths", (2, 2, 6, 2)),
+        ("--config.model.num_heads=[1, 2, 4, 8]", "model.num_heads", (1, 2, 4, 8)),
+        ("--config.model.mlp_ratio=2", "model.mlp_ratio", 2.0),
+        ("--config.model.remat", "model.remat", True),
+        ("--noconfig.data.flip", "data.flip", False),
+        ("--config.data.flip=false", "data.flip", False),
+        ("--config.optim.weight_decay=0", "optim.weight_decay", 0.0),
+        ("--config.optim.base_lr=1e-3", "optim.base_lr", 1e-3),
+        ("--config.data.mean=0,0,1", "data.mean", (0.0, 0.0, 1.0)),
+        ("--config.data.path=/images", "data.path", "/images"),
+        ("--config.epochs=800", "epochs", 800),
+    ],
+)
+def test_flags_of_every_kind(override, key, value):
+    found = flatten(parse(override))[key]
+    assert found == value
+    assert type(found) is type(value)
+    if isinstance(value, tuple):
+        assert [type(item) for item in found] == [type(item) for item in value]
+
+
+def test_flags_split_by_a_space():
+    config = parse("--config.image_size", "192", "--config.model.window", "6", "--config.data.std", "1,1,1")
+    assert (config.image_size, config.model.window, config.data.std) == ((192, 192), 6, (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_key_of_every_file_can_be_set_by_a_flag(path):
+    config = load_config(path)
+    overrides = [f"--config.{key}={0 if value is None else value}" for key, value in flatten(config).items()]
+    assert parse(*overrides, config=path) == config
+
+
+def test_steps_in_place_of_a_file_s_epochs():
+    config = parse("--config.epochs=0", "--config.optim.warmup_epochs=0", "--config.steps=5")
+    assert (config.epochs, config.optim.warmup_epochs) == (None, None)
+    assert (config.steps, config.optim.warmup_steps) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config.model.windw=14"], "model.window"),
+        (["--config.modl.window=14"], "model.window"),
+        (["--config.model=3"], "section"),
+        (["--config.model.window=x"], "model.window"),
+        (["--config.image_size=224x192"], "image_size=224x192: expected one side or height,width"),
+        (["--config.image_size=225"], "multiples of the mask unit, 32"),
+        (["--config.mask.ratio=0.999"], "mask.ratio"),
+        (["swin_b"], "'swin_b' is not understood"),
+        (["--confg.seed=1"], "confg.seed"),
+    ],
+)
+def test_a_wrong_command_line_ends_in_one_line(arguments, expected):
+    with pytest.raises(SystemExit) as caught:
+        parse(*arguments)
+    assert expected in str(caught.value.code)
+    assert "\n" not in str(caught.value.code)
+
+
+@pytest.mark.parametrize("argv", [["greenjax"], ["greenjax", "--config=nowhere.py"]])
+def test_a_config_is_needed(argv):
+    values = absl_flags.FlagValues()
+    flags.define_config(flag_values=values, argv=argv)
+    with pytest.raises(SystemExit, match="config"):
+        flags.parse(argv, values)
+
+
+def test_unknown_keys_are_refused_with_the_nearest():
+    assert "nearest are model.window" in refusal({"model.windw": 7})
+    assert "model.window" in refusal({"window": 7})
+    assert "optim.base_lr" in refusal({"optim": {"base_rl": 1.0}})
+    config = default_config()
+    config.model.windw = 7  # a config file is not locked while it is being written
+    with pytest.raises(ValueError, match=r"no key 'model.windw': nearest are model.window"):
+        resolve(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"task": "finetune"}, "task is 'finetune': expected pretrain, the only task there is yet"),
+        ({"method": "mae"}, "method is 'mae': expected green or simmim"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": True}, "seed is True"),
+        ({"deterministic": 1}, "deterministic is 1: expected True or False"),
+        ({"steps": 10}, "epochs is 100: expected none beside steps 10"),
+        ({"epochs": None}, "neither epochs nor steps"),
+        ({"epochs": 40}, "optim.warmup_epochs is 40: expected less than epochs, 40"),
+        ({"epochs": 0, "steps": 50}, "optim.warmup_epochs is 40: expected none in a run measured in steps"),
+        ({"image_size": 200}, "image_size is (200, 200): expected multiples of the mask unit, 32"),
+        ({"image_size": (224, 225)}, "image_size is (224, 225)"),
+        ({"image_size": (32, 32, 32)}, "image_size is (32, 32, 32)"),
+        ({"image_size": 0}, "image_size is (0, 0)"),
+        ({"image_size": "big"}, "image_size is 'big'"),
+        ({"image_size": 32}, "of 1 units it leaves none visible"),
+        ({"model.name": "resnet"}, "model.name is 'resnet': expected swin_t or swin_s or swin_b or swin_l"),
+        ({"model.patch": 0}, "model.patch is 0"),
+        ({"model.patch": 4.0}, "model.patch is 4.0"),
+        ({"model.window": -7}, "model.window is -7"),
+        ({"model.depths": (2, 2)}, "model.num_heads is (4, 8, 16, 32): expected one number a stage"),
+        ({"model.depths": ()}, "model.depths is ()"),
+        ({"model.depths": 2}, "model.depths is 2"),
+        ({"model.depths": (2, 2, 0, 2)}, "model.depths is (2, 2, 0, 2)"),
+        ({"model.num_heads": (4, 8, 7, 32)}, "a divisor of the 512 channels of stage 3 in place of 7"),
+        ({"model.embed_dim": 90}, "model.num_heads is (4, 8, 16, 32): expected a divisor of the 90 channels"),
+        ({"model.drop_path": 1.0}, "model.drop_path is 1.0"),
+        ({"model.norm_epsilon": float("nan")}, "model.norm_epsilon is nan"),
+        ({"model.dtype": "float16"}, "float16 needs loss scaling"),
+        ({"model.dtype": "float64"}, "model.dtype is 'float64'"),
+        ({"model.in_channels": 1}, "data.mean is (0.485, 0.456, 0.406): expected 1 numbers"),
+        ({"data.std": (1.0, 0.0, 1.0)}, "data.std is (1.0, 0.0, 1.0): expected numbers above 0"),
+        ({"data.mean": (1.0,)}, "data.mean is (1.0,): expected 3 numbers"),
+        ({"decoder.dim": 510}, "decoder.dim is 510: expected a multiple of 4"),
+        ({"decoder.num_heads": 24}, "decoder.num_heads is 24: expected a divisor of decoder.dim, 512"),
+        ({"mask.ratio": 0.0}, "mask.ratio is 0.0"),
+        ({"mask.ratio": 1}, "mask.ratio is 1.0"),
+        ({"mask.ratio": 0.99}, "of 49 units it leaves none visible"),
+        ({"mask.groups": 0}, "mask.groups is 0"),
+        ({"mask.groups": 3}, "mask.groups is 3: expected a divisor of data.batch_size, 2048"),
+        ({"optim.accumulation": 16}, "mask.groups is 8: expected a multiple of optim.accumulation, 16"),
+        ({"mask.pool": -1}, "mask.pool is -1"),
+        ({"data.source": "webdataset"}, "data.source is 'webdataset': expected digits or folder or tfds"),
+        ({"data.source": "folder"}, "data.path is '': expected a directory"),
+        ({"data.name": ""}, "data.name is ''"),
+        ({"data.split": ""}, "data.split is ''"),
+        ({"data.batch_size": 0}, "data.batch_size is 0"),
+        ({"data.workers": -1}, "data.workers is -1"),
+        ({"data.crop_scale": (0.5, 1.5)}, "data.crop_scale is (0.5, 1.5)"),
+        ({"data.crop_scale": (1.0, 0.5)}, "data.crop_scale is (1.0, 0.5)"),
+        ({"data.crop_ratio": (0.75,)}, "data.crop_ratio is (0.75,)"),
+        ({"optim.base_lr": 0}, "optim.base_lr is 0.0"),
+        ({"optim.b1": 1}, "optim.b1 is 1.0: expected at least 0 and below 1"),
+        ({"optim.b2": -0.1}, "optim.b2 is -0.1"),
+        ({"optim.eps": 0}, "optim.eps is 0.0"),
+        ({"optim.clip": -1}, "optim.clip is -1.0"),
+        ({"optim.base_lr": float("inf")}, "optim.base_lr is inf"),
+        ({"mesh.data": 0}, "mesh.data is 0: expected at least 1, or -1 for all devices"),
+        ({"mesh.fsdp": 0}, "mesh.fsdp is 0"),
+        ({"mesh.data": 16}, "mask.groups is 8: expected a multiple of optim.accumulation x mesh devices"),
+        ({"log.every": 0}, "log.every is 0"),
+        ({"log.keep": 0}, "log.keep is 0"),
+    ],
+)
+def test_what_cannot_work_is_refused(overrides, expected):
+    assert expected in refusal(overrides)
+
+
+def test_one_visible_and_one_masked_unit_are_enough():
+    assert load_config(SWIN_B, {"image_size": (32, 64), "mask.ratio": 0.5}).image_size == (32, 64)
+    assert load_config(SWIN_B, {"mask.ratio": 0.02}).mask.ratio == 0.02
+
+
+def test_a_file_without_a_config_is_refused(tmp_path):
+    empty = tmp_path / "empty.py"
+    empty.write_text("")
+    assert "expected a function get_config()" in refusal({}, empty)
+    assert "no such file" in refusal({}, tmp_path / "none.py")

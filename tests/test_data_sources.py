@@ -1,0 +1,273 @@
+"""Sources: every image is found once, decoded as stored, and whatever is missing is said in one line."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from greenjax.data import DecodeError, open_source
+from greenjax.data.sources import decode, find_images, parse_split
+
+
+def picture(value, height=6, width=9, channels=3):
+    """An image that tells which one it is: its mean is `value`."""
+    return np.full((height, width, channels), value, np.uint8)
+
+
+def encode(image, suffix=".png"):
+    return cv2.imencode(suffix, image[..., ::-1] if image.shape[2] == 3 else image)[1].tobytes()
+
+
+def settings(source, path="", name=""):
+    """What the sources read of config.data."""
+    return ConfigDict(dict(source=source, path=str(path), name=name))
+
+
+def values(source):
+    return [int(source[i].mean()) for i in range(len(source))]
+
+
+# The grammar of splits
+
+
+@pytest.mark.parametrize(
+    "split, expected",
+    [
+        ("all", range(50)),
+        ("all[:98%]", range(49)),
+        ("all[98%:]", range(49, 50)),
+        ("all[10:-10%]", range(10, 45)),
+        ("all[-3:]", range(47, 50)),
+        ("all[:]", range(50)),
+    ],
+)
+def test_a_slice_counts_images_or_percent(tmp_path, split, expected):
+    for value in range(50):
+        (tmp_path / f"{value}.png").write_bytes(encode(picture(value)))
+    whole = values(open_source(settings("folder", tmp_path), "all"))
+    assert values(open_source(settings("folder", tmp_path), split)) == [whole[i] for i in expected]
+
+
+@pytest.mark.parametrize("split", ["", "train[", "train[5]", "train[:5", "train[:2.5]", "train[:5]x", "[:5]"])
+def test_another_grammar_is_refused(split):
+    with pytest.raises(ValueError, match="expected NAME or NAME"):
+        parse_split(split)
+
+
+@pytest.mark.parametrize("split, message", [("train[7:7]", "is empty"), ("train[:1501]", "its 1500 images")])
+def test_a_slice_without_images_is_refused(split, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(settings("digits"), split)
+
+
+# Digits
+
+
+def test_digits_are_all_there():
+    train, test, both = (open_source(settings("digits"), split) for split in ("train", "test", "all"))
+    assert (len(train), len(test), len(both)) == (1500, 297, 1797)
+    assert np.array_equal(np.concatenate([train, test]), np.asarray(both))
+    assert both[0].shape == (8, 8, 1) and both[0].dtype == np.uint8
+    assert np.asarray(both).min() == 0 and np.asarray(both).max() == 255
+    with pytest.raises(ValueError, match="no split 'validation': expected one of 'train', 'test', 'all'"):
+        open_source(settings("digits"), "validation")
+
+
+# Folder
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Three classes of ten images, nested, with things between them that are no images."""
+    for i in range(30):
+        folder = tmp_path / "train" / "abc"[i // 10] / ("deep" if i % 10 == 9 else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        suffix = (".png", ".JPEG", ".webp", ".bmp")[i % 4]
+        (folder / f"{i}{suffix}").write_bytes(encode(picture(8 * i), suffix.lower()))
+    (tmp_path / "train" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / "._0.png").write_text("hidden")
+    (tmp_path / ".thumbnails").mkdir()
+    (tmp_path / ".thumbnails" / "0.png").write_bytes(encode(picture(1)))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "train" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    return tmp_path
+
+
+def test_a_folder_is_read_whole_and_once(tree):
+    found = values(open_source(settings("folder", tree), "train"))
+    assert sorted(round(value / 8) for value in found) == list(range(30))
+    assert len(open_source(settings("folder", tree), "all")) == 30
+    assert len(open_source(settings("folder", tree), "train/b")) == 10
+
+
+def test_a_slice_of_a_folder_mixes_classes(tree):
+    part = values(open_source(settings("folder", tree), "train[:50%]"))
+    assert {round(value / 8) // 10 for value in part} == {0, 1, 2}
+
+
+def test_a_new_file_moves_no_other(tree):
+    before = open_source(settings("folder", tree), "train").names
+    (tree / "train" / "a" / "new.png").write_bytes(encode(picture(255)))
+    after = open_source(settings("folder", tree), "train").names
+    assert [name for name in after if not name.endswith("new.png")] == before
+
+
+def test_images_are_listed_in_an_order_of_their_own(tree):
+    assert find_images(tree / "train") == sorted(find_images(tree / "train"))
+
+
+@pytest.mark.parametrize(
+    "path, split, message",
+    [
+        ("", "all", "data.path is '': expected a directory"),
+        ("{tree}/nowhere", "all", "nowhere': expected a directory"),
+        ("{tree}", "test", "no sub-folder for split 'test': available are 'all', 'empty', 'train'$"),
+        ("{tree}", "empty", "empty' has no images: expected "),
+    ],
+)
+def test_a_folder_that_cannot_be_used_says_why(tree, path, split, message):
+    with pytest.raises(ValueError, match=message) as error:
+        open_source(settings("folder", path.format(tree=tree)), split)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_gone_is_named(tree):
+    source = open_source(settings("folder", tree), "train")
+    os.remove(os.path.join(source.root, source.names[3]))
+    with pytest.raises(DecodeError, match=source.names[3]):
+        source[3]
+
+
+# Decoding
+
+
+def test_colours_grey_alpha_and_depth_are_read_as_meant():
+    colour = np.zeros((4, 5, 3), np.uint8)
+    colour[...] = (250, 120, 10)
+    assert np.array_equal(decode(encode(colour), "rgb"), colour)
+    assert np.abs(decode(encode(colour, ".jpg"), "jpeg").astype(int) - colour).max() < 5
+    assert np.array_equal(decode(encode(picture(7, channels=1)), "grey"), picture(7, channels=1))
+    with_alpha = cv2.imencode(".png", np.dstack([colour[..., ::-1], colour[..., :1]]))[1].tobytes()
+    assert np.array_equal(decode(with_alpha, "rgba"), colour)
+    deep = cv2.imencode(".png", np.full((4, 5), 200 * 257, np.uint16))[1].tobytes()
+    assert np.array_equal(decode(deep, "16 bits"), np.full((4, 5, 1), 200))
+
+
+@pytest.mark.parametrize("encoded", [b"", b"text, not an image", encode(picture(9, 64, 64), ".jpg")[:300]])
+def test_what_is_no_image_is_named(encoded):
+    with pytest.raises(DecodeError, match=r"cat\.jpg cannot be decoded"):
+        decode(encoded, "cat.jpg")
+
+
+# TFDS
+
+
+def prepare(data_dir, version="1.0.0", feature="image", first=0):
+    """Prepares a small ArrayRecord data set; images handed over encoded need no TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(version)
+
+        def _info(self):
+            image = tfds.features.Image(shape=(None, None, 3))
+            features = {feature: image, "y": tfds.features.ClassLabel(num_classes=3)}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(10), "test": self._generate_examples(3)}
+
+        def _generate_examples(self, count):
+            for i in range(first, first + count):
+                yield i, {feature: io.BytesIO(encode(picture(i, height=5 + i))), "y": i % 3}
+
+    Tiny(data_dir=data_dir, file_format="array_record").download_and_prepare()
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("tfds")
+    prepare(data_dir, "1.0.0", first=100)
+    prepare(data_dir, "1.10.0")
+    prepare(data_dir, "1.9.0", feature="photo", first=50)
+    return data_dir
+
+
+@pytest.mark.parametrize(
+    "path, name, split, expected",
+    [
+        ("{dir}", "tiny", "train", range(10)),  # 1.10.0 is the newest
+        ("{dir}", "tiny", "train[80%:]", None),
+        ("{dir}", "tiny:1.0.0", "test", range(100, 103)),
+        ("{dir}", "tiny:1.9.0", "test", range(50, 53)),  # the image feature has another name
+        ("{dir}/tiny/1.0.0", "", "train", range(100, 110)),
+    ],
+)
+def test_a_tfds_data_set_is_read_as_prepared(tfds_dir, path, name, split, expected):
+    source = open_source(settings("tfds", path.format(dir=tfds_dir), name), split)
+    if expected is None:
+        assert len(source) == 2
+    else:
+        assert sorted(values(source)) == list(expected)
+        assert all(source[i].shape == (5 + value, 9, 3) for i, value in enumerate(values(source)))
+
+
+def edited(tfds_dir, tmp_path, file, edit):
+    """A copy of the data set whose JSON `file` is changed."""
+    import shutil
+
+    folder = shutil.copytree(tfds_dir / "tiny" / "1.0.0", tmp_path / "tiny" / "1.0.0")
+    content = json.loads((folder / file).read_text())
+    edit(content)
+    (folder / file).write_text(json.dumps(content))
+    return folder
+
+
+def test_a_tfds_data_set_of_tfrecords_is_refused_with_the_remedy(tfds_dir, tmp_path):
+    folder = edited(tfds_dir, tmp_path, "dataset_info.json", lambda info: info.update(fileFormat="tfrecord"))
+    with pytest.raises(ValueError, match="tfrecord") as error:
+        open_source(settings("tfds", folder), "train")
+    command = f"tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record"
+    assert command in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_tfds_data_set_without_images_is_refused(tfds_dir, tmp_path):
+    def drop_image(features):
+        del features["featuresDict"]["features"]["image"]
+
+    folder = edited(tfds_dir, tmp_path, "features.json", drop_image)
+    with pytest.raises(ValueError, match=r"needs an image feature.* its features are 'y'$"):
+        open_source(settings("tfds", folder), "train")
+
+
+def test_what_tfds_lacks_is_said(tfds_dir, tmp_path):
+    with pytest.raises(ValueError, match="no split 'validation': available are 'train', 'test'"):
+        open_source(settings("tfds", tfds_dir, "tiny"), "validation")
+    with pytest.raises(ValueError, match=r"no prepared TFDS data set .* found no folders; .*tfds build"):
+        open_source(settings("tfds", tmp_path, "mnist"), "train")
+    with pytest.raises(
+        ValueError, match=r"no prepared TFDS data set 2\.0\.0: .* found '1.0.0', '1.10.0', '1.9.0'"
+    ):
+        open_source(settings("tfds", tfds_dir, "tiny:2.0.0"), "train")
+
+
+def test_reading_tfds_never_imports_tensorflow(tfds_dir, tmp_path):
+    """A TensorFlow that ends the process on import is put on the path: no `except Exception` hides it."""
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("raise SystemExit('TensorFlow was imported')")
+    script = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from ml_collections import ConfigDict
+from greenjax.data import open_source
+source = open_source(ConfigDict(dict(source="tfds", path=sys.argv[1], name="tiny")), "train")
+assert sorted(source[i].mean() for i in range(len(source))) == list(range(10))
+assert "tensorflow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script, str(tfds_dir), str(tmp_path)], check=True, timeout=120)

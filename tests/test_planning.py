@@ -1,0 +1,190 @@
+"""Plans of random geometries against the rules they follow, written out token by token."""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from greenjax.planning import StageSpec, TokenGrid, exact_plan
+from greenjax.planning.layout import choose_layouts
+from greenjax.planning.masking import draw_visible, visible_count
+from greenjax.planning.plan import Grouping, GroupLayout, WindowPartition, make_plan, partitions
+from greenjax.planning.tokens import to_grid, to_unit_major
+
+GEOMETRIES = range(30)
+
+
+class Case:
+    """A random geometry with a few random masks."""
+
+    def __init__(self, seed: int):
+        rng = random.Random(seed)
+        stages = rng.randint(1, 4)
+        patch = rng.choice([1, 2, 4, 7])
+        unit = patch * 2 ** (stages - 1)
+        rows, columns = rng.randint(1, 6), rng.randint(2, 6)
+        self.grid = TokenGrid(rows * unit, columns * unit, patch, stages)
+        self.specs = [StageSpec(rng.randint(1, 9), shifted=rng.random() < 0.8) for _ in range(stages)]
+        self.stages = partitions(self.grid, self.specs)
+        self.visible_units = rng.randint(1, rows * columns - 1)
+        numpy_rng = np.random.default_rng(seed)
+        self.masks = np.stack(
+            [draw_visible(numpy_rng, (rows, columns), self.visible_units) for _ in range(3)]
+        )
+
+
+def recursive_tokens(row: int, column: int, side: int) -> Iterator[tuple[int, int]]:
+    """The token order as defined: the children of a block column by column, down to the token."""
+    if side == 1:
+        yield row, column
+        return
+    half = side // 2
+    for down, right in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        yield from recursive_tokens(row + down * half, column + right * half, half)
+
+
+def visible_tokens(grid: TokenGrid, stage: int, mask: np.ndarray) -> list[tuple[int, int]]:
+    """(row, column) of the visible tokens of a stage, unit-major."""
+    side = 2 ** (grid.stages - 1 - stage)
+    units = [(row, column) for row in range(mask.shape[0]) for column in range(mask.shape[1])]
+    return [
+        token
+        for row, column in units
+        if mask[row, column]
+        for token in recursive_tokens(row * side, column * side, side)
+    ]
+
+
+def windows_of_stage(shape: tuple[int, int], spec: StageSpec) -> list[tuple[int, int]]:
+    """(window, offset) of a stage's regular and shifted partition, after DESIGN's rule."""
+    if min(shape) <= spec.window:
+        return [(min(shape), 0)]
+    shift = spec.window // 2
+    shifted = [(spec.window, spec.window - shift)] if spec.shifted and shift else []
+    return [(spec.window, 0), *shifted]
+
+
+@pytest.mark.parametrize("seed", GEOMETRIES)
+def test_token_order_is_the_recursive_definition(seed):
+    case = Case(seed)
+    rows, columns = case.grid.units
+    for stage in range(case.grid.stages):
+        everything = visible_tokens(case.grid, stage, np.ones((rows, columns), bool))
+        assert list(map(tuple, case.grid.coordinates(stage).reshape(-1, 2))) == everything
+        height, width = case.grid.shape(stage)
+        index = np.arange(height * width).reshape(1, height, width, 1)
+        side = case.grid.side(stage)
+        tokens = to_unit_major(index, side)
+        assert tokens.ravel().tolist() == [row * width + column for row, column in everything]
+        assert np.array_equal(to_grid(tokens.reshape(1, -1, 1), (rows, columns), side), index)
+
+
+def test_patches_are_leaves_in_raster_order():
+    """An image cut to units: each first-stage token holds its patch as (row, column, channel)."""
+    grid = TokenGrid(24, 36, patch=3, stages=3)
+    image = np.arange(24 * 36 * 2).reshape(1, 24, 36, 2)
+    patches = to_unit_major(image, grid.unit, grid.patch).reshape(-1, 3 * 3 * 2)
+    for patch, (row, column) in zip(patches, grid.coordinates(0).reshape(-1, 2), strict=True):
+        assert np.array_equal(patch, image[0, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3].ravel())
+
+
+@pytest.mark.parametrize("seed", GEOMETRIES)
+def test_windows_follow_the_rule_for_every_token(seed):
+    """Row y belongs to window (y + (window - shift if shifted else 0)) // window, columns likewise."""
+    case = Case(seed)
+    for stage, spec in enumerate(case.specs):
+        expected = windows_of_stage(case.grid.shape(stage), spec)
+        assert len(case.stages[stage]) == len(expected)
+        for partition, (window, offset) in zip(case.stages[stage], expected, strict=True):
+            columns = (case.grid.shape(stage)[1] - 1 + offset) // window + 1
+            tokens = case.grid.coordinates(stage).reshape(-1, 2).tolist()
+            ids = [(y + offset) // window * columns + (x + offset) // window for y, x in tokens]
+            positions = [(y + offset) % window * window + (x + offset) % window for y, x in tokens]
+            assert partition.ids.ravel().tolist() == ids
+            assert partition.positions.ravel().tolist() == positions
+
+
+@pytest.mark.parametrize("seed", GEOMETRIES)
+def test_every_visible_token_stands_in_exactly_one_slot(seed):
+    case = Case(seed)
+    layouts = choose_layouts(case.stages, case.masks, tolerance=0.0)
+    for mask in case.masks:
+        plan = make_plan(mask, case.stages, layouts)
+        assert plan is not None
+        assert plan.visible_units.tolist() == np.flatnonzero(mask).tolist()
+        assert plan.masked_units.tolist() == np.flatnonzero(~mask).tolist()
+        for stage, (groupings, of_stage) in enumerate(zip(plan.windows, case.stages, strict=True)):
+            tokens = visible_tokens(case.grid, stage, mask)
+            for grouping, partition, layout in zip(groupings, of_stage, layouts[stage], strict=True):
+                check_grouping(grouping, partition, layout, tokens)
+
+
+def check_grouping(
+    grouping: Grouping, partition: WindowPartition, layout: GroupLayout, tokens: list[tuple[int, int]]
+) -> None:
+    n = len(tokens)
+    assert grouping.window.shape == grouping.position.shape == (layout.groups, layout.slots)
+    where = {token: place for place, token in enumerate(map(tuple, token_rows(partition)))}
+    window = [partition.ids.ravel()[where[token]] for token in tokens]
+    position = [partition.positions.ravel()[where[token]] for token in tokens]
+    if grouping.token is None:
+        assert grouping.slot is None
+        assert grouping.window.ravel().tolist() == window
+        assert grouping.position.ravel().tolist() == position
+        return
+    token = grouping.token.ravel()
+    taken = token < n
+    assert sorted(token[taken].tolist()) == list(range(n))
+    assert (token[~taken] == n).all()
+    assert np.array_equal(token[grouping.slot], np.arange(n))
+    assert grouping.window.ravel()[grouping.slot].tolist() == window
+    assert grouping.position.ravel()[grouping.slot].tolist() == position
+    assert (grouping.window.ravel()[~taken] == -1).all()
+    assert (grouping.position.ravel()[~taken] == 0).all()
+    rows = [set(row.tolist()) - {-1} for row in grouping.window]
+    assert sum(map(len, rows)) == len(set().union(*rows)), "a window is spread over two groups"
+
+
+def token_rows(partition: WindowPartition) -> list[list[int]]:
+    return partition.grid.coordinates(partition.stage).reshape(-1, 2).tolist()
+
+
+@pytest.mark.parametrize("seed", GEOMETRIES)
+def test_visible_counts_of_windows(seed):
+    """The w_i of the packing are the visible tokens of each window."""
+    case = Case(seed)
+    for stage, of_stage in enumerate(case.stages):
+        for partition in of_stage:
+            where = {tuple(token): place for place, token in enumerate(token_rows(partition))}
+            for mask, sizes in zip(case.masks, partition.sizes(case.masks), strict=True):
+                ids = [
+                    partition.ids.ravel()[where[token]] for token in visible_tokens(case.grid, stage, mask)
+                ]
+                assert sizes.tolist() == np.bincount(ids, minlength=sizes.size).tolist()
+
+
+def test_dense_plan_needs_no_padding():
+    """With every unit visible and grids that are multiples of the window, each window is a row of its own."""
+    grid = TokenGrid(56, 112, patch=4, stages=2)
+    plan = exact_plan(grid, [StageSpec(7, True), StageSpec(7, False)], np.ones((1, 7, 14), bool))
+    assert plan.masked_units.shape == (1, 0)
+    for stage in plan.windows:
+        regular = stage[0]
+        assert (regular.window >= 0).all()
+        assert all(len(set(row.tolist())) == 1 for row in regular.window.reshape(-1, 49))
+
+
+def test_visible_count():
+    assert visible_count(49, 0.75) == 12
+    assert visible_count(16, 0.75) == 4
+    assert visible_count(10, 0.9) == 1
+    with pytest.raises(ValueError, match=r"mask\.ratio 0\.9 leaves 0 of 4 units visible"):
+        visible_count(4, 0.9)
+    with pytest.raises(ValueError, match="leaves 1 of 1 units visible"):
+        visible_count(1, 0.0)
+
+
+def test_an_image_is_a_whole_number_of_units():
+    with pytest.raises(ValueError, match="image height 230 is not a positive multiple of the mask unit, 32"):
+        TokenGrid(230, 224, patch=4, stages=4)
