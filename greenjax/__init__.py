@@ -11,6 +11,7 @@ _PUBLIC = {
     "default_config": "greenjax.config",
     "load_config": "greenjax.config",
     "resolve": "greenjax.config",
+    "flatten": "greenjax.config",
     "build": "greenjax.models",
     "features": "greenjax.models",
 }

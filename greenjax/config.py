@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 from greenjax import config_checks as checks
+from greenjax.errors import InputError
 
 SIZE = (int, tuple)  # the type of image_size: a side in pixels, or height and width
 
@@ -162,14 +163,14 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """The config of a file under overrides such as {"model.window": 14}, resolved and locked."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"config {str(path)!r}: no such file; expected a Python file with get_config()")
+        raise InputError(f"config {str(path)!r}: no such file; expected a Python file with get_config()")
     spec = importlib.util.spec_from_file_location("greenjax_config_file", path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"config {str(path)!r}: expected a Python file, named *.py")
+        raise InputError(f"config {str(path)!r}: expected a Python file, named *.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise ValueError(f"config {str(path)!r}: expected a function get_config()")
+        raise InputError(f"config {str(path)!r}: expected a function get_config()")
     return resolve({**flatten(module.get_config()), **flatten(overrides or {})})
 
 
@@ -177,7 +178,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
     """The config with every key filled in and checked, as a locked copy; resolving twice changes nothing.
 
     Takes a ConfigDict, or a mapping, nested or with dotted keys, such as config.json read back.
-    Raises ValueError: one line with the key, its value and what is allowed.
+    Raises InputError: one line with the key, its value and what is allowed.
     """
     given = flatten(config)
     for key in given:
@@ -201,7 +202,7 @@ def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[st
 
 
 def check_key(key: str) -> None:
-    """Raises ValueError with the nearest names where `key` is not a setting."""
+    """Raises InputError with the nearest names where `key` is not a setting."""
     if key in KEYS:
         return
     last = {known.rpartition(".")[2]: known for known in KEYS}
@@ -213,7 +214,7 @@ def check_key(key: str) -> None:
         hint = "nearest are " + ", ".join(dict.fromkeys(nearest))
     else:
         hint = "greenjax/config.py lists all keys"
-    raise ValueError(f"config has no key {key!r}: {hint}")
+    raise InputError(f"config has no key {key!r}: {hint}")
 
 
 def _field(entry: Key) -> Any:
@@ -244,7 +245,7 @@ def _checked(key: str, value: Any) -> Any:
     except (TypeError, ValueError):
         good = False
     if not good:
-        raise ValueError(f"{key} is {value!r}: expected {entry.allowed}")
+        raise InputError(f"{key} is {value!r}: expected {entry.allowed}")
     return value
 
 

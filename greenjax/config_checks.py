@@ -1,16 +1,18 @@
 """Which settings contradict each other. Each check takes the flat settings {"model.window": 7, ...}.
 
-Raises ValueError: one line with the key, its value and what is allowed next to the others.
+Raises InputError: one line with the key, its value and what is allowed next to the others.
 """
 
 import math
 from typing import Any
 
+from greenjax.errors import InputError
+
 Values = dict[str, Any]
 
 
 def refuse(values: Values, key: str, allowed: str) -> None:
-    raise ValueError(f"{key} is {values[key]!r}: expected {allowed}")
+    raise InputError(f"{key} is {values[key]!r}: expected {allowed}")
 
 
 def check_all(values: Values) -> None:
@@ -31,9 +33,7 @@ def settle_length(values: Values) -> None:
     if values["epochs"] and values["steps"]:
         refuse(values, "epochs", f"none beside steps {values['steps']}: unset one of them with 0")
     if not values["epochs"] and not values["steps"]:
-        raise ValueError(
-            "neither epochs nor steps is given: expected one of them, a whole number, at least 1"
-        )
+        raise InputError("neither epochs nor steps is given: expected one of them, a whole number, at least 1")
     (length, warmup), (_, other) = pairs if values["epochs"] else reversed(pairs)
     if values[other]:
         refuse(values, other, f"none in a run measured in {length}: unset it with 0 and set {warmup}")

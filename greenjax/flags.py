@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from greenjax import config
+from greenjax.errors import InputError
 
 
 class _SizeParser(flags.ArgumentParser):
@@ -27,7 +28,7 @@ class _SizeParser(flags.ArgumentParser):
         except (SyntaxError, ValueError):
             value = None
         if not isinstance(value, int | tuple | list):
-            raise ValueError(f"expected {self.flag_type()}, in pixels")
+            raise InputError(f"expected {self.flag_type()}, in pixels")
         return tuple(value) if isinstance(value, list) else value
 
     def flag_type(self) -> str:
@@ -52,9 +53,9 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> l
                 config.check_key(override[1])
         rest = flag_values(argv)
         if len(rest) > 1:
-            raise ValueError(f"argument {rest[1]!r} is not understood: expected --config.key=value")
+            raise InputError(f"argument {rest[1]!r} is not understood: expected --config.key=value")
         if flag_values["config"].value is None:
-            raise ValueError("no config given: expected --config configs/NAME.py")
+            raise InputError("no config given: expected --config configs/NAME.py")
         config.resolve(flag_values["config"].value)
     except (flags.Error, ValueError, TypeError, OSError) as error:
         sys.exit(f"{argv[0]}: {error}")

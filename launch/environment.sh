@@ -1,17 +1,18 @@
 # Sourced by the other scripts: makes .venv once, installs a requirements file when it changed, sets $python.
 #   install requirements.txt
 
-# The newest Python that is there; PYTHON=... chooses another.
+# The first Python that is new enough; PYTHON=... names one.
 find_python() {
-    local name
-    for name in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do
+    local name found names=(python3 python3.14 python3.13 python3.12 python3.11 python)
+    if [ -n "${PYTHON:-}" ]; then names=("$PYTHON"); fi
+    for name in "${names[@]}"; do
         if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$name"
             return
         fi
     done
-    echo "Python 3.11 or later is needed; found: $("${PYTHON:-python3}" --version 2>&1 | tail -n 1)." \
-        "Name another with PYTHON=/path/to/python." >&2
+    found=$("${names[0]}" --version 2>/dev/null)
+    echo "Python 3.11 or later is needed; found: ${found:-none}. Name another with PYTHON=/path/to/python." >&2
     return 1
 }
 

@@ -163,7 +163,10 @@ def test_lost_data_is_an_error_not_zeros(tmp_path):
             make_state(dtype=jnp.bfloat16),
             r"params/encoder/stages/0/kernel is float32\[8, 16\] in the checkpoint",
         ),
-        (make_state()._replace(params={}), "params/decoder/kernel is only in the checkpoint; params/decoder/scale"),
+        (
+            make_state()._replace(params={}),
+            "params/decoder/kernel is only in the checkpoint; params/decoder/scale",
+        ),
         (make_state()._replace(opt={"count": jnp.zeros(())}), "opt/count is not in the checkpoint"),
     ],
 )
@@ -198,9 +201,7 @@ for step in range(1, 10_000):
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.03])
 def test_killed_in_the_middle_of_saving(tmp_path, delay):
     """Kill -9 while saves follow each other without a pause: the latest is whole, and saving goes on."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
         if int(line) == 4:

@@ -119,9 +119,7 @@ def test_optimal_grouping_is_never_below_the_exhaustive_optimum(capsys):
     cases = [DESIGN_EXAMPLE, *(random.Random(seed).choices(range(1, 17), k=7) for seed in range(40))]
     gaps = [optimal_grouping(sizes, 16).cost / exhaustive_cost(sizes, 16) - 1 for sizes in cases]
     with capsys.disabled():
-        print(
-            f"\nAlgorithm 1: optimal in {gaps.count(0)} of {len(gaps)} cases, at most {max(gaps):.2%} above"
-        )
+        print(f"\nAlgorithm 1: optimal in {gaps.count(0)} of {len(gaps)} cases, at most {max(gaps):.2%} above")
     assert min(gaps) >= 0
     assert 0 < max(gaps) < 0.05
 

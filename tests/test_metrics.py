@@ -1,17 +1,157 @@
 """What a run leaves to look at, also when it is cut short and resumed."""
 
 import json
-import re
+import struct
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.record_writer import RecordWriter  # noqa: F401
 
-from greenjax.config import KEYS, load_config
+from greenjax.config import load_config, resolve
 from greenjax.training import metrics
 from greenjax.training.metrics import MetricsWriter, duration, record_config
 
 
 def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(workdir):
+    """Every event that TensorBoard would find: a file is a row of (length, checksum, event, checksum)."""
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_lines_and_events_hold_the_same_numbers(tmp_path):
+    with MetricsWriter(tmp_path, total=20) as writer:
+        writer.write(0, {"held_out_loss": 1.5})
+        writer.write(10, {"loss": 0.25, "images_per_second": np.float32(64.0), "skipped": 3})
+        assert len(lines(tmp_path)) == 2  # at once: nothing is lost by kill -9
+    assert lines(tmp_path)[1] == {"step": 10, "loss": 0.25, "images_per_second": 64.0, "skipped": 3}
+    found = {(e.step, v.tag): v.simple_value for e in events(tmp_path) for v in e.summary.value}
+    assert found[0, "held_out_loss"] == 1.5
+    assert found[10, "loss"] == 0.25
+
+
+def test_a_loss_that_is_not_a_number_stays_valid_json(tmp_path):
+    with MetricsWriter(tmp_path, total=20) as writer:
+        writer.write(1, {"loss": float("nan"), "images_per_second": float("inf")})
+    assert lines(tmp_path) == [{"step": 1, "loss": None, "images_per_second": None}]
+
+
+def test_a_resumed_run_repeats_no_line(tmp_path):
+    with MetricsWriter(tmp_path, total=20) as writer:
+        for step in range(0, 11, 2):
+            writer.write(step, {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    with MetricsWriter(tmp_path, total=20, start=4) as writer:
+        assert [line["step"] for line in lines(tmp_path)] == [0, 2, 4]
+        writer.write(6, {"loss": 60.0})
+    assert [line["loss"] for line in lines(tmp_path)] == [0.0, 2.0, 4.0, 60.0]
+    restarts = [event.step for event in events(tmp_path) if event.HasField("session_log")]
+    assert restarts[-1] == 5  # TensorBoard forgets what was logged from here on
+
+
+def test_a_run_from_the_beginning_starts_an_empty_file(tmp_path):
+    for _ in range(2):
+        with MetricsWriter(tmp_path, total=20) as writer:
+            writer.write(0, {"held_out_loss": 1.0})
+    assert lines(tmp_path) == [{"step": 0, "held_out_loss": 1.0}]
+
+
+def test_the_progress_line(tmp_path, capsys, monkeypatch):
+    now = iter([0.0, 5.0, 105.0, 205.0])  # opening, step 0, then one line each 100 s
+    monkeypatch.setattr(metrics, "monotonic", lambda: next(now))
+    with MetricsWriter(tmp_path, total=400) as writer:
+        writer.write(0, {"held_out_loss": 1.5})
+        writer.write(100, {"loss": 0.51239, "images_per_second": 1234.5, "grad_norm": 2.0, "skipped": 0})
+        writer.write(200, {"loss": 0.4, "images_per_second": 80.0, "skipped": 2})
+    assert capsys.readouterr().out.splitlines() == [
+        "step 0/400  held_out_loss 1.5",
+        "step 100/400  loss 0.5124  images/s 1,234  5 min 00 s left",
+        "step 200/400  loss 0.4  images/s 80  skipped 2  3 min 20 s left",
+    ]
+
+
+def test_a_terminal_gets_a_moving_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(metrics.sys.stdout, "isatty", lambda: True, raising=False)
+    with MetricsWriter(tmp_path, total=20) as writer:
+        writer.write(0, {"held_out_loss": 1.5})
+        writer.write(10, {"loss": 0.25, "images_per_second": 64.0})
+    out = capsys.readouterr().out
+    assert "held_out_loss 1.5" in out
+    assert "step 10/20" in out and "loss 0.25" in out and "images/s 64" in out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (192, "3 min 12 s"), (25500, "7 h 05 min")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_pictures(tmp_path):
+    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    with MetricsWriter(tmp_path, total=20) as writer:
+        writer.image(5, tmp_path / "p.png")
+        writer.image(6, picture)
+    found = {event.step: v.image for event in events(tmp_path) for v in event.summary.value}
+    assert found[5].height == 4 and found[5].encoded_image_string == found[6].encoded_image_string
+
+
+CONFIG = "configs/digits.py"
+
+
+def test_config_and_versions_are_left_in_the_workdir(tmp_path):
+    config = load_config(CONFIG)
+    record_config(tmp_path / "run", config, resuming=False)
+    assert resolve(json.loads((tmp_path / "run" / "config.json").read_text())) == config
+    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
+    assert {"greenjax", "python", "jax", "flax", "devices"} <= versions.keys()
+
+
+def test_harmless_keys_may_change_on_the_way(tmp_path):
+    record_config(tmp_path, load_config(CONFIG), resuming=False)
+    changed = load_config(CONFIG, {"log.every": 7, "data.workers": 3, "log.keep": 9})
+    record_config(tmp_path, changed, resuming=True)
+    assert resolve(json.loads((tmp_path / "config.json").read_text())) == changed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"optim.b2": 0.5}, "optim.b2 is 0.95 there, 0.5 here"),
+        ({"steps": 5000}, "steps is"),
+        ({"seed": 4}, "seed is 0 there, 4 here"),
+        ({"image_size": (32, 64)}, r"image_size is \[32, 32\] there, \[32, 64\] here"),
+    ],
+)
+def test_another_config_is_refused_on_resume_only(tmp_path, overrides, expected):
+    first, other = load_config(CONFIG), load_config(CONFIG, overrides)
+    record_config(tmp_path, first, resuming=False)
+    record_config(tmp_path, first, resuming=True)
+    with pytest.raises(ValueError, match=expected) as caught:
+        record_config(tmp_path, other, resuming=True)
+    assert "\n" not in str(caught.value) and "--workdir" in str(caught.value)
+    assert resolve(json.loads((tmp_path / "config.json").read_text())) == first
+    record_config(tmp_path, other, resuming=False)
+    assert resolve(json.loads((tmp_path / "config.json").read_text())) == other
+
+
+def test_keys_younger_than_the_run_had_their_default(tmp_path):
+    config = load_config(CONFIG)
+    record_config(tmp_path, config, resuming=False)
+    older = json.loads((tmp_path / "config.json").read_text())
+    del older["mask"]["pool"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    record_config(tmp_path, config, resuming=True)
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    with pytest.raises(ValueError, match=r"mask.pool is 0 there, 5 here"):
+        record_config(tmp_path, load_config(CONFIG, {"mask.pool": 5}), resuming=True)

@@ -29,9 +29,7 @@ class Case:
         self.stages = partitions(self.grid, self.specs)
         self.visible_units = rng.randint(1, rows * columns - 1)
         numpy_rng = np.random.default_rng(seed)
-        self.masks = np.stack(
-            [draw_visible(numpy_rng, (rows, columns), self.visible_units) for _ in range(3)]
-        )
+        self.masks = np.stack([draw_visible(numpy_rng, (rows, columns), self.visible_units) for _ in range(3)])
 
 
 def recursive_tokens(row: int, column: int, side: int) -> Iterator[tuple[int, int]]:
@@ -158,9 +156,7 @@ def test_visible_counts_of_windows(seed):
         for partition in of_stage:
             where = {tuple(token): place for place, token in enumerate(token_rows(partition))}
             for mask, sizes in zip(case.masks, partition.sizes(case.masks), strict=True):
-                ids = [
-                    partition.ids.ravel()[where[token]] for token in visible_tokens(case.grid, stage, mask)
-                ]
+                ids = [partition.ids.ravel()[where[token]] for token in visible_tokens(case.grid, stage, mask)]
                 assert sizes.tolist() == np.bincount(ids, minlength=sizes.size).tolist()
 
 

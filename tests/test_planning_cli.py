@@ -89,17 +89,13 @@ def test_cost_ratio_counts_blocks(analysis):
     assert len(stage) == 2
     only = analysis._replace(facts=(stage,))
     ours = 3 * stage[0].cost + 2 * stage[1].cost
-    assert cost_ratio(only, [5]) == pytest.approx(
-        ours / (3 * stage[0].optimal_cost + 2 * stage[1].optimal_cost)
-    )
+    assert cost_ratio(only, [5]) == pytest.approx(ours / (3 * stage[0].optimal_cost + 2 * stage[1].optimal_cost))
 
 
 def test_table_and_summary_name_every_stage(analysis):
     table = layout_table(analysis)
     assert table.row_count == sum(map(len, analysis.facts))
-    still = [
-        str(number + 1) for number, stage in enumerate(analysis.facts) if not any(f.moves for f in stage)
-    ]
+    still = [str(number + 1) for number, stage in enumerate(analysis.facts) if not any(f.moves for f in stage)]
     assert any(f"one row: {', '.join(still)}" in line for line in summary(analysis, [2, 2, 2]))
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
+from greenjax.errors import InputError
+
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 TRIES = 10  # of a random crop that fits, as in torchvision
@@ -110,6 +112,4 @@ def to_channels(image: UInt8[np.ndarray, "h w c"], channels: int) -> UInt8[np.nd
         return np.repeat(image, 3, axis=2)
     if (image.shape[2], channels) == (3, 1):
         return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[:, :, None]
-    raise ValueError(
-        f"model.in_channels is {channels}: expected 1 or 3, for an image of {image.shape[2]} channels"
-    )
+    raise InputError(f"model.in_channels is {channels}: expected 1 or 3, for an image of {image.shape[2]} channels")

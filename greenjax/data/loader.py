@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from greenjax.data.augment import CentreView, RandomView
 from greenjax.data.sources import DecodeError, Source
+from greenjax.errors import InputError
 from greenjax.planning import Plan, Planner
 
 TRIES = 100  # images in a row that cannot be decoded, before the run stops
@@ -114,7 +115,7 @@ class Stream:
                 self._warn(str(error))
                 continue
             return self.view(image, index), offset > 0
-        raise RuntimeError(f"{TRIES} images in a row could not be decoded: warnings above name them")
+        raise InputError(f"{TRIES} images in a row could not be decoded: warnings above name them")
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:  # once an epoch would be too often
@@ -130,9 +131,7 @@ class WithPlans:
     groups: int
     count: int = sys.maxsize  # images of the stream from here on are padding
 
-    def __call__(
-        self, step: int, rows: tuple[UInt8[np.ndarray, "rows h w c"], Bool[np.ndarray, " rows"]]
-    ) -> Batch:
+    def __call__(self, step: int, rows: tuple[UInt8[np.ndarray, "rows h w c"], Bool[np.ndarray, " rows"]]) -> Batch:
         plan, redrawn = self.draw(step)
         images, replaced = rows
         images = images.reshape(self.groups, -1, *images.shape[1:])
@@ -150,9 +149,7 @@ def warn_of_small_shared_memory(config: ConfigDict) -> None:
         return
     free = shutil.disk_usage("/dev/shm").free
     if free < needed:
-        found = (
-            f"/dev/shm has {free / 1e9:.1f} GB free, {data.workers} workers need up to {needed / 1e9:.1f} GB"
-        )
+        found = f"/dev/shm has {free / 1e9:.1f} GB free, {data.workers} workers need up to {needed / 1e9:.1f} GB"
         remedy = "lower data.workers or data.batch_size, or give a container more (docker run --shm-size)"
         logging.warning("%s: %s", found, remedy)
 

@@ -19,6 +19,8 @@ from absl import logging
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
+from greenjax.errors import InputError
+
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 _SPLIT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>(-?\d+%?)?):(?P<stop>(-?\d+%?)?)\])?")
@@ -43,24 +45,24 @@ class Source(Protocol):
 def open_source(data: ConfigDict, split: str) -> Source:
     """The images of a split of the data set that `config.data` describes.
 
-    Raises ValueError if the data set, the split or any image in it is not there.
+    Raises InputError if the data set, the split or any image in it is not there.
     """
     name, start, stop = parse_split(split)
     openers = {"digits": open_digits, "folder": open_folder, "tfds": open_tfds}
     if data.source not in openers:
-        raise ValueError(f"data.source is {data.source!r}: expected one of {_listed(openers)}")
+        raise InputError(f"data.source is {data.source!r}: expected one of {_listed(openers)}")
     source = openers[data.source](data, name)
     first, last = _boundary(split, start, len(source), 0), _boundary(split, stop, len(source), len(source))
     if first >= last:
-        raise ValueError(f"split {split!r} is empty: {name!r} has {len(source)} images")
+        raise InputError(f"split {split!r} is empty: {name!r} has {len(source)} images")
     return source if last - first == len(source) else Slice(source, first, last)
 
 
 def parse_split(split: str) -> tuple[str, str, str]:
-    """The name and the two boundaries, "" where not given. Raises ValueError for another grammar."""
+    """The name and the two boundaries, "" where not given. Raises InputError for another grammar."""
     match = _SPLIT.fullmatch(split)
     if match is None:
-        raise ValueError(f"split {split!r}: expected NAME or NAME[from:to], such as train or train[:98%]")
+        raise InputError(f"split {split!r}: expected NAME or NAME[from:to], such as train or train[:98%]")
     return match["name"], match["start"] or "", match["stop"] or ""
 
 
@@ -70,7 +72,7 @@ def _boundary(split: str, text: str, length: int, default: int) -> int:
         return default
     index = round(length * int(text[:-1]) / 100) if text.endswith("%") else int(text)
     if abs(index) > length:
-        raise ValueError(f"split {split!r} reaches beyond its {length} images")
+        raise InputError(f"split {split!r} reaches beyond its {length} images")
     return index + length if text.startswith("-") else index
 
 
@@ -111,7 +113,7 @@ def open_digits(data: ConfigDict, name: str) -> UInt8[np.ndarray, "n 8 8 1"]:
 
     parts = {"train": slice(0, 1500), "test": slice(1500, None), "all": slice(None)}
     if name not in parts:
-        raise ValueError(f"digits have no split {name!r}: expected one of {_listed(parts)}")
+        raise InputError(f"digits have no split {name!r}: expected one of {_listed(parts)}")
     pixels, _ = load_digits(return_X_y=True)  # 0 to 16
     return np.round(pixels[parts[name]] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
 
@@ -146,15 +148,15 @@ def open_folder(data: ConfigDict, name: str) -> FolderSource:
     """
     root = Path(data.path).expanduser()
     if not data.path or not root.is_dir():
-        raise ValueError(f"data.path is {data.path!r}: expected a directory of images")
+        raise InputError(f"data.path is {data.path!r}: expected a directory of images")
     if name != "all":
         if not (root / name).is_dir():
             available = _listed(["all", *_folders(root)])
-            raise ValueError(f"{str(root)!r} has no sub-folder for split {name!r}: available are {available}")
+            raise InputError(f"{str(root)!r} has no sub-folder for split {name!r}: available are {available}")
         root = root / name
     names = find_images(root)
     if not names:
-        raise ValueError(f"{str(root)!r} has no images: expected *{', *'.join(SUFFIXES)}, at any depth")
+        raise InputError(f"{str(root)!r} has no images: expected *{', *'.join(SUFFIXES)}, at any depth")
     names.sort(key=lambda name: blake2b(os.fsencode(name), digest_size=8).digest())
     return FolderSource(str(root), names)
 
@@ -208,16 +210,16 @@ def open_tfds(data: ConfigDict, name: str) -> TfdsSource:
     if array_record not in formats:
         command = f"tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record"
         found = _listed(stored.value for stored in formats)
-        raise ValueError(
-            f"{str(folder)!r} is stored as {found}, expected 'array_record': convert it by `{command}`"
+        raise InputError(
+            f"{str(folder)!r} is stored as {found}, expected 'array_record': `{command}` converts it (docs/data.md)"
         )
     if name not in builder.info.splits:
         available = _listed(builder.info.splits)
-        raise ValueError(f"{str(folder)!r} has no split {name!r}: available are {available}")
+        raise InputError(f"{str(folder)!r} has no split {name!r}: available are {available}")
     images = [key for key, feature in builder.info.features.items() if type(feature) is tfds.features.Image]
     image = "image" if "image" in images else images[0] if len(images) == 1 else None
     if image is None:
-        raise ValueError(
+        raise InputError(
             f"{str(folder)!r} needs an image feature, named 'image' or the only one:"
             f" its features are {_listed(builder.info.features)}"
         )
@@ -240,10 +242,10 @@ def find_builder(path: str, name: str) -> Path:
     infos = folder.glob(f"{version or '*'}/dataset_info.json") if name else ()
     prepared = [info.parent for info in infos if _VERSION.fullmatch(info.parent.name)]
     if not prepared:
-        raise ValueError(
-            f"{str(folder)!r} holds no prepared TFDS data set {version}: expected VERSION/dataset_info.json,"
+        raise InputError(
+            f"{str(folder)!r} holds no prepared TFDS data set {version or name}: expected VERSION/dataset_info.json,"
             f" found {_listed(_folders(folder)) or 'no folders'}; data.path and data.name say where, and"
-            " `tfds build NAME --data_dir=PATH --file_format=array_record` prepares one"
+            " `tfds build NAME --data_dir=PATH --file_format=array_record` prepares one (docs/data.md)"
         )
     return max(prepared, key=lambda version: [int(part) for part in version.name.split(".")])
 

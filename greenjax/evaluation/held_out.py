@@ -23,9 +23,7 @@ Place = Callable[[Any], Any]  # puts a host batch on the devices, as the computa
 class HeldOut:
     """The held-out images of one run."""
 
-    def __init__(
-        self, config: ConfigDict, source: Source, planner: Planner, graphdef: nnx.GraphDef, place: Place
-    ):
+    def __init__(self, config: ConfigDict, source: Source, planner: Planner, graphdef: nnx.GraphDef, place: Place):
         self.config, self.source, self.planner, self.place = config, source, planner, place
 
         @jax.jit

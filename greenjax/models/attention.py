@@ -63,9 +63,7 @@ attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 @jax.custom_vjp
-def relative_position_bias(
-    table: Float[Array, "offsets k"], position: Int[Array, "g s"]
-) -> Float[Array, "g k s s"]:
+def relative_position_bias(table: Float[Array, "offsets k"], position: Int[Array, "g s"]) -> Float[Array, "g k s s"]:
     """The bias of every pair of slots: table row (dy + w - 1) * (2 w - 1) + dx + w - 1 for the offset (dy, dx).
 
     `position` is row * w + column inside the window. The gradient of the table would be a contended scatter-add over

@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Float32, Int
 from ml_collections import ConfigDict
 
 from greenjax.models.attention import SelfAttention
-from greenjax.models.layers import LayerNorm, Mlp, linear
+from greenjax.models.layers import LayerNorm, Mlp, linear, token_normal
 
 
 @cache
 def sine_cosine_positions(rows: int, columns: int, dim: int) -> Float32[np.ndarray, "u c"]:
-    """Fixed 2-D positions of units in raster order: the first half of the channels codes the column, the second the row.
+    """Fixed 2-D positions of units in raster order: half of the channels codes the column, the other half the row.
 
     Each half is [sin | cos] with frequencies omega_i = 10000 ** (-i / (dim / 4)). Source: MAE (arXiv 2111.06377).
     """
@@ -46,13 +46,11 @@ class Decoder(nnx.Module):
     apart, and nothing has to be scattered.
     """
 
-    def __init__(
-        self, config: ConfigDict, latent_dim: int, units: tuple[int, int], outputs: int, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ConfigDict, latent_dim: int, units: tuple[int, int], outputs: int, *, rngs: nnx.Rngs):
         dim, epsilon, dtype = config.decoder.dim, config.model.norm_epsilon, config.model.dtype
         self.units, self.dim = units, dim
         self.embed = linear(latent_dim, dim, dtype=dtype, rngs=rngs)
-        self.mask_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (dim,), jnp.float32))
+        self.mask_token = nnx.Param(token_normal(rngs.params(), (dim,), jnp.float32))
         self.blocks = nnx.List(
             DecoderBlock(dim, config.decoder.num_heads, epsilon=epsilon, dtype=dtype, rngs=rngs)
             for _ in range(config.decoder.depth)

@@ -14,8 +14,11 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-xavier = nnx.initializers.xavier_uniform()
-small_normal = nnx.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
+# One program a shape: as single operations, or all in one program, they would take many times longer to compile.
+_compiled = partial(jax.jit, static_argnums=(1, 2))
+xavier = _compiled(nnx.initializers.xavier_uniform())
+small_normal = _compiled(nnx.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0))  # in effect not truncated
+token_normal = _compiled(nnx.initializers.normal(0.02))
 
 
 def linear(inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
@@ -24,9 +27,7 @@ def linear(inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs, use_bias: b
 
 
 @jax.custom_vjp
-def permute(
-    x: Float[Array, "b n c"], index: Int[Array, " s"], inverse: Int[Array, " n"]
-) -> Float[Array, "b s c"]:
+def permute(x: Float[Array, "b n c"], index: Int[Array, " s"], inverse: Int[Array, " n"]) -> Float[Array, "b s c"]:
     """y[:, i] = x[:, index[i]], and zeros where index[i] is n; inverse[j] is the place of x[:, j] in y.
 
     Every row of x stands in y at most once, so the gradient is a gather by the inverse, not a scatter-add.
@@ -62,9 +63,7 @@ def _layer_norm_fwd(x, scale, bias, epsilon):
     normalised = centred * inverse_deviation
     y = (normalised * _like(scale, x) + _like(bias, x)).astype(x.dtype)
     # The barrier keeps XLA from computing these again in every consumer of the backward pass.
-    y, normalised, inverse_deviation = jax.lax.optimization_barrier(
-        (y, normalised.astype(x.dtype), inverse_deviation)
-    )
+    y, normalised, inverse_deviation = jax.lax.optimization_barrier((y, normalised.astype(x.dtype), inverse_deviation))
     return y, (normalised, inverse_deviation, scale)
 
 

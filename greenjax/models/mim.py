@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Key, UInt8
 from ml_collections import ConfigDict
 
+from greenjax.errors import InputError
 from greenjax.models.decoder import Decoder
-from greenjax.models.layers import linear
-from greenjax.models.swin import Swin, Windows
+from greenjax.models.layers import linear, token_normal
+from greenjax.models.swin import Swin
 from greenjax.planning import Plan, dense_windows, exact_plan, stage_specs, token_grid
 from greenjax.planning.tokens import to_grid, to_unit_major
 
@@ -46,11 +47,13 @@ class MaskedImageModel(nnx.Module):
         self.latent_dim = config.model.embed_dim * 2 ** (self.grid.stages - 1)
         self.unit_pixels = self.grid.unit**2 * config.model.in_channels
 
-    def __call__(self, images: Images, visible: Bool[np.ndarray, "*m uh uw"]) -> Output:
-        """Images [b, h, w, c] (float32 colour-normalised, or uint8) under one mask, or under m masks with m dividing b.
+    def __call__(self, images: Images, visible: np.ndarray) -> Output:
+        """Images under one mask, or under m masks with m dividing b, each for b / m images in turn.
 
-        Any number of units from one to all may be visible, equally many in each mask. Plans are made on the spot, with
-        layouts that fit these masks exactly. Tokens of `stages` come in raster order. With nothing masked the loss is 0.
+        `images` [b, h, w, c] are float32, colour-normalised, or uint8. `visible` is a NumPy bool array [h / unit,
+        w / unit] or [m, h / unit, w / unit], True = the encoder sees the unit; any number of units from one to all,
+        equally many in each mask. Plans are made on the spot, with layouts that fit these masks exactly. Tokens of
+        `stages` come in raster order. With nothing masked the loss is 0. Raises InputError for other shapes.
         """
         visible = self._checked(np.asarray(visible), images.shape)
         m = len(visible)
@@ -65,7 +68,7 @@ class MaskedImageModel(nnx.Module):
     plans_windows = True
 
     def forward(self, images: Images, plan: Plan, key: Key[Array, ""] | None = None) -> Output:
-        """Images that share one planned mask; tokens of `stages` stay in unit-major order. Without a key: no drop-path."""
+        """Images that share one planned mask; tokens of `stages` stay unit-major. Without a key: no drop-path."""
         raise NotImplementedError
 
     def target(self, pixels: Float[Array, "b u p"]) -> Float[Array, "b u p"]:
@@ -85,18 +88,18 @@ class MaskedImageModel(nnx.Module):
     def _checked(self, visible: np.ndarray, images: tuple[int, ...]) -> Bool[np.ndarray, "m uh uw"]:
         h, w = self.grid.units
         if visible.dtype != bool or visible.ndim not in (2, 3) or visible.shape[-2:] != (h, w):
-            raise ValueError(
+            raise InputError(
                 f"visible: found {visible.dtype} {visible.shape}, expected bool ({h}, {w}) or (m, {h}, {w})"
             )
         visible = visible.reshape(-1, h, w)
         counts = sorted(set(visible.sum(axis=(1, 2)).tolist()))
         if len(counts) > 1 or counts[0] < 1:
-            raise ValueError(f"visible: found {counts} visible units, expected one number of at least 1 in every mask")
+            raise InputError(f"visible: found {counts} visible units, expected one number of at least 1 in every mask")
         if images[0] % len(visible):
-            raise ValueError(f"visible: found {len(visible)} masks, expected a divisor of the {images[0]} images")
+            raise InputError(f"visible: found {len(visible)} masks, expected a divisor of the {images[0]} images")
         if images[1:] != (self.grid.height, self.grid.width, len(self.mean)):
             expected = (self.grid.height, self.grid.width, len(self.mean))
-            raise ValueError(f"images: found {images[1:]} (h, w, c), expected {expected}")
+            raise InputError(f"images: found {images[1:]} (h, w, c), expected {expected}")
         return visible
 
     def _units(self, images: Images) -> Array:
@@ -168,7 +171,7 @@ class SimMIM(MaskedImageModel):
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         dim = config.model.embed_dim
-        self.mask_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (dim,), jnp.float32))
+        self.mask_token = nnx.Param(token_normal(rngs.params(), (dim,), jnp.float32))
         self.head = linear(self.latent_dim, self.unit_pixels, dtype=config.model.dtype, rngs=rngs)
 
     def forward(self, images: Images, plan: Plan, key: Key[Array, ""] | None = None) -> Output:

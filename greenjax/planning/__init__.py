@@ -8,4 +8,14 @@ from greenjax.planning.plan import Grouping, Plan, StageSpec
 from greenjax.planning.planner import Planner, stage_specs, token_grid
 from greenjax.planning.tokens import TokenGrid
 
-__all__ = ["Grouping", "Plan", "Planner", "StageSpec", "TokenGrid", "dense_windows", "exact_plan", "stage_specs", "token_grid"]
+__all__ = [
+    "Grouping",
+    "Plan",
+    "Planner",
+    "StageSpec",
+    "TokenGrid",
+    "dense_windows",
+    "exact_plan",
+    "stage_specs",
+    "token_grid",
+]

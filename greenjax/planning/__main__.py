@@ -1,7 +1,6 @@
 """What the planner makes of a configuration: layouts, their cost against Algorithm 1, and the redraw rate.
 
-python -m greenjax.planning --config configs/swin_b.py [--config.mask.ratio=0.6] [--masks N] [--plot
-FILE.png]
+python -m greenjax.planning --config configs/swin_b.py [--config.mask.ratio=0.6] [--masks N] [--plot FILE.png]
 """
 
 import sys
@@ -12,6 +11,7 @@ from absl import flags as absl_flags
 
 from greenjax import flags
 from greenjax.config import resolve
+from greenjax.errors import InputError
 from greenjax.planning.report import report
 
 CONFIG = flags.define_config()
@@ -22,7 +22,7 @@ PLOT = absl_flags.DEFINE_string("plot", None, "File to draw the paper's figure 4
 def main(_: Sequence[str]) -> None:
     try:
         report(resolve(CONFIG.value), MASKS.value, PLOT.value)
-    except (ValueError, OSError) as error:
+    except (InputError, OSError) as error:
         sys.exit(f"greenjax.planning: {error}")
 
 

@@ -93,9 +93,7 @@ def _misfits(
     harder, lost = np.zeros(len(visible), bool), np.zeros(len(visible), bool)
     if layout.groups > 1:
         for index, sizes in enumerate(partition.sizes(visible)):
-            harder[index] = (
-                sizes.max() > layout.slots or len(pack(sizes.tolist(), layout.slots)) > layout.groups
-            )
+            harder[index] = sizes.max() > layout.slots or len(pack(sizes.tolist(), layout.slots)) > layout.groups
             lost[index] = harder[index] and fit(sizes, layout) is None
     return harder, lost
 

@@ -9,6 +9,8 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from greenjax.errors import InputError
+
 Counts = dict[int, int]  # {size: how many}; among equal totals, late keys are spared
 
 _RESTARTS = 24
@@ -35,7 +37,7 @@ def subset_sum(sizes: Sequence[int], limit: int) -> list[int]:
 def pack(sizes: Sequence[int], slots: int) -> list[list[int]]:
     """Groups of window indices, none above `slots` tokens: Eq. 7 repeated until all windows are placed.
 
-    Windows of size 0 stand in no group. Raises ValueError when a window is larger than slots.
+    Windows of size 0 stand in no group. Raises InputError when a window is larger than slots.
     """
     counts = _count(sizes)
     _check_largest(counts, slots)
@@ -51,7 +53,7 @@ def pack_harder(sizes: Sequence[int], slots: int, groups: int) -> list[list[int]
 
     For masks that pack() spreads over too many groups. Each attempt fills one group after the other around
     the largest window left; attempts differ in which of several equally full groups they prefer, in a fixed
-    pseudo-random order. None does not prove that no packing exists. Raises ValueError when a window is larger
+    pseudo-random order. None does not prove that no packing exists. Raises InputError when a window is larger
     than slots.
     """
     counts = _count(sizes)
@@ -75,11 +77,11 @@ def optimal_grouping(window_sizes: Sequence[int], channels: int) -> OptimalGroup
 
     Among equal costs the smallest group size is kept. Group sizes that could not win even without padding are
     skipped, which changes nothing in the result. "Optimal" is the paper's word: repeating Eq. 7 is greedy.
-    Raises ValueError when no window has a visible token.
+    Raises InputError when no window has a visible token.
     """
     total = sum(window_sizes)
     if total <= 0:
-        raise ValueError("window_sizes: found no visible token, expected at least one window with size > 0")
+        raise InputError("window_sizes: found no visible token, expected at least one window with size > 0")
     best = None
     for slots in range(max(window_sizes), total + 1):
         fewest = -(-total // slots)
@@ -117,9 +119,7 @@ def _count(sizes: Sequence[int]) -> Counts:
 
 def _check_largest(counts: Counts, slots: int) -> None:
     if counts and max(counts) > slots:
-        raise ValueError(
-            f"slots: found {slots}, expected at least the size of the largest window, {max(counts)}"
-        )
+        raise InputError(f"slots: found {slots}, expected at least the size of the largest window, {max(counts)}")
 
 
 def _best_fill(counts: Counts, limit: int) -> Counts:

@@ -33,9 +33,7 @@ def choose_layouts(
 ) -> tuple[tuple[GroupLayout, ...], ...]:
     """The cheapest layout of every window partition that holds all of the given masks but a share `tolerance`."""
     packed = max(1, sum(len(stage) for stage in stages))
-    return tuple(
-        tuple(choose_layout(p.sizes(visible), p.size, tolerance / packed) for p in stage) for stage in stages
-    )
+    return tuple(tuple(choose_layout(p.sizes(visible), p.size, tolerance / packed) for p in stage) for stage in stages)
 
 
 def choose_layout(sizes: Int[np.ndarray, "m windows"], window: int, tolerance: float) -> GroupLayout:
@@ -66,11 +64,14 @@ def choose_layout(sizes: Int[np.ndarray, "m windows"], window: int, tolerance: f
 
 def _groups_needed(sizes: Int[np.ndarray, "m windows"], slots: int, limit: int, tolerance: float) -> int | None:
     """The fewest rows, at most `limit`, that hold all masks but a share `tolerance`; None if there are none."""
+    least = -(-int(sizes[0].sum()) // slots)
+    if least > limit:
+        return None
     allowed = math.floor(len(sizes) * tolerance)
     too_large = sizes.max(axis=1) > slots
     fitting = [row.tolist() for row in sizes[~too_large]]
     needed = np.array([len(pack(row, slots)) for row in fitting])
-    for groups in range(-(-int(sizes[0].sum()) // slots), limit + 1):
+    for groups in range(least, limit + 1):
         over = np.flatnonzero(needed > groups)
         # The stronger search is for the few; a layout that sends most masks there would slow down planning.
         if over.size > max(allowed, len(sizes) // 4):

@@ -1,20 +1,21 @@
 """Which units the encoder sees."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool
+
+from greenjax.errors import InputError
 
 
 def visible_count(units: int, ratio: float) -> int:
     """Units that stay visible when the share `ratio` of `units` is masked: 12 of 49 at 0.75.
 
-    Raises ValueError if that leaves none or all of them.
+    Raises InputError if that leaves none or all of them.
     """
     count = math.floor(units * (1 - ratio) + 1e-6)
     if not 1 <= count < units:
-        raise ValueError(
+        raise InputError(
             f"mask.ratio {ratio} leaves {count} of {units} units visible; at least 1 and at most {units - 1} are needed"
         )
     return count

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Bool, Int32
 from ml_collections import ConfigDict
 
+from greenjax.errors import InputError
 from greenjax.planning.layout import choose_layouts
 from greenjax.planning.masking import draw_visible, visible_count
-from greenjax.planning.plan import GroupLayout, Plan, StageSpec, make_plan, partitions, stack_plans
+from greenjax.planning.plan import GroupLayout, Plan, StageSpec, fit, make_plan, partitions, stack_plans
 from greenjax.planning.tokens import TokenGrid
 
 Layouts = tuple[tuple[GroupLayout, ...], ...]
@@ -57,7 +58,7 @@ class Planner:
     def from_config(cls, config: ConfigDict) -> "Planner":
         """The planner of a resolved configuration; layouts come from a cache on disk where they are known.
 
-        Raises ValueError if more than 1 % of the masks would have to be redrawn.
+        Raises InputError if more than 1 % of the masks would have to be redrawn.
         """
         grid = token_grid(config)
         visible = visible_count(grid.units[0] * grid.units[1], config.mask.ratio)
@@ -118,7 +119,7 @@ def simulated_masks(
 def cached_layouts(grid: TokenGrid, specs: Sequence[StageSpec], visible: int) -> Layouts:
     """The layouts for a geometry, from the cache or found by simulation and then cached.
 
-    Raises ValueError if more than 1 % of the simulated masks would have to be redrawn.
+    Raises InputError if more than 1 % of the simulated masks would have to be redrawn.
     """
     key = repr((CACHE_VERSION, SIMULATED_MASKS, TOLERANCE, grid, tuple(specs), visible))
     path = _cache_folder() / f"layouts-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
@@ -130,9 +131,14 @@ def cached_layouts(grid: TokenGrid, specs: Sequence[StageSpec], visible: int) ->
     masks = simulated_masks(grid.units, visible)
     stages = partitions(grid, specs)
     layouts = choose_layouts(stages, masks, TOLERANCE)
-    lost = np.mean([make_plan(mask, stages, layouts) is None for mask in masks])
+    pairs = [
+        (p.sizes(masks), layout)
+        for stage in zip(stages, layouts, strict=True)
+        for p, layout in zip(*stage, strict=True)
+    ]
+    lost = np.mean([any(fit(sizes[i], layout) is None for sizes, layout in pairs) for i in range(len(masks))])
     if lost > LIMIT:
-        raise ValueError(
+        raise InputError(
             f"{lost:.1%} of the masks would be redrawn with {visible} of {grid.units[0] * grid.units[1]} units visible"
             f" and layouts {layouts}; at most {LIMIT:.0%} are allowed"
         )

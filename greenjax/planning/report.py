@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from greenjax.errors import InputError
 from greenjax.planning.analysis import Analysis, LayoutFacts, analyse, cost_ratio
 from greenjax.planning.planner import Planner
 
@@ -26,18 +27,16 @@ COLOURS = ("tab:blue", "tab:orange")
 def report(config: ConfigDict, masks: int, plot: str | None = None) -> None:
     """Prints what simulated masks say of a resolved configuration; `plot` names a file for the figure.
 
-    Raises ValueError for a method that groups nothing, and for layouts that lose too many masks.
+    Raises InputError for a method that groups nothing, and for layouts that lose too many masks.
     """
     if config.method != "green":
-        raise ValueError(
+        raise InputError(
             f"method is {config.method!r}, whose encoder takes all tokens and groups none: expected 'green'"
         )
     planner = Planner.from_config(config)
     channels = [config.model.embed_dim * 2**stage for stage in range(len(config.model.depths))]
     analysis = analyse(planner, channels, masks)
-    title = (
-        f"{config.model.name}, {'x'.join(map(str, config.image_size))} pixels, window {config.model.window}"
-    )
+    title = f"{config.model.name}, {'x'.join(map(str, config.image_size))} pixels, window {config.model.window}"
     units = planner.grid.units[0] * planner.grid.units[1]
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     console.print(
@@ -100,7 +99,10 @@ def group_size_figure(analysis: Analysis, title: str) -> Figure:
         if facts:
             _draw_group_sizes(axes, facts, name, COLOURS[shifted], offset=0.16 * shifted - 0.08)
     axes.set(
-        xlabel="stage", ylabel="group size $g_s$ (tokens)", title=title, xlim=(0.5, len(analysis.facts) + 0.5)
+        xlabel="stage",
+        ylabel="group size $g_s$ (tokens): mean, deviation",
+        title=title,
+        xlim=(0.5, len(analysis.facts) + 0.5),
     )
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -109,9 +111,7 @@ def group_size_figure(analysis: Analysis, title: str) -> Figure:
     return figure
 
 
-def _draw_group_sizes(
-    axes: Axes, facts: Sequence[LayoutFacts], name: str, colour: str, offset: float
-) -> None:
+def _draw_group_sizes(axes: Axes, facts: Sequence[LayoutFacts], name: str, colour: str, offset: float) -> None:
     stages = [each.partition.stage + 1 + offset for each in facts]
     axes.errorbar(
         stages,
@@ -120,7 +120,7 @@ def _draw_group_sizes(
         fmt="o-",
         capsize=3,
         color=colour,
-        label=f"{name} windows, Algorithm 1: mean, deviation of {len(facts[0].optimal_slots)} masks",
+        label=f"{name} windows, Algorithm 1 ({len(facts[0].optimal_slots)} masks)",
     )
     slots = [each.layout.slots for each in facts]
     axes.plot(stages, slots, "D", color=colour, fillstyle="none", label=f"{name} windows, static slots")

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from greenjax.errors import InputError
+
 
 @dataclass(frozen=True)
 class TokenGrid:
@@ -37,7 +39,9 @@ class TokenGrid:
     def __post_init__(self):
         for name, pixels in (("height", self.height), ("width", self.width)):
             if pixels < 1 or pixels % self.unit:
-                raise ValueError(f"image {name} {pixels} is not a positive multiple of the mask unit, {self.unit} pixels")
+                raise InputError(
+                    f"image {name} is {pixels}: expected a positive multiple of the mask unit, {self.unit}"
+                )
 
     @property
     def unit(self) -> int:

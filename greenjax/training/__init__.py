@@ -3,6 +3,6 @@
 Read in this order: pretrain, step, state, optim, sharding; checkpoint and metrics keep what a run leaves behind.
 """
 
-from greenjax.training.pretrain import pretrain
+from greenjax.training.pretrain import DivergedError, pretrain
 
-__all__ = ["pretrain"]
+__all__ = ["DivergedError", "pretrain"]

@@ -1,8 +1,8 @@
 """Checkpoints of the training state. Orbax stays behind this module.
 
 A state is kept as a flat dictionary {"params/encoder/...": array}, so that a checkpoint outlives a change of
-the classes around it. Orbax writes into a temporary folder and renames it when all is there, so a folder named
-by its step is complete, unless something other than a save has cut it short: such a folder counts as absent.
+the classes around it. Orbax writes into a temporary folder and renames it when all is there: a folder named
+by its step is complete, unless something other than a save cut it short, and then it counts as absent.
 """
 
 import json
@@ -16,8 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-_ITEM = "state"
-_FILES = (f"{_ITEM}/_METADATA", f"{_ITEM}/manifest.ocdbt")  # without these nothing can be read
+from greenjax.errors import InputError
+
+_FILES = ("state/_METADATA", "state/manifest.ocdbt")  # without these nothing can be read
 
 
 class Checkpointer:
@@ -42,36 +43,36 @@ class Checkpointer:
     def save(self, step: int, state: Any) -> None:
         """Starts a save and returns as soon as `state` may be changed or donated.
 
-        A step that is there already is left alone; an earlier one raises ValueError. Errors of the previous
+        A step that is there already is left alone; an earlier one raises InputError. Errors of the previous
         save, such as a full disk, are raised here.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
             if step in self.steps():
                 return
-            raise ValueError(f"checkpoint step is {step}: expected more than the latest, {latest}")
+            raise InputError(f"checkpoint step is {step}: expected more than the latest, {latest}")
         if self._manager is None:
             self._manager = self._open()
-        arguments = ocp.args.Composite(**{_ITEM: ocp.args.StandardSave(_flatten(state))})
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(_flatten(state)))
         self._manager.save(step, args=arguments, force=True)
 
     def restore(self, abstract_state: Any, step: int | None = None) -> Any:
         """The state of a step (default: the latest), placed as the leaves of `abstract_state` say.
 
         Leaves are jax.ShapeDtypeStruct with a sharding, not necessarily the one at the time of the save.
-        Raises ValueError where there is no such checkpoint, or where it belongs to another configuration.
+        Raises InputError where there is no such checkpoint, or where it belongs to another configuration.
         """
         self.wait()
         steps = self.steps()
         step = step if step is not None else max(steps, default=None)
         if step not in steps:
-            raise ValueError(f"no checkpoint of step {step} in {self.directory}: found {steps or 'none'}")
+            raise InputError(f"no checkpoint of step {step} in {self.directory}: found {steps or 'none'}")
         path, wanted = self.directory / str(step), _flatten(abstract_state)
-        handler = ocp.CompositeCheckpointHandler(**{_ITEM: ocp.StandardCheckpointHandler()})
+        handler = ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler())
         with ocp.Checkpointer(handler) as reader:
-            _compare(path, reader.metadata(path).item_metadata[_ITEM].tree, wanted)
-            arguments = ocp.args.Composite(**{_ITEM: ocp.args.StandardRestore(wanted)})
-            found = reader.restore(path, args=arguments)[_ITEM]
+            _compare(path, reader.metadata(path).item_metadata.state.tree, wanted)
+            arguments = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+            found = reader.restore(path, args=arguments).state
         return jax.tree.unflatten(jax.tree.structure(abstract_state), [found[key] for key in wanted])
 
     def wait(self) -> None:
@@ -99,7 +100,7 @@ class Checkpointer:
             self._clear()
         policy = ocp.checkpoint_managers.preservation_policy.LatestN(self._keep)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy)
-        return ocp.CheckpointManager(self.directory, options=options, item_names=(_ITEM,))
+        return ocp.CheckpointManager(self.directory, options=options, item_names=("state",))
 
     def _clear(self) -> None:
         """Removes what a killed save or an interrupted copy left: Orbax would skip steps because of it."""
@@ -124,7 +125,7 @@ def _flatten(state: Any) -> dict[str, Any]:
 
 
 def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises ValueError with the first differing leaves."""
+    """Raises InputError with the first differing leaves."""
     differing = []
     for key, leaf in wanted.items():
         if key not in found:
@@ -134,7 +135,7 @@ def _compare(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     differing += [f"{key} is only in the checkpoint" for key in found if key not in wanted]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise ValueError(f"checkpoint {path} belongs to another configuration: {'; '.join(differing[:3])}{more}")
+        raise InputError(f"checkpoint {path} belongs to another configuration: {'; '.join(differing[:3])}{more}")
 
 
 def _kind(leaf: Any) -> str:

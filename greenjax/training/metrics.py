@@ -6,9 +6,9 @@ import math
 import os
 import platform
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -20,18 +20,20 @@ from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn
 from tensorboardX import SummaryWriter
 
+from greenjax import __version__
 from greenjax.config import KEYS, flatten
+from greenjax.errors import InputError
 
-# These may change between the parts of a run: they leave weights, masks, sample order and schedule as they are.
+# These may change between the parts of a run: weights, masks, sample order and schedule do not hang on them.
 HARMLESS = ("log.", "mesh.", "data.workers", "data.path", "data.eval", "model.remat", "optim.max_skipped")
 
-LIBRARIES = ("greenjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "torch", "spconv")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "torch", "spconv")
 
 
 def record_config(workdir: str | Path, config: ConfigDict, resuming: bool) -> None:
-    """Writes config.json and versions.json, or refuses to resume what was begun with other settings.
+    """Writes config.json and versions.json, or refuses to resume under other settings.
 
-    Raises ValueError, one line, naming the keys that differ from config.json. What is begun anew overwrites it.
+    Raises InputError, one line, naming the keys that differ from config.json; a run begun anew overwrites it.
     """
     workdir = Path(workdir)
     path = workdir / "config.json"
@@ -52,8 +54,6 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    from greenjax import __version__
-
     devices = jax.devices()
     return found | {"greenjax": __version__, "devices": f"{len(devices)} x {devices[0].device_kind}"}
 
@@ -77,7 +77,7 @@ class MetricsWriter:
         self._progress: _Display = _Bar(total, start) if sys.stdout.isatty() else _Plain(total)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line of numbers. `loss` and `images_per_second` move the progress line, others stand beside it."""
+        """One line of numbers; those with `images_per_second` move the progress line."""
         if not self._writes:
             return
         numbers = {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
@@ -119,11 +119,11 @@ class _Clock:
     """Time left, by the pace since the first line: what comes before it is mostly compilation."""
 
     def __init__(self, total: int, start: int):
-        self._total, self._first, self._since = total, start, time.monotonic()
+        self._total, self._first, self._since = total, start, monotonic()
         self._warm = False
 
     def left(self, step: int) -> str:
-        now, steps = time.monotonic(), step - self._first
+        now, steps = monotonic(), step - self._first
         if steps <= 0:
             self._since = now  # what stands before the first step, such as a held-out loss
             return ""
@@ -134,7 +134,7 @@ class _Clock:
 
 
 class _Display(Protocol):
-    def show(self, step: int, values: Mapping[str, float], left: str) -> None: ...
+    def show(self, step: int, values: Mapping[str, Any], left: str) -> None: ...
     def close(self) -> None: ...
 
 
@@ -144,8 +144,8 @@ class _Plain:
     def __init__(self, total: int):
         self._total = total
 
-    def show(self, step: int, values: Mapping[str, float], left: str) -> None:
-        rest = f"  {left} left" if left and "loss" in values else ""
+    def show(self, step: int, values: Mapping[str, Any], left: str) -> None:
+        rest = f"  {left} left" if left and "images_per_second" in values else ""
         print(f"step {step}/{self._total}  {_text(values)}{rest}", flush=True)
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class _Plain:
 
 
 class _Bar:
-    """One line that moves, for terminals; what is not the training loss scrolls by above it."""
+    """One line that moves, for terminals; what is not about training scrolls by above it."""
 
     def __init__(self, total: int, start: int):
         columns = ("step {task.completed}/{task.total}", "{task.fields[text]}", "{task.fields[left]}")
@@ -162,8 +162,8 @@ class _Bar:
         self._task = self._bar.add_task("", total=total, completed=start, text="compiling", left="")
         self._bar.start()
 
-    def show(self, step: int, values: Mapping[str, float], left: str) -> None:
-        if "loss" in values:
+    def show(self, step: int, values: Mapping[str, Any], left: str) -> None:
+        if "images_per_second" in values:
             left = f"{left} left" if left else ""
             self._bar.update(self._task, completed=step, text=_text(values), left=left)
         else:
@@ -173,7 +173,7 @@ class _Bar:
         self._bar.stop()
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """`45 s`, `3 min 12 s`, `7 h 05 min`."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
@@ -182,19 +182,20 @@ def duration(seconds: float) -> str:
     return f"{minute} min {second:02} s" if minute else f"{second} s"
 
 
-def _text(values: Mapping[str, float]) -> str:
-    """The loss and the speed; of a line that has no loss, everything."""
-    shown = {key: values[key] for key in ("loss", "images_per_second") if key in values and "loss" in values}
-    names = {"images_per_second": "images/s"}
-    return "  ".join(f"{names.get(key, key)} {_short(value)}" for key, value in (shown or values).items())
+def _text(values: Mapping[str, Any]) -> str:
+    """The loss, the speed and what went wrong; of a line without a speed, everything."""
+    if "images_per_second" in values:
+        wrong = {key: values[key] for key in ("skipped", "undecodable") if values.get(key)}
+        values = {"loss": values.get("loss", math.nan), "images/s": values["images_per_second"]} | wrong
+    return "  ".join(f"{key} {_short(value)}" for key, value in values.items())
 
 
-def _short(value: float) -> str:
+def _short(value: float | int) -> str:
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _drop_after(path: Path, start: int) -> None:
-    """Drops lines of steps after `start`, all where the run begins anew, and a last line that was cut short."""
+    """Drops lines of steps after `start` (0: all lines) and a last line that was cut short."""
     if not path.exists():
         return
     kept = []
@@ -215,17 +216,22 @@ def _replace(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values))
+
+
 def _refuse_other(path: Path, config: ConfigDict) -> None:
-    there, here = flatten(json.loads(path.read_text())), flatten(json.loads(json.dumps(config.to_dict())))
-    defaults = {key: entry.default for key, entry in KEYS.items()}  # for keys that are younger than the run
+    here = _as_json(flatten(config))
+    defaults = _as_json({key: entry.default for key, entry in KEYS.items()})
+    there = defaults | flatten(json.loads(path.read_text()))  # defaults: keys that are younger than the run
     differing = [
-        f"{key} is {there.get(key, defaults.get(key))!r} there, {here.get(key)!r} here"
-        for key in (defaults | there | here)
-        if not key.startswith(HARMLESS) and there.get(key, defaults.get(key)) != here.get(key)
+        f"{key} is {there[key]!r} there, {here.get(key)!r} here"
+        for key in there
+        if not key.startswith(HARMLESS) and there[key] != here.get(key)
     ]
     if differing:
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-        raise ValueError(
+        raise InputError(
             f"{path.parent} holds a run with other settings: {'; '.join(differing[:5])}{more}:"
             " use another --workdir, or these settings as they are there"
         )

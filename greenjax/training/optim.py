@@ -8,14 +8,18 @@ import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from greenjax.errors import InputError
+
 
 def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
     """Updates of the whole run, and of its warm-up, for a training split of so many images."""
     if config.steps is not None:
         return config.steps, config.optim.warmup_steps
-    total, warmup = (epochs * images // config.data.batch_size for epochs in (config.epochs, config.optim.warmup_epochs))
+    total, warmup = (
+        epochs * images // config.data.batch_size for epochs in (config.epochs, config.optim.warmup_epochs)
+    )
     if total < 1:
-        raise ValueError(
+        raise InputError(
             f"epochs is {config.epochs}: expected enough for one batch of {config.data.batch_size} from {images} images"
         )
     return total, warmup

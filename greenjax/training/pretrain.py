@@ -17,7 +17,7 @@ from greenjax.data import open_source, train_batches
 from greenjax.evaluation import HeldOut, Pictures
 from greenjax.planning import Planner
 from greenjax.training.checkpoint import Checkpointer
-from greenjax.training.metrics import MetricsWriter
+from greenjax.training.metrics import MetricsWriter, record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import batch_sharding, make_mesh
 from greenjax.training.state import State, abstract_state, init_state, model_graph
@@ -31,7 +31,7 @@ class DivergedError(RuntimeError):
 def pretrain(config: ConfigDict, workdir: Path) -> State:
     """Trains a resolved configuration from where `workdir` stands to its last step, and returns the state.
 
-    Leaves metrics, pictures and checkpoints in `workdir`. Raises ValueError for a configuration that cannot run here,
+    Leaves metrics, pictures and checkpoints in `workdir`. Raises InputError for a configuration that cannot run here,
     before anything expensive starts, and DivergedError when more than `optim.max_skipped` updates in a row are not
     finite.
     """
@@ -42,10 +42,12 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     total, warmup = run_length(config, len(source))
     planner = Planner.from_config(config)
 
-    # The state is born on its devices, or comes back from the last checkpoint.
-    graphdef, tx = model_graph(config), make_optimizer(config)
     checkpointer = Checkpointer(workdir, config.log.keep)
     start = checkpointer.latest_step() or 0
+    record_config(workdir, config, resuming=start > 0)
+
+    # The state is born on its devices, or comes back from the last checkpoint.
+    graphdef, tx = model_graph(config), make_optimizer(config)
     if start:
         state = checkpointer.restore(abstract_state(config, tx, mesh))
         logging.info("resumed at step %d of %d", start, total)
@@ -54,7 +56,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
 
     # What is watched on the way.
     place = partial(jax.device_put, device=batch_sharding(mesh))
-    held_out = HeldOut(config, held_out_source, planner, graphdef, place) if held_out_source else None
+    held_out = HeldOut(config, held_out_source, planner, graphdef, place) if held_out_source is not None else None
     shown = next(held_out.batches() if held_out else train_batches(config, source, planner, 0))
     pictures = Pictures(config, shown, graphdef, partial(jax.device_put, device=NamedSharding(mesh, P())))
     log = config.log

@@ -7,20 +7,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from greenjax.errors import InputError
+
 BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
-    """The mesh of `config.mesh`; data = -1 takes all devices. Raises ValueError where the numbers do not fit."""
+    """The mesh of `config.mesh`; data = -1 takes all devices. Raises InputError where the numbers do not fit."""
     devices, data, fsdp = jax.device_count(), config.mesh.data, config.mesh.fsdp
     if devices % fsdp:
-        raise ValueError(f"mesh.fsdp is {fsdp}: expected a divisor of the {devices} devices")
+        raise InputError(f"mesh.fsdp is {fsdp}: expected a divisor of the {devices} devices")
     data = devices // fsdp if data == -1 else data
     if data * fsdp > devices:
-        raise ValueError(f"mesh.data is {data}: expected at most {devices // fsdp}, for {devices} devices")
+        raise InputError(f"mesh.data is {data}: expected at most {devices // fsdp}, for {devices} devices")
     parts = data * fsdp * config.optim.accumulation
     if config.mask.groups % parts:
-        raise ValueError(
+        raise InputError(
             f"mask.groups is {config.mask.groups}: expected a multiple of devices * optim.accumulation, {parts}"
         )
     # Auto axes: with Explicit ones a callback inside shard_map inside vmap fails.

@@ -38,15 +38,18 @@ def model_graph(config: ConfigDict) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: build(config, config.seed)))[0]
 
 
-def _born(config: ConfigDict, tx: optax.GradientTransformation) -> State:
-    params = nnx.to_pure_dict(nnx.state(build(config, config.seed), nnx.Param))
+def _params(config: ConfigDict) -> Any:
+    return nnx.to_pure_dict(nnx.state(build(config, config.seed), nnx.Param))
+
+
+def _first(tx: optax.GradientTransformation, params: Any) -> State:
     zero = jnp.zeros((), jnp.int32)
     return State(zero, params, tx.init(params), Counts(zero, zero, zero, zero))
 
 
 def abstract_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh) -> State:
     """Shapes, types and shardings of the state, to restore a checkpoint onto."""
-    shapes = jax.eval_shape(partial(_born, config, tx))
+    shapes = jax.eval_shape(lambda: _first(tx, _params(config)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -57,4 +60,5 @@ def abstract_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: M
 def init_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh) -> State:
     """A fresh state from `config.seed`, placed as it will stay: otherwise the step would compile twice."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, tx, mesh))
-    return jax.jit(partial(_born, config, tx), out_shardings=shardings)()
+    params = jax.device_put(_params(config), shardings.params)
+    return jax.jit(partial(_first, tx), out_shardings=shardings, donate_argnums=0)(params)

@@ -51,14 +51,14 @@ def make_train_step(
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
         loss, grads = mean_grads(state.params, batch, drop_path_keys(config, state.step))
-        grad_norm, rate = optax.global_norm(grads), schedule(state.step)
+        grad_norm, rate = optax.tree.norm(grads), schedule(state.step)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         params, opt = _where(finite, (params, opt), (state.params, state.opt))
         counts = _counted(state.counts, batch, finite)
         metrics = {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm}
-        metrics |= {"param_norm": optax.global_norm(params), **counts._asdict()}
+        metrics |= {"param_norm": optax.tree.norm(params), **counts._asdict()}
         return State(state.step + 1, params, opt, counts), metrics
 
     def sharded(state: State, batch: Batch) -> tuple[State, Metrics]:

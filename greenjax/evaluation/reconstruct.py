@@ -1,0 +1,115 @@
+"""Pictures of what a model fills in: original, visible part, reconstruction pasted into the visible."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Bool, Float, UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+EPSILON = 1e-6  # beside the variance of a target, as in the loss
+GREY = 128  # in place of masked units
+NORMALISED = "Reconstructed units are shown with their target's mean and variance, which the model does not predict."
+
+_COLUMNS = ("original", "visible", "reconstruction")
+_DPI, _GAP, _SIDE = 100, 6, 160  # pixels an inch, between pictures, of a picture's longer side at least
+
+
+def draw_reconstructions(
+    path: str | Path,
+    images: UInt8[np.ndarray, "n h w c"],
+    visible: Bool[np.ndarray, "n uh uw"],
+    prediction: Float[np.ndarray, "n u p"],
+    *,
+    unit: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    normalised: bool,
+    caption: str = "",
+) -> None:
+    """Writes a PNG with three pictures an image; arguments as in `paste`.
+
+    The caption says, after `caption`, what is not the model's and which channels are shown.
+    """
+    channels = images.shape[-1]
+    shown = 1 if channels < 3 else 3
+    notes = [caption] if caption else []
+    notes += [NORMALISED] if normalised else []
+    if shown < channels:
+        notes.append(f"Of {channels} channels the first {shown} are shown.")
+    reconstruction = paste(images, visible, prediction, unit, mean, std, normalised)
+    pictures = np.stack((images, hide(images, visible, unit), reconstruction), axis=1)[..., :shown]
+    _draw(Path(path), pictures.repeat(3 // shown, axis=-1), " ".join(notes))
+
+
+def hide(
+    images: UInt8[np.ndarray, "n h w c"], visible: Bool[np.ndarray, "n uh uw"], unit: int
+) -> UInt8[np.ndarray, "n h w c"]:
+    """The images with masked units in grey."""
+    return np.where(_pixels(visible, unit), images, np.uint8(GREY))
+
+
+def paste(
+    images: UInt8[np.ndarray, "n h w c"],
+    visible: Bool[np.ndarray, "n uh uw"],
+    prediction: Float[np.ndarray, "n u p"],
+    unit: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    normalised: bool,
+) -> UInt8[np.ndarray, "n h w c"]:
+    """The images with masked units as predicted.
+
+    `prediction` holds all units in raster order, (row, column, channel) inside a unit, of images that are
+    colour-normalised with `mean` and `std`. `normalised`: as the loss has it, less the target's mean and over
+    its deviation; both are taken from the image here.
+    """
+    shift, scale = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    units = prediction.astype(np.float64)
+    if normalised:
+        target = _units((images / 255 - shift) / scale, unit)
+        variance = target.var(axis=-1, keepdims=True, ddof=1) if target.shape[-1] > 1 else np.zeros(1)
+        units = units * np.sqrt(variance + EPSILON) + target.mean(axis=-1, keepdims=True)
+    layout = dict(uh=visible.shape[1], p=unit, q=unit)
+    pixels = rearrange(units, "n (uh uw) (p q c) -> n (uh p) (uw q) c", **layout) * scale + shift
+    # A model that diverged draws black and white, not a warning.
+    pixels = np.clip(np.nan_to_num(pixels * 255, nan=0.0), 0, 255).round().astype(np.uint8)
+    return np.where(_pixels(visible, unit), images, pixels)
+
+
+def _units(images: Float[np.ndarray, "n h w c"], unit: int) -> Float[np.ndarray, "n u p"]:
+    return rearrange(images, "n (uh p) (uw q) c -> n (uh uw) (p q c)", p=unit, q=unit)
+
+
+def _pixels(visible: Bool[np.ndarray, "n uh uw"], unit: int) -> Bool[np.ndarray, "n h w 1"]:
+    return visible.repeat(unit, axis=1).repeat(unit, axis=2)[..., None]
+
+
+def _draw(path: Path, pictures: UInt8[np.ndarray, "n three h w 3"], caption: str) -> None:
+    """Every picture on whole screen pixels; one triple a row, two where there are more than four images."""
+    n, _, h, w, _ = pictures.shape
+    scale = -(-_SIDE // max(h, w))
+    cell_h, cell_w = h * scale + _GAP, w * scale + _GAP
+    across = 2 if n > 4 else 1
+    rows = -(-n // across)
+    width = across * (3 * cell_w + 2 * _GAP) - _GAP
+    lines = textwrap.wrap(caption, max(20, width // 7))
+    head, foot = 24, 18 * len(lines) + _GAP
+    height = head + rows * cell_h + foot
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    for index, triple in enumerate(pictures):
+        row, block = divmod(index, across)
+        for column, picture in enumerate(triple):
+            left = block * (3 * cell_w + 2 * _GAP) + column * cell_w + _GAP
+            bottom = height - head - (row + 1) * cell_h + _GAP
+            box = (left / width, bottom / height, (cell_w - _GAP) / width, (cell_h - _GAP) / height)
+            axes = figure.add_axes(box)
+            axes.set_axis_off()
+            axes.imshow(picture, interpolation="nearest", aspect="auto")
+            if row == 0:
+                axes.set_title(_COLUMNS[column], fontsize=9, pad=4)
+    figure.text(_GAP / width, foot / height, "\n".join(lines), fontsize=8, va="top")
+    FigureCanvasAgg(figure).print_png(path)

@@ -1,0 +1,62 @@
+"""Layers with gradients of their own against JAX's, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from greenjax.models.layers import drop_path, gelu, layer_norm, permute
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def assert_same_function(ours, reference, *args):
+    """Equal values and equal gradients of a random projection."""
+    weight = jax.random.normal(jax.random.key(9), jax.eval_shape(reference, *args).shape, jnp.float64)
+    everything = tuple(range(len(args)))
+
+    def values(f):
+        return jax.value_and_grad(lambda *a: (f(*a) * weight).sum(), argnums=everything)(*args)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), values(ours), values(reference))
+
+
+def test_layer_norm():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, scale, bias = (jax.random.normal(k, s, jnp.float64) for k, s in zip(keys, ((2, 5, 7), (7,), (7,)), strict=True))
+
+    def reference(x, scale, bias):
+        mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+        return (x - mean) / jnp.sqrt(variance + 1e-5) * scale[None, None] + bias[None, None]
+
+    assert_same_function(lambda x, s, b: layer_norm(x, s, b, 1e-5), reference, 3 * x + 1, scale, bias)
+
+
+def test_gelu():
+    x = jnp.linspace(-8, 8, 60).reshape(2, 5, 6)
+    assert_same_function(gelu, lambda x: jax.nn.gelu(x, approximate=False), x)
+
+
+def test_permute_into_padded_slots_and_back():
+    x = jax.random.normal(jax.random.key(1), (2, 4, 3), jnp.float64)
+    index, inverse = jnp.array([2, 4, 0, 3, 4, 1]), jnp.array([2, 5, 0, 3])
+    padded = jnp.concatenate([x, jnp.zeros((2, 1, 3))], axis=1)
+    np.testing.assert_array_equal(permute(x, index, inverse), padded[:, index])
+    assert_same_function(
+        lambda x: permute(x, index, inverse), lambda x: jnp.pad(x, ((0, 0), (0, 1), (0, 0)))[:, index], x
+    )
+    y = jax.random.normal(jax.random.key(2), (2, 6, 3), jnp.float64)
+    assert_same_function(lambda y: permute(y, inverse, index), lambda y: y[:, inverse], y)
+
+
+def test_drop_path_keeps_the_expectation_and_whole_images():
+    x = jnp.ones((20_000, 2, 3))
+    out = np.asarray(drop_path(x, 0.3, jax.random.key(0)))
+    assert set(np.unique(out.round(6))) == {0.0, round(1 / 0.7, 6)}
+    assert (out == out[:, :1, :1]).all()
+    np.testing.assert_allclose(out.mean(), 1, atol=0.02)
+    assert drop_path(x, 0.3, None) is x
