@@ -17,26 +17,17 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 from greenjax import config_checks as checks
+from greenjax.architectures import ARCHITECTURES
 from greenjax.errors import InputError
 
 SIZE = (int, tuple)  # the type of image_size: a side in pixels, or height and width
-
-# What a name stands for (arXiv 2103.14030, section 3.3). A key set in the config overrides its part.
-ARCHITECTURES = {
-    name: dict(patch=4, window=7, embed_dim=dim, depths=depths, num_heads=heads, mlp_ratio=4.0)
-    for name, dim, depths, heads in (
-        ("swin_t", 96, (2, 2, 6, 2), (3, 6, 12, 24)),
-        ("swin_s", 96, (2, 2, 18, 2), (3, 6, 12, 24)),
-        ("swin_b", 128, (2, 2, 18, 2), (4, 8, 16, 32)),
-        ("swin_l", 192, (2, 2, 18, 2), (6, 12, 24, 48)),
-    )
-}
+RATIO = (int, float, tuple)  # the type of model.mlp_ratio: one for all stages, or one a stage
 
 
 class Key(NamedTuple):
     """One setting. A default of None is a typed placeholder: not given, or given by `model.name`."""
 
-    kind: Any  # int, float, bool, str, tuple[int, ...], tuple[float, ...] or SIZE
+    kind: Any  # int, float, bool, str, tuple[int, ...], tuple[float, ...], SIZE or RATIO
     default: Any
     allowed: str
     ok: Callable[[Any], bool] = lambda value: True
@@ -89,6 +80,16 @@ def _counts() -> Key:
     return Key(tuple[int, ...], None, "whole numbers, at least 1, one a stage", lambda v: v and min(v) >= 1)
 
 
+def _counts_or_none() -> Key:
+    allowed = f"whole numbers, at least 1, one a stage{_UNSET}"
+    return Key(tuple[int, ...], None, allowed, lambda v: not any(v) or min(v) >= 1)
+
+
+def _ratio() -> Key:
+    allowed = "a number above 0, or one a stage"
+    return Key(RATIO, None, allowed, lambda v: min(v) > 0 if isinstance(v, tuple) else v > 0)
+
+
 _NO_FLOAT16 = " (float16 needs loss scaling, which is not there)"
 _UNSET = "; 0 = not given"
 
@@ -102,14 +103,18 @@ KEYS = {
     "image_size": _size(224),
     "deterministic": _flag(False),  # the same bits on every run of one GPU, at some cost in speed
     "model.name": _choice("swin_b", *ARCHITECTURES),
-    "model.window": _count(None),  # tokens a side; default by name, as the next five
+    "model.window": _count(None, 0, _UNSET),  # tokens a side; default by name, as the next eight
     "model.patch": _count(None),  # pixels a side
-    "model.embed_dim": _count(None),  # channels of the first stage, doubled at each of the next
+    "model.embed_dim": _count(None, 0, _UNSET),  # Swin: channels of the first stage, doubled at each of the next
+    "model.embed_dims": _counts_or_none(),  # Twins: channels of every stage
     "model.depths": _counts(),  # blocks
     "model.num_heads": _counts(),
-    "model.mlp_ratio": _positive(None),
+    "model.mlp_ratio": _ratio(),
+    "model.sr_ratios": _counts_or_none(),  # Twins: tokens along a side of the blocks that become one key
+    "model.norm_epsilon": _positive(None),  # Twins: not of patch embeddings and sub-sampling, which have 1e-5
     "model.drop_path": _share(0.0),  # stochastic depth at the last block, rising linearly from 0 at the first
-    "model.norm_epsilon": _positive(1e-5),
+    "model.sparse_conv": _choice("native", "native", "spconv", "masked"),  # Twins: how visible tokens are convolved
+    "model.spconv_callback": _choice("pure", "pure", "buffer"),  # how JAX calls spconv
     "model.in_channels": _count(3),
     "model.dtype": _choice("float32", "float32", "bfloat16", note=_NO_FLOAT16),  # parameters stay float32
     "model.remat": _flag(False),  # recompute each block in the backward pass: less memory, more time
@@ -185,11 +190,20 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
         check_key(key)
     values = {key: given.get(key, entry.default) for key, entry in KEYS.items()}
     values = {key: _checked(key, value) for key, value in values.items()}
-    for part, value in ARCHITECTURES[values["model.name"]].items():
-        key = f"model.{part}"
-        values[key] = value if values[key] is None else values[key]
+    _fill_architecture(values)
     checks.check_all(values)
     return _nest(values).lock()
+
+
+def _fill_architecture(values: dict[str, Any]) -> None:
+    """What the model's name stands for, where it is not given; refuses what this architecture does not have."""
+    architecture = ARCHITECTURES[values["model.name"]]
+    for part in dict.fromkeys(part for parts in ARCHITECTURES.values() for part in parts):
+        key = f"model.{part}"
+        if part not in architecture and values[key] is not None:
+            checks.refuse(values, key, f"none for {values['model.name']}, which has {', '.join(architecture)}")
+        if values[key] is None:
+            values[key] = architecture.get(part)
 
 
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -219,7 +233,7 @@ def check_key(key: str) -> None:
 
 def _field(entry: Key) -> Any:
     """What ml_collections needs to check the type of later values, on the command line too."""
-    if entry.default is not None and entry.kind != SIZE:
+    if entry.default is not None and entry.kind not in (SIZE, RATIO):
         return entry.default
     return FieldReference(entry.default, field_type=get_origin(entry.kind) or entry.kind)
 
@@ -235,7 +249,7 @@ def _nest(values: Mapping[str, Any]) -> ConfigDict:
 
 
 def _checked(key: str, value: Any) -> Any:
-    """The value in its proper type, or an error that says what was expected; placeholders may stay None."""
+    """The value in its proper type, or an error that says what was expected; placeholders may stay or become None."""
     entry = KEYS[key]
     if value is None and entry.default is None:
         return None
@@ -246,7 +260,8 @@ def _checked(key: str, value: Any) -> Any:
         good = False
     if not good:
         raise InputError(f"{key} is {value!r}: expected {entry.allowed}")
-    return value
+    unset = entry.default is None and not (any(value) if isinstance(value, tuple) else value)
+    return None if unset else value  # 0 unsets a placeholder from the command line
 
 
 def _convert(value: Any, kind: Any) -> Any:
@@ -254,6 +269,8 @@ def _convert(value: Any, kind: Any) -> Any:
         kind = tuple[int, ...]
         value = value if isinstance(value, tuple | list) else (value, value)
         value = tuple(value) * (2 if len(value) == 1 else 1)
+    if kind == RATIO:
+        kind = tuple[float, ...] if type(value) in (tuple, list) else float
     if get_origin(kind) is tuple:
         if not isinstance(value, tuple | list):
             raise TypeError

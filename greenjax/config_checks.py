@@ -28,8 +28,6 @@ def check_all(values: Values) -> None:
 def settle_length(values: Values) -> None:
     """Keeps the lengths of the run and its warm-up in one unit, epochs or steps; the others become None."""
     pairs = (("epochs", "optim.warmup_epochs"), ("steps", "optim.warmup_steps"))
-    for key in sum(pairs, ()):
-        values[key] = values[key] or None  # 0 unsets a key from the command line
     if values["epochs"] and values["steps"]:
         refuse(values, "epochs", f"none beside steps {values['steps']}: unset one of them with 0")
     if not values["epochs"] and not values["steps"]:
@@ -44,12 +42,23 @@ def settle_length(values: Values) -> None:
 
 def check_model(values: Values) -> None:
     depths, heads, dim = (values[f"model.{part}"] for part in ("depths", "num_heads", "embed_dim"))
-    if len(heads) != len(depths):
-        refuse(values, "model.num_heads", f"one number a stage, as model.depths {depths!r} has")
-    for stage, count in enumerate(heads):
-        if (dim * 2**stage) % count:
-            allowed = f"a divisor of the {dim * 2**stage} channels of stage {stage + 1} in place of {count}"
-            refuse(values, "model.num_heads", allowed + " (model.embed_dim doubles at each stage)")
+    for part in ("num_heads", "embed_dims", "sr_ratios", "mlp_ratio"):
+        value = values[f"model.{part}"]
+        if isinstance(value, tuple) and len(value) != len(depths):
+            refuse(values, f"model.{part}", f"one number a stage, as model.depths {depths!r} has")
+    note = " (model.embed_dim doubles at each stage)" if dim else ""
+    channels = values["model.embed_dims"] or tuple(dim * 2**stage for stage in range(len(depths)))
+    for stage, (width, count) in enumerate(zip(channels, heads)):
+        if width % count:
+            allowed = f"a divisor of the {width} channels of stage {stage + 1} in place of {count}"
+            refuse(values, "model.num_heads", allowed + note)
+    for stage, ratio in enumerate(values["model.sr_ratios"] or ()):
+        side = 2 ** (len(depths) - 1 - stage)
+        if ratio & (ratio - 1) or ratio > side:
+            allowed = f"a power of two, at most the {side} tokens along a mask unit of stage {stage + 1}"
+            refuse(values, "model.sr_ratios", f"{allowed}, in place of {ratio}")
+    if values["model.sparse_conv"] != "native" and not values["model.sr_ratios"]:
+        refuse(values, "model.sparse_conv", f"native for {values['model.name']}, which has no sparse convolutions")
 
 
 def check_mask(values: Values) -> None:

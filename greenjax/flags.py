@@ -19,27 +19,31 @@ from greenjax import config
 from greenjax.errors import InputError
 
 
-class _SizeParser(flags.ArgumentParser):
+class _OneOrMoreParser(flags.ArgumentParser):
     """`224`, `224,192` or `(224, 192)`: ml_collections has no parser for a key of two types."""
+
+    def __init__(self, expected: str):
+        self.expected = expected
 
     def parse(self, argument: Any) -> Any:
         try:
             value = ast.literal_eval(argument) if isinstance(argument, str) else argument
         except (SyntaxError, ValueError):
             value = None
-        if not isinstance(value, int | tuple | list):
-            raise InputError(f"expected {self.flag_type()}, in pixels")
+        if not isinstance(value, int | float | tuple | list):
+            raise InputError(f"expected {self.expected}")
         return tuple(value) if isinstance(value, list) else value
 
     def flag_type(self) -> str:
-        return "one side or height,width"
+        return self.expected
 
 
 def define_config(
     default: str | None = None, flag_values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None
 ) -> flags.FlagHolder:
     """Defines `--config`. `argv` is the command line that is going to be parsed, where it is not sys.argv."""
-    config_flags.register_flag_parser_for_type(config.SIZE, _SizeParser())
+    config_flags.register_flag_parser_for_type(config.SIZE, _OneOrMoreParser("one side or height,width, in pixels"))
+    config_flags.register_flag_parser_for_type(config.RATIO, _OneOrMoreParser("one number, or one a stage"))
     text = "A file of configs/; --config.key=value overrides one of its settings."
     argv = None if argv is None else list(argv)
     return config_flags.DEFINE_config_file("config", default, text, flag_values=flag_values, sys_argv=argv)

@@ -2,8 +2,15 @@
 
 import greenjax
 
+_TWINS = {"model.embed_dim": 0, "model.embed_dims": (8, 16), "model.sr_ratios": (2, 1)}
+FAMILIES = {
+    "swin": {},
+    "twins": {"model.name": "twins_s", **_TWINS},
+    "pcpvt": {"model.name": "pcpvt_s", "model.window": 0, "model.mlp_ratio": (4, 2), **_TWINS},
+}
 
-def small_config(**overrides):
+
+def small_config(family="swin", **overrides):
     """Two stages of two blocks each on 32 x 32 digits: units of 4 pixels, 8 x 8 of them. Keys with __ for dots."""
     settings = {
         "image_size": 32,
@@ -25,6 +32,7 @@ def small_config(**overrides):
         "data.flip": False,
         "log.every": 1,
     }
+    settings |= FAMILIES[family]
     settings |= {key.replace("__", "."): value for key, value in overrides.items()}
     config = greenjax.default_config()
     with config.unlocked():

@@ -33,7 +33,19 @@ def simmim():
     return greenjax.build(small_config(method="simmim"), seed=0)
 
 
-def test_masked_pixels_reach_neither_the_latent_nor_its_gradient(green):
+@pytest.fixture(scope="module")
+def green_twins():
+    return greenjax.build(small_config("twins", model__depths=(2, 1)), seed=0)
+
+
+@pytest.fixture(scope="module")
+def simmim_twins():
+    return greenjax.build(small_config("twins", model__depths=(2, 1), method="simmim"), seed=0)
+
+
+@pytest.mark.parametrize("name", ["green", "green_twins"])
+def test_masked_pixels_reach_neither_the_latent_nor_its_gradient(name, request):
+    green = request.getfixturevalue(name)
     visible = random_mask(green, 0.3)
     pixels = np.kron(visible, np.ones((green.grid.unit,) * 2, bool))[None, :, :, None]
     images = random_images(green)
@@ -53,7 +65,7 @@ def test_masked_pixels_reach_neither_the_latent_nor_its_gradient(green):
     assert (np.abs(np.where(pixels, image_gradient, 1)) > 0).all()
 
 
-@pytest.mark.parametrize("name", ["green", "simmim"])
+@pytest.mark.parametrize("name", ["green", "simmim", "simmim_twins"])
 def test_with_everything_visible_loss_and_gradient_are_zero(name, request):
     model = request.getfixturevalue(name)
     graphdef, params = nnx.split(model)
@@ -66,7 +78,7 @@ def test_with_everything_visible_loss_and_gradient_are_zero(name, request):
     assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("name", ["green", "simmim"])
+@pytest.mark.parametrize("name", ["green", "simmim", "green_twins"])
 def test_many_masks_are_one_call_a_mask(name, request):
     model = request.getfixturevalue(name)
     images = random_images(model, 4)
@@ -94,7 +106,9 @@ def test_shapes_and_raster_order(green):
     np.testing.assert_array_equal(ordered[0, 0], expected)
 
 
-def test_dense_stages_are_the_features(green):
+@pytest.mark.parametrize("name", ["green", "green_twins"])
+def test_dense_stages_are_the_features(name, request):
+    green = request.getfixturevalue(name)
     images = random_images(green)
     out = green(images, np.ones(green.grid.units, bool))
     for tokens, feature in zip(out.stages, greenjax.features(green, images), strict=True):
@@ -171,9 +185,13 @@ def test_remat_changes_memory_only(green):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, rematerialised)
 
 
-def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(green):
+@pytest.mark.parametrize(
+    ("name", "changes"), [("green", {}), ("green_twins", dict(family="twins", model__depths=(2, 1)))], ids=str
+)
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(name, changes, request):
+    green = request.getfixturevalue(name)
     images, visible = random_images(green), random_mask(green, 0.4)
-    half = greenjax.build(small_config(model__dtype="bfloat16"), seed=0)
+    half = greenjax.build(small_config(**changes, model__dtype="bfloat16"), seed=0)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
     out = half(images, visible)
     assert out.latent.dtype == jnp.bfloat16

@@ -39,7 +39,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path
 
 
-SMALL = [StageSpec(5, True), StageSpec(5, True), StageSpec(3, True)]
+SMALL = [StageSpec(5, True), StageSpec(5, True, peg=True), StageSpec(3, True)]
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,12 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 
-from greenjax.planning import StageSpec, TokenGrid, exact_plan
+from greenjax.planning import StageSpec, TokenGrid, dense_plan, exact_plan
 from greenjax.planning.layout import choose_layouts
 from greenjax.planning.masking import draw_visible, visible_count
 from greenjax.planning.plan import Grouping, GroupLayout, WindowPartition, make_plan, partitions
@@ -26,6 +27,7 @@ class Case:
         rows, columns = rng.randint(1, 6), rng.randint(2, 6)
         self.grid = TokenGrid(rows * unit, columns * unit, patch, stages)
         self.specs = [StageSpec(rng.randint(1, 9), shifted=rng.random() < 0.8) for _ in range(stages)]
+        self.specs = [StageSpec(*spec[:2], peg=rng.random() < 0.5) for spec in map(astuple, self.specs)]
         self.stages = partitions(self.grid, self.specs)
         self.visible_units = rng.randint(1, rows * columns - 1)
         numpy_rng = np.random.default_rng(seed)
@@ -116,6 +118,43 @@ def test_every_visible_token_stands_in_exactly_one_slot(seed):
             tokens = visible_tokens(case.grid, stage, mask)
             for grouping, partition, layout in zip(groupings, of_stage, layouts[stage], strict=True):
                 check_grouping(grouping, partition, layout, tokens)
+
+
+@pytest.mark.parametrize("seed", GEOMETRIES)
+def test_neighbours_are_the_visible_ones_around_each_token(seed):
+    case = Case(seed)
+    plan = exact_plan(case.grid, case.specs, case.masks)
+    assert len(plan.neighbours) == len(case.specs)
+    for stage, (neighbours, spec) in enumerate(zip(plan.neighbours, case.specs, strict=True)):
+        assert (neighbours is not None) == spec.peg
+        if neighbours is None:
+            continue
+        assert neighbours.dtype == np.int32
+        for mask, taps in zip(case.masks, neighbours, strict=True):
+            tokens = visible_tokens(case.grid, stage, mask)
+            number = {token: place for place, token in enumerate(tokens)}
+            around = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
+            expected = [[number.get((y + dy, x + dx), len(tokens)) for dy, dx in around] for y, x in tokens]
+            assert taps.tolist() == expected
+
+
+def test_a_stage_without_windows_is_not_grouped():
+    grid = TokenGrid(32, 48, patch=4, stages=2)
+    mask = np.arange(24).reshape(4, 6) % 3 == 0
+    plan = exact_plan(grid, [StageSpec(None, shifted=False, peg=True), StageSpec(3, shifted=False)], mask[None])
+    assert plan.windows[0] == ()
+    assert len(plan.windows[1]) == 1
+    assert plan.neighbours[0].shape == (1, 8 * 4, 9)
+    assert plan.neighbours[1] is None
+
+
+def test_the_dense_plan_sees_every_neighbour():
+    grid = TokenGrid(8, 12, patch=1, stages=3)
+    plan = dense_plan(grid, (StageSpec(None, shifted=False, peg=True),) * 3)
+    assert plan.visible_units.tolist() == list(range(6))
+    for stage, taps in enumerate(plan.neighbours):
+        h, w = grid.shape(stage)
+        assert (taps == h * w).sum() == 9 * h * w - (3 * h - 2) * (3 * w - 2)
 
 
 def check_grouping(

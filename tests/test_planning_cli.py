@@ -11,7 +11,7 @@ from greenjax.config import load_config
 from greenjax.planning.analysis import Analysis, analyse, cost_ratio
 from greenjax.planning.grouping import layout_cost, optimal_grouping
 from greenjax.planning.planner import Planner, simulated_masks
-from greenjax.planning.report import group_size_figure, layout_table, report, summary
+from greenjax.planning.report import group_size_figure, layout_table, report, summary, windowed_blocks
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "configs" / "digits.py"
@@ -61,6 +61,27 @@ def test_what_cannot_be_planned_is_refused_in_one_line():
         assert done.returncode != 0
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("twins_s", r"1 +56x56 +7 +0 +56 +16 +768 "), ("pcpvt_s", "224x224 pixels, no windows")]
+)
+def test_twins_are_reported(name, expected, capsys):
+    report(load_config(ROOT / "configs" / "twins_s.py", {"model.name": name}), masks=20)
+    printed = capsys.readouterr().out
+    assert re.search(expected, printed)
+    assert re.search(r"Time to draw and plan one mask: \d+\.\d\d ms", printed)
+
+
+def test_without_windows_there_is_no_figure(tmp_path):
+    config = load_config(ROOT / "configs" / "pcpvt_l.py")
+    with pytest.raises(ValueError, match="'pcpvt_l', which has no windows: no figure can be drawn"):
+        report(config, masks=1, plot=str(tmp_path / "figure.png"))
+
+
+def test_windowed_blocks():
+    assert windowed_blocks(load_config(DIGITS)) == [2, 2, 2]
+    assert windowed_blocks(load_config(ROOT / "configs" / "twins_s.py")) == [1, 1, 5, 2]
 
 
 def test_planning_does_not_import_jax():

@@ -1,5 +1,7 @@
 """One update: the same function on any mesh, compiled once, unharmed by what is not finite."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,22 +13,28 @@ from small import small_config
 import greenjax
 from greenjax.data import open_source, train_batches
 from greenjax.planning import Planner
+from greenjax.training.checkpoint import Checkpointer
 from greenjax.training.optim import decayed, learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import batch_sharding, make_mesh
-from greenjax.training.state import init_state, model_graph
+from greenjax.training.state import abstract_state, init_state, model_graph
 from greenjax.training.step import make_train_step
 
 BASE = dict(model__depths=(1, 1), data__batch_size=16, optim__base_lr=1e-2, optim__warmup_steps=2)
+TWINS = dict(family="twins", model__depths=(2, 1))  # both kinds of attention
 
 
 def losses_of(steps=3, **overrides):
-    """Losses of the first steps, the final state, and how often the step was compiled."""
-    config = small_config(**BASE | overrides)
+    return train(small_config(**BASE | overrides), steps)
+
+
+def train(config, steps, state=None):
+    """Losses of the first steps (or of those after a state), the final state, how often the step was compiled."""
     mesh, tx = make_mesh(config), make_optimizer(config)
-    update = make_train_step(model_graph(config), tx, learning_rate(config, 10, 2), config, mesh)
-    state = init_state(config, tx, mesh)
+    rate = learning_rate(config, *run_length(config, images=1500))
+    update = make_train_step(model_graph(config), tx, rate, config, mesh)
+    state = init_state(config, tx, mesh) if state is None else state
     source = open_source(config.data, "train")
-    batches = train_batches(config, source, Planner.from_config(config), 0)
+    batches = train_batches(config, source, Planner.from_config(config), int(state.step))
     losses = []
     for _ in range(steps):
         state, metrics = update(state, jax.device_put(next(batches), batch_sharding(mesh)))
@@ -55,6 +63,57 @@ def test_any_mesh_and_any_accumulation_train_alike(one_device, overrides):
     assert np.ptp(expected) > 0.01  # it is not the same loss all the time
     assert compiled == 1
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.params, reference.params)
+
+
+@pytest.fixture(scope="module")
+def twins_on_one_device():
+    return losses_of(**TWINS, mesh__data=1)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        dict(mesh__data=2, mesh__fsdp=2, optim__accumulation=2, model__remat=True),
+        pytest.param(
+            dict(mesh__data=2, mesh__fsdp=2, optim__accumulation=2, model__remat=True, model__sparse_conv="spconv"),
+            marks=pytest.mark.spconv,
+        ),
+    ],
+    ids=str,
+)
+def test_twins_train_alike_too(twins_on_one_device, overrides):
+    """On any mesh, with accumulation, recomputed activations, and spconv called on every device for its own masks."""
+    expected, reference, _ = twins_on_one_device
+    losses, state, compiled = losses_of(**TWINS, **overrides)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert compiled == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.params, reference.params)
+
+
+def test_twins_resume_from_a_checkpoint_bit_for_bit(twins_on_one_device, tmp_path):
+    losses, state, _ = twins_on_one_device
+    config = small_config(**BASE | TWINS, mesh__data=1)
+    _, halfway, _ = train(config, 2)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(2, halfway)
+    restored = Checkpointer(tmp_path).restore(abstract_state(config, make_optimizer(config), make_mesh(config)))
+    last, resumed, _ = train(config, 1, restored)
+    assert last == losses[2]
+    jax.tree.map(np.testing.assert_array_equal, resumed, state)
+
+
+@pytest.mark.spconv
+def test_digits_twins_trains_with_spconv_as_with_native():
+    file, few = (
+        Path(__file__).parent.parent / "configs" / "digits_twins.py",
+        {"mesh.data": 1, "data.batch_size": 32, "optim.base_lr": 8e-3},
+    )
+    (native, _, _), (spconv, _, compiled) = (
+        train(greenjax.load_config(file, few | {"model.sparse_conv": backend}), 50) for backend in ("native", "spconv")
+    )
+    np.testing.assert_allclose(spconv, native, atol=1e-4)
+    assert compiled == 1
+    assert native[-5:].mean() < 0.7 * native[0]
 
 
 def test_fsdp_splits_the_largest_axis():
@@ -136,10 +195,7 @@ def test_epochs_become_steps():
 def test_weight_decay_reaches_matrices_only():
     config = small_config(optim__weight_decay=0.5, optim__clip=0.0)
     params = nnx.to_pure_dict(nnx.state(greenjax.build(config)))
-    names = {
-        jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")[2]: flag
-        for path, flag in jax.tree.flatten_with_path(decayed(params))[0]
-    }
+    names = decayed_names(params)
     assert names == {
         "kernel": True,
         "bias": False,
@@ -152,6 +208,28 @@ def test_weight_decay_reaches_matrices_only():
     updates, _ = tx.update(zeros, tx.init(params), params)
     expected = jax.tree.map(lambda p, flag: 0.5 * p if flag else 0 * p, params, decayed(params))
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
+
+
+def test_weight_decay_leaves_the_positional_encoding_of_twins_alone():
+    params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: greenjax.build(small_config("twins")))))
+    assert decayed_names(params, 2) == {
+        **{f"{layer}/kernel": True for layer in ("qkv", "q", "kv", "sr", "proj", "fc1", "fc2", "patch_embed")},
+        **{f"{layer}/kernel": True for layer in ("embed", "head")},
+        **{f"{layer}/bias": False for layer in ("qkv", "q", "kv", "sr", "proj", "fc1", "fc2", "patch_embed")},
+        **{f"{layer}/bias": False for layer in ("embed", "head")},
+        **{f"{norm}/{part}": False for norm in ("norm", "norm1", "norm2") for part in ("scale", "bias")},
+        "peg/kernel": False,
+        "peg/bias": False,
+        "decoder/mask_token": False,
+    }
+
+
+def decayed_names(params, parts=1):
+    """{the last parts of a parameter's path: does it decay?}"""
+    return {
+        "/".join(jax.tree_util.keystr(path, simple=True, separator="/").split("/")[-parts:]): flag
+        for path, flag in jax.tree.flatten_with_path(decayed(params))[0]
+    }
 
 
 def test_the_optimizer_is_optax_adamw_with_clipping():

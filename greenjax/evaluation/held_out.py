@@ -29,7 +29,10 @@ class HeldOut:
         @jax.jit
         def losses(params: Any, batch: Batch) -> Float[Array, "m b"]:
             model = nnx.merge(graphdef, params)
-            return jax.vmap(lambda images, plan: model.forward(images, plan).losses)(batch.images, batch.plan)
+            # The axes over which `place` spreads the mask groups: spconv's callbacks stay on their device.
+            axes = jax.sharding.get_abstract_mesh().axis_names or None
+            by_group = jax.vmap(lambda images, plan: model.forward(images, plan).losses, spmd_axis_name=axes)
+            return by_group(batch.images, batch.plan)
 
         @jax.jit
         def targets(params: Any, batch: Batch) -> Float[Array, "m b u p"]:

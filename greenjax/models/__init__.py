@@ -1,6 +1,7 @@
 """Models: Flax NNX modules over visible tokens. They hold parameters only; plans and random keys are arguments.
 
-Read in this order: attention (group window attention), swin, decoder, mim; layers holds what they are made of.
+Read in this order: attention (group window attention), swin, sparse_conv, twins, decoder, mim; layers holds what they
+are made of.
 """
 
 from flax import nnx

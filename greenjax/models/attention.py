@@ -17,12 +17,12 @@ from greenjax.planning import Grouping
 @jax.custom_vjp
 def attend(
     q: Float[Array, "b g k s d"],
-    k: Float[Array, "b g k s d"],
-    v: Float[Array, "b g k s d"],
-    bias: Float[Array, "g k s s"] | None,
+    k: Float[Array, "b g k t d"],
+    v: Float[Array, "b g k t d"],
+    bias: Float[Array, "g k s t"] | None,
     window: Int[Array, "g s"] | None,
 ) -> Float[Array, "b g k s d"]:
-    """softmax(q k^T / sqrt(d) + bias) v in every group, among slots of the same window (None: among all slots).
+    """softmax(q k^T / sqrt(d) + bias) v in every group, among slots of the same window (None: to all of the t keys).
 
     The softmax is float32: bfloat16 logits lose the small differences that the gradient lives on. Whatever sits in
     padding slots (window -1) reaches no other slot, neither values nor gradients.

@@ -4,12 +4,14 @@
 again and again inside the fused loops of the backward pass, and turn every gather into a scatter-add.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
@@ -157,6 +159,44 @@ def drop_path(x: Float[Array, "b n c"], rate: float, key: Key[Array, ""] | None)
         return x
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1))
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+class Block(nnx.Module):
+    """A transformer block: attention and an MLP, each behind a norm and beside an identity."""
+
+    def __init__(
+        self,
+        attention: nnx.Module,
+        dim: int,
+        hidden: int,
+        *,
+        drop_path: float,
+        epsilon: float,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        self.drop_path = drop_path
+        self.norm1 = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
+        self.attn = attention
+        self.norm2 = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
+        self.mlp = Mlp(dim, hidden, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"], where: Any, key: Key[Array, ""] | None) -> Float[Array, "b n c"]:
+        """`where`: what the attention wants to know of the tokens' places."""
+        attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
+        x = x + drop_path(self.attn(self.norm1(x), where), self.drop_path, attention_key)
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, mlp_key)
+
+
+def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """The rate of every block, by stage: from 0 at the first, linearly, to `last`."""
+    rates = np.linspace(0, last, sum(depths)).tolist()
+    return [rates[end - depth : end] for depth, end in zip(depths, accumulate(depths))]
+
+
+def by_stage(value: float | tuple[float, ...], stages: int) -> tuple[float, ...]:
+    """One value a stage, where a single one stands for all."""
+    return value if isinstance(value, tuple) else (value,) * stages
 
 
 def checkpointed(module: nnx.Module, call: Callable[..., Array], remat: bool) -> Callable[..., Array]:

@@ -15,8 +15,13 @@ from greenjax.errors import InputError
 from greenjax.models.decoder import Decoder
 from greenjax.models.layers import linear, token_normal
 from greenjax.models.swin import Swin
-from greenjax.planning import Plan, dense_windows, exact_plan, stage_specs, token_grid
+from greenjax.models.twins import Twins
+from greenjax.planning import Plan, dense_plan, exact_plan, stage_channels, stage_specs, token_grid
 from greenjax.planning.tokens import to_grid, to_unit_major
+
+# By the first word of model.name. An encoder has `patch_embed`, patches [b, n, p] -> tokens [b, n, c], and is called
+# with (tokens, plan, drop-path key or None); the tokens are those of the plan's visible units.
+ENCODERS = {"swin": Swin, "twins": Twins, "pcpvt": Twins}
 
 Images = Float[Array | np.ndarray, "b h w c"] | UInt8[Array | np.ndarray, "b h w c"]
 
@@ -26,7 +31,7 @@ class Output(NamedTuple):
 
     `prediction` holds every unit in raster order, each (row, column, channel), in the space of the target: per-unit
     normalised pixels (green) or colour-normalised pixels (SimMIM). `latent` follows the final norm; `stages` are the
-    tokens at the end of each stage, before merging.
+    tokens at the end of each stage, before merging or embedding for the next.
     """
 
     loss: Float[Array, ""]  # mean over the images
@@ -43,8 +48,8 @@ class MaskedImageModel(nnx.Module):
         self.grid = token_grid(config)
         self.specs = stage_specs(config)
         self.mean, self.std = tuple(config.data.mean), tuple(config.data.std)
-        self.encoder = Swin(config, rngs=rngs)
-        self.latent_dim = config.model.embed_dim * 2 ** (self.grid.stages - 1)
+        self.encoder = ENCODERS[config.model.name.partition("_")[0]](config, rngs=rngs)
+        self.latent_dim = stage_channels(config)[-1]
         self.unit_pixels = self.grid.unit**2 * config.model.in_channels
 
     def __call__(self, images: Images, visible: np.ndarray) -> Output:
@@ -83,7 +88,7 @@ class MaskedImageModel(nnx.Module):
     def dense_stages(self, images: Images) -> tuple[Float[Array, "b _ _"], ...]:
         """Every stage's tokens with every unit visible, unit-major."""
         x = self.encoder.patch_embed(self._patches(self._units(images)))
-        return self.encoder(x, dense_windows(self.grid, self.specs), None)[1]
+        return self.encoder(x, dense_plan(self.grid, self.specs), None)[1]
 
     def _checked(self, visible: np.ndarray, images: tuple[int, ...]) -> Bool[np.ndarray, "m uh uw"]:
         h, w = self.grid.units
@@ -147,7 +152,7 @@ class GreenMIM(MaskedImageModel):
         units = self._units(images)
         # Cut before anything is computed: the encoder never touches a masked pixel.
         visible = jnp.take(units, plan.visible_units, axis=1, unique_indices=True)
-        latent, stages = self.encoder(self.encoder.patch_embed(self._patches(visible)), plan.windows, key)
+        latent, stages = self.encoder(self.encoder.patch_embed(self._patches(visible)), plan, key)
         seen, predicted = self.decoder(latent, plan.visible_units, plan.masked_units)
         losses = mean_over_units(jnp.square(widened(predicted) - self.masked_target(images, plan)))
         order = jnp.argsort(jnp.concatenate([plan.visible_units, plan.masked_units]))
@@ -170,8 +175,7 @@ class SimMIM(MaskedImageModel):
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        dim = config.model.embed_dim
-        self.mask_token = nnx.Param(token_normal(rngs.params(), (dim,), jnp.float32))
+        self.mask_token = nnx.Param(token_normal(rngs.params(), (stage_channels(config)[0],), jnp.float32))
         self.head = linear(self.latent_dim, self.unit_pixels, dtype=config.model.dtype, rngs=rngs)
 
     def forward(self, images: Images, plan: Plan, key: Key[Array, ""] | None = None) -> Output:
@@ -180,7 +184,7 @@ class SimMIM(MaskedImageModel):
         masked = jnp.ones(units.shape[1], bool).at[plan.visible_units].set(False, unique_indices=True)
         masked_tokens = jnp.repeat(masked, self.grid.tokens_per_unit(0))[None, :, None]
         x = jnp.where(masked_tokens, self.mask_token[...].astype(x.dtype)[None, None], x)
-        latent, stages = self.encoder(x, dense_windows(self.grid, self.specs), key)
+        latent, stages = self.encoder(x, dense_plan(self.grid, self.specs), key)
         prediction = widened(self.head(latent))
         predicted = jnp.take(prediction, plan.masked_units, axis=1)
         losses = mean_over_units(jnp.abs(predicted - self.masked_target(images, plan)))

@@ -1,52 +1,16 @@
 """Swin Transformer (arXiv 2103.14030) as an encoder of visible tokens; dense when every unit is visible."""
 
-from itertools import accumulate
 from typing import Any
 
 import jax
-import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from greenjax.models.attention import WindowAttention
-from greenjax.models.layers import LayerNorm, Mlp, PatchEmbed, checkpointed, drop_path, linear
-from greenjax.planning import Grouping, token_grid
-
-Windows = tuple[tuple[Grouping, ...], ...]
-
-
-class SwinBlock(nnx.Module):
-    """Window attention and an MLP, each behind a norm and beside an identity.
-
-    Source: section 3.2, equation 3.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        window: int,
-        num_heads: int,
-        *,
-        mlp_ratio: float,
-        drop_path: float,
-        epsilon: float,
-        dtype: Any,
-        rngs: nnx.Rngs,
-    ):
-        self.drop_path = drop_path
-        self.norm1 = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
-        self.attn = WindowAttention(dim, window, num_heads, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
-        self.mlp = Mlp(dim, round(mlp_ratio * dim), dtype=dtype, rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, "b n c"], grouping: Grouping, key: Key[Array, ""] | None
-    ) -> Float[Array, "b n c"]:
-        attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
-        x = x + drop_path(self.attn(self.norm1(x), grouping), self.drop_path, attention_key)
-        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, mlp_key)
+from greenjax.models.layers import Block, LayerNorm, PatchEmbed, by_stage, checkpointed, drop_path_rates, linear
+from greenjax.planning import Grouping, Plan, stage_channels, token_grid
 
 
 class PatchMerging(nnx.Module):
@@ -67,7 +31,7 @@ class PatchMerging(nnx.Module):
 class SwinStage(nnx.Module):
     """Blocks of one resolution, regular and shifted windows in turn, then the merging, if there is a next stage."""
 
-    def __init__(self, blocks: list[SwinBlock], downsample: PatchMerging | None, remat: bool):
+    def __init__(self, blocks: list[Block], downsample: PatchMerging | None, remat: bool):
         self.blocks = nnx.List(blocks)
         self.downsample = downsample
         self.remat = remat
@@ -77,7 +41,7 @@ class SwinStage(nnx.Module):
     ) -> Float[Array, "b n c"]:
         """The stage's tokens before merging."""
         for i, block in enumerate(self.blocks):
-            run = checkpointed(block, SwinBlock.__call__, self.remat)
+            run = checkpointed(block, Block.__call__, self.remat)
             x = run(x, windows[i % len(windows)], None if keys is None else keys[i])
         return x
 
@@ -89,28 +53,28 @@ class Swin(nnx.Module):
         model = config.model
         grid = token_grid(config)
         shared = dict(epsilon=model.norm_epsilon, dtype=model.dtype, rngs=rngs)
-        dims = [model.embed_dim * 2**i for i in range(len(model.depths))]
-        rates = np.linspace(0, model.drop_path, sum(model.depths)).tolist()
-        first_block = [0, *accumulate(model.depths)]
+        dims = stage_channels(config)
+        rates = drop_path_rates(model.drop_path, model.depths)
+        hidden = [round(ratio * dim) for ratio, dim in zip(by_stage(model.mlp_ratio, len(dims)), dims)]
         self.patch_embed = PatchEmbed(model.patch**2 * model.in_channels, dims[0], **shared)
         stages = []
         for i, (dim, heads) in enumerate(zip(dims, model.num_heads, strict=True)):
             window = min(model.window, *grid.shape(i))
-            blocks = [
-                SwinBlock(dim, window, heads, mlp_ratio=model.mlp_ratio, drop_path=rate, **shared)
-                for rate in rates[first_block[i] : first_block[i + 1]]
-            ]
+            blocks = []
+            for rate in rates[i]:
+                attention = WindowAttention(dim, window, heads, dtype=model.dtype, rngs=rngs)
+                blocks.append(Block(attention, dim, hidden[i], drop_path=rate, **shared))
             downsample = PatchMerging(dim, **shared) if i + 1 < len(dims) else None
             stages.append(SwinStage(blocks, downsample, model.remat))
         self.stages = nnx.List(stages)
         self.norm = LayerNorm(dims[-1], epsilon=model.norm_epsilon, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b n c"], windows: Windows, key: Key[Array, ""] | None
+        self, x: Float[Array, "b n c"], plan: Plan, key: Key[Array, ""] | None
     ) -> tuple[Float[Array, "b units latent"], tuple[Float[Array, "b _ _"], ...]]:
         """Embedded patches -> the normed tokens of the last stage, and every stage's tokens before its merging."""
         outputs = []
-        for i, (stage, groupings) in enumerate(zip(self.stages, windows, strict=True)):
+        for i, (stage, groupings) in enumerate(zip(self.stages, plan.windows, strict=True)):
             keys = None if key is None else jax.random.split(jax.random.fold_in(key, i), len(stage.blocks))
             x = stage(x, groupings, keys)
             outputs.append(x)

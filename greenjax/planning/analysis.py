@@ -43,7 +43,7 @@ class LayoutFacts(NamedTuple):
 class Analysis(NamedTuple):
     """What N simulated masks say of a planner."""
 
-    facts: tuple[tuple[LayoutFacts, ...], ...]  # by stage: (regular, shifted), or (regular,)
+    facts: tuple[tuple[LayoutFacts, ...], ...]  # by stage: (regular, shifted), (regular,), or () without windows
     masks: int
     redrawn: float  # share of masks that do not fit the layouts of all stages
     milliseconds: float  # to draw and plan one mask, the median
@@ -66,7 +66,7 @@ def analyse(planner: Planner, channels: Sequence[int], masks: int) -> Analysis:
 
 
 def cost_ratio(analysis: Analysis, depths: Sequence[int]) -> float:
-    """Cost of the attention of all blocks over the mean cost of Algorithm 1's groupings."""
+    """Cost of local attention over the mean cost of Algorithm 1's groupings; `depths` are the blocks that have it."""
     ours = optimal = 0.0
     for depth, stage in zip(depths, analysis.facts, strict=True):
         for shifted, facts in enumerate(stage):

@@ -13,12 +13,12 @@ from jaxtyping import Bool, Int
 
 from greenjax.planning.grouping import pack, pack_harder
 from greenjax.planning.plan import (
-    Grouping,
     GroupLayout,
     Plan,
     StageSpec,
     WindowPartition,
     make_plan,
+    neighbourhoods,
     partitions,
     stack_plans,
 )
@@ -93,12 +93,16 @@ def exact_plan(grid: TokenGrid, specs: Sequence[StageSpec], visible: Bool[np.nda
     """
     stages = partitions(grid, specs)
     layouts = choose_layouts(stages, visible, tolerance=0.0)
-    plans = [make_plan(mask, stages, layouts) for mask in visible]
+    nearby = neighbourhoods(grid, specs)
+    plans = [make_plan(mask, stages, layouts, nearby) for mask in visible]
     return stack_plans(plans)
 
 
 @cache
-def dense_windows(grid: TokenGrid, specs: tuple[StageSpec, ...]) -> tuple[tuple[Grouping, ...], ...]:
-    """The groupings of the dense network: every unit visible, full windows, no padding."""
-    plan = exact_plan(grid, specs, np.ones((1, *grid.units), bool))
-    return tuple(tuple(Grouping(*(None if x is None else x[0] for x in g)) for g in stage) for stage in plan.windows)
+def dense_plan(grid: TokenGrid, specs: tuple[StageSpec, ...]) -> Plan:
+    """The plan of the dense network: every unit visible, full windows, no padding."""
+    stages = partitions(grid, specs)
+    visible = np.ones((1, *grid.units), bool)
+    plan = make_plan(visible[0], stages, choose_layouts(stages, visible, tolerance=0.0), neighbourhoods(grid, specs))
+    assert plan is not None  # the layouts were made for this mask
+    return plan

@@ -13,15 +13,17 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from greenjax.planning.grouping import pack, pack_harder
+from greenjax.planning.sites import submanifold_index
 from greenjax.planning.tokens import TokenGrid
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """What a backbone states of one stage: `window` tokens a side; whether every second block shifts its windows."""
+    """What a backbone states of one stage."""
 
-    window: int
-    shifted: bool
+    window: int | None  # tokens a side of its local attention; None where there is none
+    shifted: bool  # whether every second block shifts its windows
+    peg: bool = False  # whether a 3 x 3 submanifold convolution, the positional encoding generator, stands in it
 
 
 class GroupLayout(NamedTuple):
@@ -49,7 +51,8 @@ class Plan(NamedTuple):
 
     visible_units: Int[np.ndarray, "*m v"]  # raster order
     masked_units: Int[np.ndarray, "*m u-v"]  # raster order
-    windows: tuple[tuple[Grouping, ...], ...]  # by stage: (regular, shifted), or (regular,) for all blocks
+    windows: tuple[tuple[Grouping, ...], ...]  # by stage: (regular, shifted), or (regular,) for all blocks, or ()
+    neighbours: tuple[Int[np.ndarray, "*m n 9"] | None, ...] = ()  # by stage, as `Neighbourhood.of` has them
 
 
 @dataclass(frozen=True)
@@ -118,14 +121,48 @@ class WindowPartition:
         return Grouping(fill(n, np.arange(n)), slot, fill(-1, window), fill(0, position))
 
 
+@dataclass(frozen=True)
+class Neighbourhood:
+    """The 3 x 3 neighbours of one stage's tokens, for the positional encoding generator.
+
+    The table of the whole grid is made once; a mask only renumbers it. A plan holds the taps alone: the index of a
+    3 x 3 submanifold convolution is its own inverse mirrored, and coordinates follow from the visible units.
+    """
+
+    grid: TokenGrid
+    stage: int
+
+    @cached_property
+    def table(self) -> Int32[np.ndarray, "u t 9"]:
+        """Which of all tokens of the grid, unit-major, each tap of each token reads; u * t beyond the border."""
+        tokens = self.grid.coordinates(self.stage)
+        index = submanifold_index(tokens.reshape(-1, 2), self.grid.shape(self.stage), 3)
+        return index.taps.reshape(*tokens.shape[:2], 9)
+
+    def of(self, visible_units: Int[np.ndarray, " v"]) -> Int32[np.ndarray, "n 9"]:
+        """Which visible token each tap (row by row) of each visible token reads; n where it is masked or not there."""
+        units, per_unit, _ = self.table.shape
+        n = visible_units.size * per_unit
+        number = np.full(units * per_unit + 1, n, np.int32)
+        number[:-1].reshape(units, per_unit)[visible_units] = np.arange(n, dtype=np.int32).reshape(-1, per_unit)
+        return number[self.table[visible_units]].reshape(n, 9)
+
+
+def neighbourhoods(grid: TokenGrid, specs: Sequence[StageSpec]) -> tuple[Neighbourhood | None, ...]:
+    """By stage, the neighbourhood that its positional encoding generator needs; None where there is none."""
+    return tuple(Neighbourhood(grid, stage) if spec.peg else None for stage, spec in enumerate(specs))
+
+
 def partitions(grid: TokenGrid, specs: Sequence[StageSpec]) -> tuple[tuple[WindowPartition, ...], ...]:
-    """By stage, the windows of its blocks: (regular, shifted), or (regular,) where no block shifts.
+    """By stage, the windows of its blocks: (regular, shifted), (regular,) where no block shifts, or () without windows.
 
     A grid that is not larger than the window on both axes gets one window size, its shorter side, and no shift, as in
     the official Swin Transformer.
     """
 
     def of_stage(stage: int, spec: StageSpec) -> tuple[WindowPartition, ...]:
+        if spec.window is None:
+            return ()
         shorter = min(grid.shape(stage))
         if shorter <= spec.window:
             return (WindowPartition(grid, stage, shorter, 0),)
@@ -141,6 +178,7 @@ def make_plan(
     visible: Bool[np.ndarray, "h w"],
     stages: tuple[tuple[WindowPartition, ...], ...],
     layouts: tuple[tuple[GroupLayout, ...], ...],
+    nearby: tuple[Neighbourhood | None, ...] = (),
 ) -> Plan | None:
     """The plan of one mask under given layouts, or None if some stage's windows do not fit its layout."""
     visible_units = np.flatnonzero(visible).astype(np.int32)
@@ -154,7 +192,8 @@ def make_plan(
                 return None
             groupings.append(partition.group(visible_units, packing, layout))
         windows.append(tuple(groupings))
-    return Plan(visible_units, masked_units, tuple(windows))
+    neighbours = tuple(None if near is None else near.of(visible_units) for near in nearby)
+    return Plan(visible_units, masked_units, tuple(windows), neighbours)
 
 
 def fit(sizes: Int[np.ndarray, " windows"], layout: GroupLayout) -> list[list[int]] | None:

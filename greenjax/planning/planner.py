@@ -14,7 +14,16 @@ from ml_collections import ConfigDict
 from greenjax.errors import InputError
 from greenjax.planning.layout import choose_layouts
 from greenjax.planning.masking import draw_visible, visible_count
-from greenjax.planning.plan import GroupLayout, Plan, StageSpec, fit, make_plan, partitions, stack_plans
+from greenjax.planning.plan import (
+    GroupLayout,
+    Plan,
+    StageSpec,
+    fit,
+    make_plan,
+    neighbourhoods,
+    partitions,
+    stack_plans,
+)
 from greenjax.planning.tokens import TokenGrid
 
 Layouts = tuple[tuple[GroupLayout, ...], ...]
@@ -34,8 +43,21 @@ def token_grid(config: ConfigDict) -> TokenGrid:
 
 
 def stage_specs(config: ConfigDict) -> tuple[StageSpec, ...]:
-    """What the configured backbone states of its stages: Swin shifts the windows of every second block."""
-    return tuple(StageSpec(config.model.window, shifted=depth > 1) for depth in config.model.depths)
+    """What the configured backbone states of its stages.
+
+    Swin shifts the windows of every second block. Twins-SVT has windows without shift, Twins-PCPVT none, and both have
+    a positional encoding generator in every stage.
+    """
+    model = config.model
+    if model.name.startswith("swin"):
+        return tuple(StageSpec(model.window, shifted=depth > 1) for depth in model.depths)
+    return tuple(StageSpec(model.window, shifted=False, peg=True) for _ in model.depths)
+
+
+def stage_channels(config: ConfigDict) -> tuple[int, ...]:
+    """Channels of every stage: Swin doubles those of the first, Twins names them."""
+    model = config.model
+    return model.embed_dims or tuple(model.embed_dim * 2**stage for stage in range(len(model.depths)))
 
 
 class Planner:
@@ -51,7 +73,7 @@ class Planner:
         """`visible` is the number of visible units; `pool` the number of distinct masks, 0 for no bound."""
         self.grid, self.visible, self.layouts = grid, visible, layouts
         self.seed, self.pool = seed, pool
-        self.stages = partitions(grid, specs)
+        self.stages, self.nearby = partitions(grid, specs), neighbourhoods(grid, specs)
         self._pooled: dict[int, tuple[Plan, int]] = {}
 
     @classmethod
@@ -95,7 +117,7 @@ class Planner:
 
     def plan(self, visible: Bool[np.ndarray, "h w"]) -> Plan | None:
         """The plan of one mask, or None if it does not fit the layouts."""
-        return make_plan(visible, self.stages, self.layouts)
+        return make_plan(visible, self.stages, self.layouts, self.nearby)
 
     def _from_pool(self, seed: int, index: int) -> tuple[Plan, int]:
         if index not in self._pooled:

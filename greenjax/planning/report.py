@@ -14,7 +14,7 @@ from rich.table import Table
 
 from greenjax.errors import InputError
 from greenjax.planning.analysis import Analysis, LayoutFacts, analyse, cost_ratio
-from greenjax.planning.planner import Planner
+from greenjax.planning.planner import Planner, stage_channels
 
 WIDTH = 110  # columns, where the output is not a terminal
 COLUMNS = (
@@ -27,27 +27,39 @@ COLOURS = ("tab:blue", "tab:orange")
 def report(config: ConfigDict, masks: int, plot: str | None = None) -> None:
     """Prints what simulated masks say of a resolved configuration; `plot` names a file for the figure.
 
-    Raises InputError for a method that groups nothing, and for layouts that lose too many masks.
+    Raises InputError for a method that groups nothing, for layouts that lose too many masks, and for a figure of a
+    backbone without windows.
     """
     if config.method != "green":
         raise InputError(
             f"method is {config.method!r}, whose encoder takes all tokens and groups none: expected 'green'"
         )
     planner = Planner.from_config(config)
-    channels = [config.model.embed_dim * 2**stage for stage in range(len(config.model.depths))]
-    analysis = analyse(planner, channels, masks)
-    title = f"{config.model.name}, {'x'.join(map(str, config.image_size))} pixels, window {config.model.window}"
+    windows = any(planner.stages)
+    if plot and not windows:
+        raise InputError(f"model.name is {config.model.name!r}, which has no windows: no figure can be drawn")
+    analysis = analyse(planner, stage_channels(config), masks)
+    title = f"{config.model.name}, {'x'.join(map(str, config.image_size))} pixels"
+    title += f", window {config.model.window}" if windows else ", no windows"
     units = planner.grid.units[0] * planner.grid.units[1]
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     console.print(
         f"{title}, patch {config.model.patch}: {planner.visible} of {units} mask units visible,"
         f" {planner.grid.unit} pixels a side"
     )
-    console.print(layout_table(analysis))
-    console.print("\n".join(summary(analysis, config.model.depths)))
+    if windows:
+        console.print(layout_table(analysis))
+        console.print("\n".join(summary(analysis, windowed_blocks(config))))
+    console.print(f"Time to draw and plan one mask: {analysis.milliseconds:.2f} ms (median)")
     if plot:
         group_size_figure(analysis, f"{title}, mask ratio {config.mask.ratio:g}").savefig(plot, dpi=150)
         console.print(f"Figure 4: {plot}")
+
+
+def windowed_blocks(config: ConfigDict) -> list[int]:
+    """Blocks with local attention, by stage: all of Swin's, every second one of Twins', beginning with the first."""
+    twins = config.model.embed_dims is not None
+    return [(depth + 1) // 2 if twins else depth for depth in config.model.depths]
 
 
 def layout_table(analysis: Analysis) -> Table:
@@ -74,7 +86,7 @@ def layout_table(analysis: Analysis) -> Table:
 
 
 def summary(analysis: Analysis, depths: Sequence[int]) -> list[str]:
-    """What the columns mean, and what holds for all stages together."""
+    """What the columns mean, and what holds for all stages together; `depths` are the blocks with windows."""
     gathered = {facts.partition.stage for facts in _rows(analysis) if facts.moves}
     still = [str(stage + 1) for stage in range(len(depths)) if stage not in gathered]
     optima = len(analysis.facts[0][0].optimal_slots)
@@ -84,9 +96,8 @@ def summary(analysis: Analysis, depths: Sequence[int]) -> list[str]:
         f"search: share of {analysis.masks} masks that need the stronger search. redrawn: on which it fails.",
         "",
         f"Stages that gather nothing, their visible tokens being one row: {', '.join(still) or 'none'}",
-        f"Cost of the attention of all blocks / Algorithm 1's: {cost_ratio(analysis, depths):.3f}",
+        f"Cost of the window attention of all blocks / Algorithm 1's: {cost_ratio(analysis, depths):.3f}",
         f"Masks redrawn, all stages together: {analysis.redrawn:.2%} of {analysis.masks}",
-        f"Time to draw and plan one mask: {analysis.milliseconds:.2f} ms (median)",
     ]
 
 

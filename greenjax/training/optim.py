@@ -50,5 +50,10 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def decayed(params: Any) -> Any:
-    """True for matrices; not for biases, norms, position bias tables and mask tokens."""
-    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    """True for matrices; not for biases, norms, position bias tables, mask tokens and Twins' positional encoding."""
+
+    def is_matrix(path: tuple, _: Any) -> bool:
+        names = [entry.key for entry in path]
+        return names[-1] == "kernel" and "peg" not in names  # depth-wise: its kernel mixes no channels
+
+    return jax.tree.map_with_path(is_matrix, params)

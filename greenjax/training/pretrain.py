@@ -81,7 +81,12 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     update = make_train_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh)
     batches = train_batches(config, source, planner, start)
     meter = Meter(config)
-    with checkpointer, MetricsWriter(workdir, total, start) as writer, jax.transfer_guard("disallow"):
+    with (
+        checkpointer,
+        MetricsWriter(workdir, total, start) as writer,
+        jax.transfer_guard("disallow"),
+        jax.set_mesh(mesh),  # callbacks want to know it: models/spconv_bridge.py
+    ):
         if start == 0:
             watch(0)
         for step in range(start + 1, total + 1):

@@ -62,7 +62,8 @@ def make_train_step(
         return State(state.step + 1, params, opt, counts), metrics
 
     def sharded(state: State, batch: Batch) -> tuple[State, Metrics]:
-        state, metrics = train_step(state, batch)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # callbacks want to know it: spconv_bridge.py
+            state, metrics = train_step(state, batch)
         return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh)), metrics
 
     return jax.jit(sharded, donate_argnums=0, in_shardings=(None, batch_sharding(mesh)))

@@ -1,0 +1,148 @@
+"""Sparse convolution by gathering visible tokens and multiplying: the native backend of sparse_conv.py.
+
+The gradients gather too, by the inverse index: XLA's own gradient of a gather is a scatter-add, slow on a CPU and
+contended on a GPU.
+"""
+
+from collections.abc import Callable
+from functools import partial, reduce
+from operator import add
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Tokens = Float[Array, "b n c"]
+
+# How far loops over a kernel are written out. True is for benchmark.py: XLA's cost analysis counts a loop's body once.
+UNROLL: int | bool = 1
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def conv(
+    groups: int,
+    most_uses: int,
+    x: Tokens,
+    kernel: Float[Array, "kh kw i o"],
+    bias: Float[Array, " o"] | None,
+    taps: Int[Array, "n_out kh*kw"],
+    uses: Int[Array, "n kh*kw"],
+) -> Float[Array, "b n_out o"]:
+    """y[n_out] = bias + sum over taps of x[taps[n_out, tap]] kernel[tap].
+
+    `uses` is the inverse of `taps` (planning/sites.py), and `most_uses` how many taps at most read one token.
+    """
+    del most_uses, uses
+    y = _correlate(x, kernel, taps, groups)
+    return y if bias is None else y + bias.astype(y.dtype)[None, None]
+
+
+def _conv_fwd(groups, most_uses, x, kernel, bias, taps, uses):
+    return conv(groups, most_uses, x, kernel, bias, taps, uses), (x, kernel, bias, taps, uses)
+
+
+def _conv_bwd(groups, most_uses, saved, dy):
+    x, kernel, bias, taps, uses = saved
+    dx = _d_tokens(dy, kernel, uses, groups, most_uses)
+    # One tap, or one row of the kernel, after another: together, XLA would write all gathered copies of x to memory.
+    if _is_depthwise(kernel, groups):
+        d_kernel = _map(lambda reads: (_take(x, reads) * dy).sum(axis=(0, 1), dtype=_wide(x)), taps.T)
+    else:
+        by_group, wide = _split(dy, groups), dict(preferred_element_type=_wide(x))
+        d_row = lambda reads: jnp.einsum("bntgi,bngo->tigo", _patches(x, reads, groups), by_group, **wide)  # noqa: E731
+        d_kernel = _map(d_row, _by_row(taps, kernel))
+    d_bias = None if bias is None else dy.sum(axis=(0, 1), dtype=_wide(x)).astype(bias.dtype)
+    return dx, d_kernel.reshape(kernel.shape).astype(kernel.dtype), d_bias, None, None
+
+
+conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def _correlate(x: Tokens, kernel: Array, reads: Int[Array, "m taps"], groups: int) -> Float[Array, "b m o"]:
+    """y[m] = sum over taps of x[reads[m, tap]] kernel[tap], zeros where there is no such token."""
+    kernel = kernel.astype(x.dtype)
+    if _is_depthwise(kernel, groups):
+        weights = kernel.reshape(-1, 1, 1, groups)
+        return reduce(add, [_take(x, tap).astype(_wide(x)) * w for tap, w in zip(reads.T, weights)]).astype(x.dtype)
+
+    # One row of the kernel after another: all at once would copy x as often as the kernel has taps, and be slower.
+    def add_row(y: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
+        reads, weights = row
+        patches, weights = _patches(x, reads, groups), _split(weights, groups)
+        return y + jnp.einsum("bntgi,tigo->bngo", patches, weights, preferred_element_type=y.dtype), None
+
+    shape = (x.shape[0], reads.shape[0], groups, kernel.shape[3] // groups)
+    y, _ = jax.lax.scan(add_row, jnp.zeros(shape, _wide(x)), (_by_row(reads, kernel), kernel), unroll=UNROLL)
+    return y.reshape(*shape[:2], -1).astype(x.dtype)
+
+
+def _d_tokens(dy: Array, kernel: Array, uses: Int[Array, "n taps"], groups: int, most_uses: int) -> Tokens:
+    """dx[n] = sum over taps of dy[uses[n, tap]] kernel[tap]^T."""
+    kh, kw, i, _ = kernel.shape
+    if most_uses >= kh * kw or _is_depthwise(kernel, groups):
+        transposed = _split(kernel, groups).transpose(0, 1, 4, 3, 2).reshape(kh, kw, -1, groups * i)
+        return _correlate(dy, transposed, uses, groups)
+    # Most taps of a strided kernel do not read a given token: multiply once at the outputs, then gather products.
+    products = jnp.einsum("bngo,hwigo->bnhwgi", _split(dy, groups), _split(kernel.astype(dy.dtype), groups))
+    (b, n_out), count = dy.shape[:2], kh * kw
+    products = products.reshape(b, n_out * count, groups * i)
+    place = jnp.where(uses < n_out, uses * count + jnp.arange(count)[None], n_out * count)
+    # Sorting moves the few real uses to the front.
+    places = jnp.sort(place, axis=1)[:, :most_uses]
+    return reduce(add, [_take(products, reads).astype(_wide(dy)) for reads in places.T]).astype(dy.dtype)
+
+
+def _map(f: Callable[[Array], Array], xs: Array) -> Array:
+    return jax.lax.scan(lambda _, x: (None, f(x)), None, xs, unroll=UNROLL)[1]
+
+
+def _by_row(reads: Int[Array, "m taps"], kernel: Array) -> Int[Array, "kh m kw"]:
+    return reads.reshape(-1, *kernel.shape[:2]).swapaxes(0, 1)
+
+
+@jax.custom_vjp
+def max_pool(x: Tokens, taps: Int[Array, "n_out taps"], uses: Int[Array, "n taps"]) -> Float[Array, "b n_out c"]:
+    """The largest token that the taps read, by channel, and 0 where they read none."""
+    return _max_fwd(x, taps, uses)[0]
+
+
+def _max_fwd(x, taps, uses):
+    read = _take(x, taps.reshape(-1), -jnp.inf).reshape(x.shape[0], *taps.shape, x.shape[2])
+    winner = read.argmax(axis=2)
+    y = read.max(axis=2)
+    return jnp.where(y == -jnp.inf, jnp.zeros_like(y), y), (winner, uses)
+
+
+def _max_bwd(saved, dy):
+    winner, uses = saved
+    won = [
+        jnp.where(_take(winner, reads, -1) == tap, _take(dy, reads), jnp.zeros((), dy.dtype))
+        for tap, reads in enumerate(uses.T)
+    ]
+    return reduce(add, won), None, None
+
+
+max_pool.defvjp(_max_fwd, _max_bwd)
+
+
+def _take(x: Array, index: Int[Array, " m"], fill: float | int = 0) -> Array:
+    """x[:, index], and `fill` where index is x.shape[1]."""
+    return jnp.take(x, index, axis=1, mode="fill", fill_value=fill)
+
+
+def _patches(x: Tokens, reads: Int[Array, "m taps"], groups: int) -> Float[Array, "b m taps g i"]:
+    return _take(x, reads.reshape(-1)).reshape(x.shape[0], *reads.shape, groups, -1)
+
+
+def _split(x: Array, groups: int) -> Array:
+    """The last axis as (groups, channels of a group)."""
+    return x.reshape(*x.shape[:-1], groups, -1)
+
+
+def _is_depthwise(kernel: Array, groups: int) -> bool:
+    return kernel.shape[2] == 1 and kernel.shape[3] == groups and groups > 1
+
+
+def _wide(x: Array) -> Any:
+    return jnp.promote_types(x.dtype, jnp.float32)

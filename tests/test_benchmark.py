@@ -1,0 +1,46 @@
+"""The benchmark command, on layers that take no time."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from absl.testing import flagsaver
+
+from greenjax import benchmark
+
+LAYERS = (
+    benchmark.Layer("depth-wise", 2, 3, 1, (8, 8), 8),
+    benchmark.Layer("dense", 2, 3, 1, (8, 8)),
+    benchmark.Layer("block", 2, 2, 2, (8, 16)),
+    benchmark.Layer("overlapping", 2, 3, 2, (8, 16)),
+)
+
+
+@pytest.mark.spconv
+def test_the_sparse_suite_compares_all_backends(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, "LAYERS", LAYERS)
+    benchmark.parse(["benchmark", "--suite=sparse"])
+    with flagsaver.flagsaver(batch=1, repeats=2, json=str(tmp_path / "figures.json")):
+        benchmark.main([])
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert report["suite"] == "sparse" and report["batch"] == 1 and not report["left_out"]
+    rows = {(row["layer"], row["backend"]): row for row in report["rows"]}
+    everyone = set(benchmark.BACKENDS)
+    assert {name: {b for n, b in rows if n == name} for name, _ in rows} == {
+        "depth-wise": {"native", "masked"},  # spconv has no groups
+        **dict.fromkeys(("dense", "block", "overlapping"), everyone),
+    }
+    assert all(row["difference"] < 1e-5 and row["forward_ms"] > 0 and row["both_ms"] > 0 for row in rows.values())
+    # Tokens (48), taps, channels in and out, one multiplication and one addition each; a loop is counted whole.
+    assert 48 * 9 * 8 * 8 * 2 <= rows["dense", "native"]["forward_flops"] < 1.2 * 48 * 9 * 8 * 8 * 2
+    assert rows["dense", "spconv pure"]["forward_flops"] is None
+    assert "overlapping" in capsys.readouterr().out
+
+
+def test_a_wrong_suite_ends_in_one_line():
+    command = [sys.executable, "-m", "greenjax.benchmark", "--suite=dense"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("greenjax.benchmark: ") and "sparse" in line
