@@ -100,5 +100,7 @@ def exact_plan(grid: TokenGrid, specs: Sequence[StageSpec], visible: Bool[np.nda
 @cache
 def dense_windows(grid: TokenGrid, specs: tuple[StageSpec, ...]) -> tuple[tuple[Grouping, ...], ...]:
     """The groupings of the dense network: every unit visible, full windows, no padding."""
-    plan = exact_plan(grid, specs, np.ones((1, *grid.units), bool))
-    return tuple(tuple(Grouping(*(None if x is None else x[0] for x in g)) for g in stage) for stage in plan.windows)
+    stages, visible = partitions(grid, specs), np.ones(grid.units, bool)
+    plan = make_plan(visible, stages, choose_layouts(stages, visible[None], tolerance=0.0))
+    assert plan is not None  # its layouts are made for it
+    return plan.windows

@@ -1,11 +1,9 @@
 """AdamW, and the learning rate per step."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from greenjax.errors import InputError
@@ -25,7 +23,7 @@ def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
     return total, warmup
 
 
-def learning_rate(config: ConfigDict, total: int, warmup: int) -> Callable[[Array], Array]:
+def learning_rate(config: ConfigDict, total: int, warmup: int) -> optax.Schedule:
     """Linear warm-up, then half a cosine, per step; all rates are multiplied by batch size / 256.
 
     The linear scaling rule is that of arXiv 1706.02677; the batch is the effective one, all devices and accumulation.
