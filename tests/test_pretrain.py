@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from small import small_config
 
 from greenjax.data import open_source
+from greenjax.evaluation import result
 from greenjax.planning import Planner
 from greenjax.training import DivergedError, pretrain
 from greenjax.training.checkpoint import Checkpointer
@@ -60,6 +62,10 @@ def test_a_run_leaves_metrics_pictures_checkpoints_and_its_configuration(finishe
     assert json.loads((workdir / "config.json").read_text())["model"]["depths"] == [1, 1]
     assert "jax" in json.loads((workdir / "versions.json").read_text())
     assert list((workdir / "tensorboard").iterdir())
+    assert (workdir / "loss.png").stat().st_size > 1000
+    assert re.fullmatch(
+        r"held-out masked loss: [\d.]+ at step 6; untrained model [\d.]+; best constant 0\.\d{4}", result(lines)
+    )
 
 
 def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(finished, tmp_path):

@@ -12,8 +12,6 @@ from ml_collections import ConfigDict
 from greenjax.models.attention import SelfAttention
 from greenjax.models.layers import LayerNorm, Mlp, linear, token_normal
 
-Index = Int[Array | np.ndarray, " units"]
-
 
 @cache
 def sine_cosine_positions(rows: int, columns: int, dim: int) -> Float32[np.ndarray, "u c"]:
@@ -61,7 +59,10 @@ class Decoder(nnx.Module):
         self.head = linear(dim, outputs, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, latent: Float[Array, "b v latent"], visible_units: Index, masked_units: Index
+        self,
+        latent: Float[Array, "b v latent"],
+        visible_units: Int[Array | np.ndarray, " v"],
+        masked_units: Int[Array | np.ndarray, " w"],
     ) -> tuple[Float[Array, "b v out"], Float[Array, "b w out"]]:
         """Predicted pixels of the visible and of the masked units, in the order of the indices."""
         positions = jnp.asarray(sine_cosine_positions(*self.units, self.dim)).astype(latent.dtype)

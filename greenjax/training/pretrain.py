@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from greenjax.data import open_source, train_batches
-from greenjax.evaluation import HeldOut, Pictures
+from greenjax.config import flatten, resolve
+from greenjax.data import Batch, Source, open_source, train_batches
+from greenjax.evaluation import HeldOut, Pictures, draw_loss_curve, read_metrics, result
 from greenjax.planning import Planner
 from greenjax.training.checkpoint import Checkpointer
 from greenjax.training.metrics import MetricsWriter, record_config
@@ -50,14 +50,14 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     graphdef, tx = model_graph(config), make_optimizer(config)
     if start:
         state = checkpointer.restore(abstract_state(config, tx, mesh))
-        logging.info("resumed at step %d of %d", start, total)
+        print(f"going on at step {start} of {total}")
     else:
         state = init_state(config, tx, mesh)
 
     # What is watched on the way.
     place = partial(jax.device_put, device=batch_sharding(mesh))
     held_out = HeldOut(config, held_out_source, planner, graphdef, place) if held_out_source is not None else None
-    shown = next(held_out.batches() if held_out else train_batches(config, source, planner, 0))
+    shown = next(held_out.batches()) if held_out else first_batch(config, source, planner)
     pictures = Pictures(config, shown, graphdef, partial(jax.device_put, device=NamedSharding(mesh, P())))
     log = config.log
 
@@ -91,7 +91,17 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
                 distinct = {"distinct_masks": distinct_masks(config, planner, step, len(source))}
                 writer.write(step, meter.line() | (distinct if config.mask.pool else {}))
             watch(step)
+    if jax.process_index() == 0:
+        lines = read_metrics(workdir)
+        draw_loss_curve(workdir / "loss.png", lines)
+        print(result(lines))
     return state
+
+
+def first_batch(config: ConfigDict, source: Source, planner: Planner) -> Batch:
+    """The first training batch, without starting worker processes for it."""
+    alone = resolve(flatten(config) | {"data.workers": 0})
+    return next(train_batches(alone, source, planner, 0))
 
 
 def due(step: int, every: int, total: int) -> bool:
