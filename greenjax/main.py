@@ -31,6 +31,9 @@ def main(argv: list[str]) -> None:
         pretrain(config, workdir)
     except (InputError, DivergedError) as error:
         sys.exit(f"greenjax: {error}")
+    except KeyboardInterrupt:
+        print(f"greenjax: interrupted; the same command goes on from the last checkpoint in {workdir}", file=sys.stderr)
+        sys.exit(130)
 
 
 def prepare_process(config: ConfigDict) -> None:

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
-install requirements.txt
+install_requirements requirements.txt
 
 workdir=${WORKDIR:-runs/digits}
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from small import small_config
 
 from greenjax.data.augment import CentreView, RandomView, centre_box, random_box, resize, to_channels
 from greenjax.errors import InputError
@@ -78,5 +79,5 @@ def test_grey_and_colour_become_each_other():
     grey = noise(5, 6, 1)
     assert np.array_equal(to_channels(grey, 3), np.repeat(grey, 3, axis=2))
     assert np.array_equal(to_channels(to_channels(grey, 3), 1), grey)
-    with pytest.raises(InputError, match=r"model\.in_channels is 4: expected 1 or 3"):
-        to_channels(grey, 4)
+    with pytest.raises(InputError, match=r"model\.in_channels is 2: expected 1 or 3"):
+        CentreView.from_config(small_config(model__in_channels=2, data__mean=(0.0,) * 2, data__std=(1.0,) * 2))

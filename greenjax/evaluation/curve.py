@@ -36,7 +36,12 @@ def result(lines: list[dict[str, Any]]) -> str:
     if not held_out:
         return "no held-out loss: data.eval_split is not set"
     first, last = held_out[0], held_out[-1]
-    text = f"held-out masked loss: {last['held_out_loss']:.4f} at step {last['step']}"
+    text = f"held-out masked loss: {_number(last['held_out_loss'])} at step {last['step']}"
     if first["step"] == 0:
-        text += f"; untrained model {first['held_out_loss']:.4f}; best constant {first['best_constant_loss']:.4f}"
+        text += f"; untrained model {_number(first['held_out_loss'])}"
+        text += f"; best constant {_number(first['best_constant_loss'])}"
     return text
+
+
+def _number(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.4f}"

@@ -20,6 +20,10 @@ def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
         raise InputError(
             f"epochs is {config.epochs}: expected enough for one batch of {config.data.batch_size} from {images} images"
         )
+    if warmup >= total:
+        raise InputError(
+            f"optim.warmup_epochs is {config.optim.warmup_epochs}: {warmup} of {total} steps, expected fewer"
+        )
     return total, warmup
 
 

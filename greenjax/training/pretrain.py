@@ -1,5 +1,6 @@
 """Pre-training by masked image modelling: the story, top to bottom."""
 
+import os
 import time
 from functools import partial
 from itertools import chain
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
 from greenjax.data import Batch, Source, open_source, train_batches
+from greenjax.errors import InputError
 from greenjax.evaluation import HeldOut, Pictures, draw_loss_curve, read_metrics, result
 from greenjax.planning import Planner
 from greenjax.training.checkpoint import Checkpointer
@@ -22,6 +24,8 @@ from greenjax.training.optim import learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import batch_sharding, make_mesh
 from greenjax.training.state import State, abstract_state, init_state, model_graph
 from greenjax.training.step import Metrics, make_train_step
+
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # main.py sets it
 
 
 class DivergedError(RuntimeError):
@@ -44,13 +48,16 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
 
     checkpointer = Checkpointer(workdir, config.log.keep)
     start = checkpointer.latest_step() or 0
-    record_config(workdir, config, resuming=start > 0)
+    record_config(workdir, config, len(source), resuming=start > 0)
+
+    if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        raise InputError(f"config.deterministic: XLA_FLAGS lacks {DETERMINISTIC}, to be set before JAX starts")
 
     # The state is born on its devices, or comes back from the last checkpoint.
     graphdef, tx = model_graph(config), make_optimizer(config)
     if start:
         state = checkpointer.restore(abstract_state(config, tx, mesh))
-        print(f"going on at step {start} of {total}")
+        print(f"going on at step {start} of {total}" if start < total else f"finished: {total} steps were done before")
     else:
         state = init_state(config, tx, mesh)
 
@@ -88,13 +95,11 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
             state, metrics = update(state, place(next(batches)))
             meter.add(step, metrics)
             if step % log.every == 0 or step == total:
-                distinct = {"distinct_masks": distinct_masks(config, planner, step, len(source))}
-                writer.write(step, meter.line() | (distinct if config.mask.pool else {}))
+                writer.write(step, meter.line() | pool_use(config, planner, step, len(source)))
             watch(step)
-    if jax.process_index() == 0:
-        lines = read_metrics(workdir)
-        draw_loss_curve(workdir / "loss.png", lines)
-        print(result(lines))
+    lines = read_metrics(workdir)
+    draw_loss_curve(workdir / "loss.png", lines)
+    print(result(lines))
     return state
 
 
@@ -117,11 +122,13 @@ def held_out_losses(held_out: HeldOut, step: int, params: Any) -> dict[str, floa
     return losses
 
 
-def distinct_masks(config: ConfigDict, planner: Planner, step: int, images: int) -> int:
-    """How many different masks of the pool this epoch has used so far."""
+def pool_use(config: ConfigDict, planner: Planner, step: int, images: int) -> dict[str, int]:
+    """How many different masks of the pool this epoch has used so far; nothing to tell where every mask is new."""
+    if not config.mask.pool:
+        return {}
     first = (step - 1) * config.data.batch_size // images * images // config.data.batch_size
     drawn = (planner.mask_ids(config.seed, t, config.mask.groups) for t in range(first, step))
-    return len(set(chain.from_iterable(drawn)))
+    return {"distinct_masks": len(set(chain.from_iterable(drawn)))}
 
 
 class Meter:
