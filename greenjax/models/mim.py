@@ -123,7 +123,7 @@ class MaskedImageModel(nnx.Module):
     def _normalise(self, units: Array) -> Float[Array, "b u p"]:
         """uint8 -> colour-normalised float32; floats are taken as normalised already."""
         if units.dtype != jnp.uint8:
-            return units
+            return widened(units)
         mean, std = (np.tile(np.asarray(v, np.float32), self.grid.unit**2)[None, None] for v in (self.mean, self.std))
         return (units.astype(jnp.float32) / 255 - mean) / std
 
