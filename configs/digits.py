@@ -24,8 +24,8 @@ def get_config():
     config.mask.groups = 8
 
     config.steps = 1000
-    config.optim.base_lr = 2e-3  # at a batch of 256
-    config.optim.warmup_lr = 2e-6
+    config.optim.base_lr = 4e-3  # at a batch of 256
+    config.optim.warmup_lr = 4e-6
     config.optim.warmup_steps = 100
 
     config.data.source = "digits"

@@ -35,5 +35,5 @@ def get_config():
     config.data.source = "tfds"
     config.data.name = "imagenet2012"
     config.data.split = "train"
-    config.data.eval_split = "validation[:2048]"
+    config.data.eval_split = "validation"
     return config

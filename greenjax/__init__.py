@@ -4,6 +4,11 @@ The public names are resolved on first use, so that planning and data workers ne
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from greenjax.config import default_config, flatten, load_config, resolve
+    from greenjax.models import build, features
 
 __version__ = "0.1.0"
 
@@ -16,7 +21,7 @@ _PUBLIC = {
     "features": "greenjax.models",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", "build", "default_config", "features", "flatten", "load_config", "resolve"]
 
 
 def __getattr__(name: str):
@@ -26,4 +31,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -166,6 +166,11 @@ def default_config() -> ConfigDict:
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config of a file under overrides such as {"model.window": 14}, resolved and locked."""
+    return resolve({**flatten(read_config(path)), **flatten(overrides or {})})
+
+
+def read_config(path: str | Path) -> ConfigDict | Mapping[str, Any]:
+    """What the get_config() of a file returns. Raises InputError where there is no such thing."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"config {str(path)!r}: no such file; expected a Python file with get_config()")
@@ -176,7 +181,10 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise InputError(f"config {str(path)!r}: expected a function get_config()")
-    return resolve({**flatten(module.get_config()), **flatten(overrides or {})})
+    found = module.get_config()
+    if not isinstance(found, ConfigDict | Mapping):
+        raise InputError(f"config {str(path)!r}: get_config() returned {found!r}, expected a ConfigDict")
+    return found
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:

@@ -18,6 +18,7 @@ def refuse(values: Values, key: str, allowed: str) -> None:
 def check_all(values: Values) -> None:
     """Every check, and the one thing that is settled here: the unit in which the run's length is measured."""
     settle_length(values)
+    check_rates(values)
     check_model(values)
     check_mask(values)
     check_decoder(values)
@@ -38,6 +39,12 @@ def settle_length(values: Values) -> None:
     values[warmup] = values[warmup] or 0
     if values[warmup] >= values[length]:
         refuse(values, warmup, f"less than {length}, {values[length]}")
+
+
+def check_rates(values: Values) -> None:
+    for key in ("optim.warmup_lr", "optim.min_lr"):
+        if values[key] > values["optim.base_lr"]:
+            refuse(values, key, f"at most optim.base_lr, {values['optim.base_lr']!r}")
 
 
 def check_model(values: Values) -> None:

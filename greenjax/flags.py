@@ -46,7 +46,9 @@ def define_config(
     config_flags.register_flag_parser_for_type(config.RATIO, _OneOrMoreParser("one number, or one a stage"))
     text = "A file of configs/; --config.key=value overrides one of its settings."
     argv = None if argv is None else list(argv)
-    return config_flags.DEFINE_config_file("config", default, text, flag_values=flag_values, sys_argv=argv)
+    flag = config_flags.DEFINE_config_file("config", default, text, flag_values=flag_values, sys_argv=argv)
+    flag_values.register_key_flag_for_module(sys.argv[0], flag_values["config"])  # --help lists it
+    return flag
 
 
 def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -55,6 +57,8 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> l
         for argument in argv[1:]:
             if override := re.match(r"--?(?:no)?config\.([^=]+)", argument):
                 config.check_key(override[1])
+        if path := re.search(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv)):
+            config.read_config(path[1])  # its errors say more than those of the flag
         rest = flag_values(argv)
         if len(rest) > 1:
             raise InputError(f"argument {rest[1]!r} is not understood: expected --config.key=value")
@@ -62,5 +66,5 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> l
             raise InputError("no config given: expected --config configs/NAME.py")
         config.resolve(flag_values["config"].value)
     except (flags.Error, ValueError, TypeError, OSError) as error:
-        sys.exit(f"{argv[0]}: {error}")
+        sys.exit(f"greenjax: {error}")
     return rest

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import app, logging
 from absl import flags as absl_flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from greenjax import flags
 from greenjax.config import resolve
@@ -22,13 +22,18 @@ def main(argv: list[str]) -> None:
     del argv
     config = resolve(CONFIG.value)
     prepare_process(config)
-    workdir = Path(WORKDIR.value or Path("runs") / Path(absl_flags.FLAGS["config"].config_filename).stem)
+    workdir = Path(
+        WORKDIR.value or Path("runs") / Path(config_flags.get_config_filename(absl_flags.FLAGS["config"])).stem
+    )
     from greenjax.training import DivergedError, pretrain  # imports JAX, which reads its environment then
 
     try:
         pretrain(config, workdir)
     except (InputError, DivergedError) as error:
         sys.exit(f"greenjax: {error}")
+    except KeyboardInterrupt:
+        print(f"greenjax: interrupted; the same command goes on from the last checkpoint in {workdir}", file=sys.stderr)
+        sys.exit(130)
 
 
 def prepare_process(config: ConfigDict) -> None:

@@ -1,22 +1,22 @@
 # Sourced by the other scripts: makes .venv once, installs a requirements file when it changed, sets $python.
-#   install requirements.txt
+#   install_requirements requirements.txt
 
-# The first Python that is new enough; PYTHON=... names one.
+# The first Python that all requirements have wheels for; PYTHON=... names one.
 find_python() {
-    local name found names=(python3 python3.14 python3.13 python3.12 python3.11 python)
+    local name found names=(python3 python3.13 python3.12 python3.11 python)
     if [ -n "${PYTHON:-}" ]; then names=("$PYTHON"); fi
     for name in "${names[@]}"; do
-        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
             echo "$name"
             return
         fi
     done
     found=$("${names[0]}" --version 2>/dev/null)
-    echo "Python 3.11 or later is needed; found: ${found:-none}. Name another with PYTHON=/path/to/python." >&2
+    echo "Python 3.11, 3.12 or 3.13 is needed (spconv has no wheels for others); found: ${found:-none}. Name another with PYTHON=/path/to/python." >&2
     return 1
 }
 
-install() {
+install_requirements() {
     local requirements=$1 base wanted stamp
     python=.venv/bin/python
     stamp=.venv/installed-$requirements

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
-install requirements.txt
+install_requirements requirements.txt
 
 workdir=${WORKDIR:-runs/digits}
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
@@ -15,7 +15,8 @@ export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 cat <<END
 
 Results in $workdir:
-  metrics.jsonl         loss and held-out loss, one line a measurement
+  loss.png              the loss curve
+  metrics.jsonl         the same and more as numbers, one line a measurement
   reconstructions/      pictures: original, visible, reconstructed
   checkpoints/          the trained state; the same command again goes on from there
   tensorboard/          the same numbers and pictures for TensorBoard

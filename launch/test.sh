@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
-install requirements-test.txt
+install_requirements requirements-test.txt
 
 summary="" failed=0
 check() {

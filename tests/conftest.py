@@ -18,6 +18,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def pytest_collection_modifyitems(items):
+    # Long tests first, so that no worker is left alone with one at the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     missing = {}
     if os.environ["JAX_PLATFORMS"] == "cpu":
         missing["gpu"] = "needs an accelerator: JAX_PLATFORMS=cuda"

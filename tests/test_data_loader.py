@@ -18,7 +18,6 @@ import pytest
 
 from greenjax.config import resolve
 from greenjax.data import DecodeError, eval_batches, open_source, train_batches
-from greenjax.data.augment import CentreView, RandomView, centre_box, random_box, resize, to_channels
 from greenjax.data.loader import warn_of_small_shared_memory
 from greenjax.errors import InputError
 from greenjax.planning import Planner
@@ -171,84 +170,6 @@ def test_held_out_images_come_once_in_order_with_fixed_masks(planner, count, eva
 def test_an_undecodable_held_out_image_is_replaced(planner):
     batch = next(eval_batches(tiny_config(), Broken(constants(8), {7, 2}), planner))
     assert told([batch]) == [0, 1, 3, 3, 4, 5, 6, 0] and batch.undecodable.tolist() == [0, 1, 0, 1]
-
-
-# Augmentation
-
-
-def noise(height, width, channels=3):
-    return np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
-
-
-def test_views_are_a_function_of_seed_and_index():
-    view, other = (RandomView(seed, (16, 24), 3, (0.2, 1.0), (0.75, 4 / 3), True) for seed in (0, 1))
-    image = noise(40, 50)
-    views = [view(image, index) for index in range(50)]
-    assert all(np.array_equal(view(image, index), views[index]) for index in reversed(range(50)))
-    assert len({v.tobytes() for v in views}) == 50
-    assert not np.array_equal(other(image, 0), views[0])
-    assert all(v.shape == (16, 24, 3) and v.dtype == np.uint8 and v.flags.c_contiguous for v in views)
-
-
-def test_half_of_the_views_are_flipped():
-    ramp = np.tile(np.arange(0, 250, 10, dtype=np.uint8)[None, :, None], (25, 1, 1))
-    view = RandomView(0, (8, 8), 1, (0.2, 1.0), (0.75, 4 / 3), True)
-    flipped = [bool(v[0, 0, 0] > v[0, -1, 0]) for v in (view(ramp, index) for index in range(400))]
-    assert 160 < sum(flipped) < 240
-    still = RandomView(0, (8, 8), 1, (0.2, 1.0), (0.75, 4 / 3), False)
-    assert not any(v[0, 0, 0] > v[0, -1, 0] for v in (still(ramp, index) for index in range(50)))
-
-
-def test_random_boxes_fill_the_ranges_and_lie_inside():
-    rng = np.random.default_rng(0)
-    boxes = np.array([random_box((300, 400), (0.2, 1.0), (0.75, 4 / 3), rng.random(22)) for _ in range(2000)])
-    top, left, height, width = boxes.T
-    assert (np.minimum(top, left) >= 0).all() and (top + height <= 300).all() and (left + width <= 400).all()
-    area, ratio = height * width / (300 * 400), width / height
-    assert area.min() > 0.195 and area.min() < 0.21 and area.max() > 0.9
-    assert 0.74 < ratio.min() < 0.77 and 1.3 < ratio.max() < 1.35
-    small = [random_box((300, 400), (0.2, 0.4), (0.5, 2.0), rng.random(22)) for _ in range(2000)]
-    assert np.mean([np.log(w / h) for _, _, h, w in small]) == pytest.approx(0, abs=0.04)  # log-uniform
-    corners = {random_box((2, 2), (0.25, 0.25), (1.0, 1.0), rng.random(22))[:2] for _ in range(100)}
-    assert corners == {(0, 0), (0, 1), (1, 0), (1, 1)}
-
-
-@pytest.mark.parametrize(
-    "size, box", [((10, 100), (0, 43, 10, 13)), ((100, 10), (43, 0, 13, 10)), ((9, 10), (0, 0, 9, 10))]
-)
-def test_where_no_crop_fits_the_centre_is_taken(size, box):
-    assert centre_box(size, (0.75, 4 / 3)) == box
-    if size != (9, 10):
-        assert random_box(size, (0.9, 1.0), (0.75, 4 / 3), np.full(22, 0.5)) == box
-
-
-@pytest.mark.parametrize("size, expected", [((50, 100), (16, 24)), ((100, 50), (16, 24)), ((8, 8), (16, 24))])
-def test_the_held_out_view_is_the_centre(size, expected):
-    """A picture bright in its centre and dark at the border that is to be cut keeps its centre."""
-    image = np.zeros((*size, 1), np.uint8)
-    image[size[0] // 2 - 2 : size[0] // 2 + 2, size[1] // 2 - 2 : size[1] // 2 + 2] = 255
-    view = CentreView(expected, 1)(image, 0)
-    assert view.shape == (*expected, 1)
-    weights = view[..., 0] / view.sum()
-    centre = [(weights.sum(axis=1 - axis) * np.arange(expected[axis])).sum() for axis in (0, 1)]
-    assert centre == pytest.approx([(side - 1) / 2 for side in expected], abs=0.6)
-
-
-def test_shrinking_averages_and_enlarging_is_bicubic():
-    stripes = np.tile(np.array([0, 200], np.uint8), (64, 32))[:, :, None]
-    assert (resize(stripes, (32, 32)) == 100).all()
-    step = np.repeat(np.array([50, 200], np.uint8), 8)[None, :, None].repeat(16, axis=0)
-    large = resize(step, (64, 64))
-    assert large.min() < 50 and large.max() > 200  # bicubic overshoots, bilinear would not
-    assert resize(step, (16, 16)) is step
-
-
-def test_grey_and_colour_become_each_other():
-    grey = noise(5, 6, 1)
-    assert np.array_equal(to_channels(grey, 3), np.repeat(grey, 3, axis=2))
-    assert np.array_equal(to_channels(to_channels(grey, 3), 1), grey)
-    with pytest.raises(InputError, match=r"model\.in_channels is 4: expected 1 or 3"):
-        to_channels(grey, 4)
 
 
 # Processes

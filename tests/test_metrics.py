@@ -9,6 +9,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from greenjax.config import load_config, resolve
+from greenjax.errors import InputError
 from greenjax.training import metrics
 from greenjax.training.metrics import MetricsWriter, duration, record_config
 
@@ -111,16 +112,16 @@ CONFIG = "configs/digits.py"
 
 def test_config_and_versions_are_left_in_the_workdir(tmp_path):
     config = load_config(CONFIG)
-    record_config(tmp_path / "run", config, resuming=False)
+    record_config(tmp_path / "run", config, images=9, resuming=False)
     assert resolve(json.loads((tmp_path / "run" / "config.json").read_text())) == config
     versions = json.loads((tmp_path / "run" / "versions.json").read_text())
     assert {"greenjax", "python", "jax", "flax", "devices"} <= versions.keys()
 
 
 def test_harmless_keys_may_change_on_the_way(tmp_path):
-    record_config(tmp_path, load_config(CONFIG), resuming=False)
+    record_config(tmp_path, load_config(CONFIG), images=9, resuming=False)
     changed = load_config(CONFIG, {"log.every": 7, "data.workers": 3, "log.keep": 9})
-    record_config(tmp_path, changed, resuming=True)
+    record_config(tmp_path, changed, images=9, resuming=True)
     assert resolve(json.loads((tmp_path / "config.json").read_text())) == changed
 
 
@@ -135,23 +136,36 @@ def test_harmless_keys_may_change_on_the_way(tmp_path):
 )
 def test_another_config_is_refused_on_resume_only(tmp_path, overrides, expected):
     first, other = load_config(CONFIG), load_config(CONFIG, overrides)
-    record_config(tmp_path, first, resuming=False)
-    record_config(tmp_path, first, resuming=True)
+    record_config(tmp_path, first, images=9, resuming=False)
+    record_config(tmp_path, first, images=9, resuming=True)
     with pytest.raises(ValueError, match=expected) as caught:
-        record_config(tmp_path, other, resuming=True)
+        record_config(tmp_path, other, images=9, resuming=True)
     assert "\n" not in str(caught.value) and "--workdir" in str(caught.value)
     assert resolve(json.loads((tmp_path / "config.json").read_text())) == first
-    record_config(tmp_path, other, resuming=False)
+    record_config(tmp_path, other, images=9, resuming=False)
     assert resolve(json.loads((tmp_path / "config.json").read_text())) == other
 
 
 def test_keys_younger_than_the_run_had_their_default(tmp_path):
     config = load_config(CONFIG)
-    record_config(tmp_path, config, resuming=False)
+    record_config(tmp_path, config, images=9, resuming=False)
     older = json.loads((tmp_path / "config.json").read_text())
     del older["mask"]["pool"]
     (tmp_path / "config.json").write_text(json.dumps(older))
-    record_config(tmp_path, config, resuming=True)
+    record_config(tmp_path, config, images=9, resuming=True)
     (tmp_path / "config.json").write_text(json.dumps(older))
     with pytest.raises(ValueError, match=r"mask.pool is 0 there, 5 here"):
-        record_config(tmp_path, load_config(CONFIG, {"mask.pool": 5}), resuming=True)
+        record_config(tmp_path, load_config(CONFIG, {"mask.pool": 5}), images=9, resuming=True)
+
+
+def test_a_training_split_of_another_length_is_refused(tmp_path):
+    config = load_config(CONFIG)
+    record_config(tmp_path, config, images=9, resuming=False)
+    with pytest.raises(InputError, match="was begun with 9 training images, now there are 8"):
+        record_config(tmp_path, config, images=8, resuming=True)
+
+
+def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"workdir '.*file/run' cannot be made: Not a directory"):
+        record_config(tmp_path / "file" / "run", load_config(CONFIG), images=9, resuming=False)

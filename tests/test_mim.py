@@ -165,12 +165,29 @@ def test_positions_code_the_column_first():
         (np.ones((8, 8), np.float32), "found float32"),
         (np.zeros((8, 8), bool), "at least 1"),
         (np.stack([np.ones((8, 8), bool), np.eye(8, dtype=bool)]), r"found \[8, 64\] visible units"),
+        (np.ones((0, 8, 8), bool), r"found bool \(0, 8, 8\)"),
         (np.ones((3, 8, 8), bool), "found 3 masks, expected a divisor of the 2 images"),
     ],
 )
 def test_wrong_masks_are_named(green, mask, message):
     with pytest.raises(ValueError, match=message):
         green(random_images(green), mask)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 32, 32, 3), np.float32), r"images: found shape \(2, 32, 32, 3\), expected \(b, h, w, c\)"),
+        (np.zeros((32, 32, 1), np.float32), r"images: found shape \(32, 32, 1\)"),
+        (np.zeros((0, 32, 32, 1), np.float32), r"images: found shape \(0, 32, 32, 1\)"),
+        (np.zeros((2, 32, 32, 1), np.int32), "images: found int32, expected uint8"),
+    ],
+)
+def test_wrong_images_are_named(green, images, message):
+    with pytest.raises(ValueError, match=message):
+        green(images, random_mask(green, 0.5))
+    with pytest.raises(ValueError, match=message):
+        greenjax.features(green, images)
 
 
 def test_remat_changes_memory_only(green):

@@ -221,5 +221,5 @@ def test_visible_count():
 
 
 def test_an_image_is_a_whole_number_of_units():
-    with pytest.raises(ValueError, match="image height 230 is not a positive multiple of the mask unit, 32"):
+    with pytest.raises(ValueError, match="image height is 230: expected a positive multiple of the mask unit, 32"):
         TokenGrid(230, 224, patch=4, stages=4)

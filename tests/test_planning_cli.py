@@ -129,7 +129,11 @@ def test_figure_shows_algorithm_1_and_the_static_slots(analysis):
     assert list(drawn[0]) == [stage[0].layout.slots for stage in analysis.facts]
 
 
-def test_report_into_a_folder_that_is_not_there_is_an_error(tmp_path, capsys):
-    with pytest.raises(OSError, match="No such file"):
-        report(load_config(DIGITS), masks=5, plot=str(tmp_path / "missing" / "figure.png"))
-    assert "4 of 16 mask units visible" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("missing/figure.png", "expected an existing folder"), ("figure.xyz", "expected a file named")],
+)
+def test_a_plot_that_cannot_be_drawn_is_refused_before_the_simulation(tmp_path, capsys, name, message):
+    with pytest.raises(ValueError, match=message):
+        report(load_config(DIGITS), masks=5, plot=str(tmp_path / name))
+    assert capsys.readouterr().out == ""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,11 +16,12 @@ import pytest
 from small import small_config
 
 from greenjax.data import open_source
+from greenjax.evaluation import result
 from greenjax.planning import Planner
 from greenjax.training import DivergedError, pretrain
 from greenjax.training.checkpoint import Checkpointer
 from greenjax.training.optim import make_optimizer
-from greenjax.training.pretrain import distinct_masks
+from greenjax.training.pretrain import pool_use
 from greenjax.training.sharding import make_mesh
 from greenjax.training.state import abstract_state
 
@@ -60,6 +62,10 @@ def test_a_run_leaves_metrics_pictures_checkpoints_and_its_configuration(finishe
     assert json.loads((workdir / "config.json").read_text())["model"]["depths"] == [1, 1]
     assert "jax" in json.loads((workdir / "versions.json").read_text())
     assert list((workdir / "tensorboard").iterdir())
+    assert (workdir / "loss.png").stat().st_size > 1000
+    assert re.fullmatch(
+        r"held-out masked loss: [\d.]+ at step 6; untrained model [\d.]+; best constant 0\.\d{4}", result(lines)
+    )
 
 
 def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(finished, tmp_path):
@@ -100,10 +106,11 @@ def test_pooled_masks_are_counted_by_epoch():
     config = small_config(mask__pool=5, data__batch_size=16)
     planner = Planner.from_config(config)
     images = len(open_source(config.data, "train[:160]"))  # ten steps an epoch
-    assert distinct_masks(config, planner, 1, images) <= 5
-    assert distinct_masks(config, planner, 10, images) == 5
+    assert pool_use(config, planner, 1, images)["distinct_masks"] <= 5
+    assert pool_use(config, planner, 10, images) == {"distinct_masks": 5}
     drawn = {mask for step in (10, 11) for mask in planner.mask_ids(0, step, config.mask.groups)}
-    assert distinct_masks(config, planner, 12, images) == len(drawn)
+    assert pool_use(config, planner, 12, images) == {"distinct_masks": len(drawn)}
+    assert pool_use(small_config(), planner, 12, images) == {}
 
 
 CONFIG = f"""

@@ -188,6 +188,8 @@ def test_learning_rate_is_scaled_by_the_batch_and_follows_warm_up_and_cosine():
 def test_epochs_become_steps():
     config = small_config(steps=0, epochs=10, optim__warmup_epochs=3, data__batch_size=16)
     assert run_length(config, images=100) == (62, 18)
+    with pytest.raises(ValueError, match=r"optim.warmup_epochs is 3: 1 of 1 steps"):
+        run_length(small_config(steps=0, epochs=4, optim__warmup_epochs=3, data__batch_size=32), images=11)
     with pytest.raises(ValueError, match="epochs is 10: expected enough for one batch of 16 from 1 images"):
         run_length(config, images=1)
 

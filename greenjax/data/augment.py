@@ -31,7 +31,7 @@ class RandomView:
     @classmethod
     def from_config(cls, config: ConfigDict) -> "RandomView":
         """The training view of a resolved configuration."""
-        data, channels = config.data, config.model.in_channels
+        data, channels = config.data, image_channels(config)
         return cls(config.seed, config.image_size, channels, data.crop_scale, data.crop_ratio, data.flip)
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"], index: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
@@ -54,7 +54,7 @@ class CentreView:
     @classmethod
     def from_config(cls, config: ConfigDict) -> "CentreView":
         """The held-out view of a resolved configuration."""
-        return cls(config.image_size, config.model.in_channels)
+        return cls(config.image_size, image_channels(config))
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"], index: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
         height, width = self.size
@@ -112,4 +112,11 @@ def to_channels(image: UInt8[np.ndarray, "h w c"], channels: int) -> UInt8[np.nd
         return np.repeat(image, 3, axis=2)
     if (image.shape[2], channels) == (3, 1):
         return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[:, :, None]
-    raise InputError(f"model.in_channels is {channels}: expected 1 or 3, for an image of {image.shape[2]} channels")
+    raise ValueError(f"an image of {image.shape[2]} channels cannot become one of {channels}")
+
+
+def image_channels(config: ConfigDict) -> int:
+    """Channels that the model wants of an image; the sources give grey or RGB ones."""
+    if config.model.in_channels not in (1, 3):
+        raise InputError(f"model.in_channels is {config.model.in_channels}: expected 1 or 3: images are grey or RGB")
+    return config.model.in_channels

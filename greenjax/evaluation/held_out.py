@@ -41,7 +41,11 @@ class HeldOut:
         self._losses, self._targets = losses, targets
 
     def batches(self) -> Iterator[Batch]:
-        return eval_batches(self.config, self.source, self.planner)
+        """All held-out images, in parts as large as those of a training step, so that they fit where it fits."""
+        part = self.config.mask.groups // self.config.optim.accumulation
+        for batch in eval_batches(self.config, self.source, self.planner):
+            for first in range(0, self.config.mask.groups, part):
+                yield jax.tree.map(lambda leaf, first=first: leaf[first : first + part], batch)
 
     def loss(self, params: Any) -> float:
         """Mean over all held-out images, each counted once."""

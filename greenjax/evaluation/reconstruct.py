@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-EPSILON = 1e-6  # beside the variance of a target, as in the loss
+from greenjax.models.mim import TARGET_EPSILON
+
 GREY = 128  # in place of masked units
 NORMALISED = "Reconstructed units are shown with their target's mean and variance, which the model does not predict."
 
@@ -72,7 +73,7 @@ def paste(
     if normalised:
         target = _units((images / 255 - shift) / scale, unit)
         variance = target.var(axis=-1, keepdims=True, ddof=1) if target.shape[-1] > 1 else np.zeros(1)
-        units = units * np.sqrt(variance + EPSILON) + target.mean(axis=-1, keepdims=True)
+        units = units * np.sqrt(variance + TARGET_EPSILON) + target.mean(axis=-1, keepdims=True)
     layout = dict(uh=visible.shape[1], p=unit, q=unit)
     pixels = rearrange(units, "n (uh uw) (p q c) -> n (uh p) (uw q) c", **layout) * scale + shift
     # A model that diverged draws black and white, not a warning.

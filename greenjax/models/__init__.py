@@ -7,12 +7,14 @@ are made of.
 from flax import nnx
 from ml_collections import ConfigDict
 
+from greenjax.config import resolve
 from greenjax.models.mim import GreenMIM, MaskedImageModel, Output, SimMIM, features
 
 __all__ = ["GreenMIM", "MaskedImageModel", "Output", "SimMIM", "build", "features"]
 
 
 def build(config: ConfigDict, seed: int = 0) -> MaskedImageModel:
-    """A freshly initialised model for a resolved configuration."""
+    """A freshly initialised model for a configuration, resolved or not."""
+    config = resolve(config)
     models = {"green": GreenMIM, "simmim": SimMIM}
     return models[config.method](config, rngs=nnx.Rngs(seed))

@@ -1,6 +1,6 @@
 """Attention inside groups: the paper's group window attention (section 3.3), dense attention being one case of it."""
 
-from functools import cache
+import math
 from typing import Any
 
 import jax
@@ -103,10 +103,9 @@ def _sum_diagonals(a: Float[Array, "*b w w"]) -> Float[Array, "*b o"]:
     return skewed.sum(axis=-2)
 
 
-@cache
 def _window_of(offsets: int) -> int:
     """Side of the window whose table has this many offsets, (2 w - 1) ** 2."""
-    return (round(offsets**0.5) + 1) // 2
+    return (math.isqrt(offsets) + 1) // 2
 
 
 class WindowAttention(nnx.Module):

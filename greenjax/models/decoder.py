@@ -59,7 +59,10 @@ class Decoder(nnx.Module):
         self.head = linear(dim, outputs, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, latent: Float[Array, "b v latent"], visible_units: Int[Array, " v"], masked_units: Int[Array, " w"]
+        self,
+        latent: Float[Array, "b v latent"],
+        visible_units: Int[Array | np.ndarray, " v"],
+        masked_units: Int[Array | np.ndarray, " w"],
     ) -> tuple[Float[Array, "b v out"], Float[Array, "b w out"]]:
         """Predicted pixels of the visible and of the masked units, in the order of the indices."""
         positions = jnp.asarray(sine_cosine_positions(*self.units, self.dim)).astype(latent.dtype)

@@ -25,6 +25,8 @@ ENCODERS = {"swin": Swin, "twins": Twins, "pcpvt": Twins}
 
 Images = Float[Array | np.ndarray, "b h w c"] | UInt8[Array | np.ndarray, "b h w c"]
 
+TARGET_EPSILON = 1e-6  # beside the variance of a unit
+
 
 class Output(NamedTuple):
     """What a masked image model returns.
@@ -44,6 +46,9 @@ class Output(NamedTuple):
 class MaskedImageModel(nnx.Module):
     """What the two models share: colours, cutting, targets, the call with any masks."""
 
+    # Does the plan of a mask group the visible tokens' windows?
+    plans_windows = True
+
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         self.grid = token_grid(config)
         self.specs = stage_specs(config)
@@ -52,7 +57,7 @@ class MaskedImageModel(nnx.Module):
         self.latent_dim = stage_channels(config)[-1]
         self.unit_pixels = self.grid.unit**2 * config.model.in_channels
 
-    def __call__(self, images: Images, visible: np.ndarray) -> Output:
+    def __call__(self, images: Any, visible: Any) -> Output:
         """Images under one mask, or under m masks with m dividing b, each for b / m images in turn.
 
         `images` [b, h, w, c] are float32, colour-normalised, or uint8. `visible` is a NumPy bool array [h / unit,
@@ -60,7 +65,7 @@ class MaskedImageModel(nnx.Module):
         equally many in each mask. Plans are made on the spot, with layouts that fit these masks exactly. Tokens of
         `stages` come in raster order. With nothing masked the loss is 0. Raises InputError for other shapes.
         """
-        visible = self._checked(np.asarray(visible), images.shape)
+        visible = self._checked(visible, self.check_images(images)[0])
         m = len(visible)
         specs = self.specs if self.plans_windows else ()
         plan = exact_plan(self.grid, specs, visible)
@@ -68,9 +73,6 @@ class MaskedImageModel(nnx.Module):
         out = _forward_by_mask(*nnx.split(self), by_mask, jax.tree.map(jnp.asarray, plan))
         out = out._replace(stages=self._raster(out.stages, plan))
         return Output(out.loss.mean(), *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tuple(out[1:])))
-
-    # Does the plan of a mask group the visible tokens' windows?
-    plans_windows = True
 
     def forward(self, images: Images, plan: Plan, key: Key[Array, ""] | None = None) -> Output:
         """Images that share one planned mask; tokens of `stages` stay unit-major. Without a key: no drop-path."""
@@ -90,9 +92,24 @@ class MaskedImageModel(nnx.Module):
         x = self.encoder.patch_embed(self._patches(self._units(images)))
         return self.encoder(x, dense_plan(self.grid, self.specs), None)[1]
 
-    def _checked(self, visible: np.ndarray, images: tuple[int, ...]) -> Bool[np.ndarray, "m uh uw"]:
+    def check_images(self, images: Any) -> tuple[int, ...]:
+        """The shape of images that the model takes. Raises InputError for others."""
+        shape, dtype = np.shape(images), getattr(images, "dtype", np.dtype(float))
+        expected = (self.grid.height, self.grid.width, len(self.mean))
+        if len(shape) != 4 or shape[1:] != expected or shape[0] < 1:
+            raise InputError(f"images: found shape {shape}, expected (b, h, w, c) with (h, w, c) = {expected}")
+        if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
+            raise InputError(f"images: found {dtype}, expected uint8, or colour-normalised floats")
+        return shape
+
+    def _checked(self, visible: Any, images: int) -> Bool[np.ndarray, "m uh uw"]:
         h, w = self.grid.units
-        if visible.dtype != bool or visible.ndim not in (2, 3) or visible.shape[-2:] != (h, w):
+        try:
+            visible = np.asarray(visible)
+        except jax.errors.TracerArrayConversionError:
+            message = "visible: found a traced array, expected a NumPy array: its plan is made in NumPy"
+            raise InputError(message) from None
+        if visible.dtype != bool or visible.ndim not in (2, 3) or visible.shape[-2:] != (h, w) or not visible.size:
             raise InputError(
                 f"visible: found {visible.dtype} {visible.shape}, expected bool ({h}, {w}) or (m, {h}, {w})"
             )
@@ -100,11 +117,8 @@ class MaskedImageModel(nnx.Module):
         counts = sorted(set(visible.sum(axis=(1, 2)).tolist()))
         if len(counts) > 1 or counts[0] < 1:
             raise InputError(f"visible: found {counts} visible units, expected one number of at least 1 in every mask")
-        if images[0] % len(visible):
-            raise InputError(f"visible: found {len(visible)} masks, expected a divisor of the {images[0]} images")
-        if images[1:] != (self.grid.height, self.grid.width, len(self.mean)):
-            expected = (self.grid.height, self.grid.width, len(self.mean))
-            raise InputError(f"images: found {images[1:]} (h, w, c), expected {expected}")
+        if images % len(visible):
+            raise InputError(f"visible: found {len(visible)} masks, expected a divisor of the {images} images")
         return visible
 
     def _units(self, images: Images) -> Array:
@@ -114,8 +128,8 @@ class MaskedImageModel(nnx.Module):
     def _normalise(self, units: Array) -> Float[Array, "b u p"]:
         """uint8 -> colour-normalised float32; floats are taken as normalised already."""
         if units.dtype != jnp.uint8:
-            return units
-        mean, std = (np.tile(np.float32(v), self.grid.unit**2)[None, None] for v in (self.mean, self.std))
+            return widened(units)
+        mean, std = (np.tile(np.asarray(v, np.float32), self.grid.unit**2)[None, None] for v in (self.mean, self.std))
         return (units.astype(jnp.float32) / 255 - mean) / std
 
     def _patches(self, units: Array) -> Float[Array, "b n p"]:
@@ -162,7 +176,7 @@ class GreenMIM(MaskedImageModel):
     def target(self, pixels: Float[Array, "b u p"]) -> Float[Array, "b u p"]:
         """Every unit with mean 0 and (unbiased) variance 1; flat units become 0."""
         centred = pixels - pixels.mean(axis=-1, keepdims=True)
-        return centred * jax.lax.rsqrt(pixels.var(axis=-1, ddof=1, keepdims=True) + 1e-6)
+        return centred * jax.lax.rsqrt(pixels.var(axis=-1, ddof=1, keepdims=True) + TARGET_EPSILON)
 
 
 class SimMIM(MaskedImageModel):
@@ -206,8 +220,9 @@ def _dense_stages(graphdef: nnx.GraphDef, params: Any, images: Array) -> tuple[A
     return nnx.merge(graphdef, params).dense_stages(images)
 
 
-def features(model: MaskedImageModel, images: Images) -> list[Float[Array, "b _ _ _"]]:
+def features(model: MaskedImageModel, images: Any) -> list[Float[Array, "b _ _ _"]]:
     """The dense feature pyramid: every stage's output, before merging and without the final norm, on its grid."""
+    model.check_images(images)
     grid = model.grid
     stages = _dense_stages(*nnx.split(model), jnp.asarray(images))
     return [to_grid(x, grid.units, grid.side(stage)) for stage, x in enumerate(stages)]

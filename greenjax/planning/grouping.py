@@ -1,4 +1,4 @@
-"""Packing windows into groups: Eq. 7, Eq. 8 and Algorithm 1 of the paper (arXiv 2205.13515, section 3.3).
+"""Packing windows into groups: Eq. 7, Eq. 8 and Algorithm 1 of the paper (arXiv 2205.13515).
 
 The paper's group size g_s is `slots`, its number of groups n_g is `groups`. A window counts by its size, the
 number of its visible tokens, and few sizes occur (a dozen among 64 windows at 224 px). So everything here

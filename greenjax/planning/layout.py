@@ -1,4 +1,4 @@
-"""Static group shapes: chosen once, before the first mask is drawn (paper, section 3.4, made static).
+"""Static group shapes: chosen once, before the first mask is drawn (the paper's grouping, made static).
 
 The paper picks the group size for each mask. Here every mask of a run shares one `GroupLayout` per window partition,
 so that shapes never change: masks are simulated, and the cheapest layout that holds nearly all of them is kept.

@@ -3,6 +3,7 @@
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ from greenjax.planning.analysis import Analysis, LayoutFacts, analyse, cost_rati
 from greenjax.planning.planner import Planner, stage_channels
 
 WIDTH = 110  # columns, where the output is not a terminal
+FORMATS = (".png", ".pdf", ".svg")
 COLUMNS = (
     *("stage", "grid", "window", "shift", "slots", "groups", "visible"),
     *("padding", "cost", "search", "redrawn"),
@@ -34,6 +36,10 @@ def report(config: ConfigDict, masks: int, plot: str | None = None) -> None:
         raise InputError(
             f"method is {config.method!r}, whose encoder takes all tokens and groups none: expected 'green'"
         )
+    if plot and Path(plot).suffix not in FORMATS:
+        raise InputError(f"--plot is {plot!r}: expected a file named {' or '.join(f'*{name}' for name in FORMATS)}")
+    if plot and not Path(plot).absolute().parent.is_dir():
+        raise InputError(f"--plot is {plot!r}: expected an existing folder")
     planner = Planner.from_config(config)
     windows = any(planner.stages)
     if plot and not windows:
@@ -92,7 +98,8 @@ def summary(analysis: Analysis, depths: Sequence[int]) -> list[str]:
     optima = len(analysis.facts[0][0].optimal_slots)
     return [
         "visible: tokens of one mask. padding: share of slots that hold none of them.",
-        f"cost: of attention / mean cost of the groups that Algorithm 1 picks for each of {optima} masks.",
+        f"cost: of attention, projections before grouping / mean of Algorithm 1's choice for {optima} masks by Eq. 8,",
+        "which projects padding too.",
         f"search: share of {analysis.masks} masks that need the stronger search. redrawn: on which it fails.",
         "",
         f"Stages that gather nothing, their visible tokens being one row: {', '.join(still) or 'none'}",

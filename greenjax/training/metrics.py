@@ -27,22 +27,29 @@ from greenjax.errors import InputError
 # These may change between the parts of a run: weights, masks, sample order and schedule do not hang on them.
 HARMLESS = ("log.", "mesh.", "data.workers", "data.path", "data.eval", "model.remat", "optim.max_skipped")
 
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "torch", "spconv")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless", "torch")
 
 
-def record_config(workdir: str | Path, config: ConfigDict, resuming: bool) -> None:
-    """Writes config.json and versions.json, or refuses to resume under other settings.
+def record_config(workdir: str | Path, config: ConfigDict, images: int, resuming: bool) -> None:
+    """Writes config.json, versions.json and data.json, or refuses to resume under other settings.
 
-    Raises InputError, one line, naming the keys that differ from config.json; a run begun anew overwrites it.
+    `images` is the length of the training split: of another length, order and schedule would be others. Raises
+    InputError, one line, naming what differs from the files; a run begun anew overwrites them.
     """
     workdir = Path(workdir)
-    path = workdir / "config.json"
+    path, data = workdir / "config.json", workdir / "data.json"
     if resuming and path.exists():
         _refuse_other(path, config)
-    if jax.process_index() > 0:
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
+    if resuming and data.exists() and (before := json.loads(data.read_text())["images"]) != images:
+        raise InputError(
+            f"{workdir} was begun with {before} training images, now there are {images}: expected the same"
+        )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"workdir {str(workdir)!r} cannot be made: {error.strerror}") from error
     _replace(path, json.dumps(config.to_dict(), indent=2) + "\n")
+    _replace(data, json.dumps({"images": images}) + "\n")
     _replace(workdir / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 

@@ -1,11 +1,9 @@
 """AdamW, and the learning rate per step."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from greenjax.errors import InputError
@@ -22,10 +20,14 @@ def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
         raise InputError(
             f"epochs is {config.epochs}: expected enough for one batch of {config.data.batch_size} from {images} images"
         )
+    if warmup >= total:
+        raise InputError(
+            f"optim.warmup_epochs is {config.optim.warmup_epochs}: {warmup} of {total} steps, expected fewer"
+        )
     return total, warmup
 
 
-def learning_rate(config: ConfigDict, total: int, warmup: int) -> Callable[[Array], Array]:
+def learning_rate(config: ConfigDict, total: int, warmup: int) -> optax.Schedule:
     """Linear warm-up, then half a cosine, per step; all rates are multiplied by batch size / 256.
 
     The linear scaling rule is that of arXiv 1706.02677; the batch is the effective one, all devices and accumulation.

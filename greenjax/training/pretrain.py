@@ -1,5 +1,6 @@
 """Pre-training by masked image modelling: the story, top to bottom."""
 
+import os
 import time
 from functools import partial
 from itertools import chain
@@ -8,13 +9,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from greenjax.data import open_source, train_batches
-from greenjax.evaluation import HeldOut, Pictures
+from greenjax.config import flatten, resolve
+from greenjax.data import Batch, Source, open_source, train_batches
+from greenjax.errors import InputError
+from greenjax.evaluation import HeldOut, Pictures, draw_loss_curve, read_metrics, result
 from greenjax.planning import Planner
 from greenjax.training.checkpoint import Checkpointer
 from greenjax.training.metrics import MetricsWriter, record_config
@@ -22,6 +24,8 @@ from greenjax.training.optim import learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import batch_sharding, make_mesh
 from greenjax.training.state import State, abstract_state, init_state, model_graph
 from greenjax.training.step import Metrics, make_train_step
+
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # main.py sets it
 
 
 class DivergedError(RuntimeError):
@@ -44,20 +48,23 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
 
     checkpointer = Checkpointer(workdir, config.log.keep)
     start = checkpointer.latest_step() or 0
-    record_config(workdir, config, resuming=start > 0)
+    record_config(workdir, config, len(source), resuming=start > 0)
+
+    if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        raise InputError(f"config.deterministic: XLA_FLAGS lacks {DETERMINISTIC}, to be set before JAX starts")
 
     # The state is born on its devices, or comes back from the last checkpoint.
     graphdef, tx = model_graph(config), make_optimizer(config)
     if start:
         state = checkpointer.restore(abstract_state(config, tx, mesh))
-        logging.info("resumed at step %d of %d", start, total)
+        print(f"going on at step {start} of {total}" if start < total else f"finished: {total} steps were done before")
     else:
         state = init_state(config, tx, mesh)
 
     # What is watched on the way.
     place = partial(jax.device_put, device=batch_sharding(mesh))
     held_out = HeldOut(config, held_out_source, planner, graphdef, place) if held_out_source is not None else None
-    shown = next(held_out.batches() if held_out else train_batches(config, source, planner, 0))
+    shown = next(held_out.batches()) if held_out else first_batch(config, source, planner)
     pictures = Pictures(config, shown, graphdef, partial(jax.device_put, device=NamedSharding(mesh, P())))
     log = config.log
 
@@ -93,10 +100,18 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
             state, metrics = update(state, place(next(batches)))
             meter.add(step, metrics)
             if step % log.every == 0 or step == total:
-                distinct = {"distinct_masks": distinct_masks(config, planner, step, len(source))}
-                writer.write(step, meter.line() | (distinct if config.mask.pool else {}))
+                writer.write(step, meter.line() | pool_use(config, planner, step, len(source)))
             watch(step)
+    lines = read_metrics(workdir)
+    draw_loss_curve(workdir / "loss.png", lines)
+    print(result(lines))
     return state
+
+
+def first_batch(config: ConfigDict, source: Source, planner: Planner) -> Batch:
+    """The first training batch, without starting worker processes for it."""
+    alone = resolve(flatten(config) | {"data.workers": 0})
+    return next(train_batches(alone, source, planner, 0))
 
 
 def due(step: int, every: int, total: int) -> bool:
@@ -112,11 +127,13 @@ def held_out_losses(held_out: HeldOut, step: int, params: Any) -> dict[str, floa
     return losses
 
 
-def distinct_masks(config: ConfigDict, planner: Planner, step: int, images: int) -> int:
-    """How many different masks of the pool this epoch has used so far."""
+def pool_use(config: ConfigDict, planner: Planner, step: int, images: int) -> dict[str, int]:
+    """How many different masks of the pool this epoch has used so far; nothing to tell where every mask is new."""
+    if not config.mask.pool:
+        return {}
     first = (step - 1) * config.data.batch_size // images * images // config.data.batch_size
     drawn = (planner.mask_ids(config.seed, t, config.mask.groups) for t in range(first, step))
-    return len(set(chain.from_iterable(drawn)))
+    return {"distinct_masks": len(set(chain.from_iterable(drawn)))}
 
 
 class Meter:

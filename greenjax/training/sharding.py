@@ -14,6 +14,8 @@ BATCH_AXES = ("data", "fsdp")
 
 def make_mesh(config: ConfigDict) -> Mesh:
     """The mesh of `config.mesh`; data = -1 takes all devices. Raises InputError where the numbers do not fit."""
+    if jax.process_count() > 1:
+        raise InputError(f"{jax.process_count()} JAX processes: expected one, with any number of devices")
     devices, data, fsdp = jax.device_count(), config.mesh.data, config.mesh.fsdp
     if devices % fsdp:
         raise InputError(f"mesh.fsdp is {fsdp}: expected a divisor of the {devices} devices")

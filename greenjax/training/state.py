@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and how it is born: sharded, on its mesh, before the first step."""
+"""What a checkpoint holds, and how it is born: placed on its mesh before the first step."""
 
 from functools import partial
 from typing import Any, NamedTuple

@@ -22,7 +22,7 @@ Metrics = dict[str, Array]
 def make_train_step(
     graphdef: nnx.GraphDef,
     tx: optax.GradientTransformation,
-    schedule: Callable[[Array], Array],
+    schedule: optax.Schedule,
     config: ConfigDict,
     mesh: Mesh,
 ) -> Callable[[State, Batch], tuple[State, Metrics]]:

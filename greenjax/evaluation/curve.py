@@ -1,0 +1,47 @@
+"""The loss curve of a run, drawn from its metrics.jsonl, and its result in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of DIR/metrics.jsonl, one dict a line."""
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def draw_loss_curve(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Writes a PNG: loss on training batches and on held-out images by step, and what the best constant reaches."""
+    figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="masked loss")
+    for key, label, style in (("loss", "training", "-"), ("held_out_loss", "held-out", "o-")):
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3)
+    for line in lines:
+        if "best_constant_loss" in line:
+            axes.axhline(line["best_constant_loss"], color="grey", linestyle=":", label="best constant, held-out")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend()
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def result(lines: list[dict[str, Any]]) -> str:
+    """The held-out masked loss now, and what it has to be compared with: the untrained model, the best constant."""
+    held_out = [line for line in lines if "held_out_loss" in line]
+    if not held_out:
+        return "no held-out loss: data.eval_split is not set"
+    first, last = held_out[0], held_out[-1]
+    text = f"held-out masked loss: {_number(last['held_out_loss'])} at step {last['step']}"
+    if first["step"] == 0:
+        text += f"; untrained model {_number(first['held_out_loss'])}"
+        text += f"; best constant {_number(first['best_constant_loss'])}"
+    return text
+
+
+def _number(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.4f}"
