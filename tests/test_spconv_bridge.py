@@ -184,11 +184,17 @@ def test_accumulation_and_checkpointing(callback, remat):
     assert_same(grads("spconv"), grads("native"), 1e-5)
 
 
-def test_torch_keeps_its_threads(torch_side):
-    before = torch_side.torch.get_num_threads()
+def test_spconv_runs_in_one_thread_and_torch_keeps_its_threads(torch_side, monkeypatch):
+    torch, convolve, threads = torch_side.torch, torch_side._convolve, []
+    monkeypatch.setattr(
+        torch_side, "_convolve", lambda *a, **how: threads.append(torch.get_num_threads()) or convolve(*a, **how)
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     f, args, _ = submanifold_case(3, (3, 4))
     results(f, args, backend="spconv")
-    assert torch_side.torch.get_num_threads() == before
+    torch.set_num_threads(before)
+    assert threads == [1, 1] and before == torch.get_num_threads()
 
 
 def mesh_of_8():
