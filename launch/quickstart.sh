@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # From a fresh clone to a pre-trained encoder: digits on the CPU, a few minutes after the installation.
-#   bash launch/quickstart.sh [--config.key=value ...]      WORKDIR=DIR for another place of the results
+#   bash launch/quickstart.sh [--config.key=value ...]
+# CONFIG=configs/digits_twins.py takes another backbone, WORKDIR=DIR another place for the results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 install_requirements requirements.txt
 
-workdir=${WORKDIR:-runs/digits}
+config=${CONFIG:-configs/digits.py}
+workdir=${WORKDIR:-runs/$(basename "$config" .py)}
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 # Large pages: a training step maps its temporaries anew, and clearing small pages was a tenth of its time.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
-"$python" -m greenjax.main --config configs/digits.py --workdir "$workdir" "$@"
+"$python" -m greenjax.main --config "$config" --workdir "$workdir" "$@"
 
 cat <<END
 
