@@ -95,12 +95,14 @@ _UNSET = "; 0 = not given"
 
 # The defaults are the paper's Swin-B (arXiv 2205.13515, section 4.1).
 KEYS = {
-    "task": _choice("pretrain", "pretrain", note=", the only task there is yet"),
+    "task": _choice("pretrain", "pretrain", "finetune", "linear", "knn", "eval"),
     "method": _choice("green", "green", "simmim"),
     "seed": Key(int, 0, "a whole number, 0 to 4294967295", lambda value: 0 <= value < 2**32),
     "epochs": _count(None, 0, _UNSET),  # of the training split; this or steps
     "steps": _count(None, 0, _UNSET),  # updates; this or epochs
     "image_size": _size(224),
+    "init": Key(str, "none", "'none', a greenjax workdir, or a converted .safetensors file", bool),  # first weights
+    "ema": _share(0.0),  # decay of the moving average of the weights, an update; 0 = no average
     "deterministic": _flag(False),  # the same bits on every run of one GPU, at some cost in speed
     "model.name": _choice("swin_b", *ARCHITECTURES),
     "model.window": _count(None, 0, _UNSET),  # tokens a side; default by name, as the next eight
@@ -116,6 +118,7 @@ KEYS = {
     "model.sparse_conv": _choice("native", "native", "spconv", "masked"),  # Twins: how visible tokens are convolved
     "model.spconv_callback": _choice("pure", "pure", "buffer"),  # how JAX calls spconv
     "model.in_channels": _count(3),
+    "model.num_classes": _count(None, 0, _UNSET),  # of a classifier's head
     "model.dtype": _choice("float32", "float32", "bfloat16", note=_NO_FLOAT16),  # parameters stay float32
     "model.remat": _flag(False),  # recompute each block in the backward pass: less memory, more time
     "decoder.dim": _count(512),

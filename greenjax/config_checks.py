@@ -20,10 +20,14 @@ def check_all(values: Values) -> None:
     settle_length(values)
     check_rates(values)
     check_model(values)
-    check_mask(values)
-    check_decoder(values)
+    check_size(values)
     check_data(values)
-    check_groups(values)
+    if values["task"] == "pretrain":
+        check_mask(values)
+        check_decoder(values)
+        check_groups(values)
+    else:
+        check_classes(values)
 
 
 def settle_length(values: Values) -> None:
@@ -68,24 +72,25 @@ def check_model(values: Values) -> None:
         refuse(values, "model.sparse_conv", f"native for {values['model.name']}, which has no sparse convolutions")
 
 
+def check_size(values: Values) -> None:
+    stages, patch = len(values["model.depths"]), values["model.patch"]
+    if any(side % mask_unit(values) for side in values["image_size"]):
+        allowed = f"multiples of the mask unit, {mask_unit(values)} (patch {patch}, {stages} stages)"
+        refuse(values, "image_size", allowed)
+
+
 def check_mask(values: Values) -> None:
-    stages, patch, ratio = len(values["model.depths"]), values["model.patch"], values["mask.ratio"]
-    unit = patch * 2 ** (stages - 1)
-    if any(side % unit for side in values["image_size"]):
-        refuse(
-            values,
-            "image_size",
-            f"multiples of the mask unit, {unit} (patch {patch}, {stages} stages)",
-        )
-    units = math.prod(values["image_size"]) // unit**2
-    visible = math.floor(units * (1 - ratio) + 1e-6)
+    units = math.prod(values["image_size"]) // mask_unit(values) ** 2
+    visible = math.floor(units * (1 - values["mask.ratio"]) + 1e-6)
     if not 1 <= visible < units:
         found = "none visible" if visible < 1 else "none masked"
-        refuse(
-            values,
-            "mask.ratio",
-            f"one that leaves visible and masked units: of {units} units it leaves {found}",
-        )
+        allowed = f"one that leaves visible and masked units: of {units} units it leaves {found}"
+        refuse(values, "mask.ratio", allowed)
+
+
+def mask_unit(values: Values) -> int:
+    """Pixels a side: one token of the last stage."""
+    return values["model.patch"] * 2 ** (len(values["model.depths"]) - 1)
 
 
 def check_decoder(values: Values) -> None:
@@ -104,6 +109,11 @@ def check_data(values: Values) -> None:
         refuse(values, "data.path", "a directory of images for data.source 'folder'")
     if values["data.source"] == "tfds" and not (values["data.name"] or values["data.path"]):
         refuse(values, "data.name", "a name such as 'imagenet2012', or data.path, for data.source 'tfds'")
+
+
+def check_classes(values: Values) -> None:
+    if values["task"] in ("finetune", "linear", "eval") and not values["model.num_classes"]:
+        refuse(values, "model.num_classes", f"a whole number, at least 1, for task {values['task']!r}")
 
 
 def check_groups(values: Values) -> None:

@@ -249,3 +249,16 @@ def test_the_optimizer_is_optax_adamw_with_clipping():
         updates, other = reference.update(grads, other, theirs)
         theirs = optax.apply_updates(theirs, updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
+
+
+def test_the_weight_average_follows_its_formula():
+    config = small_config(**BASE, ema=0.9, mesh__data=1)
+    states = [init_state(config, make_optimizer(config), make_mesh(config))]
+    average = jax.tree.map(np.asarray, states[0].params)
+    for _ in range(2):
+        _, state, _ = train(config, 1, jax.tree.map(jnp.copy, states[-1]))
+        states.append(state)
+        average = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * np.asarray(new), average, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), states[-1].ema, average)
+    new, old = (tree["encoder"]["norm"]["bias"] for tree in (states[-1].params, average))
+    assert float(np.abs(new - old).max()) > 1e-4

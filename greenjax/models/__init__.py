@@ -1,20 +1,28 @@
 """Models: Flax NNX modules over visible tokens. They hold parameters only; plans and random keys are arguments.
 
-Read in this order: attention (group window attention), swin, sparse_conv, twins, decoder, mim; layers holds what they
-are made of.
+Read in this order: attention (group window attention), swin, sparse_conv, twins, backbone (images in, encoder),
+decoder, mim, classifier; layers holds what they are made of.
 """
+
+from typing import Any
 
 from flax import nnx
 from ml_collections import ConfigDict
 
 from greenjax.config import resolve
-from greenjax.models.mim import GreenMIM, MaskedImageModel, Output, SimMIM, features
+from greenjax.models.backbone import Backbone, features
+from greenjax.models.classifier import Classifier
+from greenjax.models.mim import GreenMIM, MaskedImageModel, Output, SimMIM
 
-__all__ = ["GreenMIM", "MaskedImageModel", "Output", "SimMIM", "build", "features"]
+__all__ = ["Backbone", "Classifier", "GreenMIM", "MaskedImageModel", "Output", "SimMIM", "build", "features"]
 
 
-def build(config: ConfigDict, seed: int = 0) -> MaskedImageModel:
-    """A freshly initialised model for a configuration, resolved or not."""
+def build(config: ConfigDict, seed: int = 0) -> Any:
+    """A freshly initialised model for a configuration, resolved or not.
+
+    task "pretrain" gives a masked image model by `method`, any other task a Classifier.
+    """
     config = resolve(config)
-    models = {"green": GreenMIM, "simmim": SimMIM}
-    return models[config.method](config, rngs=nnx.Rngs(seed))
+    masked = {"green": GreenMIM, "simmim": SimMIM}
+    model = masked[config.method] if config.task == "pretrain" else Classifier
+    return model(config, rngs=nnx.Rngs(seed))

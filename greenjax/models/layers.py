@@ -23,9 +23,11 @@ small_normal = _compiled(nnx.initializers.truncated_normal(0.02, lower=-100.0, u
 token_normal = _compiled(nnx.initializers.normal(0.02))
 
 
-def linear(inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
-    """A dense layer with float32 parameters, Xavier-uniform, that computes in `dtype`."""
-    return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=xavier, rngs=rngs)
+def linear(
+    inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs, use_bias: bool = True, init: Callable[..., Array] = xavier
+) -> nnx.Linear:
+    """A dense layer with float32 parameters, Xavier-uniform by default, that computes in `dtype`."""
+    return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=init, rngs=rngs)
 
 
 @jax.custom_vjp

@@ -8,22 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Key, UInt8
+from jaxtyping import Array, Bool, Float, Key
 from ml_collections import ConfigDict
 
 from greenjax.errors import InputError
+from greenjax.models.backbone import Backbone, Images, widened
 from greenjax.models.decoder import Decoder
 from greenjax.models.layers import linear, token_normal
-from greenjax.models.swin import Swin
-from greenjax.models.twins import Twins
-from greenjax.planning import Plan, dense_plan, exact_plan, stage_channels, stage_specs, token_grid
-from greenjax.planning.tokens import to_grid, to_unit_major
-
-# By the first word of model.name. An encoder has `patch_embed`, patches [b, n, p] -> tokens [b, n, c], and is called
-# with (tokens, plan, drop-path key or None); the tokens are those of the plan's visible units.
-ENCODERS = {"swin": Swin, "twins": Twins, "pcpvt": Twins}
-
-Images = Float[Array | np.ndarray, "b h w c"] | UInt8[Array | np.ndarray, "b h w c"]
+from greenjax.planning import Plan, dense_plan, exact_plan, stage_channels
 
 TARGET_EPSILON = 1e-6  # beside the variance of a unit
 
@@ -43,18 +35,14 @@ class Output(NamedTuple):
     stages: tuple[Float[Array, "b _ _"], ...]
 
 
-class MaskedImageModel(nnx.Module):
-    """What the two models share: colours, cutting, targets, the call with any masks."""
+class MaskedImageModel(Backbone):
+    """What the two models share: targets, the call with any masks."""
 
     # Does the plan of a mask group the visible tokens' windows?
     plans_windows = True
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
-        self.grid = token_grid(config)
-        self.specs = stage_specs(config)
-        self.mean, self.std = tuple(config.data.mean), tuple(config.data.std)
-        self.encoder = ENCODERS[config.model.name.partition("_")[0]](config, rngs=rngs)
-        self.latent_dim = stage_channels(config)[-1]
+        super().__init__(config, rngs=rngs)
         self.unit_pixels = self.grid.unit**2 * config.model.in_channels
 
     def __call__(self, images: Any, visible: Any) -> Output:
@@ -87,21 +75,6 @@ class MaskedImageModel(nnx.Module):
         units = jnp.take(self._units(images), plan.masked_units, axis=1, unique_indices=True)
         return self.target(self._normalise(units))
 
-    def dense_stages(self, images: Images) -> tuple[Float[Array, "b _ _"], ...]:
-        """Every stage's tokens with every unit visible, unit-major."""
-        x = self.encoder.patch_embed(self._patches(self._units(images)))
-        return self.encoder(x, dense_plan(self.grid, self.specs), None)[1]
-
-    def check_images(self, images: Any) -> tuple[int, ...]:
-        """The shape of images that the model takes. Raises InputError for others."""
-        shape, dtype = np.shape(images), getattr(images, "dtype", np.dtype(float))
-        expected = (self.grid.height, self.grid.width, len(self.mean))
-        if len(shape) != 4 or shape[1:] != expected or shape[0] < 1:
-            raise InputError(f"images: found shape {shape}, expected (b, h, w, c) with (h, w, c) = {expected}")
-        if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
-            raise InputError(f"images: found {dtype}, expected uint8, or colour-normalised floats")
-        return shape
-
     def _checked(self, visible: Any, images: int) -> Bool[np.ndarray, "m uh uw"]:
         h, w = self.grid.units
         try:
@@ -120,25 +93,6 @@ class MaskedImageModel(nnx.Module):
         if images % len(visible):
             raise InputError(f"visible: found {len(visible)} masks, expected a divisor of the {images} images")
         return visible
-
-    def _units(self, images: Images) -> Array:
-        """[b, units, unit * unit * c], pixels as they came."""
-        return to_unit_major(images, self.grid.unit, self.grid.unit)[:, :, 0]
-
-    def _normalise(self, units: Array) -> Float[Array, "b u p"]:
-        """uint8 -> colour-normalised float32; floats are taken as normalised already."""
-        if units.dtype != jnp.uint8:
-            return widened(units)
-        mean, std = (np.tile(np.asarray(v, np.float32), self.grid.unit**2)[None, None] for v in (self.mean, self.std))
-        return (units.astype(jnp.float32) / 255 - mean) / std
-
-    def _patches(self, units: Array) -> Float[Array, "b n p"]:
-        """Units -> their patches in recursive 2x2 order, colour-normalised."""
-        b, u, _ = units.shape
-        side, channels = self.grid.unit, len(self.mean)
-        pixels = self._normalise(units).reshape(b * u, side, side, channels)
-        patches = to_unit_major(pixels, side, self.grid.patch)
-        return patches.reshape(b, u * self.grid.tokens_per_unit(0), self.grid.patch**2 * channels)
 
     def _raster(self, stages: tuple[Array, ...], plan: Plan) -> tuple[Array, ...]:
         """Unit-major tokens [m, b, n, c] of the visible units in raster order of each stage's grid."""
@@ -215,24 +169,6 @@ def _forward_by_mask(graphdef: nnx.GraphDef, params: Any, images: Array, plan: P
     return jax.vmap(lambda images, plan: model.forward(images, plan))(images, plan)
 
 
-@partial(jax.jit, static_argnames="graphdef")
-def _dense_stages(graphdef: nnx.GraphDef, params: Any, images: Array) -> tuple[Array, ...]:
-    return nnx.merge(graphdef, params).dense_stages(images)
-
-
-def features(model: MaskedImageModel, images: Any) -> list[Float[Array, "b _ _ _"]]:
-    """The dense feature pyramid: every stage's output, before merging and without the final norm, on its grid."""
-    model.check_images(images)
-    grid = model.grid
-    stages = _dense_stages(*nnx.split(model), jnp.asarray(images))
-    return [to_grid(x, grid.units, grid.side(stage)) for stage, x in enumerate(stages)]
-
-
 def mean_over_units(errors: Float[Array, "b u p"]) -> Float[Array, " b"]:
     """One mean an image, and 0 where no unit is masked."""
     return errors.sum(axis=(1, 2)) / max(1, errors.shape[1] * errors.shape[2])
-
-
-def widened(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """At least float32: losses are not summed in bfloat16."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -29,6 +29,7 @@ class State(NamedTuple):
 
     step: Int32[Array, ""]
     params: Any
+    ema: Any  # moving average of params; None where `config.ema` is 0
     opt: optax.OptState
     counts: Counts
 
@@ -42,14 +43,15 @@ def _params(config: ConfigDict) -> Any:
     return nnx.to_pure_dict(nnx.state(build(config, config.seed), nnx.Param))
 
 
-def _first(tx: optax.GradientTransformation, params: Any) -> State:
+def _first(config: ConfigDict, tx: optax.GradientTransformation, params: Any) -> State:
     zero = jnp.zeros((), jnp.int32)
-    return State(zero, params, tx.init(params), Counts(zero, zero, zero, zero))
+    ema = jax.tree.map(jnp.copy, params) if config.ema else None  # a copy: the state is donated leaf by leaf
+    return State(zero, params, ema, tx.init(params), Counts(zero, zero, zero, zero))
 
 
 def abstract_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh) -> State:
     """Shapes, types and shardings of the state, to restore a checkpoint onto."""
-    shapes = jax.eval_shape(lambda: _first(tx, _params(config)))
+    shapes = jax.eval_shape(lambda: _first(config, tx, _params(config)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -57,8 +59,11 @@ def abstract_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: M
     )
 
 
-def init_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh) -> State:
-    """A fresh state from `config.seed`, placed as it will stay: otherwise the step would compile twice."""
+def init_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh, params: Any = None) -> State:
+    """A state before its first step, placed as it will stay: otherwise the step would compile twice.
+
+    `params` are the weights to start from; None: fresh ones from `config.seed`.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, tx, mesh))
-    params = jax.device_put(_params(config), shardings.params)
-    return jax.jit(partial(_first, tx), out_shardings=shardings, donate_argnums=0)(params)
+    params = jax.device_put(_params(config) if params is None else params, shardings.params)
+    return jax.jit(partial(_first, config, tx), out_shardings=shardings, donate_argnums=0)(params)

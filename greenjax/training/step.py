@@ -55,11 +55,12 @@ def make_train_step(
         updates, opt = tx.update(grads, state.opt, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        params, opt = _where(finite, (params, opt), (state.params, state.opt))
+        ema = averaged(state.ema, params, config.ema)
+        params, ema, opt = _where(finite, (params, ema, opt), (state.params, state.ema, state.opt))
         counts = _counted(state.counts, batch, finite)
         metrics = {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm}
         metrics |= {"param_norm": optax.tree.norm(params), **counts._asdict()}
-        return State(state.step + 1, params, opt, counts), metrics
+        return State(state.step + 1, params, ema, opt, counts), metrics
 
     def sharded(state: State, batch: Batch) -> tuple[State, Metrics]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # callbacks want to know it: spconv_bridge.py
@@ -80,6 +81,11 @@ def drop_path_keys(config: ConfigDict, step: Array) -> Array | None:
     if not config.model.drop_path:
         return None
     return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), config.mask.groups)
+
+
+def averaged(ema: Any, params: Any, decay: float) -> Any:
+    """The moving average of the weights after an update; None stays None."""
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params) if decay else ema
 
 
 def _where(condition: Array, new: Any, old: Any) -> Any:

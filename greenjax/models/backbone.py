@@ -1,0 +1,90 @@
+"""What every model here has: colours, the cut into units, an encoder; and the dense feature pyramid."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key, UInt8
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from greenjax.errors import InputError
+from greenjax.models.swin import Swin
+from greenjax.models.twins import Twins
+from greenjax.planning import dense_plan, stage_channels, stage_specs, token_grid
+from greenjax.planning.tokens import to_grid, to_unit_major
+
+# By the first word of model.name. An encoder has `patch_embed`, patches [b, n, p] -> tokens [b, n, c], and is called
+# with (tokens, plan, drop-path key or None); the tokens are those of the plan's visible units.
+ENCODERS = {"swin": Swin, "twins": Twins, "pcpvt": Twins}
+
+Images = Float[Array | np.ndarray, "b h w c"] | UInt8[Array | np.ndarray, "b h w c"]
+
+
+class Backbone(nnx.Module):
+    """An encoder and how images get into it. Masked image models and classifiers build on it."""
+
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+        """`config` is resolved; it stays with the model, so that weights can say what they belong to."""
+        self.config = FrozenConfigDict(config)
+        self.grid = token_grid(config)
+        self.specs = stage_specs(config)
+        self.mean, self.std = tuple(config.data.mean), tuple(config.data.std)
+        self.encoder = ENCODERS[config.model.name.partition("_")[0]](config, rngs=rngs)
+        self.latent_dim = stage_channels(config)[-1]
+
+    def dense(
+        self, images: Images, key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, "b units latent"], tuple[Float[Array, "b _ _"], ...]]:
+        """With every unit visible: the normed tokens of the last stage, and every stage's tokens, unit-major."""
+        x = self.encoder.patch_embed(self._patches(self._units(images)))
+        return self.encoder(x, dense_plan(self.grid, self.specs), key)
+
+    def check_images(self, images: Any) -> tuple[int, ...]:
+        """The shape of images that the model takes. Raises InputError for others."""
+        shape, dtype = np.shape(images), getattr(images, "dtype", np.dtype(float))
+        expected = (self.grid.height, self.grid.width, len(self.mean))
+        if len(shape) != 4 or shape[1:] != expected or shape[0] < 1:
+            raise InputError(f"images: found shape {shape}, expected (b, h, w, c) with (h, w, c) = {expected}")
+        if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
+            raise InputError(f"images: found {dtype}, expected uint8, or colour-normalised floats")
+        return shape
+
+    def _units(self, images: Images) -> Array:
+        """[b, units, unit * unit * c], pixels as they came."""
+        return jnp.asarray(to_unit_major(images, self.grid.unit, self.grid.unit))[:, :, 0]
+
+    def _normalise(self, units: Array) -> Float[Array, "b u p"]:
+        """uint8 -> colour-normalised float32; floats are taken as normalised already."""
+        if units.dtype != jnp.uint8:
+            return widened(units)
+        mean, std = (np.tile(np.asarray(v, np.float32), self.grid.unit**2)[None, None] for v in (self.mean, self.std))
+        return (units.astype(jnp.float32) / 255 - mean) / std
+
+    def _patches(self, units: Array) -> Float[Array, "b n p"]:
+        """Units -> their patches in recursive 2x2 order, colour-normalised."""
+        b, u, _ = units.shape
+        side, channels = self.grid.unit, len(self.mean)
+        pixels = self._normalise(units).reshape(b * u, side, side, channels)
+        patches = to_unit_major(pixels, side, self.grid.patch)
+        return patches.reshape(b, u * self.grid.tokens_per_unit(0), self.grid.patch**2 * channels)
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _dense_stages(graphdef: nnx.GraphDef, params: Any, images: Array) -> tuple[Array, ...]:
+    return nnx.merge(graphdef, params).dense(images)[1]
+
+
+def features(model: Backbone, images: Any) -> list[Float[Array, "b _ _ _"]]:
+    """The dense feature pyramid: every stage's output, before merging and without the final norm, on its grid."""
+    model.check_images(images)
+    grid = model.grid
+    stages = _dense_stages(*nnx.split(model), jnp.asarray(images))
+    return [to_grid(x, grid.units, grid.side(stage)) for stage, x in enumerate(stages)]
+
+
+def widened(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """At least float32: losses are not summed in bfloat16."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
