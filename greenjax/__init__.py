@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from greenjax.config import default_config, flatten, load_config, resolve
+    from greenjax.interop import load, load_torch, save_torch
     from greenjax.models import build, features
 
 __version__ = "0.1.0"
@@ -19,9 +20,23 @@ _PUBLIC = {
     "flatten": "greenjax.config",
     "build": "greenjax.models",
     "features": "greenjax.models",
+    "load": "greenjax.interop",
+    "load_torch": "greenjax.interop",
+    "save_torch": "greenjax.interop",
 }
 
-__all__ = ["__version__", "build", "default_config", "features", "flatten", "load_config", "resolve"]
+__all__ = [
+    "__version__",
+    "build",
+    "default_config",
+    "features",
+    "flatten",
+    "load",
+    "load_config",
+    "load_torch",
+    "resolve",
+    "save_torch",
+]
 
 
 def __getattr__(name: str):

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from small import small_config
 
+from greenjax.checkpoint import Checkpointer
 from greenjax.data import open_source
 from greenjax.evaluation import result
 from greenjax.planning import Planner
 from greenjax.training import DivergedError, pretrain
-from greenjax.training.checkpoint import Checkpointer
 from greenjax.training.optim import make_optimizer
 from greenjax.training.pretrain import pool_use
 from greenjax.training.sharding import make_mesh

@@ -11,9 +11,9 @@ from flax import nnx
 from small import small_config
 
 import greenjax
+from greenjax.checkpoint import Checkpointer
 from greenjax.data import open_source, train_batches
 from greenjax.planning import Planner
-from greenjax.training.checkpoint import Checkpointer
 from greenjax.training.optim import decayed, learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import batch_sharding, make_mesh
 from greenjax.training.state import abstract_state, init_state, model_graph

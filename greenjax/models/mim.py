@@ -144,7 +144,7 @@ class SimMIM(MaskedImageModel):
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         self.mask_token = nnx.Param(token_normal(rngs.params(), (stage_channels(config)[0],), jnp.float32))
-        self.head = linear(self.latent_dim, self.unit_pixels, dtype=config.model.dtype, rngs=rngs)
+        self.pixel_head = linear(self.latent_dim, self.unit_pixels, dtype=config.model.dtype, rngs=rngs)
 
     def forward(self, images: Images, plan: Plan, key: Key[Array, ""] | None = None) -> Output:
         units = self._units(images)
@@ -153,7 +153,7 @@ class SimMIM(MaskedImageModel):
         masked_tokens = jnp.repeat(masked, self.grid.tokens_per_unit(0))[None, :, None]
         x = jnp.where(masked_tokens, self.mask_token[...].astype(x.dtype)[None, None], x)
         latent, stages = self.encoder(x, dense_plan(self.grid, self.specs), key)
-        prediction = widened(self.head(latent))
+        prediction = widened(self.pixel_head(latent))
         predicted = jnp.take(prediction, plan.masked_units, axis=1)
         losses = mean_over_units(jnp.abs(predicted - self.masked_target(images, plan)))
         return Output(losses.mean(), losses, prediction, latent, stages)

@@ -13,16 +13,17 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from greenjax.checkpoint import Checkpointer
 from greenjax.config import flatten, resolve
 from greenjax.data import Batch, Source, open_source, train_batches
 from greenjax.errors import InputError
 from greenjax.evaluation import HeldOut, Pictures, draw_loss_curve, read_metrics, result
 from greenjax.planning import Planner
-from greenjax.training.checkpoint import Checkpointer
 from greenjax.training.metrics import MetricsWriter, record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import batch_sharding, make_mesh
-from greenjax.training.state import State, abstract_state, init_state, model_graph
+from greenjax.training.start import first_state
+from greenjax.training.state import State, abstract_state, model_graph
 from greenjax.training.step import Metrics, make_train_step
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # main.py sets it
@@ -47,7 +48,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     planner = Planner.from_config(config)
 
     checkpointer = Checkpointer(workdir, config.log.keep)
-    start = checkpointer.latest_step() or 0
+    latest = checkpointer.latest_step()
+    start = latest or 0
     record_config(workdir, config, len(source), resuming=start > 0)
 
     if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
@@ -55,11 +57,11 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
 
     # The state is born on its devices, or comes back from the last checkpoint.
     graphdef, tx = model_graph(config), make_optimizer(config)
-    if start:
+    if latest is None:
+        state = first_state(config, tx, mesh)
+    else:
         state = checkpointer.restore(abstract_state(config, tx, mesh))
         print(f"going on at step {start} of {total}" if start < total else f"finished: {total} steps were done before")
-    else:
-        state = init_state(config, tx, mesh)
 
     # What is watched on the way.
     place = partial(jax.device_put, device=batch_sharding(mesh))

@@ -53,7 +53,7 @@ class Checkpointer:
             raise InputError(f"checkpoint step is {step}: expected more than the latest, {latest}")
         if self._manager is None:
             self._manager = self._open()
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(_flatten(state)))
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(flatten_tree(state)))
         self._manager.save(step, args=arguments, force=True)
 
     def restore(self, abstract_state: Any, step: int | None = None) -> Any:
@@ -63,17 +63,33 @@ class Checkpointer:
         Raises InputError where there is no such checkpoint, or where it belongs to another configuration.
         """
         self.wait()
-        steps = self.steps()
-        step = step if step is not None else max(steps, default=None)
-        if step not in steps:
-            raise InputError(f"no checkpoint of step {step} in {self.directory}: found {steps or 'none'}")
-        path, wanted = self.directory / str(step), _flatten(abstract_state)
+        path, wanted = self.directory / str(self._existing(step)), flatten_tree(abstract_state)
         handler = ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler())
         with ocp.Checkpointer(handler) as reader:
             _compare(path, reader.metadata(path).item_metadata.state.tree, wanted)
             arguments = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
             found = reader.restore(path, args=arguments).state
         return jax.tree.unflatten(jax.tree.structure(abstract_state), [found[key] for key in wanted])
+
+    def weights(self, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
+        """The weights alone, {"encoder/norm/scale": array, ...}, and their step: the moving average where there is one.
+
+        Raises InputError where there is no such checkpoint.
+        """
+        self.wait()
+        step = self._existing(step)
+        path = self.directory / str(step)
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler())) as reader:
+            leaves = reader.metadata(path).item_metadata.state.tree
+            prefix = "ema/" if any(key.startswith("ema/") for key in leaves) else "params/"
+            wanted = {key: leaf for key, leaf in leaves.items() if key.startswith(prefix)}
+            restored = ocp.args.PyTreeRestore(
+                {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in wanted.items()},
+                restore_args={key: ocp.RestoreArgs(restore_type=np.ndarray) for key in wanted},
+                partial_restore=True,
+            )
+            found = reader.restore(path, args=ocp.args.Composite(state=restored)).state
+        return {key.removeprefix(prefix): np.asarray(value) for key, value in found.items()}, step
 
     def wait(self) -> None:
         """Returns when the save under way is on disk; raises what went wrong with it."""
@@ -93,6 +109,14 @@ class Checkpointer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _existing(self, step: int | None) -> int:
+        steps = self.steps()
+        found = max(steps, default=None) if step is None else step
+        if found is None or found not in steps:
+            asked = "checkpoint" if step is None else f"checkpoint of step {step}"
+            raise InputError(f"no {asked} in {self.directory}: found {steps or 'none'}")
+        return found
 
     def _open(self) -> ocp.CheckpointManager:
         """Opened by the first save only: a reader must not touch the folder of a run that is writing."""
@@ -119,7 +143,8 @@ def _complete(folder: Path) -> bool:
     return committed and folder.name.isdigit() and all((folder / name).is_file() for name in _FILES)
 
 
-def _flatten(state: Any) -> dict[str, Any]:
+def flatten_tree(state: Any) -> dict[str, Any]:
+    """{"encoder/norm/scale": leaf, ...} of nested dictionaries and named tuples."""
     leaves, _ = jax.tree.flatten_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 

@@ -1,0 +1,131 @@
+"""Weights to PyTorch and back.
+
+    python -m greenjax.convert to-torch   --workdir DIR [--step N] --layout L --output FILE.safetensors|.pth
+    python -m greenjax.convert from-torch --config C.py --layout L --input FILE --workdir DIR [--config.key=value ...]
+
+L is swin, twins, timm, hf, mmdet, torchvision, greenmim or simmim; docs/interop.md has three lines for each library.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from absl import flags as absl_flags
+from absl import logging as absl_logging
+
+from greenjax import flags
+from greenjax.config import flatten, resolve
+from greenjax.errors import InputError
+
+LAYOUTS = ("swin", "twins", "timm", "hf", "mmdet", "torchvision", "greenmim", "simmim")
+
+
+def main(argv: list[str]) -> None:
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every file it touches
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args(argv[1:])
+    if rest and arguments.command == "to-torch":
+        parser.error(f"argument {rest[0]!r} is not understood")
+    try:
+        if arguments.command == "to-torch":
+            to_torch(arguments)
+        else:
+            from_torch(arguments, rest)
+    except InputError as error:
+        sys.exit(f"greenjax.convert: {error}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m greenjax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    out = commands.add_parser("to-torch", help="a checkpoint -> a file for PyTorch")
+    out.add_argument("--workdir", required=True, help="the run's folder")
+    out.add_argument("--step", type=int, help="a checkpoint's step; default: the latest")
+    out.add_argument("--output", required=True, help="*.safetensors or *.pth; for hf a folder, too")
+    out.add_argument("--encoder-only", action="store_true", help="without the decoder or head that the layout has")
+    out.add_argument("--image-size", help="pixels, N or HEIGHT,WIDTH: buffers and bias tables for such images")
+    out.add_argument("--prefix", default="", help="before every name, such as 'backbone.'")
+    into = commands.add_parser("from-torch", help="a file of PyTorch -> a workdir to go on from")
+    into.add_argument("--input", required=True, help="the file, or a folder of transformers")
+    into.add_argument("--workdir", required=True, help="a folder without checkpoints")
+    into.add_argument("--new-head", action="store_true", help="leave a classifier's head as initialised")
+    for command in (out, into):
+        command.add_argument("--layout", required=True, choices=LAYOUTS)
+        order = "order of the 2 x 2 patch merging; raster: GreenMIM files that were pre-trained so"
+        command.add_argument("--merge-order", default="swin", choices=("swin", "raster"), help=order)
+        how = "how position bias tables of another window are resized; none: refuse"
+        command.add_argument("--resize", default="geometric", choices=("geometric", "bicubic", "none"), help=how)
+    return parser
+
+
+def to_torch(arguments: argparse.Namespace) -> None:
+    """Exports a run's weights, the moving average of them where there is one."""
+    from greenjax import interop
+    from greenjax.interop.files import check_output
+
+    output = check_output(arguments.output, folder=arguments.layout == "hf")
+    model, step = interop.load_run(arguments.workdir, arguments.step)
+    lines: list[str] = []
+    if arguments.image_size:
+        model, report = interop.with_image_size(model, image_size(arguments.image_size), arguments.resize)
+        lines += report.lines()
+    lines += interop.save_torch(
+        model,
+        output,
+        arguments.layout,
+        merge_order=arguments.merge_order,
+        encoder_only=arguments.encoder_only,
+        prefix=arguments.prefix,
+        step=step,
+    )
+    print(f"{output}: {model.config.model.name} of step {step}, layout {arguments.layout}")
+    for line in lines:
+        print(f"  {line}")
+
+
+def image_size(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise InputError(f"image-size is {text!r}: expected pixels, N or HEIGHT,WIDTH") from None
+
+
+def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Makes a workdir whose checkpoint of step 0 holds the file's weights: training there starts from them."""
+    values = absl_flags.FlagValues()
+    command = ["greenjax.convert", *rest]
+    flag = flags.define_config(flag_values=values, argv=command)
+    flags.parse(command, values)
+    config = resolve(flag.value)
+
+    from greenjax.interop import read_torch
+    from greenjax.training.optim import make_optimizer
+    from greenjax.training.start import check_new, write_start
+
+    workdir = Path(arguments.workdir).expanduser()
+    check_new(workdir)
+    model, report = read_torch(
+        arguments.input,
+        config,
+        arguments.layout,
+        merge_order=arguments.merge_order,
+        resize=arguments.resize,
+        new_head=arguments.new_head,
+        seed=config.seed,
+    )
+    write_start(workdir, model, resolve(model.config), make_optimizer(config))
+    print(f"{workdir}: {config.model.name} from {arguments.input}, layout {arguments.layout}")
+    for line in report.lines():
+        print(f"  {line}")
+    changed = {key: value for key, value in flatten(model.config).items() if value != flatten(config)[key]}
+    extra = "".join(f" --config.{key}={value}" for key, value in changed.items())
+    task = "goes on from these weights" if config.task == "pretrain" else "trains it"
+    print(f"  python -m greenjax.main --workdir {workdir} with the same --config{extra} {task}")
+
+
+if __name__ == "__main__":
+    main(sys.argv)

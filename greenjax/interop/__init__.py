@@ -1,0 +1,27 @@
+"""Interop: weights to PyTorch libraries and back. One table a layout says which array becomes which tensor.
+
+Read in this order: layouts (the tables), transforms, buffers, resize, weights (misfits are found here), files,
+loading (what the commands and the Python interface call).
+"""
+
+from greenjax.interop.layouts import LAYOUTS
+from greenjax.interop.loading import (
+    initial_model,
+    load,
+    load_run,
+    load_torch,
+    read_torch,
+    save_torch,
+    with_image_size,
+)
+
+__all__ = [
+    "LAYOUTS",
+    "initial_model",
+    "load",
+    "load_run",
+    "load_torch",
+    "read_torch",
+    "save_torch",
+    "with_image_size",
+]

@@ -1,0 +1,150 @@
+"""What happens to a module's arrays on their way to PyTorch and back: every step is undone exactly.
+
+A `Part` says which arrays of one of our modules become which tensors of one of theirs. PyTorch keeps the outputs of a
+matrix first, and a convolution as (out, in, row, column); ours are (in, out) and (row, column, in, out).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Shaped
+from ml_collections import ConfigDict
+
+Arrays = tuple[Shaped[np.ndarray, "..."], ...]
+
+
+class Part(NamedTuple):
+    """Arrays that are converted together; both functions take the resolved config first."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    there: Callable[..., Arrays]
+    back: Callable[..., Arrays]
+
+
+Kind = tuple[Part, ...]
+
+
+def _one(ours: str, theirs: str, there: Callable[..., np.ndarray], back: Callable[..., np.ndarray]) -> Part:
+    return Part((ours,), (theirs,), lambda c, x: (there(c, x),), lambda c, x: (back(c, x),))
+
+
+def _same(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def _transposed(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+    return x.T
+
+
+def _patches_there(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+    p = config.model.patch
+    return rearrange(x, "(p q c) d -> d c p q", p=p, q=p)
+
+
+def _patches_back(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+    return rearrange(x, "d c p q -> (p q c) d")
+
+
+def _conv_there(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+    return x.transpose(3, 2, 0, 1)
+
+
+def _conv_back(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+    return x.transpose(2, 3, 1, 0)
+
+
+_BIAS = _one("bias", "bias", _same, _same)
+
+LINEAR: Kind = (_one("kernel", "weight", _transposed, _transposed), _BIAS)
+NORM: Kind = (_one("scale", "weight", _same, _same), _BIAS)
+CONV: Kind = (_one("kernel", "weight", _conv_there, _conv_back), _BIAS)
+PATCHES: Kind = (_one("kernel", "weight", _patches_there, _patches_back), _BIAS)
+TABLE: Kind = (_one("relative_position_bias_table", "relative_position_bias_table", _same, _same),)
+
+
+def token(name: str) -> Kind:
+    """A learnt token: (c,) is (1, 1, c) there."""
+    there, back = (lambda c, x: x[None, None]), (lambda c, x: x[0, 0])
+    return (_one("mask_token", name, there, back),)
+
+
+# How the 4 c inputs of a patch merging are laid out there; ours are Swin's: column, row, channel.
+MERGE_ORDERS = {"swin": "col row c", "raster": "row col c", "unfold": "c row col"}
+
+
+def _merged(order: str) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
+    """The permutation of the first axis of a norm's or a kernel's array, there and back."""
+    ours, theirs = MERGE_ORDERS["swin"], MERGE_ORDERS[order]
+    sides = dict(row=2, col=2)
+    return (
+        lambda c, x: rearrange(x, f"({ours}) ... -> ({theirs}) ...", **sides),
+        lambda c, x: rearrange(x, f"({theirs}) ... -> ({ours}) ...", **sides),
+    )
+
+
+def merge_norm(order: str) -> Kind:
+    """The norm over the 4 c inputs of a patch merging."""
+    there, back = _merged(order)
+    return (_one("scale", "weight", there, back), _one("bias", "bias", there, back))
+
+
+def merge_reduction(order: str) -> Kind:
+    """The matrix that takes the 4 c inputs of a patch merging to 2 c."""
+    there, back = _merged(order)
+    return (_one("kernel", "weight", lambda c, x: there(c, x).T, lambda c, x: back(c, x.T)),)
+
+
+def _thirds(config: ConfigDict, x: np.ndarray) -> Arrays:
+    return tuple(part.T for part in np.split(x, 3, axis=-1))
+
+
+def _joined(config: ConfigDict, *parts: np.ndarray) -> Arrays:
+    return (np.concatenate([part.T for part in parts], axis=-1),)
+
+
+_QKV = ("query", "key", "value")
+# transformers keeps the three projections apart.
+SPLIT_QKV: Kind = tuple(
+    Part((f"qkv/{ours}",), tuple(f"{name}.{theirs}" for name in _QKV), _thirds, _joined)
+    for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
+)
+
+
+def _pixels_there(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+    """(..., row column channel) -> (channel row column, ...): nn.PixelShuffle takes channels first."""
+    return rearrange(x, "... (pixel c) -> (c pixel) ...", c=config.model.in_channels)
+
+
+def _pixels_back(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+    return rearrange(x, "(c pixel) ... -> ... (pixel c)", c=config.model.in_channels)
+
+
+# SimMIM's head: a 1 x 1 convolution to the pixels of a unit, which nn.PixelShuffle puts in their place.
+PIXEL_SHUFFLE: Kind = (
+    _one(
+        "kernel",
+        "weight",
+        lambda c, x: _pixels_there(c, x)[:, :, None, None],
+        lambda c, x: _pixels_back(c, x[:, :, 0, 0]),
+    ),
+    _one("bias", "bias", _pixels_there, _pixels_back),
+)
+
+
+def _plain_conv_there(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+    kernel = _conv_there(config, x).astype(np.float64)  # in float32 the sum would be rounded
+    kernel[..., 1, 1] += 1
+    return kernel
+
+
+def _plain_conv_back(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+    kernel = _conv_back(config, x).astype(np.float64)
+    kernel[1, 1] -= 1
+    return kernel
+
+
+# A positional encoding without the identity beside it: x + conv(x) is a convolution whose middle weight is larger by 1.
+PLAIN_CONV: Kind = (_one("kernel", "weight", _plain_conv_there, _plain_conv_back), _BIAS)

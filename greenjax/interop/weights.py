@@ -1,0 +1,305 @@
+"""From a model's weights to a library's tensors and back; every misfit is found before anything is loaded.
+
+Weights are flat here, {"encoder/norm/scale": array, ...}. A file is taken whole or not at all: the encoder has to be
+there to the last tensor. A decoder or a head that the file lacks stays new, one that the model lacks is dropped; a
+report says so.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Shaped
+from ml_collections import ConfigDict
+
+from greenjax.checkpoint import flatten_tree
+from greenjax.errors import InputError
+from greenjax.interop.buffers import check_buffers, is_buffer
+from greenjax.interop.layouts import LAYOUTS, Entry, Layout, entries, find_layout, fixed_tensors
+from greenjax.interop.resize import resize_table, window_of
+from greenjax.models import Backbone
+from greenjax.models.decoder import sine_cosine_positions
+
+Weights = dict[str, Shaped[np.ndarray, "..."]]
+Shapes = Mapping[str, tuple[int, ...]]
+
+TABLE = "relative_position_bias_table"
+PREFIXES = ("module.", "backbone.", "model.")  # of wrappers; stripped where every name has one
+
+
+@dataclass
+class Report:
+    """What was not simply taken over, in words."""
+
+    new: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    resized: dict[tuple[int, int], list[str]] = field(default_factory=dict)  # by windows, from and to
+    method: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        lines = [f"new, as initialised: {_by_part(self.new)}"] if self.new else []
+        lines += [f"dropped: {_by_part(self.dropped)}"] if self.dropped else []
+        for (source, target), names in sorted(self.resized.items()):
+            stages = ", ".join(
+                sorted({str(int(found[1]) + 1) for n in names if (found := re.search(r"stages/(\d+)", n))})
+            )
+            rows = f"{2 * source - 1} x {2 * source - 1} to {2 * target - 1} x {2 * target - 1} offsets"
+            lines.append(
+                f"position bias tables resized ({self.method}) from window {source} to {target}, {rows}: stage {stages}"
+            )
+        return lines + self.notes
+
+
+def flat_weights(model: Backbone) -> Weights:
+    """The parameters of a model, on the host."""
+    return {
+        name: np.asarray(value) for name, value in flatten_tree(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items()
+    }
+
+
+def put_weights(model: Backbone, weights: Weights) -> None:
+    """Replaces all parameters of a model."""
+    state = nnx.state(model, nnx.Param)
+    names = list(flatten_tree(nnx.to_pure_dict(state)))
+    leaves = [jax.numpy.asarray(weights[name]) for name in names]
+    nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), leaves))
+
+
+# Out
+
+
+def to_tensors(
+    weights: Weights, config: ConfigDict, name: str, merge_order: str = "swin", *, encoder_only: bool = False
+) -> tuple[Weights, list[str]]:
+    """The tensors of layout `name`, buffers included, and the parts of the model that it has no place for."""
+    layout = find_layout(name, config, merge_order)
+    wanted = {"encoder"} if encoder_only else {"encoder", *_other_parts(layout, config)}
+    kept = {key: value for key, value in weights.items() if _part(key) in wanted}
+    whole = any(_part(key) != "encoder" for key in kept)
+    tensors: Weights = {}
+    covered = set()
+    for entry in entries(layout, kept, config, whole=whole):
+        tensors |= zip(entry.theirs, entry.there(config, *(kept[ours] for ours in entry.ours)), strict=True)
+        covered.update(entry.ours)
+    assert covered == set(kept), f"layout {name} does not cover {sorted(set(kept) - covered)}"
+    return tensors | fixed_tensors(name, layout, config, whole=whole), sorted(
+        {_part(key) for key in weights.keys() - kept}
+    )
+
+
+def _other_parts(layout: Layout, config: ConfigDict) -> set[str]:
+    """What a layout holds of the configured model besides its encoder."""
+    if config.task != "pretrain":
+        return {"head"} if layout.head else set()
+    if config.method not in layout.decoders:
+        return set()
+    return {"decoder"} if config.method == "green" else {"pixel_head", "mask_token"}
+
+
+# In
+
+
+def from_tensors(
+    tensors: Weights,
+    shapes: Shapes,
+    config: ConfigDict,
+    name: str,
+    merge_order: str = "swin",
+    *,
+    new_head: bool = False,
+) -> tuple[Weights, Report]:
+    """What a file of layout `name` has for a model with arrays of these shapes, tables in the file's window.
+
+    Raises InputError with all misfits: missing and unexpected names, other shapes.
+    """
+    layout, report = find_layout(name, config, merge_order), Report()
+    tensors = _unwrapped(tensors)
+    check_buffers(tensors)
+    transposed = name == "greenmim" and _positions_transposed(tensors.get("decoder_pos_embed"), config)
+    given = {key: value for key, value in tensors.items() if not is_buffer(key) and key != "decoder_pos_embed"}
+
+    whole = bool(layout.model_prefix) and any(key.startswith(layout.model_prefix) for key in given)
+    wanted = entries(layout, shapes, config, whole=whole)
+    present = {_part(entry.ours[0]) for entry in wanted if given.keys() & set(entry.theirs)} | {"encoder"}
+    if new_head:
+        present.discard("head")
+    needed = [entry for entry in wanted if _part(entry.ours[0]) in present]
+    report.new = [ours for ours in shapes if _part(ours) not in present]
+    extra = given.keys() - {theirs for entry in needed for theirs in entry.theirs}
+    fixed = fixed_tensors(name, layout, config, whole=whole)
+    report.dropped = [key for key in given if key in extra and (key in fixed or _has_place(layout, key))]
+    unexpected = [key for key in given if key in extra and key not in report.dropped]
+    _refuse_misfits(needed, shapes, given, unexpected, config, name)
+
+    weights: Weights = {}
+    for entry in needed:
+        arrays = entry.back(config, *(given[theirs] for theirs in entry.theirs))
+        weights |= {ours: np.asarray(value, np.float32) for ours, value in zip(entry.ours, arrays, strict=True)}
+    if transposed:
+        report.notes.append("decoder_pos_embed has the row first: the decoder's channels were turned to match")
+        weights = {key: _turned(key, value) for key, value in weights.items()}
+    return weights, report
+
+
+def fit(
+    weights: Weights, shapes: Shapes, report: Report, resize: str = "geometric", *, new_head: bool = False
+) -> Weights:
+    """The weights that a model of these shapes takes, tables in its windows; `report` hears what changed.
+
+    Raises InputError with all misfits.
+    """
+    if new_head:
+        weights = {key: value for key, value in weights.items() if _part(key) != "head"}
+    parts = {_part(key) for key in weights}
+    report.method = resize
+    report.dropped += [key for key in weights if _part(key) not in {_part(name) for name in shapes}]
+    report.new += [key for key in shapes if _part(key) not in parts and key not in report.new]
+    fitted: Weights = {}
+    misfits = [f"only in the weights: {key}" for key in weights if key not in shapes and key not in report.dropped]
+    for key, shape in shapes.items():
+        if _part(key) not in parts:
+            continue
+        if key not in weights:
+            misfits.append(f"not in the weights: {key} {list(shape)}")
+        elif key.endswith(TABLE) and weights[key].shape[1:] == shape[1:] and weights[key].shape != shape:
+            fitted[key] = _resized(key, weights[key], shape, resize, report)
+        elif weights[key].shape != shape:
+            misfits.append(f"{key} is {list(weights[key].shape)} in the weights, {list(shape)} in the model")
+        else:
+            fitted[key] = weights[key]
+    if misfits:
+        raise InputError(_listing(f"the weights do not fit the model, {len(misfits)} misfits", misfits))
+    return fitted
+
+
+def _resized(key: str, table: np.ndarray, shape: tuple[int, ...], method: str, report: Report) -> np.ndarray:
+    target = window_of(shape[0])
+    assert target is not None  # the model's own
+    try:
+        resized = resize_table(table, target, method)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from error
+    report.resized.setdefault((window_of(len(table)) or 0, target), []).append(key)
+    return resized
+
+
+def _refuse_misfits(
+    needed: list[Entry], shapes: Shapes, given: Weights, unexpected: list[str], config: ConfigDict, name: str
+) -> None:
+    """Raises InputError with everything that is missing, unexpected or of another shape, under both names."""
+    misfits = []
+    for entry in needed:
+        # Only shapes matter: a view of one zero has them all.
+        zeros = (np.broadcast_to(np.float32(0), shapes[ours]) for ours in entry.ours)
+        ours = " and ".join(entry.ours)
+        for theirs, expected in zip(entry.theirs, entry.there(config, *zeros), strict=True):
+            if theirs not in given:
+                misfits.append(f"missing: {theirs} {list(expected.shape)} (here {ours})")
+            elif not _fits(theirs, given[theirs].shape, expected.shape):
+                found = list(given[theirs].shape)
+                misfits.append(f"other shape: {theirs} is {found}, expected {list(expected.shape)} (here {ours})")
+    misfits += [f"unexpected: {key} {list(given[key].shape)} (nothing here)" for key in unexpected]
+    if misfits:
+        looks = [other for other in _look_alike(given) if other != name]
+        hint = f" (the names look like layout {' or '.join(looks)})" if looks else ""
+        first = f"the file does not fit {config.model.name} as layout {name!r}, {len(misfits)} misfits{hint}"
+        raise InputError(_listing(first, misfits))
+
+
+def _fits(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """A table may be that of another window."""
+    if name.endswith(TABLE) and len(found) == 2 and window_of(found[0]) is not None:
+        return found[1] == expected[1]
+    return found == expected
+
+
+def _listing(first: str, lines: Iterable[str]) -> str:
+    return "\n".join([f"{first}:", *(f"  {line}" for line in lines)])
+
+
+def _has_place(layout: Layout, key: str) -> bool:
+    """Is this a tensor of a head or a decoder, which the library has though our model may not?"""
+    rules = [*layout.head, *(rule for table in layout.decoders.values() for rule in table)]
+    for rule in rules:
+        for part in rule.kind:
+            for suffix in part.theirs:
+                pattern = re.escape(f"{rule.theirs}.{suffix}".lstrip(".")).replace(r"\{j\}", r"\d+")
+                if re.fullmatch(pattern, key):
+                    return True
+    return False
+
+
+def _look_alike(tensors: Weights) -> list[str]:
+    """The layouts that have every name of a file but those of heads, decoders and buffers."""
+    names = [key for key in tensors if not is_buffer(key)]
+    found = []
+    for name, families in LAYOUTS.items():
+        for layout in families.values():
+            prefixes = {layout.prefix, layout.prefix + layout.model_prefix}
+            stems = [
+                re.sub(r"\\{\w+\\}", r"\\d+", re.escape(prefix + rule.theirs)) + r"\.\w+(\.\w+)?"
+                for prefix in prefixes
+                for rule in layout.encoder
+            ]
+            known = re.compile("|".join(stems))
+            encoder = [key for key in names if known.fullmatch(key)]
+            if 2 * len(encoder) > len(names) and all(key in encoder or _has_place(layout, key) for key in names):
+                found.append(name)
+    return list(dict.fromkeys(found))
+
+
+def _unwrapped(tensors: Weights) -> Weights:
+    for prefix in PREFIXES:
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            return _unwrapped({key.removeprefix(prefix): value for key, value in tensors.items()})
+    return tensors
+
+
+def _positions_transposed(found: np.ndarray | None, config: ConfigDict) -> bool:
+    """Is the file's decoder_pos_embed ours with the row's half of the channels first? Raises InputError if neither."""
+    if found is None:
+        return False
+    dim, side = config.decoder.dim, round((found.shape[1] if found.ndim == 3 else 0) ** 0.5)
+    if found.shape == (1, side * side, dim):
+        expected = sine_cosine_positions(side, side, dim)
+        if np.allclose(found[0], expected, atol=1e-5):
+            return False
+        if np.allclose(np.roll(found[0], dim // 2, axis=1), expected, atol=1e-5):
+            return True
+    raise InputError(
+        f"decoder_pos_embed {list(found.shape)} in the file is not made of sines and cosines as here: expected"
+        f" [1, units, {dim}], a half of the channels for the column, one for the row"
+    )
+
+
+# Which axis of a decoder's array runs over the channels between its blocks.
+_RESIDUAL = (
+    (r"decoder/embed/(kernel|bias)|decoder/blocks/\d+/(attn/proj|mlp/fc2)/(kernel|bias)", -1),
+    (r"decoder/mask_token|decoder/(blocks/\d+/)?norm\d?/(scale|bias)", -1),
+    (r"decoder/blocks/\d+/(attn/qkv|mlp/fc1)/kernel|decoder/head/kernel", 0),
+)
+
+
+def _turned(key: str, value: np.ndarray) -> np.ndarray:
+    """Swaps the two halves of the channels between the decoder's blocks: the same function of turned positions."""
+    for pattern, axis in _RESIDUAL:
+        if re.fullmatch(pattern, key):
+            return np.roll(value, value.shape[axis] // 2, axis=axis)
+    return value
+
+
+def _part(key: str) -> str:
+    return key.partition("/")[0]
+
+
+def _by_part(keys: list[str]) -> str:
+    """`decoder (20 tensors)`."""
+    parts: dict[str, int] = {}
+    for key in keys:
+        part = re.split(r"[/.]", key)[0]
+        parts[part] = parts.get(part, 0) + 1
+    return ", ".join(f"{part} ({count} tensor{'s' if count > 1 else ''})" for part, count in parts.items())

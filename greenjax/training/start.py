@@ -1,0 +1,45 @@
+"""Where a run starts: fresh weights, those that `config.init` names, or a workdir made of converted ones."""
+
+from pathlib import Path
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from greenjax.checkpoint import Checkpointer
+from greenjax.errors import InputError
+from greenjax.interop import initial_model
+from greenjax.models import Backbone
+from greenjax.training.sharding import make_mesh
+from greenjax.training.state import State, init_state
+
+
+def first_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh, new_head: bool = False) -> State:
+    """The state before the first step, from `config.init`; says what its weights did not have."""
+    found = initial_model(config, new_head=new_head)
+    if found is None:
+        return init_state(config, tx, mesh)
+    model, report = found
+    print(f"starting from {config.init}")
+    for line in report.lines():
+        print(f"  {line}")
+    return init_state(config, tx, mesh, _params(model))
+
+
+def check_new(workdir: Path) -> None:
+    """Raises InputError where a run stands already."""
+    if steps := Checkpointer(workdir).steps():
+        raise InputError(f"workdir {str(workdir)!r} has checkpoints of steps {steps}: expected a new folder")
+
+
+def write_start(workdir: Path, model: Backbone, config: ConfigDict, tx: optax.GradientTransformation) -> None:
+    """Makes a workdir whose checkpoint of step 0 holds the weights of a model: a run there begins with them."""
+    mesh = make_mesh(config)
+    with Checkpointer(workdir) as checkpointer:
+        checkpointer.save(0, init_state(config, tx, mesh, _params(model)))
+
+
+def _params(model: Backbone) -> dict:
+    return jax.tree.map(jax.numpy.copy, nnx.to_pure_dict(nnx.state(model, nnx.Param)))

@@ -1,0 +1,122 @@
+"""Compares imported and exported weights with timm's and torchvision's own models.
+
+    PYTHONPATH=. python tests/parity_timm.py
+
+Not collected by pytest: timm and torchvision ask for another torch than the project's environments have. Where both are
+installed, random weights come in from their models by load_torch and go out by save_torch, with a strict load; each
+time the logits must be theirs. A line for each; exit code 1 where a difference exceeds 1e-4.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.twins import Twins
+from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
+from transformers_swin import randomise
+
+import greenjax
+
+TOLERANCE = 1e-4  # of logits that are of order one, after up to 24 blocks in float32
+CLASSES = 10
+
+
+class Case(NamedTuple):
+    """A PyTorch model, and the greenjax settings that must give the same."""
+
+    label: str
+    theirs: torch.nn.Module
+    layout: str
+    settings: dict[str, Any]
+
+
+def main() -> int:
+    differences = [difference for case in cases() for difference in compare(case)]
+    return int(not all(difference <= TOLERANCE for difference in differences))
+
+
+def cases() -> Iterator[Case]:
+    """Narrow models with every kind of window, then real ones, each built when it is asked for."""
+    narrow = dict(embed_dim=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
+    yield timm_swin("narrow Swin, window 7 at 224 px", 224, 7, narrow)
+    yield timm_swin("narrow Swin, window 12 at 384 px", 384, 12, narrow)
+    yield timm_swin("narrow Swin, window 14 at 224 px", 224, 14, narrow)  # larger than the grid of the last stage
+    yield torchvision_swin("narrow Swin, window 7 at 224 px", 224, 7, narrow)
+    yield torchvision_swin("narrow Swin, window 12 at 384 px", 384, 12, narrow)
+    dims = dict(embed_dims=(16, 32, 64, 64), depths=(2, 2, 3, 2), num_heads=(1, 2, 4, 4))
+    yield timm_twins("narrow Twins-SVT", "twins_s", dict(dims, mlp_ratios=(4, 4, 4, 4)))
+    yield timm_twins("narrow Twins-PCPVT", "pcpvt_s", dict(dims, mlp_ratios=(8, 8, 4, 4)))
+
+    swin_t = dict(embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24))
+    swin_b = dict(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32))
+    yield timm_swin("Swin-T", 224, 7, swin_t)
+    yield timm_swin("Swin-B", 224, 7, swin_b)
+    yield torchvision_swin("Swin-T", 224, 7, swin_t)
+    svt_s = dict(embed_dims=(64, 128, 256, 512), depths=(2, 2, 10, 4), num_heads=(2, 4, 8, 16))
+    svt_l = dict(embed_dims=(128, 256, 512, 1024), depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32))
+    pcpvt_s = dict(embed_dims=(64, 128, 320, 512), depths=(3, 4, 6, 3), num_heads=(1, 2, 5, 8))
+    yield timm_twins("Twins-SVT-S", "twins_s", dict(svt_s, mlp_ratios=(4, 4, 4, 4)))
+    yield timm_twins("Twins-SVT-L", "twins_l", dict(svt_l, mlp_ratios=(4, 4, 4, 4)))
+    yield timm_twins("Twins-PCPVT-S", "pcpvt_s", dict(pcpvt_s, mlp_ratios=(8, 8, 4, 4)))
+
+
+def timm_swin(label: str, size: int, window: int, shape: dict[str, Any]) -> Case:
+    model = SwinTransformer(img_size=size, window_size=window, num_classes=CLASSES, **shape)
+    return Case(f"timm {label}", model, "timm", swin_settings(size, window, shape))
+
+
+def torchvision_swin(label: str, size: int, window: int, shape: dict[str, Any]) -> Case:
+    model = TorchvisionSwin(patch_size=[4, 4], window_size=[window, window], num_classes=CLASSES, **shape)
+    return Case(f"torchvision {label}", model, "torchvision", swin_settings(size, window, shape))
+
+
+def swin_settings(size: int, window: int, shape: dict[str, Any]) -> dict[str, Any]:
+    settings = {"image_size": size, "model.name": "swin_t", "model.window": window}
+    return settings | {f"model.{key}": value for key, value in shape.items()}
+
+
+def timm_twins(label: str, name: str, shape: dict[str, Any]) -> Case:
+    windows = (7, 7, 7, 7) if name.startswith("twins") else None
+    model = Twins(wss=windows, sr_ratios=(8, 4, 2, 1), num_classes=CLASSES, **shape)
+    settings = {"model.name": name, "model.mlp_ratio": tuple(map(float, shape["mlp_ratios"]))}
+    settings |= {f"model.{key}": shape[key] for key in ("embed_dims", "depths", "num_heads")}
+    return Case(f"timm {label}", model, "timm", settings)
+
+
+def compare(case: Case) -> Iterator[float]:
+    """The largest difference of the logits, after weights came in and after they went out."""
+    settings = {"task": "finetune", "steps": 10, "data.source": "digits", "model.num_classes": CLASSES}
+    config = greenjax.resolve(settings | case.settings)
+    images = np.random.default_rng(0).standard_normal((2, *config.image_size, 3)).astype(np.float32)
+    theirs = case.theirs.eval()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        randomise(theirs, seed=0)
+        save_file(theirs.state_dict(), path)
+        ours = greenjax.load_torch(path, config, layout=case.layout)
+        yield report(f"{case.label}, in ", ours, theirs, images)
+
+        randomise(theirs, seed=1)  # nothing is left of the weights that came in
+        greenjax.save_torch(ours, path, layout=case.layout)
+        theirs.load_state_dict(load_file(path), strict=True)
+        yield report(f"{case.label}, out", ours, theirs, images)
+
+
+def report(label: str, ours: Any, theirs: torch.nn.Module, images: np.ndarray) -> float:
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    difference = float(np.abs(np.asarray(ours(images)) - expected).max())
+    relative = difference / np.abs(expected).max()
+    verdict = "ok" if difference <= TOLERANCE else "TOO MUCH"
+    print(f"{label}: largest difference {difference:.1e}, of the largest logit {relative:.1e}: {verdict}", flush=True)
+    return difference
+
+
+if __name__ == "__main__":
+    sys.exit(main())
