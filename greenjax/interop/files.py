@@ -45,7 +45,9 @@ def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, str]]:
         raise InputError(f"weights {str(path)!r}: expected a file named *{', *'.join(SAFETENSORS + PICKLES)}")
     bad = [name for name, value in tensors.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
     if bad:
-        raise InputError(f"weights {str(path)!r}: {len(bad)} of {len(tensors)} tensors are not finite: {_listed(bad)}")
+        raise InputError(
+            f"weights {str(path)!r}: {len(bad)} of {len(tensors)} tensors are not finite: {_listed(sorted(bad))}"
+        )
     return tensors, metadata
 
 

@@ -1,0 +1,159 @@
+"""The convert command: a run's weights out, a file's weights in, and training that goes on from them."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from small import small_config
+
+import greenjax
+from greenjax import convert
+from greenjax.checkpoint import Checkpointer
+from greenjax.interop.weights import flat_weights
+from greenjax.training import pretrain
+
+RUN = dict(
+    model__depths=(1, 1), steps=4, ema=0.5, log__checkpoint_every=2, optim__base_lr=1e-2, mesh__data=1, model__patch=2
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, pretrain(small_config(**RUN), workdir)
+
+
+def command(*arguments):
+    convert.main(["greenjax.convert", *map(str, arguments)])
+
+
+def refused(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        command(*arguments)
+    assert ended.value.code != 0
+    return str(ended.value.code)
+
+
+def config_file(folder, **overrides):
+    """A config file of the same settings as small_config(**overrides)."""
+    settings = greenjax.flatten(small_config(**overrides))
+    path = folder / "config.py"
+    path.write_text(
+        f"def get_config():\n    return {json.dumps(settings).replace('null', 'None').replace('false', 'False').replace('true', 'True')}\n"
+    )
+    return path
+
+
+def test_the_average_of_the_weights_is_exported_and_comes_back(run, tmp_path, capsys):
+    workdir, state = run
+    output = tmp_path / "weights.safetensors"
+    command("to-torch", "--workdir", workdir, "--layout", "greenmim", "--output", output)
+    assert "swin_t of step 4, layout greenmim" in capsys.readouterr().out
+    config = small_config(**RUN)
+    back = flat_weights(greenjax.load_torch(output, config, "greenmim"))
+    scale = state.ema["encoder"]["norm"]["scale"]
+    np.testing.assert_array_equal(back["encoder/norm/scale"], scale)
+    assert not np.array_equal(scale, state.params["encoder"]["norm"]["scale"])
+    loaded = flat_weights(greenjax.load(workdir))
+    for name, value in back.items():
+        np.testing.assert_array_equal(loaded[name], value)
+
+
+def test_any_step_and_the_encoder_alone(run, tmp_path, capsys):
+    workdir, _ = run
+    output = tmp_path / "weights.pth"
+    command("to-torch", "--workdir", workdir, "--step", 2, "--layout", "timm", "--output", output)
+    assert "of step 2" in (said := capsys.readouterr().out)
+    assert "left out: decoder" in said
+    output = tmp_path / "weights.safetensors"
+    command("to-torch", "--workdir", workdir, "--layout", "greenmim", "--encoder-only", "--output", output)
+    assert all(name.startswith("encoder.") for name in load_file(output))
+    with safe_open(output, "np") as opened:
+        assert opened.metadata()["step"] == "4"
+    assert "found [2, 4]" in refused(
+        "to-torch", "--workdir", workdir, "--step", 3, "--layout", "timm", "--output", output
+    )
+
+
+def test_another_image_size_resizes_tables_and_makes_its_buffers(run, tmp_path, capsys):
+    """Grids of 16 and 8 at 32 pixels become 8 and 4; with 12 pixels 6 and 3, and the window of 4 shrinks to 3."""
+    workdir, _ = run
+    output = tmp_path / "weights.safetensors"
+    arguments = ("to-torch", "--workdir", workdir, "--layout", "swin", "--output", output)
+    command(*arguments, "--image-size", "16")
+    assert "resized" not in capsys.readouterr().out
+    assert load_file(output)["layers.1.blocks.0.attn.relative_position_index"].shape == (16, 16)
+    assert "cannot run: expected multiples of 4" in refused(*arguments, "--image-size", "12")
+    command("to-torch", "--workdir", workdir, "--layout", "timm", "--output", output, "--image-size", "12")
+    assert "from window 4 to 3" in capsys.readouterr().out
+    assert "image-size is 'x': expected pixels" in refused(*arguments, "--image-size", "x")
+
+
+def test_training_goes_on_from_a_files_weights(run, tmp_path, capsys):
+    workdir, state = run
+    weights, fresh = tmp_path / "weights.safetensors", tmp_path / "fresh"
+    command("to-torch", "--workdir", workdir, "--layout", "greenmim", "--output", weights)
+    config = config_file(tmp_path, **RUN)
+    into = ("from-torch", "--config", config, "--layout", "greenmim", "--input", weights, "--workdir", fresh)
+    command(*into)
+    assert "goes on from these weights" in capsys.readouterr().out
+    start, step = Checkpointer(fresh).weights()
+    assert step == 0
+    np.testing.assert_array_equal(start["encoder/norm/scale"], state.ema["encoder"]["norm"]["scale"])
+    assert "has checkpoints of steps [0]: expected a new folder" in refused(*into)
+
+    pretrain(small_config(**RUN), fresh)
+    init = tmp_path / "init"
+    pretrain(small_config(**RUN, init=str(weights)), init)
+    assert "starting from" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (fresh / "metrics.jsonl").read_text().splitlines()]
+    others = [json.loads(line) for line in (init / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == [line["loss"] for line in others]
+    scratch = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["loss"] < scratch[0]
+
+
+def test_init_takes_a_workdir_of_another_window(run, tmp_path, capsys):
+    workdir, _ = run
+    pretrain(small_config(**RUN | dict(model__window=8, steps=1), init=str(workdir)), tmp_path)
+    assert "resized (geometric) from window 4 to 8" in capsys.readouterr().out
+
+
+def test_what_cannot_start_a_run_is_refused(run, tmp_path):
+    workdir, _ = run
+    wider = small_config(**RUN | dict(model__embed_dim=16, model__num_heads=(2, 4)), init=str(workdir))
+    with pytest.raises(ValueError, match=r"the weights do not fit the model, \d+ misfits:\n  .* in the model"):
+        pretrain(wider, tmp_path)
+    with pytest.raises(ValueError, match="expected the folder of a run, with config.json and checkpoints"):
+        pretrain(small_config(**RUN, init=str(tmp_path / "nothing")), tmp_path)
+    twins = small_config("twins", steps=1, init=str(workdir))
+    with pytest.raises(ValueError, match="a swin_t: expected a twins_s"):
+        pretrain(twins, tmp_path)
+
+
+def test_errors_of_the_command_are_one_line_and_a_status(tmp_path):
+    arguments = ["to-torch", "--workdir", str(tmp_path), "--layout", "timm", "--output", str(tmp_path / "a.pth")]
+    done = subprocess.run([sys.executable, "-m", "greenjax.convert", *arguments], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == (
+        f"greenjax.convert: workdir {str(tmp_path)!r}: expected the folder of a run, with config.json and checkpoints"
+    )
+    assert not (tmp_path / "a.pth").exists()
+
+
+def test_layouts_of_the_command_are_those_there_are():
+    assert set(convert.LAYOUTS) == set(greenjax.interop.LAYOUTS)
+
+
+def test_weights_alone_are_read_from_a_checkpoint_on_any_mesh(run):
+    workdir, state = run
+    weights, step = Checkpointer(workdir).weights(4)
+    assert step == 4
+    leaves = jax.tree.leaves(state.ema)
+    assert len(weights) == len(leaves)
+    assert sum(value.size for value in weights.values()) == sum(leaf.size for leaf in leaves)

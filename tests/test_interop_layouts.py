@@ -1,0 +1,255 @@
+"""Every layout has the names and shapes of its library, and a round trip keeps every bit."""
+
+import jax
+import numpy as np
+import pytest
+import torch_names
+from flax import nnx
+from small import small_config
+
+import greenjax
+from greenjax.interop.layouts import LAYOUTS
+from greenjax.interop.weights import flat_weights, to_tensors
+
+SIZE, CLASSES = 64, 5
+COLOURS = dict(model__in_channels=3, data__mean=(0.5,) * 3, data__std=(0.2,) * 3)
+SWIN = dict(COLOURS, image_size=SIZE, model__patch=4, model__window=4, model__depths=(2, 2), model__embed_dim=8)
+TWINS = dict(
+    COLOURS,
+    image_size=SIZE,
+    model__patch=4,
+    model__window=4,
+    model__depths=(2, 2, 3),
+    model__embed_dims=(8, 16, 32),
+    model__num_heads=(2, 4, 8),
+    model__sr_ratios=(4, 2, 1),
+    model__mlp_ratio=(4, 2, 3),
+)
+KINDS = {
+    "green": dict(),
+    "simmim": dict(method="simmim"),
+    "classifier": dict(task="finetune", model__num_classes=CLASSES),
+}
+
+
+def random_model(family, kind, seed=0, **overrides):
+    """A model of random weights everywhere: a constant would hide a mistaken place."""
+    base = {"swin": SWIN, "twins": TWINS, "pcpvt": dict(TWINS, model__window=0)}[family]
+    model = greenjax.build(small_config(family, **base | KINDS[kind] | overrides))
+    rng = np.random.default_rng(seed)
+    params = nnx.state(model, nnx.Param)
+    nnx.update(model, jax.tree.map(lambda x: jax.numpy.asarray(rng.normal(size=x.shape).astype(np.float32)), params))
+    return model
+
+
+def shapes_of(model, layout, **options):
+    tensors, left_out = to_tensors(flat_weights(model), model.config, layout, **options)
+    return {name: tuple(value.shape) for name, value in tensors.items()}, left_out
+
+
+def swin_arguments(config, **more):
+    model = config.model
+    names = ("patch", "in_channels", "embed_dim", "depths", "num_heads", "window", "mlp_ratio")
+    patch, channels, *rest = (model[name] for name in names)
+    return dict(
+        image_size=config.image_size,
+        patch=patch,
+        in_chans=channels,
+        **dict(zip(("embed_dim", "depths", "num_heads", "window", "mlp_ratio"), rest)),
+        **more,
+    )
+
+
+def twins_arguments(config, **more):
+    model = config.model
+    shape = dict(embed_dims=model.embed_dims, depths=model.depths, num_heads=model.num_heads)
+    ratios = dict(mlp_ratios=model.mlp_ratio, sr_ratios=model.sr_ratios, window=model.window)
+    return dict(shape, **ratios, patch=model.patch, in_chans=model.in_channels, **more)
+
+
+@pytest.mark.parametrize(
+    ("layout", "reference", "head"),
+    [
+        ("swin", torch_names.swin_official, True),
+        ("timm", torch_names.swin_timm, True),
+        ("torchvision", torch_names.swin_torchvision, True),
+        ("mmdet", torch_names.swin_mmdet, False),
+    ],
+)
+def test_swin_has_the_names_and_shapes_of_the_library(layout, reference, head):
+    encoder, classifier = random_model("swin", "green"), random_model("swin", "classifier")
+    arguments = swin_arguments(encoder.config)
+    assert shapes_of(encoder, layout) == (reference(**arguments), ["decoder"])
+    if head:
+        assert shapes_of(classifier, layout) == (reference(**arguments, num_classes=CLASSES), [])
+    else:
+        assert shapes_of(classifier, layout) == (reference(**arguments), ["head"])
+
+
+def test_a_window_larger_than_a_grid_has_the_librarys_table_and_no_mask():
+    model = random_model("swin", "green", model__window=16)  # grids of 16 and 8
+    arguments = swin_arguments(model.config)
+    assert shapes_of(model, "swin")[0] == torch_names.swin_official(**arguments)
+    assert shapes_of(model, "timm")[0] == torch_names.swin_timm(**arguments)
+
+
+@pytest.mark.parametrize("family", ["twins", "pcpvt"])
+def test_twins_has_the_names_and_shapes_of_the_library(family):
+    encoder, classifier = random_model(family, "green"), random_model(family, "classifier")
+    arguments = twins_arguments(encoder.config)
+    for layout in ("twins", "timm"):
+        assert shapes_of(encoder, layout)[0] == torch_names.twins_official(**arguments)
+        assert shapes_of(classifier, layout) == (torch_names.twins_official(**arguments, num_classes=CLASSES), [])
+    assert shapes_of(encoder, "mmdet")[0] == torch_names.twins_mm(**arguments)
+
+
+def test_simmim_has_the_names_and_shapes_of_the_library():
+    model = random_model("swin", "simmim")
+    assert shapes_of(model, "simmim") == (torch_names.simmim_official(**swin_arguments(model.config)), [])
+
+
+def test_the_paper_sized_models_have_the_names_of_the_libraries():
+    """Swin-B and Twins-L, by shapes alone."""
+    from greenjax.interop.loading import model_shapes
+
+    for name, layout, reference, of in (
+        ("swin_b", "timm", torch_names.swin_timm, swin_arguments),
+        ("twins_l", "mmdet", torch_names.twins_mm, twins_arguments),
+    ):
+        config = greenjax.load_config(f"configs/{name}.py", {"task": "knn"})
+        weights = {key: np.broadcast_to(np.float32(0), shape) for key, shape in model_shapes(config).items()}
+        tensors, _ = to_tensors(weights, config, layout)
+        arguments = of(config)
+        if "mlp_ratios" in arguments:
+            arguments["mlp_ratios"] = [config.model.mlp_ratio] * 4
+        assert {key: tuple(value.shape) for key, value in tensors.items()} == reference(**arguments)
+
+
+def test_integers_are_64_bits():
+    tensors, _ = to_tensors(flat_weights(random_model("swin", "green")), random_model("swin", "green").config, "swin")
+    assert {value.dtype for name, value in tensors.items() if "index" in name} == {np.dtype(np.int64)}
+
+
+CASES = [
+    (layout, family, kind)
+    for layout, families in LAYOUTS.items()
+    for family in families
+    for kind in KINDS
+    if (family, kind) != ("twins", "simmim")
+]
+
+
+@pytest.mark.parametrize(
+    ("layout", "family", "kind", "suffix"),
+    [
+        *((*case, ".safetensors") for case in CASES),
+        ("greenmim", "twins", "green", ".pth"),
+        ("hf", "swin", "simmim", ""),
+    ],
+)
+def test_a_round_trip_keeps_every_bit(layout, family, kind, suffix, tmp_path):
+    model = random_model(family, kind)
+    path = tmp_path / f"weights{suffix}"
+    left_out = " ".join(greenjax.save_torch(model, path, layout))
+    back = flat_weights(greenjax.load_torch(path, model.config, layout, seed=7))
+    for name, value in flat_weights(model).items():
+        if name.partition("/")[0] in left_out:
+            continue
+        np.testing.assert_array_equal(back[name], value, err_msg=name)
+        assert back[name].dtype == value.dtype
+
+
+@pytest.mark.parametrize("order", ["swin", "raster"])
+def test_merge_order_goes_both_ways_and_matters(order, tmp_path):
+    model = random_model("swin", "green")
+    path = tmp_path / "weights.safetensors"
+    greenjax.save_torch(model, path, "greenmim", merge_order=order)
+    same = greenjax.load_torch(path, model.config, "greenmim", merge_order=order)
+    other = greenjax.load_torch(path, model.config, "greenmim", merge_order="raster" if order == "swin" else "swin")
+    here, back, swapped = (
+        flat_weights(m)["encoder/stages/0/downsample/reduction/kernel"] for m in (model, same, other)
+    )
+    np.testing.assert_array_equal(back, here)
+    c = model.config.model.embed_dim
+    np.testing.assert_array_equal(swapped, here.reshape(4, c, -1)[[0, 2, 1, 3]].reshape(4 * c, -1))
+
+
+def test_mmdets_reduction_of_an_unfolded_map_is_greenjaxs_merge():
+    """nn.Unfold puts out (channel, row, column); ours merges (column, row, channel)."""
+    import torch
+
+    model = random_model("swin", "green")
+    tensors, _ = to_tensors(flat_weights(model), model.config, "mmdet")
+    merging, c, side = model.encoder.stages[0].downsample, 8, 16
+    tokens = np.random.default_rng(1).normal(size=(1, side, side, c)).astype(np.float32)
+
+    unfolded = torch.nn.Unfold(2, stride=2)(torch.tensor(tokens).permute(0, 3, 1, 2)).transpose(1, 2)
+    name = "stages.0.downsample"
+    weight, bias, reduction = (
+        torch.tensor(np.array(tensors[f"{name}.{part}"])) for part in ("norm.weight", "norm.bias", "reduction.weight")
+    )
+    expected = torch.nn.functional.layer_norm(unfolded, (4 * c,), weight, bias) @ reduction.T
+
+    from greenjax.planning.tokens import to_grid, to_unit_major
+
+    ours = merging(jax.numpy.asarray(to_unit_major(tokens, 2).reshape(1, -1, c)))
+    ours = to_grid(np.asarray(ours), model.grid.units, 1).reshape(1, -1, 2 * c)
+    np.testing.assert_allclose(ours, expected.numpy(), atol=2e-5)
+
+
+def test_a_transposed_decoder_pos_embed_is_the_same_function(tmp_path):
+    """GreenMIM's file with the row's half of the channels first: predictions do not change."""
+    from safetensors.numpy import load_file, save_file
+
+    model = random_model("swin", "green")
+    path, turned = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    greenjax.save_torch(model, path, "greenmim")
+    tensors = load_file(path)
+    half = model.config.decoder.dim // 2
+    swap = lambda x, axis: np.roll(x, half, axis)  # noqa: E731
+    for name in tensors:
+        if name in ("decoder_embed.weight", "decoder_embed.bias") or name.endswith(
+            ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias")
+        ):
+            tensors[name] = swap(tensors[name], 0) if name.startswith("decoder") else tensors[name]
+        elif name.startswith("decoder") and ("norm" in name or name == "decoder_pos_embed"):
+            tensors[name] = swap(tensors[name], -1)
+        elif name.startswith("decoder") and name.endswith(("qkv.weight", "fc1.weight", "pred.weight")):
+            tensors[name] = swap(tensors[name], 1)
+    tensors["mask_token"] = swap(tensors["mask_token"], -1)
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, turned)
+    back = greenjax.load_torch(turned, greenjax.resolve({**greenjax.flatten(model.config)}), "greenmim")
+    here, there = flat_weights(model), flat_weights(back)
+    for name in here:
+        np.testing.assert_array_equal(there[name], here[name], err_msg=name)
+
+
+def test_other_decoder_positions_are_refused(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    model = random_model("swin", "green")
+    path = tmp_path / "a.safetensors"
+    greenjax.save_torch(model, path, "greenmim")
+    tensors = load_file(path)
+    save_file(tensors | {"decoder_pos_embed": tensors["decoder_pos_embed"] + 0.01}, path)
+    with pytest.raises(ValueError, match="decoder_pos_embed .* is not made of sines and cosines"):
+        greenjax.load_torch(path, model.config, "greenmim")
+
+
+def test_buffers_of_the_official_swin_equal_its_definition():
+    """Index and mask by brute force: what two tokens are to each other after the roll."""
+    tensors, _ = to_tensors(flat_weights(random_model("swin", "green")), random_model("swin", "green").config, "swin")
+    window, side = 4, 16
+    index = tensors["layers.0.blocks.0.attn.relative_position_index"]
+    for query in range(window**2):
+        for key in range(window**2):
+            dy, dx = query // window - key // window, query % window - key % window
+            assert index[query, key] == (dy + window - 1) * (2 * window - 1) + dx + window - 1
+    mask = tensors["layers.0.blocks.1.attn_mask"]
+    rolled = np.roll(np.arange(side), -window // 2)
+    for number in range(len(mask)):
+        top, left = (number // (side // window)) * window, (number % (side // window)) * window
+        rows, columns = rolled[top : top + window], rolled[left : left + window]
+        y, x = (axis.ravel() for axis in np.meshgrid(rows, columns, indexing="ij"))
+        near = (abs(y[:, None] - y) < window) & (abs(x[:, None] - x) < window)
+        np.testing.assert_array_equal(mask[number], np.where(near, 0, -100))
