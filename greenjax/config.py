@@ -45,6 +45,10 @@ def _share(default: float) -> Key:
     return Key(float, default, "at least 0 and below 1", lambda value: 0 <= value < 1)
 
 
+def _probability(default: float) -> Key:
+    return Key(float, default, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
 def _amount(default: float, note: str = "") -> Key:
     return Key(float, default, f"a number, at least 0{note}", lambda value: value >= 0)
 
@@ -132,12 +136,21 @@ KEYS = {
     "data.name": _text(""),  # tfds: the data set's name
     "data.split": Key(str, "train", "the name of a split", bool),
     "data.eval_split": _text(""),  # "" = no held-out evaluation
-    "data.eval_images": _count(2048),  # at most this many held-out images
+    "data.eval_images": _count(2048),  # at most this many held-out images in pre-training; classifiers take all
+    "data.per_class": _count(0, 0),  # train a classifier on the first this many images of each class only; 0 = on all
     "data.batch_size": _count(2048),  # images of one update: all devices and accumulation steps together
     "data.workers": _count(8, 0),  # processes that decode and augment; 0 = the main process
     "data.crop_scale": _range((0.2, 1.0), most=1.0),  # share of the image's area
     "data.crop_ratio": _range((3 / 4, 4 / 3)),  # width / height
     "data.flip": _flag(True),
+    "data.randaugment": Key(float, 0.0, "a number from 0 (off) to 10", lambda value: 0 <= value <= 10),  # magnitude
+    "data.randaugment_layers": _count(2),  # operations in a row
+    "data.erasing": _probability(0.0),  # of filling a random box with noise
+    "data.mixup": _amount(0.0),  # alpha of the Beta distribution of an image's share; 0 = off, as the next
+    "data.cutmix": _amount(0.0),
+    "data.mix_prob": _probability(1.0),  # of an image being mixed at all
+    "data.mix_switch": _probability(0.5),  # of CutMix, where both are on
+    "data.eval_crop": Key(float, 1.0, "above 0, at most 1", lambda value: 0 < value <= 1),  # of the shorter side
     "data.mean": _channels((0.485, 0.456, 0.406)),  # of images in [0, 1]; ImageNet's
     "data.std": _channels((0.229, 0.224, 0.225), above=0.0),
     "optim.base_lr": _positive(1.5e-4),  # this and the next two are multiplied by data.batch_size / 256
@@ -150,6 +163,7 @@ KEYS = {
     "optim.b2": _share(0.95),  # the paper prints 0.999; the recipe behind its numbers has MAE's 0.95
     "optim.eps": _positive(1e-8),
     "optim.clip": _amount(5.0, "; 0 = no clipping"),  # global norm of the gradient
+    "optim.label_smoothing": _share(0.1),  # of a classifier's targets, spread evenly over all classes
     "optim.accumulation": _count(1),  # an update's batch is worked through in this many parts
     "optim.max_skipped": _count(10, 0),  # more non-finite updates in a row than this stop the run
     "mesh.data": Key(int, -1, "at least 1, or -1 for all devices", lambda value: value == -1 or value >= 1),

@@ -26,6 +26,7 @@ def check_all(values: Values) -> None:
         check_mask(values)
         check_decoder(values)
         check_groups(values)
+        check_unlabelled(values)
     else:
         check_classes(values)
 
@@ -114,6 +115,12 @@ def check_data(values: Values) -> None:
 def check_classes(values: Values) -> None:
     if values["task"] in ("finetune", "linear", "eval") and not values["model.num_classes"]:
         refuse(values, "model.num_classes", f"a whole number, at least 1, for task {values['task']!r}")
+
+
+def check_unlabelled(values: Values) -> None:
+    for key in ("per_class", "randaugment", "erasing", "mixup", "cutmix"):
+        if values[f"data.{key}"]:
+            refuse(values, f"data.{key}", "0 for task 'pretrain': it is for images with labels")
 
 
 def check_groups(values: Values) -> None:

@@ -239,6 +239,19 @@ def test_unknown_keys_are_refused_with_the_nearest():
         ({"data.crop_scale": (0.5, 1.5)}, "data.crop_scale is (0.5, 1.5)"),
         ({"data.crop_scale": (1.0, 0.5)}, "data.crop_scale is (1.0, 0.5)"),
         ({"data.crop_ratio": (0.75,)}, "data.crop_ratio is (0.75,)"),
+        ({"data.per_class": -1}, "data.per_class is -1"),
+        ({"data.randaugment": 11}, "data.randaugment is 11.0: expected a number from 0 (off) to 10"),
+        ({"data.randaugment_layers": 0}, "data.randaugment_layers is 0"),
+        ({"data.erasing": 1.5}, "data.erasing is 1.5: expected a number from 0 to 1"),
+        ({"data.mixup": -0.8}, "data.mixup is -0.8"),
+        ({"data.cutmix": "1"}, "data.cutmix is '1'"),
+        ({"data.mix_prob": 1.1}, "data.mix_prob is 1.1"),
+        ({"data.mix_switch": -1}, "data.mix_switch is -1.0"),
+        ({"data.eval_crop": 0}, "data.eval_crop is 0.0: expected above 0, at most 1"),
+        ({"data.eval_crop": 1.1}, "data.eval_crop is 1.1"),
+        ({"data.mixup": 0.8}, "data.mixup is 0.8: expected 0 for task 'pretrain'"),
+        ({"data.per_class": 5}, "data.per_class is 5: expected 0 for task 'pretrain'"),
+        ({"optim.label_smoothing": 1}, "optim.label_smoothing is 1.0"),
         ({"optim.base_lr": 0}, "optim.base_lr is 0.0"),
         ({"optim.b1": 1}, "optim.b1 is 1.0: expected at least 0 and below 1"),
         ({"optim.b2": -0.1}, "optim.b2 is -0.1"),
@@ -254,6 +267,13 @@ def test_unknown_keys_are_refused_with_the_nearest():
 )
 def test_what_cannot_work_is_refused(overrides, expected):
     assert expected in refusal(overrides)
+
+
+def test_what_needs_labels_is_for_classifiers():
+    recipe = {"data.randaugment": 9, "data.erasing": 0.25, "data.mixup": 0.8, "data.cutmix": 1, "data.per_class": 5}
+    for task in ("finetune", "linear", "knn", "eval"):
+        data = load_config(SWIN_B, {"task": task, "model.num_classes": 1000, **recipe}).data
+        assert (data.randaugment, data.mixup, data.per_class) == (9.0, 0.8, 5)
 
 
 def test_one_visible_and_one_masked_unit_are_enough():

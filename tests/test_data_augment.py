@@ -66,6 +66,18 @@ def test_the_held_out_view_is_the_centre(size, expected):
     assert centre == pytest.approx([(side - 1) / 2 for side in expected], abs=0.6)
 
 
+@pytest.mark.parametrize("share", [0.875, 1.0])
+@pytest.mark.parametrize("size", [(64, 128), (128, 64), (64, 64)])
+def test_eval_crop_is_the_share_of_the_shorter_side(size, share):
+    """224 of 256 pixels: 0.875. The cut is around the centre and at the same scale in both directions."""
+    for axis in (0, 1):
+        ramp = np.broadcast_to(np.ogrid[: size[0], : size[1]][axis], size).astype(np.uint8)[..., None]
+        view = CentreView((28, 28), 1, share)(ramp, 0)
+        assert np.ptp(view) == pytest.approx(64 * share * 27 / 28, abs=1.5)  # from first to last pixel's centre
+        assert view.mean() == pytest.approx((size[axis] - 1) / 2, abs=0.7)
+    assert CentreView.from_config(small_config(data__eval_crop=share)).share == share
+
+
 def test_shrinking_averages_and_enlarging_is_bicubic():
     stripes = np.tile(np.array([0, 200], np.uint8), (64, 32))[:, :, None]
     assert (resize(stripes, (32, 32)) == 100).all()

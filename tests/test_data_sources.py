@@ -1,6 +1,5 @@
 """Sources: every image is found once, decoded as stored, and whatever is missing is said in one line."""
 
-import io
 import json
 import os
 import subprocess
@@ -9,25 +8,11 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from tiny_data import encode, picture, prepare, settings
 
 from greenjax.data import DecodeError, open_source
 from greenjax.data.sources import decode, find_images, parse_split
 from greenjax.errors import InputError
-
-
-def picture(value, height=6, width=9, channels=3):
-    """An image that tells which one it is: its mean is `value`."""
-    return np.full((height, width, channels), value, np.uint8)
-
-
-def encode(image, suffix=".png"):
-    return cv2.imencode(suffix, image[..., ::-1] if image.shape[2] == 3 else image)[1].tobytes()
-
-
-def settings(source, path="", name=""):
-    """What the sources read of config.data."""
-    return ConfigDict(dict(source=source, path=str(path), name=name))
 
 
 def values(source):
@@ -172,28 +157,6 @@ def test_what_is_no_image_is_named(encoded):
 # TFDS
 
 
-def prepare(data_dir, version="1.0.0", feature="image", first=0):
-    """Prepares a small ArrayRecord data set; images handed over encoded need no TensorFlow."""
-    import tensorflow_datasets as tfds
-
-    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version(version)
-
-        def _info(self):
-            image = tfds.features.Image(shape=(None, None, 3))
-            features = {feature: image, "y": tfds.features.ClassLabel(num_classes=3)}
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(10), "test": self._generate_examples(3)}
-
-        def _generate_examples(self, count):
-            for i in range(first, first + count):
-                yield i, {feature: io.BytesIO(encode(picture(i, height=5 + i))), "y": i % 3}
-
-    Tiny(data_dir=data_dir, file_format="array_record").download_and_prepare()
-
-
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("tfds")
@@ -251,7 +214,7 @@ def test_a_tfds_data_set_without_images_is_refused(tfds_dir, tmp_path):
 
 
 def test_what_tfds_lacks_is_said(tfds_dir, tmp_path):
-    with pytest.raises(InputError, match="no split 'validation': available are 'train', 'test'"):
+    with pytest.raises(InputError, match="no split 'validation': available are 'train', 'test', 'unlabelled'"):
         open_source(settings("tfds", tfds_dir, "tiny"), "validation")
     with pytest.raises(InputError, match=r"no prepared TFDS data set .* found no folders; .*tfds build"):
         open_source(settings("tfds", tmp_path, "mnist"), "train")

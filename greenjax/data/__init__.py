@@ -1,9 +1,31 @@
 """Data: from images on disk to batches of uint8 images with their masks and plans.
 
-Read in this order: sources (where images come from), augment (what is done to them), loader (in which order).
+Read in this order: sources (where images come from), labels (their classes), augment (what is done to them),
+randaugment (what more, in fine-tuning), loader (in which order).
 """
 
-from greenjax.data.loader import Batch, eval_batches, train_batches
+from greenjax.data.labels import LabelledSource, check_classes, open_labelled
+from greenjax.data.loader import (
+    Batch,
+    LabelledBatch,
+    eval_batches,
+    labelled_batches,
+    labelled_eval_batches,
+    train_batches,
+)
 from greenjax.data.sources import DecodeError, Source, open_source
 
-__all__ = ["Batch", "DecodeError", "Source", "eval_batches", "open_source", "train_batches"]
+__all__ = [
+    "Batch",
+    "DecodeError",
+    "LabelledBatch",
+    "LabelledSource",
+    "Source",
+    "check_classes",
+    "eval_batches",
+    "labelled_batches",
+    "labelled_eval_batches",
+    "open_labelled",
+    "open_source",
+    "train_batches",
+]

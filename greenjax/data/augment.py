@@ -3,6 +3,7 @@
 Images go in as decoded and come out as uint8 [h, w, c] of the configured size; the device normalises colours.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -16,6 +17,8 @@ Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 TRIES = 10  # of a random crop that fits, as in torchvision
 
+Step = Callable[[UInt8[np.ndarray, "h w c"], int], UInt8[np.ndarray, "h w c"]]  # (image, index) -> image
+
 
 @dataclass(frozen=True)
 class RandomView:
@@ -27,6 +30,7 @@ class RandomView:
     scale: tuple[float, float]
     ratio: tuple[float, float]
     flip: bool
+    after: tuple[Step, ...] = ()  # what is done then, each drawing by (seed, index) too
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "RandomView":
@@ -35,42 +39,59 @@ class RandomView:
         return cls(config.seed, config.image_size, channels, data.crop_scale, data.crop_ratio, data.flip)
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"], index: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
-        # Philox takes (seed, index) as its key: a stream for every image, at the cost of microseconds.
-        uniforms = np.random.Generator(np.random.Philox(key=(self.seed, index))).random(2 * TRIES + 3)
+        uniforms = generator(self.seed, index).random(2 * TRIES + 3)
         top, left, height, width = random_box(image.shape[:2], self.scale, self.ratio, uniforms[:-1])
         view = resize(image[top : top + height, left : left + width], self.size)
         if self.flip and uniforms[-1] < 0.5:
             view = view[:, ::-1]
-        return np.ascontiguousarray(to_channels(view, self.channels))
+        view = np.ascontiguousarray(to_channels(view, self.channels))
+        for step in self.after:
+            view = step(view, index)
+        return view
 
 
 @dataclass(frozen=True)
 class CentreView:
-    """Resizes until the size is just covered, then crops the centre."""
+    """Resizes until the size is covered, then crops the centre: `share` of the shorter side, 1 = just covered."""
 
     size: tuple[int, int]
     channels: int
+    share: float = 1.0
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "CentreView":
         """The held-out view of a resolved configuration."""
-        return cls(config.image_size, image_channels(config))
+        return cls(config.image_size, image_channels(config), config.data.eval_crop)
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"], index: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
         height, width = self.size
-        scale = max(height / image.shape[0], width / image.shape[1])
+        scale = max(height / image.shape[0], width / image.shape[1]) / self.share
         covering = max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale))
         view = resize(image, covering)
         top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
         return np.ascontiguousarray(to_channels(view[top : top + height, left : left + width], self.channels))
 
 
+def generator(seed: int, index: int, part: int = 0) -> np.random.Generator:
+    """Random numbers for one part of what is done to image `index` of the global stream."""
+    # Philox takes (seed, index) as its key: a stream for every image, at the cost of microseconds. Parts begin
+    # so far from each other in it (2^192 blocks) that they never meet.
+    return np.random.Generator(np.random.Philox(counter=part << 192, key=(seed, index)))
+
+
 def random_box(
     size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], uniforms: np.ndarray
 ) -> Box:
-    """A crop of random area (in `scale`, shares of the image) and width / height (in `ratio`, log-uniform).
+    """A random crop; torchvision's rule: where none of ten fits, the largest centre crop within `ratio`."""
+    return fitting_box(size, scale, ratio, uniforms) or centre_box(size, ratio)
 
-    torchvision's rule: ten tries, then the largest centre crop within `ratio`. `uniforms` are 2 * TRIES + 2.
+
+def fitting_box(
+    size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], uniforms: np.ndarray
+) -> Box | None:
+    """A box of random area (in `scale`, shares of the image) and width / height (in `ratio`, log-uniform).
+
+    The first of TRIES that fits into the image. `uniforms` are 2 * TRIES + 2.
     """
     height, width = size
     low, high = np.log(ratio)
@@ -80,7 +101,7 @@ def random_box(
     heights = np.round(np.sqrt(areas / ratios)).astype(int)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     if not fits.any():
-        return centre_box(size, ratio)
+        return None
     h, w = int(heights[fits.argmax()]), int(widths[fits.argmax()])
     top, left = uniforms[2 * TRIES : 2 * TRIES + 2] * (height - h + 1, width - w + 1)
     return int(top), int(left), h, w

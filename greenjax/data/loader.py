@@ -1,8 +1,8 @@
 """In which order images come: batches are a pure function of (seed, step), whatever the number of workers.
 
 Image i of the global stream is image i % n of epoch i // n, in an order shuffled anew each epoch. Row r of
-step t is image t * batch_size + r, in mask group r // (batch_size // groups). There is no other random state:
-a run resumes at any step at no cost, on any number of processes.
+step t is image t * batch_size + r; in pre-training it is in mask group r // (batch_size // groups). There is no
+other random state: a run resumes at any step at no cost, on any number of processes.
 """
 
 import math
@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +25,8 @@ from jaxtyping import Bool, Int32, UInt8
 from ml_collections import ConfigDict
 
 from greenjax.data.augment import CentreView, RandomView
+from greenjax.data.labels import LabelledSource, check_classes
+from greenjax.data.randaugment import labelled_view
 from greenjax.data.sources import DecodeError, Source
 from greenjax.errors import InputError
 from greenjax.planning import Plan, Planner
@@ -35,13 +37,22 @@ BATCHES_PER_WORKER = 3.5  # that exist at one time, seen with Grain 0.2.18
 
 
 class Batch(NamedTuple):
-    """What the device needs for one update, by mask group."""
+    """What the device needs for one update of pre-training, by mask group."""
 
     images: UInt8[np.ndarray, "m b h w c"]
     plan: Plan  # leaves [m, ...]
     redrawn: Int32[np.ndarray, " m"]  # masks that did not fit the layouts and were drawn again
     undecodable: Int32[np.ndarray, " m"]  # images that were replaced by the next one
     valid: Bool[np.ndarray, "m b"]  # False: padding in the last held-out batch
+
+
+class LabelledBatch(NamedTuple):
+    """Images with their labels: for one update of a classifier, or one step of its evaluation."""
+
+    images: UInt8[np.ndarray, "b h w c"]
+    labels: Int32[np.ndarray, " b"]  # -1 where not valid
+    undecodable: Int32[np.ndarray, " b"]  # 1: replaced by the next image in training, not valid in evaluation
+    valid: Bool[np.ndarray, " b"]  # all True in training; False in evaluation: undecodable, or padding at the end
 
 
 def train_batches(
@@ -51,38 +62,47 @@ def train_batches(
 
     With workers a script that calls this needs the usual `if __name__ == "__main__"`: workers import it.
     """
-    data = config.data
-    order = grain.MapDataset.range(len(source)).shuffle(seed=order_seed(config.seed)).repeat()
-    stream = Stream(source, order, RandomView.from_config(config), len(order))
-    batches = grain.MapDataset.source(stream).batch(data.batch_size, drop_remainder=True)
+    stream = Stream(source, shuffled(config, source), RandomView.from_config(config))
     draw = partial(planner.plans, config.seed, groups=config.mask.groups)
-    batches = batches.map_with_index(WithPlans(draw, config.mask.groups))[start_step:]
-    if data.workers == 0:  # one thread, one batch ahead
-        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)))
-    warn_of_small_shared_memory(config)
-    if not flags.FLAGS.is_parsed():  # Grain reads its flags, also in a script that has none
-        flags.FLAGS.mark_as_parsed()
-    # Workers take whole batches in turn. Threads inside them would only multiply the memory.
-    reader = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    reader = WithOptionsIterDataset(reader, DatasetOptions(min_shm_size=MIN_SHARED))
-    return iter(reader.mp_prefetch(grain.MultiprocessingOptions(data.workers), worker_init_fn=start_worker))
+    batches = in_batches(config, stream).map_with_index(WithPlans(draw, config.mask.groups))
+    return read_ahead(config, batches[start_step:])
+
+
+def labelled_batches(
+    config: ConfigDict, source: LabelledSource, start_step: int = 0
+) -> grain.DatasetIterator[LabelledBatch]:
+    """Endless batches for a classifier, by the same rules. Raises InputError for labels the model has no output for."""
+    check_classes(config, source)
+    stream = LabelledStream(source, shuffled(config, source), labelled_view(config))
+    return read_ahead(config, in_batches(config, stream).map_with_index(WithLabels())[start_step:])
 
 
 def eval_batches(config: ConfigDict, source: Source, planner: Planner) -> grain.DatasetIterator[Batch]:
     """The first data.eval_images held-out images, each once and in order, always with the same masks.
 
-    The last batch is filled up with black images. Images are decoded in as many threads as training has
-    workers: a pass is too short to be worth the start of processes.
+    The last batch is filled up with black images.
     """
-    data = config.data
-    count = min(len(source), data.eval_images)
-    padded = -(-count // data.batch_size) * data.batch_size
-    stream = Stream(source, grain.MapDataset.range(count), CentreView.from_config(config), padded)
-    threads = max(1, data.workers)
-    images = grain.MapDataset.source(stream).to_iter_dataset(grain.ReadOptions(threads, 4 * threads))
-    batches = images.batch(data.batch_size, drop_remainder=True)
+    count = min(len(source), config.data.eval_images)
+    stream = Stream(source, grain.MapDataset.range(count), CentreView.from_config(config), padded(config, count))
     draw = partial(planner.held_out_plans, groups=config.mask.groups)
-    return iter(batches.map_with_index(WithPlans(draw, config.mask.groups, count)))
+    return iter(read_once(config, stream).map_with_index(WithPlans(draw, config.mask.groups, count)))
+
+
+def labelled_eval_batches(config: ConfigDict, source: LabelledSource) -> grain.DatasetIterator[LabelledBatch]:
+    """All images, each once and in order; the last batch is filled up with black ones.
+
+    An image that cannot be decoded is named in a warning, and neither valid nor replaced: nothing is counted
+    twice, and one bad file does not end a long training. Raises InputError as `labelled_batches`.
+    """
+    check_classes(config, source)
+    count, view = len(source), CentreView.from_config(config)
+    stream = LabelledStream(source, grain.MapDataset.range(count), view, padded(config, count), "it is left out")
+    return iter(read_once(config, stream).map_with_index(WithLabels(count, evaluation=True)))
+
+
+def shuffled(config: ConfigDict, source: Sized) -> grain.MapDataset[int]:
+    """Epoch after epoch, each in an order of its own."""
+    return grain.MapDataset.range(len(source)).shuffle(seed=order_seed(config.seed)).repeat()
 
 
 def order_seed(seed: int) -> int:
@@ -90,37 +110,95 @@ def order_seed(seed: int) -> int:
     return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
+def padded(config: ConfigDict, count: int) -> int:
+    """`count` rounded up to whole batches."""
+    return -(-count // config.data.batch_size) * config.data.batch_size
+
+
+def in_batches(config: ConfigDict, stream: "Stream") -> grain.MapDataset:
+    """The rows of every step, by step."""
+    return grain.MapDataset.source(stream).batch(config.data.batch_size, drop_remainder=True)
+
+
+def read_ahead(config: ConfigDict, batches: grain.MapDataset) -> grain.DatasetIterator:
+    """Batches one after the other, made by worker processes."""
+    if config.data.workers == 0:  # one thread, one batch ahead
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)))
+    warn_of_small_shared_memory(config)
+    if not flags.FLAGS.is_parsed():  # Grain reads its flags, also in a script that has none
+        flags.FLAGS.mark_as_parsed()
+    # Workers take whole batches in turn. Threads inside them would only multiply the memory.
+    reader = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    reader = WithOptionsIterDataset(reader, DatasetOptions(min_shm_size=MIN_SHARED))
+    return iter(reader.mp_prefetch(grain.MultiprocessingOptions(config.data.workers), worker_init_fn=start_worker))
+
+
+def read_once(config: ConfigDict, stream: "Stream") -> grain.IterDataset:
+    """The rows of one pass, by step.
+
+    Images are decoded in as many threads as training has workers: a pass is too short to be worth the start of
+    processes.
+    """
+    threads = max(1, config.data.workers)
+    images = grain.MapDataset.source(stream).to_iter_dataset(grain.ReadOptions(threads, 4 * threads))
+    return images.batch(config.data.batch_size, drop_remainder=True)
+
+
 class Stream:
-    """The global stream: image i in its view, and whether it had to be replaced.
+    """The global stream: (image i in its view, whether it had to be replaced).
 
     An image that cannot be decoded is replaced by the next one of the same order that can, which leaves the
     places of all others alone.
     """
 
-    def __init__(self, source: Source, order: Any, view: RandomView | CentreView, length: int):
-        """`order`, a sequence of int, says which of the source is image i; behind it, images are black."""
-        self.source, self.order, self.view, self.length = source, order, view, length
+    def __init__(
+        self,
+        source: Any,
+        order: Any,
+        view: RandomView | CentreView,
+        length: int | None = None,
+        remedy: str = "the next image takes its place",
+    ):
+        """`order`, a sequence of int, says which of the source is image i; from there to `length` images are black."""
+        self.source, self.order, self.view, self.remedy = source, order, view, remedy
+        self.length = length or len(order)
         self._warned: set[str] = set()
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], bool]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         if index >= len(self.order):
-            return np.zeros((*self.view.size, self.view.channels), np.uint8), False
+            return self._black(), False
+        image, replaced = self._decodable(index)
+        return self.view(image, index), replaced
+
+    def _black(self) -> UInt8[np.ndarray, "h w c"]:
+        return np.zeros((*self.view.size, self.view.channels), np.uint8)
+
+    def _decodable(self, index: int) -> tuple[Any, bool]:
+        """What the source has as image `index` or the first one after it that can be decoded."""
         for offset in range(TRIES):
             try:
-                image = self.source[int(self.order[index + offset])]
+                return self.source[int(self.order[index + offset])], offset > 0
             except DecodeError as error:
                 self._warn(str(error))
-                continue
-            return self.view(image, index), offset > 0
         raise InputError(f"{TRIES} images in a row could not be decoded: warnings above name them")
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:  # once an epoch would be too often
             self._warned.add(message)
-            logging.warning("%s; the next image takes its place", message)
+            logging.warning("%s; %s", message, self.remedy)
+
+
+class LabelledStream(Stream):
+    """The global stream of a labelled source: (image i in its view, its label, whether both had to be replaced)."""
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        if index >= len(self.order):
+            return self._black(), np.int32(-1), False
+        (image, label), replaced = self._decodable(index)
+        return self.view(image, index), np.int32(label), replaced
 
 
 @dataclass(frozen=True)
@@ -135,9 +213,29 @@ class WithPlans:
         plan, redrawn = self.draw(step)
         images, replaced = rows
         images = images.reshape(self.groups, -1, *images.shape[1:])
-        valid = step * len(replaced) + np.arange(len(replaced)) < self.count
+        valid = before(self.count, step, len(replaced))
         undecodable = replaced.reshape(self.groups, -1).sum(axis=1, dtype=np.int32)
         return Batch(images, plan, redrawn, undecodable, valid.reshape(self.groups, -1))
+
+
+@dataclass(frozen=True)
+class WithLabels:
+    """Makes a batch of the rows of step t."""
+
+    count: int = sys.maxsize  # images of the stream from here on are padding
+    evaluation: bool = False  # replaced images do not count
+
+    def __call__(self, step: int, rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> LabelledBatch:
+        images, labels, replaced = rows
+        valid = before(self.count, step, len(labels))
+        if self.evaluation:
+            valid &= ~replaced
+        return LabelledBatch(images, np.where(valid, labels, np.int32(-1)), replaced.astype(np.int32), valid)
+
+
+def before(count: int, step: int, rows: int) -> Bool[np.ndarray, " rows"]:
+    """Which rows of a step are among the first `count` images of the stream."""
+    return step * rows + np.arange(rows) < count
 
 
 def warn_of_small_shared_memory(config: ConfigDict) -> None:

@@ -7,7 +7,7 @@ end.
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -16,12 +16,14 @@ from typing import Any, Protocol, runtime_checkable
 import cv2
 import numpy as np
 from absl import logging
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 from ml_collections import ConfigDict
 
 from greenjax.errors import InputError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+Opener = Callable[[ConfigDict, str], Any]  # config.data and the NAME of a split -> a source
 
 _SPLIT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>(-?\d+%?)?):(?P<stop>(-?\d+%?)?)\])?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -47,15 +49,17 @@ def open_source(data: ConfigDict, split: str) -> Source:
 
     Raises InputError if the data set, the split or any image in it is not there.
     """
-    name, start, stop = parse_split(split)
-    openers = {"digits": open_digits, "folder": open_folder, "tfds": open_tfds}
+    name, _, _ = parse_split(split)
+    source = opener(data, {"digits": open_digits, "folder": open_folder, "tfds": open_tfds})(data, name)
+    rows = split_range(split, len(source))
+    return source if len(rows) == len(source) else Slice(source, rows.start, rows.stop)
+
+
+def opener(data: ConfigDict, openers: Mapping[str, Opener]) -> Opener:
+    """The one for `data.source`."""
     if data.source not in openers:
-        raise InputError(f"data.source is {data.source!r}: expected one of {_listed(openers)}")
-    source = openers[data.source](data, name)
-    first, last = _boundary(split, start, len(source), 0), _boundary(split, stop, len(source), len(source))
-    if first >= last:
-        raise InputError(f"split {split!r} is empty: {name!r} has {len(source)} images")
-    return source if last - first == len(source) else Slice(source, first, last)
+        raise InputError(f"data.source is {data.source!r}: expected one of {listed(openers)}")
+    return openers[data.source]
 
 
 def parse_split(split: str) -> tuple[str, str, str]:
@@ -64,6 +68,15 @@ def parse_split(split: str) -> tuple[str, str, str]:
     if match is None:
         raise InputError(f"split {split!r}: expected NAME or NAME[from:to], such as train or train[:98%]")
     return match["name"], match["start"] or "", match["stop"] or ""
+
+
+def split_range(split: str, length: int) -> range:
+    """Which of the `length` images of its NAME a split takes. Raises InputError if there are none."""
+    name, start, stop = parse_split(split)
+    first, last = _boundary(split, start, length, 0), _boundary(split, stop, length, length)
+    if first >= last:
+        raise InputError(f"split {split!r} is empty: {name!r} has {length} images")
+    return range(first, last)
 
 
 def _boundary(split: str, text: str, length: int, default: int) -> int:
@@ -109,13 +122,19 @@ def decode(encoded: bytes, name: str) -> UInt8[np.ndarray, "h w c"]:
 
 def open_digits(data: ConfigDict, name: str) -> UInt8[np.ndarray, "n 8 8 1"]:
     """scikit-learn's 1,797 handwritten digits: "train" is the first 1,500, "test" the rest, "all" both."""
+    return read_digits(name)[0]
+
+
+def read_digits(name: str) -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int32[np.ndarray, " n"]]:
+    """The digits of a split as pictures and as numbers."""
     from sklearn.datasets import load_digits  # only this source needs scikit-learn
 
     parts = {"train": slice(0, 1500), "test": slice(1500, None), "all": slice(None)}
     if name not in parts:
-        raise InputError(f"digits have no split {name!r}: expected one of {_listed(parts)}")
-    pixels, _ = load_digits(return_X_y=True)  # 0 to 16
-    return np.round(pixels[parts[name]] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+        raise InputError(f"digits have no split {name!r}: expected one of {listed(parts)}")
+    pixels, digits = load_digits(return_X_y=True)  # pixels are 0 to 16
+    images = np.round(pixels[parts[name]] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    return images, digits[parts[name]].astype(np.int32)
 
 
 # Folder
@@ -146,19 +165,25 @@ def open_folder(data: ConfigDict, name: str) -> FolderSource:
     Their order is that of a hash of their names: classes mix, so that a slice has images of all of them, and
     a new file leaves the order of the others alone.
     """
-    root = Path(data.path).expanduser()
-    if not data.path or not root.is_dir():
-        raise InputError(f"data.path is {data.path!r}: expected a directory of images")
-    if name != "all":
-        if not (root / name).is_dir():
-            available = _listed(["all", *_folders(root)])
-            raise InputError(f"{str(root)!r} has no sub-folder for split {name!r}: available are {available}")
-        root = root / name
+    root = split_folder(data, name)
     names = find_images(root)
     if not names:
         raise InputError(f"{str(root)!r} has no images: expected *{', *'.join(SUFFIXES)}, at any depth")
     names.sort(key=lambda name: blake2b(os.fsencode(name), digest_size=8).digest())
     return FolderSource(str(root), names)
+
+
+def split_folder(data: ConfigDict, name: str) -> Path:
+    """The directory of a split."""
+    root = Path(data.path).expanduser()
+    if not data.path or not root.is_dir():
+        raise InputError(f"data.path is {data.path!r}: expected a directory of images")
+    if name == "all":
+        return root
+    if not (root / name).is_dir():
+        available = listed(["all", *folders_in(root)])
+        raise InputError(f"{str(root)!r} has no sub-folder for split {name!r}: available are {available}")
+    return root / name
 
 
 def find_images(root: Path) -> list[str]:
@@ -196,7 +221,14 @@ class TfdsSource:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
-        return decode(self.examples[index][self.image], f"{self.name}[{index}]")
+        return self.decoded(self.examples[index], index)
+
+    def decoded(self, example: Mapping[str, Any], index: int) -> UInt8[np.ndarray, "h w c"]:
+        """The image of the example that was read at `index`. Raises DecodeError."""
+        return decode(example[self.image], self.name_of(index))
+
+    def name_of(self, index: int) -> str:
+        return f"{self.name}[{index}]"
 
 
 def open_tfds(data: ConfigDict, name: str) -> TfdsSource:
@@ -209,23 +241,32 @@ def open_tfds(data: ConfigDict, name: str) -> TfdsSource:
     formats = builder.info.available_file_formats()
     if array_record not in formats:
         command = f"tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record"
-        found = _listed(stored.value for stored in formats)
+        found = listed(stored.value for stored in formats)
         raise InputError(
             f"{str(folder)!r} is stored as {found}, expected 'array_record': `{command}` converts it (docs/data.md)"
         )
     if name not in builder.info.splits:
-        available = _listed(builder.info.splits)
+        available = listed(builder.info.splits)
         raise InputError(f"{str(folder)!r} has no split {name!r}: available are {available}")
-    images = [key for key, feature in builder.info.features.items() if type(feature) is tfds.features.Image]
-    image = "image" if "image" in images else images[0] if len(images) == 1 else None
+    images = features_of(builder.info.features, tfds.features.Image)
+    image = named_or_only("image", images)
     if image is None:
         raise InputError(
             f"{str(folder)!r} needs an image feature, named 'image' or the only one:"
-            f" its features are {_listed(builder.info.features)}"
+            f" its features are {listed(builder.info.features)}"
         )
     decoders = dict.fromkeys(images, tfds.decode.SkipDecoding())
     examples = builder.as_data_source(name, decoders=decoders, file_format=array_record)
     return TfdsSource(examples, image, f"{builder.info.full_name} {name}")
+
+
+def features_of(features: Any, kind: type) -> list[str]:
+    """Names of those of a FeaturesDict that are of exactly this kind."""
+    return [name for name, feature in features.items() if type(feature) is kind]
+
+
+def named_or_only(name: str, names: list[str]) -> str | None:
+    return name if name in names else names[0] if len(names) == 1 else None
 
 
 def find_builder(path: str, name: str) -> Path:
@@ -244,18 +285,19 @@ def find_builder(path: str, name: str) -> Path:
     if not prepared:
         raise InputError(
             f"{str(folder)!r} holds no prepared TFDS data set {version or name}: expected VERSION/dataset_info.json,"
-            f" found {_listed(_folders(folder)) or 'no folders'}; data.path and data.name say where, and"
+            f" found {listed(folders_in(folder)) or 'no folders'}; data.path and data.name say where, and"
             " `tfds build NAME --data_dir=PATH --file_format=array_record` prepares one (docs/data.md)"
         )
     return max(prepared, key=lambda version: [int(part) for part in version.name.split(".")])
 
 
-def _folders(root: Path) -> list[str]:
+def folders_in(root: Path) -> list[str]:
     """Names of the folders in `root`, without hidden ones."""
     entries = root.iterdir() if root.is_dir() else ()
     return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The names as errors show them, the first ten of many."""
     names = list(names)
     return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
