@@ -43,9 +43,7 @@ def config_file(folder, **overrides):
     """A config file of the same settings as small_config(**overrides)."""
     settings = greenjax.flatten(small_config(**overrides))
     path = folder / "config.py"
-    path.write_text(
-        f"def get_config():\n    return {json.dumps(settings).replace('null', 'None').replace('false', 'False').replace('true', 'True')}\n"
-    )
+    path.write_text(f"def get_config():\n    return {settings!r}\n")
     return path
 
 
@@ -129,7 +127,7 @@ def test_what_cannot_start_a_run_is_refused(run, tmp_path):
     wider = small_config(**RUN | dict(model__embed_dim=16, model__num_heads=(2, 4)), init=str(workdir))
     with pytest.raises(ValueError, match=r"the weights do not fit the model, \d+ misfits:\n  .* in the model"):
         pretrain(wider, tmp_path)
-    with pytest.raises(ValueError, match="expected the folder of a run, with config.json and checkpoints"):
+    with pytest.raises(ValueError, match=r"expected the folder of a run, with config.json and checkpoints"):
         pretrain(small_config(**RUN, init=str(tmp_path / "nothing")), tmp_path)
     twins = small_config("twins", steps=1, init=str(workdir))
     with pytest.raises(ValueError, match="a swin_t: expected a twins_s"):

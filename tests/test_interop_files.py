@@ -123,7 +123,7 @@ def test_what_is_not_finite_is_refused(model, saved):
 def test_a_model_that_is_not_finite_is_not_written(tmp_path):
     spoilt = random_model("swin", "green")
     spoilt.encoder.norm.bias[...] = spoilt.encoder.norm.bias[...].at[0].set(np.nan)
-    with pytest.raises(ValueError, match="1 of .* not finite, such as encoder/norm/bias: nothing written"):
+    with pytest.raises(ValueError, match=r"1 of .* not finite, such as encoder/norm/bias: nothing written"):
         greenjax.save_torch(spoilt, tmp_path / "a.safetensors", "swin")
     assert not list(tmp_path.iterdir())
 
@@ -137,7 +137,8 @@ def test_all_misfits_are_reported_at_once_with_both_names(model, saved):
     message = refusal(changed(saved, spoil), model.config).splitlines()
     assert message[0].startswith("the file does not fit swin_t as layout 'swin', 3 misfits")
     assert [line.strip() for line in message[1:]] == [
-        "other shape: layers.0.blocks.1.attn.qkv.bias is [7], expected [24] (here encoder/stages/0/blocks/1/attn/qkv/bias)",
+        "other shape: layers.0.blocks.1.attn.qkv.bias is [7], expected [24]"
+        " (here encoder/stages/0/blocks/1/attn/qkv/bias)",
         "missing: norm.weight [16] (here encoder/norm/scale)",
         "unexpected: layers.9.blocks.0.norm1.weight [8] (nothing here)",
     ]
@@ -265,7 +266,7 @@ def test_a_failed_write_leaves_the_old_file(model, saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.numpy.save_file", full)
-    with pytest.raises(ValueError, match="cannot be written: .*No space left"):
+    with pytest.raises(ValueError, match=r"cannot be written: .*No space left"):
         greenjax.save_torch(model, saved, "swin")
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]

@@ -232,7 +232,7 @@ def test_other_decoder_positions_are_refused(tmp_path):
     greenjax.save_torch(model, path, "greenmim")
     tensors = load_file(path)
     save_file(tensors | {"decoder_pos_embed": tensors["decoder_pos_embed"] + 0.01}, path)
-    with pytest.raises(ValueError, match="decoder_pos_embed .* is not made of sines and cosines"):
+    with pytest.raises(ValueError, match=r"decoder_pos_embed .* is not made of sines and cosines"):
         greenjax.load_torch(path, model.config, "greenmim")
 
 
