@@ -106,6 +106,8 @@ KEYS = {
     "steps": _count(None, 0, _UNSET),  # updates; this or epochs
     "image_size": _size(224),
     "init": Key(str, "none", "'none', a greenjax workdir, or a converted .safetensors file", bool),  # first weights
+    "new_head": _flag(False),  # a classifier's head starts fresh, whatever `init` has
+    "monitor": _choice("none", "none", "knn", "linear"),  # while pre-training: accuracy of frozen features
     "ema": _share(0.0),  # decay of the moving average of the weights, an update; 0 = no average
     "deterministic": _flag(False),  # the same bits on every run of one GPU, at some cost in speed
     "model.name": _choice("swin_b", *ARCHITECTURES),
@@ -136,6 +138,7 @@ KEYS = {
     "data.name": _text(""),  # tfds: the data set's name
     "data.split": Key(str, "train", "the name of a split", bool),
     "data.eval_split": _text(""),  # "" = no held-out evaluation
+    "data.eval_sets": _text(""),  # task eval: more sets, NAME_OR_PATH@SPLIT or SPLIT, with commas between
     "data.eval_images": _count(2048),  # at most this many held-out images in pre-training; classifiers take all
     "data.per_class": _count(0, 0),  # train a classifier on the first this many images of each class only; 0 = on all
     "data.batch_size": _count(2048),  # images of one update: all devices and accumulation steps together
@@ -153,6 +156,7 @@ KEYS = {
     "data.eval_crop": Key(float, 1.0, "above 0, at most 1", lambda value: 0 < value <= 1),  # of the shorter side
     "data.mean": _channels((0.485, 0.456, 0.406)),  # of images in [0, 1]; ImageNet's
     "data.std": _channels((0.229, 0.224, 0.225), above=0.0),
+    "optim.name": _choice("adamw", "adamw", "lars", note="; lars for task 'linear' only"),
     "optim.base_lr": _positive(1.5e-4),  # this and the next two are multiplied by data.batch_size / 256
     "optim.warmup_lr": _amount(1.5e-7),  # where the warm-up starts
     "optim.min_lr": _amount(0.0),  # where the cosine ends
@@ -162,6 +166,7 @@ KEYS = {
     "optim.b1": _share(0.9),
     "optim.b2": _share(0.95),  # the paper prints 0.999; the recipe behind its numbers has MAE's 0.95
     "optim.eps": _positive(1e-8),
+    "optim.layer_decay": Key(float, 1.0, "above 0, at most 1", lambda value: 0 < value <= 1),  # of rates, a block
     "optim.clip": _amount(5.0, "; 0 = no clipping"),  # global norm of the gradient
     "optim.label_smoothing": _share(0.1),  # of a classifier's targets, spread evenly over all classes
     "optim.accumulation": _count(1),  # an update's batch is worked through in this many parts
@@ -172,7 +177,12 @@ KEYS = {
     "log.eval_every": _count(1000, 0),  # 0 = only at the end
     "log.picture_every": _count(5000, 0),
     "log.checkpoint_every": _count(1000, 0),
+    "log.monitor_every": _count(5000, 0),
+    "log.monitor_images": _count(20000),  # at most this many of each split
     "log.keep": _count(3),  # checkpoints
+    "log.predictions": _flag(False),  # task eval: what is said of each image, as CSV
+    "knn.k": Key(tuple[int, ...], (20,), "whole numbers, at least 1", lambda v: v and min(v) >= 1),  # neighbours
+    "knn.temperature": _positive(0.07),  # a neighbour's weight is exp(cosine / temperature)
 }
 
 

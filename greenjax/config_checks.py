@@ -22,6 +22,7 @@ def check_all(values: Values) -> None:
     check_model(values)
     check_size(values)
     check_data(values)
+    check_optimizer(values)
     if values["task"] == "pretrain":
         check_mask(values)
         check_decoder(values)
@@ -29,6 +30,7 @@ def check_all(values: Values) -> None:
         check_unlabelled(values)
     else:
         check_classes(values)
+        check_batch(values)
 
 
 def settle_length(values: Values) -> None:
@@ -115,6 +117,21 @@ def check_data(values: Values) -> None:
 def check_classes(values: Values) -> None:
     if values["task"] in ("finetune", "linear", "eval") and not values["model.num_classes"]:
         refuse(values, "model.num_classes", f"a whole number, at least 1, for task {values['task']!r}")
+
+
+def check_optimizer(values: Values) -> None:
+    if values["optim.name"] == "lars" and values["task"] != "linear":
+        refuse(values, "optim.name", f"adamw for task {values['task']!r}")
+    if values["optim.layer_decay"] != 1 and values["task"] != "finetune":
+        refuse(values, "optim.layer_decay", f"1 for task {values['task']!r}: it is for fine-tuning")
+    if values["monitor"] != "none" and (values["task"] != "pretrain" or not values["data.eval_split"]):
+        refuse(values, "monitor", "none where the task is not pretrain or data.eval_split is not set")
+
+
+def check_batch(values: Values) -> None:
+    parts = values["optim.accumulation"] * max(values["mesh.data"], 1) * values["mesh.fsdp"]
+    if values["data.batch_size"] % parts:
+        refuse(values, "data.batch_size", f"a multiple of optim.accumulation x mesh devices, {parts}")
 
 
 def check_unlabelled(values: Values) -> None:

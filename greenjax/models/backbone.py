@@ -42,6 +42,10 @@ class Backbone(nnx.Module):
         x = self.encoder.patch_embed(self._patches(self._units(images)))
         return self.encoder(x, dense_plan(self.grid, self.specs), key)
 
+    def pooled(self, images: Images, key: Key[Array, ""] | None = None) -> Float[Array, "b latent"]:
+        """The mean over the normed tokens of the last stage, with every unit visible; float32."""
+        return widened(self.dense(images, key)[0]).mean(axis=1)
+
     def check_images(self, images: Any) -> tuple[int, ...]:
         """The shape of images that the model takes. Raises InputError for others."""
         shape, dtype = np.shape(images), getattr(images, "dtype", np.dtype(float))

@@ -13,6 +13,34 @@ from greenjax.models.backbone import Backbone, Images, widened
 from greenjax.models.layers import linear, small_normal
 
 
+class BatchNorm(nnx.Module):
+    """Batch norm without affine, before the head of a linear probe: features of any scale train at one rate.
+
+    Its running statistics are kept as parameters, which gradients do not reach. Source: MAE (arXiv 2111.06377),
+    appendix A.1. As PyTorch's: a batch is normalised by its biased variance, the running one is unbiased.
+    """
+
+    momentum, epsilon = 0.1, 1e-6  # the new batch's share in the running statistics; beside the variance
+
+    def __init__(self, dim: int):
+        self.mean = nnx.Param(jnp.zeros(dim))
+        self.var = nnx.Param(jnp.ones(dim))
+
+    def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b c"]:
+        return self._normalised(x, self.mean[...], self.var[...])
+
+    def of_batch(self, x: Float[Array, "b c"]) -> tuple[Float[Array, "b c"], dict[str, Float[Array, " c"]]]:
+        """Normalised by the batch's own statistics, and the running ones after it. The batch is at least 2 images."""
+        b, mean, var = len(x), x.mean(axis=0), x.var(axis=0)
+        seen = {"mean": mean, "var": var * (b / (b - 1))}
+        before = {"mean": self.mean[...], "var": self.var[...]}
+        running = jax.tree.map(lambda old, new: (1 - self.momentum) * old + self.momentum * new, before, seen)
+        return self._normalised(x, mean, var), jax.lax.stop_gradient(running)
+
+    def _normalised(self, x: Array, mean: Array, var: Array) -> Array:
+        return (x - mean[None]) * jax.lax.rsqrt(var + self.epsilon)[None]
+
+
 class Classifier(Backbone):
     """Images -> logits. Without `model.num_classes` it has no head, and pools features only.
 
@@ -21,6 +49,7 @@ class Classifier(Backbone):
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
+        self.batch_norm = BatchNorm(self.latent_dim) if config.task == "linear" else None
         # Small logits to begin with: no class is preferred.
         make = partial(linear, self.latent_dim, dtype=config.model.dtype, init=small_normal, rngs=rngs)
         self.head = make(config.model.num_classes) if config.model.num_classes else None
@@ -34,11 +63,14 @@ class Classifier(Backbone):
     def forward(self, images: Images, key: Key[Array, ""] | None = None) -> Float[Array, "b classes"]:
         """As the call, unchecked and not compiled by itself: for use inside a step."""
         assert self.head is not None, "model.num_classes was not set"
-        return widened(self.head(self.pooled(images, key)))
+        x = self.pooled(images, key)
+        return widened(self.head(x if self.batch_norm is None else self.batch_norm(x)))
 
-    def pooled(self, images: Images, key: Key[Array, ""] | None = None) -> Float[Array, "b latent"]:
-        """The mean over the normed tokens of the last stage."""
-        return widened(self.dense(images, key)[0]).mean(axis=1)
+    def probe(self, images: Images) -> tuple[Float[Array, "b classes"], dict[str, Float[Array, " c"]]]:
+        """Logits of a linear probe in training, and the batch norm's statistics after it; the encoder is frozen."""
+        assert self.head is not None and self.batch_norm is not None, "a linear probe is built with task 'linear'"
+        x, statistics = self.batch_norm.of_batch(jax.lax.stop_gradient(self.pooled(images)))
+        return widened(self.head(x)), statistics
 
 
 @partial(jax.jit, static_argnames="graphdef")

@@ -1,5 +1,6 @@
-"""AdamW, and the learning rate per step."""
+"""Optimizers, their rates by layer, and the learning rate per step."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,18 +42,66 @@ def learning_rate(config: ConfigDict, total: int, warmup: int) -> optax.Schedule
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW without its learning rate, which the step multiplies: there it follows the step, not the updates made."""
+    """The optimizer without its learning rate, which the step multiplies: there it follows the step, not the updates.
+
+    AdamW, its updates scaled by `optim.layer_decay` (LAMB's and BEiT's way: the rate of a layer, not its gradient). A
+    linear probe trains its head only, by LARS (arXiv 1708.03888) or AdamW.
+    """
     optim = config.optim
     clip = [optax.clip_by_global_norm(optim.clip)] if optim.clip else []
-    return optax.chain(
-        *clip,
-        optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
-        optax.add_decayed_weights(optim.weight_decay, mask=decayed),
-    )
+    decay = optax.add_decayed_weights(optim.weight_decay, mask=decayed)
+    if optim.name == "lars":
+        # Matrices only: the norm of a bias says nothing of the step it can take.
+        trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=0.001), decayed)
+        chain = optax.chain(*clip, decay, trust, optax.trace(optim.b1))
+    else:
+        chain = optax.chain(*clip, optax.scale_by_adam(optim.b1, optim.b2, optim.eps), decay)
+    if config.task == "linear":
+        return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, _head_alone)
+    if optim.layer_decay < 1:
+        scale = partial(layer_multipliers, config)
+        return optax.chain(chain, optax.stateless(lambda updates, _: jax.tree.map(_scaled, updates, scale(updates))))
+    return chain
+
+
+def _scaled(update: Any, multiplier: float) -> Any:
+    return update * multiplier
+
+
+def _head_alone(params: Any) -> Any:
+    return jax.tree.map_with_path(lambda path, _: "trained" if path[0].key == "head" else "frozen", params)
+
+
+def layer_multipliers(config: ConfigDict, params: Any) -> Any:
+    """optim.layer_decay ** (layers above) for every parameter: 1 at the head, least at the patch embedding.
+
+    Patch embedding and mask token are layer 0, blocks follow one by one; what joins two stages goes with the last block
+    before it, a positional encoding with the block in front of it, the final norm with the head.
+    """
+    depths = config.model.depths
+    first = [1 + sum(depths[:stage]) for stage in range(len(depths))]  # layer of each stage's first block
+    last = sum(depths) + 1
+
+    def layer(names: list[Any]) -> int:
+        if names[0] == "mask_token" or names[:2] == ["encoder", "patch_embed"]:
+            return 0
+        if names[:2] != ["encoder", "stages"]:
+            return last
+        stage, part = names[2], names[3]
+        if part == "blocks":
+            return first[stage] + names[4]
+        if part == "peg":
+            return first[stage]
+        return first[stage] + depths[stage] - 1 if part == "downsample" else first[stage] - 1  # Twins' patch_embed
+
+    def multiplier(path: tuple, _: Any) -> float:
+        return config.optim.layer_decay ** (last - layer([entry.key for entry in path]))
+
+    return jax.tree.map_with_path(multiplier, params)
 
 
 def decayed(params: Any) -> Any:
-    """True for matrices; not for biases, norms, position bias tables, mask tokens and Twins' positional encoding."""
+    """True for matrices; not for biases, norms, position bias tables, mask tokens, Twins' positional encoding."""
 
     def is_matrix(path: tuple, _: Any) -> bool:
         names = [entry.key for entry in path]

@@ -23,7 +23,11 @@ def make_mesh(config: ConfigDict) -> Mesh:
     if data * fsdp > devices:
         raise InputError(f"mesh.data is {data}: expected at most {devices // fsdp}, for {devices} devices")
     parts = data * fsdp * config.optim.accumulation
-    if config.mask.groups % parts:
+    if config.task != "pretrain" and config.data.batch_size % parts:
+        raise InputError(
+            f"data.batch_size is {config.data.batch_size}: expected a multiple of devices * optim.accumulation, {parts}"
+        )
+    if config.task == "pretrain" and config.mask.groups % parts:
         raise InputError(
             f"mask.groups is {config.mask.groups}: expected a multiple of devices * optim.accumulation, {parts}"
         )
@@ -32,7 +36,7 @@ def make_mesh(config: ConfigDict) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Mask groups, the leading axis of every leaf of a batch, over all devices."""
+    """Mask groups, or images with labels, the leading axis of every leaf of a batch, over all devices."""
     return NamedSharding(mesh, P(BATCH_AXES))
 
 

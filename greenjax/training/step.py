@@ -1,4 +1,4 @@
-"""One update: traced once, sharded over the mesh."""
+"""One update: traced once, sharded over the mesh. The same for every task; a task says what its loss is."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,48 +12,95 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from greenjax.data import Batch
+from greenjax.training.mix import mix, one_hot
 from greenjax.training.sharding import BATCH_AXES, batch_sharding, state_shardings
 from greenjax.training.state import Counts, State
 
 Metrics = dict[str, Array]
+Update = Callable[[State, Any], tuple[State, Metrics]]
+
+# (batch, step) -> a tree whose leading axis is split over the devices and into the parts of an update.
+Inputs = Callable[[Any, Array], Any]
+# (parameters, part) -> the mean loss, and top-level parameters that no gradient trains, after it.
+Loss = Callable[[Any, Any], tuple[Array, dict[str, Any]]]
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef,
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    config: ConfigDict,
-    mesh: Mesh,
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """The compiled update; the state is donated, batches are split over the mesh by mask group."""
-    parts = config.optim.accumulation
+    graphdef: nnx.GraphDef, tx: optax.GradientTransformation, schedule: optax.Schedule, config: ConfigDict, mesh: Mesh
+) -> Update:
+    """The compiled update of pre-training; the state is donated, batches are split over the mesh by mask group."""
+
+    def inputs(batch: Any, step: Array) -> tuple:
+        return batch.images, batch.plan, drop_path_keys(config, step, config.mask.groups)
 
     def group_loss(params: Any, images: Array, plan: Any, key: Array | None) -> Array:
         return nnx.merge(graphdef, params).forward(images, plan, key).loss
 
-    def loss_fn(params: Any, part: tuple) -> Array:
+    def loss(params: Any, part: tuple) -> tuple[Array, dict[str, Any]]:
         # spmd_axis_name keeps the mask groups of sharded computations inside (shard_map) on their devices.
         by_group = jax.vmap(group_loss, in_axes=(None, 0, 0, 0), spmd_axis_name=BATCH_AXES)
-        return by_group(params, *part).mean()
+        return by_group(params, *part).mean(), {}
 
-    def mean_grads(params: Any, batch: Batch, keys: Array | None) -> tuple[Array, Any]:
-        inputs = (batch.images, batch.plan, keys)
+    return _make_update(inputs, loss, tx, schedule, config, mesh)
+
+
+def make_classifier_step(
+    graphdef: nnx.GraphDef, tx: optax.GradientTransformation, schedule: optax.Schedule, config: ConfigDict, mesh: Mesh
+) -> Update:
+    """The compiled update of fine-tuning, or of a linear probe; batches are split over the mesh by image.
+
+    Images are mixed before the batch is split into parts, so accumulation does not change who is mixed with whom.
+    """
+    data, classes, smoothing = config.data, config.model.num_classes, config.optim.label_smoothing
+
+    def inputs(batch: Any, step: Array) -> tuple:
+        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        targets = one_hot(batch.labels, classes, smoothing)
+        options = dict(mixup=data.mixup, cutmix=data.cutmix, prob=data.mix_prob, switch=data.mix_switch)
+        images, targets = mix(batch.images, targets, jax.random.fold_in(key, 1), **options)
+        return images, targets, drop_path_keys(config, step, len(images))
+
+    def loss(params: Any, part: tuple) -> tuple[Array, dict[str, Any]]:
+        model, (images, targets, keys) = nnx.merge(graphdef, params), part
+        if config.task == "linear":
+            logits, statistics = model.probe(images)
+            untrained = {"batch_norm": statistics}
+        else:
+            # One key a part: it draws for each of its images.
+            logits, untrained = model.forward(images, None if keys is None else keys[0]), {}
+        return optax.softmax_cross_entropy(logits, targets).mean(), untrained
+
+    return _make_update(inputs, loss, tx, schedule, config, mesh)
+
+
+def _make_update(
+    inputs: Inputs,
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: ConfigDict,
+    mesh: Mesh,
+) -> Update:
+    parts, of_part = config.optim.accumulation, jax.value_and_grad(loss, has_aux=True)
+
+    def mean_grads(params: Any, whole: Any) -> tuple[tuple[Array, dict[str, Any]], Any]:
         if parts == 1:
-            return jax.value_and_grad(loss_fn)(params, inputs)
+            return of_part(params, whole)
 
-        def add(total: Any, part: tuple) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, part)), None
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, of_part(params, part)), None
 
-        zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(add, zeros, jax.tree.map(lambda x: interleaved(x, parts, mesh), inputs))
+        split = jax.tree.map(lambda x: interleaved(x, parts, mesh), whole)
+        first = jax.tree.map(lambda x: x[0], split)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_part, params, first))
+        total, _ = jax.lax.scan(add, zeros, split)
         return jax.tree.map(lambda x: x / parts, total)
 
-    def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        loss, grads = mean_grads(state.params, batch, drop_path_keys(config, state.step))
+    def step(state: State, batch: Any) -> tuple[State, Metrics]:
+        (loss, untrained), grads = mean_grads(state.params, inputs(batch, state.step))
         grad_norm, rate = optax.tree.norm(grads), schedule(state.step)
         updates, opt = tx.update(grads, state.opt, state.params)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates) | untrained
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         ema = averaged(state.ema, params, config.ema)
         params, ema, opt = _where(finite, (params, ema, opt), (state.params, state.ema, state.opt))
@@ -62,25 +109,25 @@ def make_train_step(
         metrics |= {"param_norm": optax.tree.norm(params), **counts._asdict()}
         return State(state.step + 1, params, ema, opt, counts), metrics
 
-    def sharded(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def sharded(state: State, batch: Any) -> tuple[State, Metrics]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # callbacks want to know it: spconv_bridge.py
-            state, metrics = train_step(state, batch)
+            state, metrics = step(state, batch)
         return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh)), metrics
 
     return jax.jit(sharded, donate_argnums=0, in_shardings=(None, batch_sharding(mesh)))
 
 
 def interleaved(x: Array, parts: int, mesh: Mesh) -> Array:
-    """[m, ...] -> [parts, m / parts, ...], each part spread over all devices: no group changes its device."""
+    """[m, ...] -> [parts, m / parts, ...], each part spread over all devices: nothing changes its device."""
     split = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
     return jax.lax.with_sharding_constraint(split, NamedSharding(mesh, P(None, BATCH_AXES)))
 
 
-def drop_path_keys(config: ConfigDict, step: Array) -> Array | None:
-    """One key a mask group, a pure function of (seed, step, group); None if nothing is dropped."""
+def drop_path_keys(config: ConfigDict, step: Array, count: int) -> Array | None:
+    """`count` keys, a pure function of (seed, step, place); None if nothing is dropped."""
     if not config.model.drop_path:
         return None
-    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), config.mask.groups)
+    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), count)
 
 
 def averaged(ema: Any, params: Any, decay: float) -> Any:
@@ -92,11 +139,12 @@ def _where(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
-def _counted(counts: Counts, batch: Batch, finite: Array) -> Counts:
+def _counted(counts: Counts, batch: Any, finite: Array) -> Counts:
     bad = jnp.where(finite, 0, 1).astype(jnp.int32)
+    redrawn = batch.redrawn.sum() if hasattr(batch, "redrawn") else 0  # images with labels have no masks
     return Counts(
         skipped=counts.skipped + bad,
         skipped_in_a_row=jnp.where(finite, 0, counts.skipped_in_a_row + 1),
-        redrawn=counts.redrawn + batch.redrawn.sum(),
+        redrawn=counts.redrawn + redrawn,
         undecodable=counts.undecodable + batch.undecodable.sum(),
     )
