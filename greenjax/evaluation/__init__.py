@@ -1,9 +1,18 @@
 """Evaluation: how well a model does on images it was not trained on, as numbers and as pictures.
 
-held_out.py has the masked loss and what to compare it with, reconstruct.py draws what the model fills in,
-curve.py the course of the loss; knn.py and probe.py classify frozen features.
+held_out.py has the masked loss and what to compare it with, reconstruct.py draws what the model fills in, curve.py the
+course of the loss; classify.py judges a classifier, knn.py and probe.py classify frozen features.
 """
 
+from greenjax.evaluation.classify import (
+    ClassificationTotals,
+    Evaluation,
+    LabelledBatch,
+    Predictions,
+    accuracy,
+    evaluate,
+    extract,
+)
 from greenjax.evaluation.curve import draw_loss_curve, read_metrics, result
 from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.knn import knn_scores
@@ -11,13 +20,20 @@ from greenjax.evaluation.probe import LinearFit, LinearProbe, choose_l2, fit_lin
 from greenjax.evaluation.reconstruct import draw_reconstructions
 
 __all__ = [
+    "ClassificationTotals",
+    "Evaluation",
     "HeldOut",
+    "LabelledBatch",
     "LinearFit",
     "LinearProbe",
     "Pictures",
+    "Predictions",
+    "accuracy",
     "choose_l2",
     "draw_loss_curve",
     "draw_reconstructions",
+    "evaluate",
+    "extract",
     "fit_linear",
     "knn_scores",
     "read_metrics",

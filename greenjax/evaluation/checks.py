@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float, Integer
 
 from greenjax.errors import InputError
 
@@ -51,8 +51,3 @@ def padded(rows: np.ndarray, length: int) -> np.ndarray:
     if len(rows) == length:
         return rows
     return np.concatenate((rows, np.zeros((length - len(rows), *rows.shape[1:]), rows.dtype)))
-
-
-def valid_rows(valid: Bool[np.ndarray, " b"], *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The rows of every array that are images, not padding."""
-    return tuple(array[valid] for array in arrays)
