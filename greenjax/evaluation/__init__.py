@@ -1,7 +1,8 @@
 """Evaluation: how well a model does on images it was not trained on, as numbers and as pictures.
 
 held_out.py has the masked loss and what to compare it with, reconstruct.py draws what the model fills in, curve.py the
-course of the loss; classify.py judges a classifier, knn.py and probe.py classify frozen features.
+course of the loss; classify.py judges a classifier, confusion.py shows its mistakes; knn.py and probe.py classify
+frozen features.
 """
 
 from greenjax.evaluation.classify import (
@@ -13,6 +14,7 @@ from greenjax.evaluation.classify import (
     evaluate,
     extract,
 )
+from greenjax.evaluation.confusion import MOST_CLASSES, draw_confusion, draw_examples, most_confused
 from greenjax.evaluation.curve import draw_loss_curve, read_metrics, result
 from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.knn import knn_scores
@@ -20,6 +22,7 @@ from greenjax.evaluation.probe import LinearFit, LinearProbe, choose_l2, fit_lin
 from greenjax.evaluation.reconstruct import draw_reconstructions
 
 __all__ = [
+    "MOST_CLASSES",
     "ClassificationTotals",
     "Evaluation",
     "HeldOut",
@@ -30,12 +33,15 @@ __all__ = [
     "Predictions",
     "accuracy",
     "choose_l2",
+    "draw_confusion",
+    "draw_examples",
     "draw_loss_curve",
     "draw_reconstructions",
     "evaluate",
     "extract",
     "fit_linear",
     "knn_scores",
+    "most_confused",
     "read_metrics",
     "result",
 ]
