@@ -20,6 +20,7 @@ from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.knn import knn_scores
 from greenjax.evaluation.probe import LinearFit, LinearProbe, choose_l2, fit_linear
 from greenjax.evaluation.reconstruct import draw_reconstructions
+from greenjax.evaluation.results import read_results, results_table, write_predictions, write_results
 
 __all__ = [
     "MOST_CLASSES",
@@ -43,5 +44,9 @@ __all__ = [
     "knn_scores",
     "most_confused",
     "read_metrics",
+    "read_results",
     "result",
+    "results_table",
+    "write_predictions",
+    "write_results",
 ]
