@@ -136,10 +136,23 @@ def test_eight_devices_with_padding_equal_a_plain_loop():
     assert (found.metrics["images"], found.metrics["top1"], found.metrics["top5"]) == (103, top1 / 103, top5 / 103)
     np.testing.assert_allclose(found.metrics["loss"], loss / 103, atol=1e-6)
     np.testing.assert_array_equal(found.confusion, confusion)
+    np.testing.assert_array_equal(found.predictions.image, np.arange(103))
     np.testing.assert_array_equal(found.predictions.label, labels)
     np.testing.assert_array_equal(found.predictions.predicted, logits.argmax(axis=1))
     confidence = np.exp(logits.max(axis=1)) / np.exp(logits).sum(axis=1)
     np.testing.assert_allclose(found.predictions.confidence, confidence, atol=1e-6)
+
+
+def test_an_image_that_is_not_valid_leaves_its_number_free():
+    """One that cannot be read, in the middle: the others keep their index, so that it finds them in the source."""
+    logits, labels = example(n=16)
+    valid, counted = np.arange(8) != 2, ClassificationTotals(CLASSES)
+    labels[15] = 99
+    first = counted.add(logits[:8], labels[:8], valid)
+    np.testing.assert_array_equal(first.image, [0, 1, 3, 4, 5, 6, 7])
+    with pytest.raises(InputError, match=r"^label of image 15 is 99"):
+        counted.add(logits[8:], labels[8:], valid)
+    assert counted.metrics()["images"] == 7
 
 
 def test_features_come_in_order_and_without_padding():

@@ -8,7 +8,6 @@ frozen features.
 from greenjax.evaluation.classify import (
     ClassificationTotals,
     Evaluation,
-    LabelledBatch,
     Predictions,
     accuracy,
     evaluate,
@@ -27,7 +26,6 @@ __all__ = [
     "ClassificationTotals",
     "Evaluation",
     "HeldOut",
-    "LabelledBatch",
     "LinearFit",
     "LinearProbe",
     "Pictures",

@@ -11,22 +11,24 @@ from greenjax.errors import InputError
 Place = Callable[[Any], Any]  # puts a host array or batch on the devices, as the computation wants it
 
 
-def check_labels(labels: Integer[np.ndarray, " n"], classes: int, first: int = 0) -> None:
-    """Raises InputError where a label is none of 0 to `classes` - 1; `first` is the index of the first image."""
+def check_labels(
+    labels: Integer[np.ndarray, " n"], classes: int, index: Integer[np.ndarray, " n"] | None = None
+) -> None:
+    """Raises InputError where a label is none of 0 to `classes` - 1; `index`: of the images, where not 0, 1, ..."""
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
-        index = int(wrong.argmax())
-        raise InputError(
-            f"label of image {first + index} is {labels[index]}: expected 0 to {classes - 1}, for {classes} classes"
-        )
+        row = int(wrong.argmax())
+        image = row if index is None else index[row]
+        raise InputError(f"label of image {image} is {labels[row]}: expected 0 to {classes - 1}, for {classes} classes")
 
 
-def check_finite(name: str, values: Float[np.ndarray, "n _"], first: int = 0) -> None:
-    """Raises InputError where a row of `values` holds a NaN or an infinity; `first` is the index of the first row."""
+def check_finite(name: str, values: Float[np.ndarray, "n _"], index: Integer[np.ndarray, " n"] | None = None) -> None:
+    """Raises InputError where a row of `values` holds a NaN or an infinity; `index` as in `check_labels`."""
     # The extremes alone need no copy of a million rows.
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
-        index = first + int(np.argmin(np.isfinite(values).all(axis=1)))
-        raise InputError(f"{name} of image {index} are not finite: expected those of a model that has not diverged")
+        row = int(np.argmin(np.isfinite(values).all(axis=1)))
+        image = row if index is None else index[row]
+        raise InputError(f"{name} of image {image} are not finite: expected those of a model that has not diverged")
 
 
 def check_classes(classes: int) -> None:

@@ -16,8 +16,8 @@ BINS = 15  # of confidence, for the calibration error; Guo et al.'s number
 
 
 @runtime_checkable
-class LabelledBatch(Protocol):
-    """What evaluation needs of a batch; all batches have one size, and padding is not valid."""
+class EvaluationBatch(Protocol):
+    """What is needed of a batch. All have one size; padding, and images that could not be read, are not valid."""
 
     @property
     def images(self) -> UInt8[np.ndarray, "b h w c"]: ...
@@ -30,6 +30,7 @@ class LabelledBatch(Protocol):
 class Predictions(NamedTuple):
     """What a classifier says of each image, in the order of the images."""
 
+    image: Integer[np.ndarray, " n"]  # its row, counted over all batches, rows that are not valid included
     label: Integer[np.ndarray, " n"]
     predicted: Integer[np.ndarray, " n"]
     confidence: Float[np.ndarray, " n"]  # softmax probability of the predicted class
@@ -54,7 +55,7 @@ class ClassificationTotals:
         check_classes(classes)
         self.images = 0
         self.confusion: Int64[np.ndarray, "classes classes"] = np.zeros((classes, classes), np.int64)
-        self._in_top, self._loss = 0, 0.0
+        self._rows, self._in_top, self._loss = 0, 0, 0.0
         self._right_in_bin, self._confidence_in_bin = np.zeros(BINS, np.int64), np.zeros(BINS, np.float64)
 
     def add(
@@ -67,19 +68,20 @@ class ClassificationTotals:
 
         Raises InputError for labels that the head does not have and for logits that are not finite.
         """
-        logits, labels = logits[valid].astype(np.float64), labels[valid]
-        check_labels(labels, len(self.confusion), self.images)
-        check_finite("logits", logits, self.images)
+        index, logits, labels = self._rows + np.flatnonzero(valid), logits[valid].astype(np.float64), labels[valid]
+        check_labels(labels, len(self.confusion), index)
+        check_finite("logits", logits, index)
         logits -= logits.max(axis=1, keepdims=True, initial=-np.inf)
         logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))  # now log-probabilities
         predicted = logits.argmax(axis=1)
         confidence = np.exp(logits[np.arange(len(labels)), predicted])
+        self._rows += len(valid)
         self.images += len(labels)
         self._loss -= logits[np.arange(len(labels)), labels].sum()
         self._in_top += int((_rank(logits, labels) < TOP).sum())
         np.add.at(self.confusion, (labels, predicted), 1)
         self._add_confidence(confidence, predicted == labels)
-        return Predictions(labels, predicted, confidence)
+        return Predictions(index, labels, predicted, confidence)
 
     def metrics(self) -> dict[str, int | float]:
         """images, top1 and top5 (shares; with fewer than five classes top5 is 1), loss (mean cross-entropy), ece.
@@ -127,7 +129,7 @@ def _rank(scores: Float[np.ndarray, "n classes"], labels: Integer[np.ndarray, " 
 def evaluate(
     forward: Callable[[Any, Array], Float[Array, "b classes"]],
     params: Any,
-    batches: Iterable[LabelledBatch],
+    batches: Iterable[EvaluationBatch],
     place: Place,
     *,
     predictions: bool = False,
@@ -136,7 +138,7 @@ def evaluate(
 
     `forward` is compiled here; given again it is not compiled again. `place` puts the images on the devices, split by
     axis 0. `predictions`: keep what is said of each image. Raises InputError for no images, for labels that the
-    head does not have and for logits that are not finite; each is named by its place among the valid images.
+    head does not have and for logits that are not finite; each is named by its row over all batches.
     """
     totals: ClassificationTotals | None = None
     kept: list[Predictions] = []
@@ -154,7 +156,7 @@ def evaluate(
 def extract(
     pooled: Callable[[Any, Array], Float[Array, "b c"]],
     params: Any,
-    batches: Iterable[LabelledBatch],
+    batches: Iterable[EvaluationBatch],
     place: Place,
 ) -> tuple[Float[np.ndarray, "n c"], Int32[np.ndarray, " n"]]:
     """The features pooled(params, images) of all valid images, float32 on the host, and their labels.
@@ -173,11 +175,11 @@ def extract(
 
 
 def _outputs(
-    forward: Callable[[Any, Array], Array], params: Any, batches: Iterable[LabelledBatch], place: Place
-) -> Iterator[tuple[LabelledBatch, np.ndarray]]:
+    forward: Callable[[Any, Array], Array], params: Any, batches: Iterable[EvaluationBatch], place: Place
+) -> Iterator[tuple[EvaluationBatch, np.ndarray]]:
     """Each batch and what the model makes of it; while one is read the next is under way."""
     compiled = jax.jit(forward)
-    ahead: tuple[LabelledBatch, Array] | None = None
+    ahead: tuple[EvaluationBatch, Array] | None = None
     for batch in batches:
         ready, ahead = ahead, (batch, compiled(params, place(batch.images)))
         if ready is not None:

@@ -121,10 +121,11 @@ def _draw_keys(canvas: Canvas, left: int, top: int) -> None:
         canvas.text(x, top + 26, f"{name}, of the row", 7)
 
 
-def most_confused(predictions: Predictions, most: int = 20) -> Integer[np.ndarray, " found"]:
-    """The images with the highest confidence in a wrong class, by their index; of equally sure ones the first."""
+def most_confused(predictions: Predictions, most: int = 20) -> Predictions:
+    """Those with the highest confidence in a wrong class, the surest first; of equally sure ones the first image."""
     wrong = np.flatnonzero(predictions.predicted != predictions.label)
-    return wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:most]
+    found = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:most]
+    return Predictions(*(values[found] for values in predictions))
 
 
 def draw_examples(
@@ -135,11 +136,12 @@ def draw_examples(
 ) -> None:
     """Writes a PNG: the images in the order given; under each its true and its predicted class, and the confidence.
 
-    Without images it says that nothing was wrong.
+    `predictions` are those of these images, such as `most_confused` gives, whose `image` says which to read. Without
+    images the picture says that nothing was wrong.
     """
     n, h, w, _ = images.shape
     scale = -(-_SIDE // max(h, w))
-    captions = [_caption(row, names) for row in zip(*predictions)]
+    captions = [_caption(row, names) for row in zip(predictions.label, predictions.predicted, predictions.confidence)]
     longest = max((len(line) for lines in captions for line in lines), default=0)
     cell_w, cell_h = max(w * scale, longest * CHAR) + _GAP, h * scale + 38
     across = max(1, min(n, 5, _WIDEST // cell_w))

@@ -50,7 +50,7 @@ def write_predictions(path: str | Path, predictions: Predictions) -> None:
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(("index", "label", "predicted", "confidence"))
-    for index, (label, predicted, confidence) in enumerate(zip(*predictions)):
+    for index, label, predicted, confidence in zip(*predictions):
         lines.writerow((index, label, predicted, f"{confidence:.6f}"))
     _replace(Path(path), text.getvalue())
 
