@@ -1,11 +1,50 @@
 """Evaluation: how well a model does on images it was not trained on, as numbers and as pictures.
 
-held_out.py has the masked loss and what to compare it with, reconstruct.py draws what the model fills in,
-curve.py the course of the loss.
+held_out.py has the masked loss and what to compare it with, reconstruct.py draws what the model fills in, curve.py the
+course of the loss; classify.py judges a classifier, confusion.py shows its mistakes; knn.py and probe.py classify
+frozen features.
 """
 
+from greenjax.evaluation.classify import (
+    ClassificationTotals,
+    Evaluation,
+    Predictions,
+    accuracy,
+    evaluate,
+    extract,
+)
+from greenjax.evaluation.confusion import MOST_CLASSES, draw_confusion, draw_examples, most_confused
 from greenjax.evaluation.curve import draw_loss_curve, read_metrics, result
 from greenjax.evaluation.held_out import HeldOut, Pictures
+from greenjax.evaluation.knn import knn_scores
+from greenjax.evaluation.probe import LinearFit, LinearProbe, choose_l2, fit_linear
 from greenjax.evaluation.reconstruct import draw_reconstructions
+from greenjax.evaluation.results import read_results, results_table, write_predictions, write_results
 
-__all__ = ["HeldOut", "Pictures", "draw_loss_curve", "draw_reconstructions", "read_metrics", "result"]
+__all__ = [
+    "MOST_CLASSES",
+    "ClassificationTotals",
+    "Evaluation",
+    "HeldOut",
+    "LinearFit",
+    "LinearProbe",
+    "Pictures",
+    "Predictions",
+    "accuracy",
+    "choose_l2",
+    "draw_confusion",
+    "draw_examples",
+    "draw_loss_curve",
+    "draw_reconstructions",
+    "evaluate",
+    "extract",
+    "fit_linear",
+    "knn_scores",
+    "most_confused",
+    "read_metrics",
+    "read_results",
+    "result",
+    "results_table",
+    "write_predictions",
+    "write_results",
+]

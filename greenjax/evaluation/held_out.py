@@ -1,6 +1,6 @@
 """What is watched on held-out images: the loss under masks that never change, what to compare it with, pictures."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,12 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from greenjax.data import Batch, Source, eval_batches
+from greenjax.evaluation.checks import Place
 from greenjax.evaluation.reconstruct import draw_reconstructions
 from greenjax.planning import Planner, token_grid
 
 FITTED_VALUES = 1 << 25  # target values that the constant prediction is fitted to: 128 MB
 PICTURES = 8  # images in a grid
-
-Place = Callable[[Any], Any]  # puts a host batch on the devices, as the computation wants it
 
 
 class HeldOut:

@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from greenjax.evaluation.canvas import CHAR, Canvas, coloured, shown_channels
 from greenjax.models.mim import TARGET_EPSILON
 
 GREY = 128  # in place of masked units
 NORMALISED = "Reconstructed units are shown with their target's mean and variance, which the model does not predict."
 
 _COLUMNS = ("original", "visible", "reconstruction")
-_DPI, _GAP, _SIDE = 100, 6, 160  # pixels an inch, between pictures, of a picture's longer side at least
+_GAP, _SIDE = 6, 160  # pixels: between pictures, of a picture's longer side at least
 
 
 def draw_reconstructions(
@@ -36,14 +35,14 @@ def draw_reconstructions(
     The caption says, after `caption`, what is not the model's and which channels are shown.
     """
     channels = images.shape[-1]
-    shown = 1 if channels < 3 else 3
+    shown = shown_channels(channels)
     notes = [caption] if caption else []
     notes += [NORMALISED] if normalised else []
     if shown < channels:
         notes.append(f"Of {channels} channels the first {shown} are shown.")
     reconstruction = paste(images, visible, prediction, unit, mean, std, normalised)
-    pictures = np.stack((images, hide(images, visible, unit), reconstruction), axis=1)[..., :shown]
-    _draw(Path(path), pictures.repeat(3 // shown, axis=-1), " ".join(notes))
+    columns = [coloured(column) for column in (images, hide(images, visible, unit), reconstruction)]
+    _draw(Path(path), np.stack(columns, axis=1), " ".join(notes))
 
 
 def hide(
@@ -97,20 +96,16 @@ def _draw(path: Path, pictures: UInt8[np.ndarray, "n three h w 3"], caption: str
     across = 2 if n > 4 else 1
     rows = -(-n // across)
     width = across * (3 * cell_w + 2 * _GAP) - _GAP
-    lines = textwrap.wrap(caption, max(20, width // 7))
+    lines = textwrap.wrap(caption, max(20, width // CHAR))
     head, foot = 24, 18 * len(lines) + _GAP
     height = head + rows * cell_h + foot
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    canvas = Canvas(width, height)
     for index, triple in enumerate(pictures):
         row, block = divmod(index, across)
         for column, picture in enumerate(triple):
             left = block * (3 * cell_w + 2 * _GAP) + column * cell_w + _GAP
-            bottom = height - head - (row + 1) * cell_h + _GAP
-            box = (left / width, bottom / height, (cell_w - _GAP) / width, (cell_h - _GAP) / height)
-            axes = figure.add_axes(box)
-            axes.set_axis_off()
-            axes.imshow(picture, interpolation="nearest", aspect="auto")
+            canvas.picture(picture, left, head + row * cell_h, scale)
             if row == 0:
-                axes.set_title(_COLUMNS[column], fontsize=9, pad=4)
-    figure.text(_GAP / width, foot / height, "\n".join(lines), fontsize=8, va="top")
-    FigureCanvasAgg(figure).print_png(path)
+                canvas.text(left + (cell_w - _GAP) / 2, head - 5, _COLUMNS[column], 9, ha="center", va="bottom")
+    canvas.text(_GAP, height - foot, "\n".join(lines))
+    canvas.save(path)

@@ -1,0 +1,55 @@
+"""What features and labels have to be, whoever uses them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from greenjax.errors import InputError
+
+Place = Callable[[Any], Any]  # puts a host array or batch on the devices, as the computation wants it
+
+
+def check_labels(
+    labels: Integer[np.ndarray, " n"], classes: int, index: Integer[np.ndarray, " n"] | None = None
+) -> None:
+    """Raises InputError where a label is none of 0 to `classes` - 1; `index`: of the images, where not 0, 1, ..."""
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        row = int(wrong.argmax())
+        image = row if index is None else index[row]
+        raise InputError(f"label of image {image} is {labels[row]}: expected 0 to {classes - 1}, for {classes} classes")
+
+
+def check_finite(name: str, values: Float[np.ndarray, "n _"], index: Integer[np.ndarray, " n"] | None = None) -> None:
+    """Raises InputError where a row of `values` holds a NaN or an infinity; `index` as in `check_labels`."""
+    # The extremes alone need no copy of a million rows.
+    if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+        row = int(np.argmin(np.isfinite(values).all(axis=1)))
+        image = row if index is None else index[row]
+        raise InputError(f"{name} of image {image} are not finite: expected those of a model that has not diverged")
+
+
+def check_classes(classes: int) -> None:
+    """Raises InputError for fewer classes than two."""
+    if classes < 2:
+        raise InputError(f"classes is {classes}: expected at least 2")
+
+
+def check_features(
+    features: Float[np.ndarray, "n c"], labels: Integer[np.ndarray, " n"], classes: int, least: int = 1
+) -> None:
+    """Raises InputError for what no probe can be trained on: too few images, bad labels, values that are not finite."""
+    check_classes(classes)
+    if len(features) < least:
+        raise InputError(f"features are of {len(features)} images: expected at least {least}")
+    check_labels(labels, classes)
+    check_finite("features", features)
+
+
+def padded(rows: np.ndarray, length: int) -> np.ndarray:
+    """`rows` with zeros behind them, up to `length`."""
+    if len(rows) == length:
+        return rows
+    return np.concatenate((rows, np.zeros((length - len(rows), *rows.shape[1:]), rows.dtype)))

@@ -1,0 +1,188 @@
+"""A classifier on labelled images: accuracy, loss, calibration, confusions, each image counted exactly once."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, Int64, Integer, UInt8
+
+from greenjax.errors import InputError
+from greenjax.evaluation.checks import Place, check_classes, check_finite, check_labels
+
+TOP = 5
+BINS = 15  # of confidence, for the calibration error; Guo et al.'s number
+
+
+@runtime_checkable
+class EvaluationBatch(Protocol):
+    """What is needed of a batch. All have one size; padding, and images that could not be read, are not valid."""
+
+    @property
+    def images(self) -> UInt8[np.ndarray, "b h w c"]: ...
+    @property
+    def labels(self) -> Int32[np.ndarray, " b"]: ...
+    @property
+    def valid(self) -> Bool[np.ndarray, " b"]: ...
+
+
+class Predictions(NamedTuple):
+    """What a classifier says of each image, in the order of the images."""
+
+    image: Integer[np.ndarray, " n"]  # its row, counted over all batches, rows that are not valid included
+    label: Integer[np.ndarray, " n"]
+    predicted: Integer[np.ndarray, " n"]
+    confidence: Float[np.ndarray, " n"]  # softmax probability of the predicted class
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A classifier on a set of images. `metrics`: images, top1, top5, loss, ece."""
+
+    metrics: dict[str, int | float]
+    confusion: Int64[np.ndarray, "classes classes"]  # images by true class (rows) and predicted class (columns)
+    predictions: Predictions | None
+
+
+class ClassificationTotals:
+    """Counts over batches, exact; sums in float64, so that the batch size does not show.
+
+    Of classes with equal logits the lowest comes first.
+    """
+
+    def __init__(self, classes: int):
+        check_classes(classes)
+        self.images = 0
+        self.confusion: Int64[np.ndarray, "classes classes"] = np.zeros((classes, classes), np.int64)
+        self._rows, self._in_top, self._loss = 0, 0, 0.0
+        self._right_in_bin, self._confidence_in_bin = np.zeros(BINS, np.int64), np.zeros(BINS, np.float64)
+
+    def add(
+        self,
+        logits: Float[np.ndarray, "b classes"],
+        labels: Integer[np.ndarray, " b"],
+        valid: Bool[np.ndarray, " b"],
+    ) -> Predictions:
+        """Counts the valid rows, and says what was predicted for them.
+
+        Raises InputError for labels that the head does not have and for logits that are not finite.
+        """
+        index, logits, labels = self._rows + np.flatnonzero(valid), logits[valid].astype(np.float64), labels[valid]
+        check_labels(labels, len(self.confusion), index)
+        check_finite("logits", logits, index)
+        logits -= logits.max(axis=1, keepdims=True, initial=-np.inf)
+        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))  # now log-probabilities
+        predicted = logits.argmax(axis=1)
+        confidence = np.exp(logits[np.arange(len(labels)), predicted])
+        self._rows += len(valid)
+        self.images += len(labels)
+        self._loss -= logits[np.arange(len(labels)), labels].sum()
+        self._in_top += int((_rank(logits, labels) < TOP).sum())
+        np.add.at(self.confusion, (labels, predicted), 1)
+        self._add_confidence(confidence, predicted == labels)
+        return Predictions(index, labels, predicted, confidence)
+
+    def metrics(self) -> dict[str, int | float]:
+        """images, top1 and top5 (shares; with fewer than five classes top5 is 1), loss (mean cross-entropy), ece.
+
+        ece is the expected calibration error: the mean over images of |accuracy - mean confidence| in their
+        bin of confidence, 15 bins of equal width. Source: Guo et al., arXiv 1706.04599, section 2. Raises InputError
+        where nothing was counted.
+        """
+        if not self.images:
+            raise InputError("no image was evaluated: expected at least 1")
+        gap = np.abs(self._right_in_bin - self._confidence_in_bin).sum()
+        return {
+            "images": self.images,
+            "top1": float(np.trace(self.confusion) / self.images),
+            "top5": self._in_top / self.images,
+            "loss": float(self._loss / self.images),
+            "ece": float(gap / self.images),
+        }
+
+    def _add_confidence(self, confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"]) -> None:
+        """Bin m of M holds ((m - 1) / M, m / M]."""
+        bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+        self._right_in_bin += np.bincount(bins[right], minlength=BINS)
+        self._confidence_in_bin += np.bincount(bins, confidence, minlength=BINS)
+
+
+def accuracy(scores: Float[np.ndarray, "n classes"], labels: Integer[np.ndarray, " n"]) -> dict[str, int | float]:
+    """images, top1 and top5 of scores that are no logits, such as those of k-NN; ties as in ClassificationTotals."""
+    check_classes(scores.shape[1])
+    check_labels(labels, scores.shape[1])
+    check_finite("scores", scores)
+    if not len(labels):
+        raise InputError("no image was evaluated: expected at least 1")
+    rank = _rank(scores, labels)
+    return {"images": len(labels), "top1": float((rank < 1).mean()), "top5": float((rank < TOP).mean())}
+
+
+def _rank(scores: Float[np.ndarray, "n classes"], labels: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
+    """How many classes come before the true one."""
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    before = np.arange(scores.shape[1])[None] < labels[:, None]
+    return ((scores > own) | ((scores == own) & before)).sum(axis=1)
+
+
+def evaluate(
+    forward: Callable[[Any, Array], Float[Array, "b classes"]],
+    params: Any,
+    batches: Iterable[EvaluationBatch],
+    place: Place,
+    *,
+    predictions: bool = False,
+) -> Evaluation:
+    """The classifier forward(params, images) -> logits on all valid images of `batches`.
+
+    `forward` is compiled here; given again it is not compiled again. `place` puts the images on the devices, split by
+    axis 0. `predictions`: keep what is said of each image. Raises InputError for no images, for labels that the
+    head does not have and for logits that are not finite; each is named by its row over all batches.
+    """
+    totals: ClassificationTotals | None = None
+    kept: list[Predictions] = []
+    for batch, logits in _outputs(forward, params, batches, place):
+        totals = totals or ClassificationTotals(logits.shape[1])
+        said = totals.add(logits, batch.labels, batch.valid)
+        if predictions:
+            kept.append(said)
+    if totals is None:
+        raise InputError("no image was evaluated: expected at least 1")
+    joined = Predictions(*map(np.concatenate, zip(*kept))) if predictions else None
+    return Evaluation(totals.metrics(), totals.confusion, joined)
+
+
+def extract(
+    pooled: Callable[[Any, Array], Float[Array, "b c"]],
+    params: Any,
+    batches: Iterable[EvaluationBatch],
+    place: Place,
+) -> tuple[Float[np.ndarray, "n c"], Int32[np.ndarray, " n"]]:
+    """The features pooled(params, images) of all valid images, float32 on the host, and their labels.
+
+    Compiled and placed as in `evaluate`. Raises InputError for no images.
+    """
+    features: list[np.ndarray] = []
+    labels = [np.zeros(0, np.int32)]
+    for batch, output in _outputs(pooled, params, batches, place):
+        features.append(output[batch.valid].astype(np.float32))
+        labels.append(batch.labels[batch.valid])
+    found = np.concatenate(labels)
+    if not len(found):
+        raise InputError("features are of 0 images: expected at least 1")
+    return np.concatenate(features), found
+
+
+def _outputs(
+    forward: Callable[[Any, Array], Array], params: Any, batches: Iterable[EvaluationBatch], place: Place
+) -> Iterator[tuple[EvaluationBatch, np.ndarray]]:
+    """Each batch and what the model makes of it; while one is read the next is under way."""
+    compiled = jax.jit(forward)
+    ahead: tuple[EvaluationBatch, Array] | None = None
+    for batch in batches:
+        ready, ahead = ahead, (batch, compiled(params, place(batch.images)))
+        if ready is not None:
+            yield ready[0], jax.device_get(ready[1])
+    if ahead is not None:
+        yield ahead[0], jax.device_get(ahead[1])

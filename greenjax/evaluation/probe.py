@@ -1,0 +1,234 @@
+"""Linear probes on frozen features: one fitted to convergence, and the module of one that is trained by gradient steps.
+
+Both see features standardised without learnt scale or shift. Source: He et al., "Masked Autoencoders Are Scalable
+Vision Learners" (arXiv 2111.06377), appendix A.1, which puts a batch norm without affine before the linear layer.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Integer, Key
+
+from greenjax.errors import InputError
+from greenjax.evaluation.checks import check_classes, check_features, padded
+
+EPSILON = 1e-6  # added to variances; MAE's
+L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+
+_CHUNK = 1 << 14  # images whose logits exist at a time
+_STALLED = 5  # iterations in a row without a lower objective: it has reached its rounding
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """A fitted classifier: logits = (features - mean) * scale @ kernel + bias, and how the fit ended."""
+
+    mean: Float[np.ndarray, " c"]
+    scale: Float[np.ndarray, " c"]
+    kernel: Float[np.ndarray, "c classes"]
+    bias: Float[np.ndarray, " classes"]
+    l2: float
+    objective: float
+    gradient: float  # the largest entry of the objective's gradient, absolute
+    iterations: int
+
+    def logits(self, features: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n classes"]:
+        """On the host, in the features' precision."""
+        kernel = self.scale[:, None] * self.kernel
+        return features @ kernel + (self.bias - self.mean @ kernel)[None]
+
+
+def fit_linear(
+    features: Float[np.ndarray, "n c"],
+    labels: Integer[np.ndarray, " n"],
+    classes: int,
+    *,
+    l2: float | int,
+    tolerance: float = 1e-5,
+    max_iterations: int = 1000,
+) -> LinearFit:
+    """Multinomial logistic regression on standardised features, to convergence by L-BFGS on one device.
+
+    Minimises mean cross-entropy + l2 / 2 * |kernel|^2, the bias being free; scikit-learn's
+    LogisticRegression(C=1 / (n * l2)) minimises the same on features standardised by (x - mean) / sqrt(var + EPSILON);
+    with two classes it has one row of weights in place of two, and C = 2 / (n * l2).
+    Starts from zero, so the result is a function of the arguments. Ends where no entry of the gradient is above
+    `tolerance`, or where rounding hides any further progress. Logits exist for 16,384 images at a time, features as a
+    whole. Raises InputError for labels that are no class, features that are not finite, and an l2 not above 0.
+    """
+    check_features(features, labels, classes)
+    if not l2 > 0:
+        raise InputError(f"l2 is {l2}: expected a number above 0")
+    mean, scale = _standardisation(features)
+    rows = -(-len(features) // -(-len(features) // _CHUNK))  # equal chunks: hardly any padding
+    length = -(-len(features) // rows) * rows
+    chunks = _Chunks(
+        padded(features, length).reshape(-1, rows, features.shape[1]),
+        padded(labels.astype(np.int32), length).reshape(-1, rows),
+        padded(np.full(len(labels), 1 / len(labels), features.dtype), length).reshape(-1, rows),
+    )
+    numbers = (np.asarray(l2, features.dtype), np.asarray(tolerance, features.dtype), np.int32(max_iterations))
+    fitted = jax.device_get(_fit(*jax.device_put((chunks, mean, scale, *numbers)), classes=classes))
+    head, objective, gradient, iterations = fitted
+    return LinearFit(
+        mean, scale, head.kernel, head.bias, float(l2), objective.item(), gradient.item(), iterations.item()
+    )
+
+
+def choose_l2(
+    features: Float[np.ndarray, "n c"],
+    labels: Integer[np.ndarray, " n"],
+    classes: int,
+    *,
+    grid: Sequence[float] = L2_GRID,
+    seed: int = 0,
+) -> float:
+    """The l2 of `grid` whose fit to nine tenths of the images has the least cross-entropy on the last tenth.
+
+    The tenth is drawn by `seed`; of equally good ones the largest l2 wins. Raises InputError for fewer than 10 images.
+    """
+    check_features(features, labels, classes, least=10)
+    if not grid:
+        raise InputError("grid is empty: expected at least one l2")
+    order = np.random.default_rng(seed).permutation(len(features))
+    held_out, rest = np.split(order, [len(order) // 10])
+
+    def loss(l2: float) -> float:
+        logits = fit_linear(features[rest], labels[rest], classes, l2=l2).logits(features[held_out])
+        by_image = optax.softmax_cross_entropy_with_integer_labels(logits, labels[held_out])
+        return float(np.asarray(by_image).mean(dtype=np.float64))
+
+    return min(sorted(grid, reverse=True), key=loss)
+
+
+def _standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and 1 / deviation of every channel, summed in float64."""
+    parts = [features[first : first + _CHUNK] for first in range(0, len(features), _CHUNK)]
+    mean = np.sum([part.sum(axis=0, dtype=np.float64) for part in parts], axis=0) / len(features)
+    variance = np.sum([np.square(part - mean[None]).sum(axis=0) for part in parts], axis=0) / len(features)
+    return mean.astype(features.dtype), (1 / np.sqrt(variance + EPSILON)).astype(features.dtype)
+
+
+class _Chunks(NamedTuple):
+    """Training images, [chunks, rows, ...]."""
+
+    features: Any
+    labels: Any
+    weight: Any  # 1 / images; padding has none
+
+
+class _Head(NamedTuple):
+    kernel: Array
+    bias: Array
+
+
+@partial(jax.jit, static_argnames="classes")
+def _fit(
+    chunks: _Chunks, mean: Array, scale: Array, l2: Array, tolerance: Array, max_iterations: Array, *, classes: int
+) -> tuple[_Head, Array, Array, Array]:
+    """The head, its objective, the largest entry of its gradient, and the iterations it took."""
+
+    def add(total: Array, chunk: _Chunks, head: _Head) -> tuple[Array, None]:
+        x = (chunk.features - mean[None]) * scale[None]
+        losses = optax.softmax_cross_entropy_with_integer_labels(_affine(head, x), chunk.labels)
+        return total + (chunk.weight * losses).sum(), None
+
+    def objective(head: _Head) -> Array:
+        # Checkpointed: the logits of a chunk are made again for its gradient, not kept.
+        body = jax.checkpoint(partial(add, head=head))
+        return jax.lax.scan(body, l2 / 2 * jnp.square(head.kernel).sum(), chunks)[0]
+
+    kernel = jnp.zeros((len(mean), classes), mean.dtype)
+    return _minimise(objective, _Head(kernel, kernel[0]), tolerance, max_iterations)
+
+
+def _minimise(
+    objective: Callable[[_Head], Array], start: _Head, tolerance: Array, most: Array
+) -> tuple[_Head, Array, Array, Array]:
+    """By L-BFGS, from `start`."""
+    tx = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(objective)  # what the line search has computed already
+
+    def unfinished(loop: tuple) -> Array:
+        _, _, gradient, _, stalled, iterations = loop
+        return (_largest(gradient) > tolerance) & (stalled < _STALLED) & (iterations < most)
+
+    def iterate(loop: tuple) -> tuple:
+        head, value, gradient, state, stalled, iterations = loop
+        updates, state = tx.update(gradient, state, head, value=value, grad=gradient, value_fn=objective)
+        head = optax.apply_updates(head, updates)
+        after, gradient = value_and_grad(head, state=state)
+        return head, after, gradient, state, jnp.where(after < value, 0, stalled + 1), iterations + 1
+
+    zero = jnp.zeros((), jnp.int32)
+    loop = (start, *jax.value_and_grad(objective)(start), tx.init(start), zero, zero)
+    head, value, gradient, _, _, iterations = jax.lax.while_loop(unfinished, iterate, loop)
+    return head, value, _largest(gradient), iterations
+
+
+def _largest(head: _Head) -> Array:
+    return jnp.maximum(jnp.abs(head.kernel).max(), jnp.abs(head.bias).max())
+
+
+def _affine(head: _Head, x: Float[Array, "n c"]) -> Float[Array, "n classes"]:
+    # Full precision: a GPU's default would keep the line search from converging.
+    return jnp.matmul(x, head.kernel, precision=jax.lax.Precision.HIGHEST) + head.bias[None]
+
+
+class Stats(NamedTuple):
+    """The running statistics of a batch norm: state, not parameters."""
+
+    mean: Float[Array, " c"]
+    var: Float[Array, " c"]
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """Batch norm without affine, then one linear layer: pure functions of parameters, statistics and features, float32.
+
+    The batch norm is PyTorch's: a batch is normalised by its own mean and biased variance, the running statistics
+    follow with the unbiased one. Under a mesh a batch is that of all devices together.
+    """
+
+    channels: int
+    classes: int
+    momentum: float = 0.1  # the new batch's share in the running statistics
+    epsilon: float = EPSILON
+
+    def __post_init__(self):
+        check_classes(self.classes)
+
+    def init(self, key: Key[Array, ""]) -> tuple[dict[str, Array], Stats]:
+        """Parameters {"kernel" [c, classes], "bias" [classes]}, kernel N(0, 0.01) as MAE's, and statistics 0 and 1."""
+        kernel = 0.01 * jax.random.normal(key, (self.channels, self.classes), jnp.float32)
+        params = {"kernel": kernel, "bias": jnp.zeros(self.classes, jnp.float32)}
+        return params, Stats(jnp.zeros(self.channels, jnp.float32), jnp.ones(self.channels, jnp.float32))
+
+    def apply_train(
+        self, params: dict[str, Array], stats: Stats, features: Float[Array, "b c"]
+    ) -> tuple[Float[Array, "b classes"], Stats]:
+        """Logits by the batch's own statistics, and the running ones after it. Raises InputError for one image."""
+        b = len(features)
+        if b < 2:
+            raise InputError(f"features are of {b} image: expected at least 2, to have a variance")
+        x = features.astype(jnp.float32)
+        batch = Stats(x.mean(axis=0), x.var(axis=0))
+        seen = jax.lax.stop_gradient(Stats(batch.mean, batch.var * (b / (b - 1))))
+        running = jax.tree.map(lambda old, new: (1 - self.momentum) * old + self.momentum * new, stats, seen)
+        return self._logits(params, batch, x), running
+
+    def apply_eval(
+        self, params: dict[str, Array], stats: Stats, features: Float[Array, "b c"]
+    ) -> Float[Array, "b classes"]:
+        """Logits by the running statistics."""
+        return self._logits(params, stats, features.astype(jnp.float32))
+
+    def _logits(self, params: dict[str, Array], stats: Stats, x: Float[Array, "b c"]) -> Float[Array, "b classes"]:
+        x = (x - stats.mean[None]) * jax.lax.rsqrt(stats.var + self.epsilon)[None]
+        return _affine(_Head(**params), x)
