@@ -17,7 +17,8 @@ def refuse(values: Values, key: str, allowed: str) -> None:
 
 def check_all(values: Values) -> None:
     """Every check, and the one thing that is settled here: the unit in which the run's length is measured."""
-    settle_length(values)
+    if values["task"] not in ("knn", "eval"):
+        settle_length(values)
     check_rates(values)
     check_model(values)
     check_size(values)
@@ -110,6 +111,10 @@ def check_data(values: Values) -> None:
             refuse(values, key, f"{values['model.in_channels']} numbers, one a channel (model.in_channels)")
     if values["data.source"] == "folder" and not values["data.path"]:
         refuse(values, "data.path", "a directory of images for data.source 'folder'")
+    if values["task"] in ("knn", "eval") and not (values["data.eval_split"] or values["data.eval_sets"]):
+        refuse(values, "data.eval_split", f"the name of a split, for task {values['task']!r}")
+    if values["task"] == "eval" and values["init"] == "none":
+        refuse(values, "init", "a classifier's workdir or file, for task 'eval'")
     if values["data.source"] == "tfds" and not (values["data.name"] or values["data.path"]):
         refuse(values, "data.name", "a name such as 'imagenet2012', or data.path, for data.source 'tfds'")
 

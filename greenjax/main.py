@@ -25,10 +25,10 @@ def main(argv: list[str]) -> None:
     workdir = Path(
         WORKDIR.value or Path("runs") / Path(config_flags.get_config_filename(absl_flags.FLAGS["config"])).stem
     )
-    from greenjax.training import DivergedError, pretrain  # imports JAX, which reads its environment then
+    from greenjax.training import DivergedError, run  # imports JAX, which reads its environment then
 
     try:
-        pretrain(config, workdir)
+        run(config, workdir)
     except (InputError, DivergedError) as error:
         sys.exit(f"greenjax: {error}")
     except KeyboardInterrupt:

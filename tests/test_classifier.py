@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 from small import small_config
 
@@ -55,6 +56,52 @@ def test_images_of_another_shape_are_refused():
 
 
 def test_without_classes_it_pools_features_only():
-    model = greenjax.build(small_config(task="knn"), seed=0)
+    model = greenjax.build(small_config(task="knn", data__eval_split="test"), seed=0)
     assert model.head is None
     assert model.pooled(images_for(model)).shape == (3, model.latent_dim)
+
+
+@pytest.fixture
+def probe():
+    """The batch norm and the head of a linear probe, and the same in PyTorch."""
+    model = greenjax.build(small_config(task="linear", model__num_classes=3), seed=0)
+    model.head.kernel[...] = model.head.kernel[...] * 50
+    norm = torch.nn.BatchNorm1d(model.latent_dim, eps=1e-6, momentum=0.1, affine=False)
+    head = torch.nn.Linear(model.latent_dim, 3)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor(np.array(model.head.kernel[...].T)))
+        head.bias.copy_(torch.tensor(np.array(model.head.bias[...])))
+    return model, torch.nn.Sequential(norm, head)
+
+
+def test_the_probes_batch_norm_equals_pytorchs_in_training_and_evaluation(probe):
+    model, reference = probe
+    for seed in range(3):
+        x = np.random.default_rng(seed).normal(2, 3, size=(12, model.latent_dim)).astype(np.float32)
+        y, running = model.batch_norm.of_batch(jnp.asarray(x))
+        np.testing.assert_allclose(model.head(y), reference(torch.tensor(x)).detach(), atol=1e-4)
+        model.batch_norm.mean[...], model.batch_norm.var[...] = running["mean"], running["var"]
+    np.testing.assert_allclose(model.batch_norm.mean[...], reference[0].running_mean, rtol=1e-5)
+    np.testing.assert_allclose(model.batch_norm.var[...], reference[0].running_var, rtol=1e-5)
+    expected = reference.eval()(torch.tensor(x)).detach()
+    np.testing.assert_allclose(model.head(model.batch_norm(jnp.asarray(x))), expected, atol=1e-4)
+
+
+def test_no_gradient_of_a_probe_reaches_the_encoder(probe):
+    graphdef, params = nnx.split(probe[0])
+    images = jnp.asarray(images_for(probe[0], 4))
+    loss = lambda params: jnp.square(nnx.merge(graphdef, params).probe(images)[0]).sum()  # noqa: E731
+    for path, gradient in nnx.to_flat_state(jax.grad(loss)(params)):
+        assert (path[0] == "head") == bool(jnp.abs(gradient[...]).max() > 0), path
+
+
+def test_a_probe_is_a_plain_classifier_once_its_batch_norm_is_folded_in(probe, tmp_path):
+    model, _ = probe
+    model.batch_norm.mean[...] = jnp.linspace(-1, 1, model.latent_dim)
+    model.batch_norm.var[...] = jnp.linspace(0.5, 2, model.latent_dim)
+    images = images_for(model, 4)
+    expected = model(images)
+    greenjax.save_torch(model, tmp_path / "probe.safetensors", "timm")
+    config = small_config(task="finetune", model__num_classes=3)
+    plain = greenjax.load_torch(tmp_path / "probe.safetensors", config, "timm")
+    np.testing.assert_allclose(plain(images), expected, atol=1e-4)

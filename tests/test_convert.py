@@ -104,6 +104,9 @@ def test_training_goes_on_from_a_files_weights(run, tmp_path, capsys):
     assert step == 0
     np.testing.assert_array_equal(start["encoder/norm/scale"], state.ema["encoder"]["norm"]["scale"])
     assert "has checkpoints of steps [0]: expected a new folder" in refused(*into)
+    command("to-torch", "--workdir", fresh, "--layout", "greenmim", "--output", tmp_path / "again.safetensors")
+    for name, value in load_file(weights).items():
+        np.testing.assert_array_equal(load_file(tmp_path / "again.safetensors")[name], value)
 
     pretrain(small_config(**RUN), fresh)
     init = tmp_path / "init"

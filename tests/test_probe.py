@@ -1,15 +1,13 @@
 """Linear probes against scikit-learn and PyTorch."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from sklearn.linear_model import LogisticRegression
 
 from greenjax.errors import InputError
 from greenjax.evaluation import probe
-from greenjax.evaluation.probe import EPSILON, LinearProbe, choose_l2, fit_linear
+from greenjax.evaluation.probe import EPSILON, choose_l2, fit_linear
 
 
 def example(n=150, classes=3, channels=5, seed=0, dtype=np.float32):
@@ -108,61 +106,3 @@ def test_choosing_l2_wants_ten_images_and_a_grid():
         choose_l2(features, labels, 3)
     with pytest.raises(InputError, match=r"^grid is empty"):
         choose_l2(*example(), 3, grid=())
-
-
-def torch_probe(params):
-    norm = torch.nn.BatchNorm1d(5, eps=1e-6, momentum=0.1, affine=False)
-    head = torch.nn.Linear(5, 3)
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(np.array(params["kernel"].T)))
-        head.bias.copy_(torch.from_numpy(np.array(params["bias"])))
-    return torch.nn.Sequential(norm, head)
-
-
-def test_the_module_equals_pytorch_in_training_and_evaluation():
-    module = LinearProbe(5, 3)
-    params, stats = module.init(jax.random.key(0))
-    params["kernel"] = params["kernel"] * 50
-    reference = torch_probe(params)
-    for seed in range(3):
-        x = jnp.asarray(example(n=12, seed=seed)[0])
-        logits, stats = jax.jit(module.apply_train)(params, stats, x)
-        np.testing.assert_allclose(logits, reference(torch.from_numpy(np.array(x))).detach(), atol=1e-4)
-    np.testing.assert_allclose(stats.mean, reference[0].running_mean, rtol=1e-5)
-    np.testing.assert_allclose(stats.var, reference[0].running_var, rtol=1e-5)
-    reference.eval()
-    np.testing.assert_allclose(
-        module.apply_eval(params, stats, x), reference(torch.from_numpy(np.array(x))).detach(), atol=1e-4
-    )
-
-
-def test_the_gradients_of_the_module_equal_pytorchs():
-    module = LinearProbe(5, 3)
-    params, stats = module.init(jax.random.key(0))
-    x, labels = example(n=12)
-
-    def loss(params, x):
-        shares = jax.nn.log_softmax(module.apply_train(params, stats, x)[0])
-        return -shares[jnp.arange(12), labels].mean()
-
-    by_params, by_x = jax.grad(loss, argnums=(0, 1))(params, jnp.asarray(x))
-    reference, given = torch_probe(params), torch.from_numpy(x).requires_grad_()
-    torch.nn.functional.cross_entropy(reference(given), torch.from_numpy(labels)).backward()
-    np.testing.assert_allclose(by_params["kernel"].T, reference[1].weight.grad, atol=1e-5)
-    np.testing.assert_allclose(by_params["bias"], reference[1].bias.grad, atol=1e-5)
-    np.testing.assert_allclose(by_x, given.grad, rtol=1e-3, atol=1e-5)
-
-
-def test_half_precision_features_are_normalised_in_full():
-    module = LinearProbe(5, 3)
-    params, stats = module.init(jax.random.key(0))
-    x = jnp.asarray(example(n=12)[0], jnp.bfloat16)
-    logits, after = module.apply_train(params, stats, x)
-    assert logits.dtype == after.mean.dtype == after.var.dtype == jnp.float32
-    np.testing.assert_array_equal(logits, module.apply_train(params, stats, x.astype(jnp.float32))[0])
-
-
-def test_one_image_has_no_variance():
-    module = LinearProbe(5, 3)
-    with pytest.raises(InputError, match=r"^features are of 1 image: expected at least 2"):
-        module.apply_train(*module.init(jax.random.key(0)), jnp.zeros((1, 5)))

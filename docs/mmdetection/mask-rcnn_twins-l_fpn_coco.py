@@ -5,6 +5,9 @@
 
 mmdetection has no Twins; the backbone is mmpretrain's, which has to be installed. Images, schedule and augmentation are
 those of mask-rcnn_swin-b_fpn_coco.py, which says where its numbers are from. No training has been run with this file.
+
+mmpretrain's local attention masks padding where both sides of a map are padded to windows, but not where one is.
+--cfg-options model.data_preprocessor.pad_size_divisor=224 avoids padding windows, for larger images.
 """
 
 _base_ = "mask-rcnn_swin-b_fpn_coco.py"

@@ -4,7 +4,8 @@ Read in this order: sources (where images come from), labels (their classes), au
 randaugment (what more, in fine-tuning), loader (in which order).
 """
 
-from greenjax.data.labels import LabelledSource, check_classes, open_labelled
+from greenjax.data.augment import CentreView
+from greenjax.data.labels import LabelledSource, check_classes, first_images, open_labelled
 from greenjax.data.loader import (
     Batch,
     LabelledBatch,
@@ -17,12 +18,14 @@ from greenjax.data.sources import DecodeError, Source, open_source
 
 __all__ = [
     "Batch",
+    "CentreView",
     "DecodeError",
     "LabelledBatch",
     "LabelledSource",
     "Source",
     "check_classes",
     "eval_batches",
+    "first_images",
     "labelled_batches",
     "labelled_eval_batches",
     "open_labelled",

@@ -75,6 +75,11 @@ def open_labelled(data: ConfigDict, split: str) -> LabelledSource:
     return source
 
 
+def first_images(source: LabelledSource, most: int) -> LabelledSource:
+    """At most the first `most` images of a source."""
+    return source if len(source) <= most else Chosen(source, np.arange(most, dtype=np.int32))
+
+
 def check_classes(config: ConfigDict, source: LabelledSource) -> None:
     """Raises InputError where the source has labels that the model has no output for.
 

@@ -14,10 +14,11 @@ from greenjax.evaluation.classify import (
     extract,
 )
 from greenjax.evaluation.confusion import MOST_CLASSES, draw_confusion, draw_examples, most_confused
-from greenjax.evaluation.curve import draw_loss_curve, read_metrics, result
+from greenjax.evaluation.curve import draw_accuracy_curve, draw_loss_curve, read_metrics, result
 from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.knn import knn_scores
-from greenjax.evaluation.probe import LinearFit, LinearProbe, choose_l2, fit_linear
+from greenjax.evaluation.monitor import Monitor, features_of, knn, pooled_features
+from greenjax.evaluation.probe import LinearFit, choose_l2, fit_linear
 from greenjax.evaluation.reconstruct import draw_reconstructions
 from greenjax.evaluation.results import read_results, results_table, write_predictions, write_results
 
@@ -27,20 +28,24 @@ __all__ = [
     "Evaluation",
     "HeldOut",
     "LinearFit",
-    "LinearProbe",
+    "Monitor",
     "Pictures",
     "Predictions",
     "accuracy",
     "choose_l2",
+    "draw_accuracy_curve",
     "draw_confusion",
     "draw_examples",
     "draw_loss_curve",
     "draw_reconstructions",
     "evaluate",
     "extract",
+    "features_of",
     "fit_linear",
+    "knn",
     "knn_scores",
     "most_confused",
+    "pooled_features",
     "read_metrics",
     "read_results",
     "result",

@@ -1,6 +1,7 @@
 """The loss curve of a run, drawn from its metrics.jsonl, and its result in one line."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,48 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def draw_loss_curve(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Writes a PNG: loss on training batches and on held-out images by step, and what the best constant reaches."""
-    figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="masked loss")
-    for key, label, style in (("loss", "training", "-"), ("held_out_loss", "held-out", "o-")):
-        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3)
+    """Writes a PNG: loss on training batches and on held-out images by step, and what the best constant reaches.
+
+    Where features were monitored, their accuracy stands beside it.
+    """
+    monitored = [key for key in ("knn_top1", "linear_top1") if any(key in line for line in lines)]
+    figure = Figure(figsize=(7 if not monitored else 11, 4), dpi=100, layout="constrained")
+    axes = figure.add_subplot(1, 1 + bool(monitored), 1, xlabel="step", ylabel="masked loss")
+    _draw(axes, lines, (("loss", "training", "-"), ("held_out_loss", "held-out", "o-")))
     for line in lines:
         if "best_constant_loss" in line:
             axes.axhline(line["best_constant_loss"], color="grey", linestyle=":", label="best constant, held-out")
+    _legend(axes)
+    if monitored:
+        axes = figure.add_subplot(1, 2, 2, xlabel="step", ylabel="top-1 accuracy of frozen features")
+        _draw(axes, lines, [(key, key.partition("_")[0].replace("knn", "k-NN"), "o-") for key in monitored])
+        _legend(axes)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def draw_accuracy_curve(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Writes a PNG of a classifier's training: its loss, and its accuracy on held-out images, by step."""
+    figure = Figure(figsize=(11, 4), dpi=100, layout="constrained")
+    axes = figure.add_subplot(1, 2, 1, xlabel="step", ylabel="cross-entropy")
+    _draw(axes, lines, (("loss", "training, augmented and smoothed", "-"), ("eval_loss", "held-out", "o-")))
+    _legend(axes)
+    axes = figure.add_subplot(1, 2, 2, xlabel="step", ylabel="held-out accuracy")
+    _draw(axes, lines, (("eval_top1", "top-1", "o-"), ("eval_top5", "top-5", "o-")))
+    _legend(axes)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def _draw(axes: Any, lines: list[dict[str, Any]], curves: Iterable[tuple[str, str, str]]) -> None:
+    """Curves of (key, label, style), where there is something to draw."""
+    for key, label, style in curves:
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3)
+
+
+def _legend(axes: Any) -> None:
     if axes.get_legend_handles_labels()[1]:
         axes.legend()
-    FigureCanvasAgg(figure).print_png(path)
 
 
 def result(lines: list[dict[str, Any]]) -> str:

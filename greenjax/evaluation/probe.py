@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Integer, Key
+from jaxtyping import Array, Float, Integer
 
 from greenjax.errors import InputError
-from greenjax.evaluation.checks import check_classes, check_features, padded
+from greenjax.evaluation.checks import check_features, padded
 
 EPSILON = 1e-6  # added to variances; MAE's
 L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -179,56 +179,3 @@ def _largest(head: _Head) -> Array:
 def _affine(head: _Head, x: Float[Array, "n c"]) -> Float[Array, "n classes"]:
     # Full precision: a GPU's default would keep the line search from converging.
     return jnp.matmul(x, head.kernel, precision=jax.lax.Precision.HIGHEST) + head.bias[None]
-
-
-class Stats(NamedTuple):
-    """The running statistics of a batch norm: state, not parameters."""
-
-    mean: Float[Array, " c"]
-    var: Float[Array, " c"]
-
-
-@dataclass(frozen=True)
-class LinearProbe:
-    """Batch norm without affine, then one linear layer: pure functions of parameters, statistics and features, float32.
-
-    The batch norm is PyTorch's: a batch is normalised by its own mean and biased variance, the running statistics
-    follow with the unbiased one. Under a mesh a batch is that of all devices together.
-    """
-
-    channels: int
-    classes: int
-    momentum: float = 0.1  # the new batch's share in the running statistics
-    epsilon: float = EPSILON
-
-    def __post_init__(self):
-        check_classes(self.classes)
-
-    def init(self, key: Key[Array, ""]) -> tuple[dict[str, Array], Stats]:
-        """Parameters {"kernel" [c, classes], "bias" [classes]}, kernel N(0, 0.01) as MAE's, and statistics 0 and 1."""
-        kernel = 0.01 * jax.random.normal(key, (self.channels, self.classes), jnp.float32)
-        params = {"kernel": kernel, "bias": jnp.zeros(self.classes, jnp.float32)}
-        return params, Stats(jnp.zeros(self.channels, jnp.float32), jnp.ones(self.channels, jnp.float32))
-
-    def apply_train(
-        self, params: dict[str, Array], stats: Stats, features: Float[Array, "b c"]
-    ) -> tuple[Float[Array, "b classes"], Stats]:
-        """Logits by the batch's own statistics, and the running ones after it. Raises InputError for one image."""
-        b = len(features)
-        if b < 2:
-            raise InputError(f"features are of {b} image: expected at least 2, to have a variance")
-        x = features.astype(jnp.float32)
-        batch = Stats(x.mean(axis=0), x.var(axis=0))
-        seen = jax.lax.stop_gradient(Stats(batch.mean, batch.var * (b / (b - 1))))
-        running = jax.tree.map(lambda old, new: (1 - self.momentum) * old + self.momentum * new, stats, seen)
-        return self._logits(params, batch, x), running
-
-    def apply_eval(
-        self, params: dict[str, Array], stats: Stats, features: Float[Array, "b c"]
-    ) -> Float[Array, "b classes"]:
-        """Logits by the running statistics."""
-        return self._logits(params, stats, features.astype(jnp.float32))
-
-    def _logits(self, params: dict[str, Array], stats: Stats, x: Float[Array, "b c"]) -> Float[Array, "b classes"]:
-        x = (x - stats.mean[None]) * jax.lax.rsqrt(stats.var + self.epsilon)[None]
-        return _affine(_Head(**params), x)

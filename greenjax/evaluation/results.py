@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from greenjax.atomic import replace_text
 from greenjax.errors import InputError
 from greenjax.evaluation.classify import Predictions
 
@@ -28,7 +28,7 @@ def write_results(workdir: str | Path, name: str, result: Mapping[str, Any]) -> 
     """
     path = Path(workdir) / "results.json"
     results = read_results(workdir) | {name: {key: _plain(value) for key, value in result.items()}}
-    _replace(path, json.dumps(results, indent=2) + "\n")
+    replace_text(path, json.dumps(results, indent=2) + "\n")
 
 
 def read_results(workdir: str | Path) -> dict[str, dict[str, Any]]:
@@ -52,7 +52,7 @@ def write_predictions(path: str | Path, predictions: Predictions) -> None:
     lines.writerow(("index", "label", "predicted", "confidence"))
     for index, label, predicted, confidence in zip(*predictions):
         lines.writerow((index, label, predicted, f"{confidence:.6f}"))
-    _replace(Path(path), text.getvalue())
+    replace_text(Path(path), text.getvalue())
 
 
 def results_table(rows: Sequence[Mapping[str, Any]], by: Sequence[str], numbers: Sequence[str]) -> str:
@@ -96,14 +96,3 @@ def _plain(value: Any) -> Any:
     """What JSON knows: NumPy's and JAX's scalars as numbers, null in place of NaN and infinity."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all."""
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from error
-    os.replace(draft, path)

@@ -1,8 +1,8 @@
 """Files of weights: safetensors, PyTorch's own, and the folders of transformers. Nothing that is read runs code."""
 
-import json
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,8 @@ def _read_pickle(path: Path) -> Tensors:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"weights {str(path)!r} hold more than tensors, and reading that could run any code, so nothing was read"
-            f" ({_first_line(error)}). If you trust the file, take the tensors out once:"
+            f"weights {str(path)!r} hold more than tensors ({_what(error)}), and reading that could run any code, so"
+            f" nothing was read. If you trust the file, take the tensors out once:"
             f" python -c \"import torch; f = torch.load({str(path)!r}, weights_only=False, map_location='cpu');"
             f" torch.save(f.get('model', f), 'tensors.pth')\""
         ) from error
@@ -106,6 +106,12 @@ def _torch(path: Path) -> Any:
     except ImportError as error:
         raise InputError(f"{str(path)!r} needs PyTorch, which is not installed; *.safetensors does not") from error
     return torch
+
+
+def _what(error: pickle.UnpicklingError) -> str:
+    """The class that a pickle wants to call, which PyTorch names in the midst of advice."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return found[1] if found else "not understood"
 
 
 def _first_line(error: BaseException) -> str:
@@ -155,9 +161,3 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
     except (OSError, safetensors.SafetensorError) as error:
         draft.unlink(missing_ok=True)
         raise InputError(f"output {str(path)!r} cannot be written: {error}") from error
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, path)

@@ -224,7 +224,7 @@ _OFFICIAL_BUFFERS = partial(swin_buffers, block="layers.{i}.blocks.{j}.attn", ma
 # By layout, then by family of encoders. PCPVT is named as Twins is.
 LAYOUTS: dict[str, dict[str, Layout]] = {
     "swin": {"swin": Layout(_swin(), head=_head("head"), buffers=_OFFICIAL_BUFFERS, multiples=True)},
-    "twins": {"twins": Layout(_twins(), head=_head("head"), epsilon=1e-6)},
+    "twins": {"twins": Layout(_twins(), head=_head("head"), epsilon=1e-6, multiples=True)},
     "timm": {
         "swin": Layout(_TIMM_SWIN, head=_head("head.fc")),
         "twins": Layout(_twins(), head=_head("head"), epsilon=1e-6),
@@ -379,10 +379,18 @@ def check_geometry(name: str, layout: Layout, config: ConfigDict) -> list[str]:
         if rows % side or columns % side:
             if layout.multiples:
                 raise InputError(f"layout {name!r}: {at} tokens, which it cannot run: expected multiples of {side}")
-            if name != "mmdet":
+            if (name, family(config)) != ("mmdet", "twins"):  # mmpretrain hides its padding, if both axes have some
                 notes.append(
                     f"{at} tokens, no multiple of the window of {side}: there, padding attends; here it does not"
                 )
+        elif (
+            (name, family(config)) == ("mmdet", "swin")
+            and min(rows, columns) <= window
+            and config.model.depths[stage] > 1
+        ):
+            notes.append(
+                f"{at} tokens, no more than one window: there, odd blocks shift it; in larger images all is equal"
+            )
     return notes
 
 

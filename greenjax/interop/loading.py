@@ -10,14 +10,15 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from greenjax import __version__
+from greenjax.atomic import replace_text
 from greenjax.checkpoint import Checkpointer, flatten_tree
 from greenjax.config import flatten, resolve
 from greenjax.errors import InputError
-from greenjax.interop.files import SAFETENSORS, check_output, read_tensors, write_json, write_tensors
+from greenjax.interop.files import SAFETENSORS, check_output, read_tensors, write_tensors
 from greenjax.interop.huggingface import folder_config, image_processor
 from greenjax.interop.layouts import check_geometry, describe, family, find_layout
 from greenjax.interop.resize import METHODS
-from greenjax.interop.weights import Report, Weights, fit, flat_weights, from_tensors, put_weights, to_tensors
+from greenjax.interop.weights import Report, Weights, fit, flat_weights, folded, from_tensors, put_weights, to_tensors
 from greenjax.models import Backbone, build
 
 GREENMIM_EPSILON = 1e-6  # of the norms in GreenMIM's pre-training
@@ -90,7 +91,7 @@ def save_torch(
     path = check_output(path, folder=layout == "hf")
     found = find_layout(layout, config, merge_order)
     notes = check_geometry(layout, found, config)
-    weights = flat_weights(model)
+    weights = folded(flat_weights(model))
     bad = [name for name, value in weights.items() if not np.isfinite(value).all()]
     if bad:
         raise InputError(
@@ -104,8 +105,8 @@ def save_torch(
         write_tensors(path, tensors, metadata)
     else:
         parts = {name.partition("/")[0] for name in weights} - set(left_out)
-        write_json(path / "config.json", folder_config(config, parts))
-        write_json(path / "preprocessor_config.json", image_processor(config))
+        replace_text(path / "config.json", json.dumps(folder_config(config, parts), indent=2) + "\n")
+        replace_text(path / "preprocessor_config.json", json.dumps(image_processor(config), indent=2) + "\n")
         write_tensors(path / "model.safetensors", tensors, metadata)
     return ([f"left out: {', '.join(left_out)}"] if left_out else []) + notes
 
@@ -127,12 +128,10 @@ def read_run(workdir: str | Path, step: int | None = None) -> tuple[Weights, Con
     if not path.is_file():
         raise InputError(f"workdir {str(workdir)!r}: expected the folder of a run, with config.json and checkpoints")
     weights, step = Checkpointer(path.parent).weights(step)
-    return weights, resolve(json.loads(path.read_text())), step
+    return folded(weights), resolve(json.loads(path.read_text())), step
 
 
-def initial_model(
-    config: ConfigDict, *, resize: str = "geometric", new_head: bool = False
-) -> tuple[Any, Report] | None:
+def initial_model(config: ConfigDict) -> tuple[Any, Report] | None:
     """The model that `config.init` names weights for, a workdir or a converted file; None for "none"."""
     init = Path(config.init).expanduser()
     if config.init == "none":
@@ -143,12 +142,12 @@ def initial_model(
             raise InputError(
                 f"init is {config.init!r}: its metadata names no layout; greenjax.convert from-torch takes it"
             )
-        return read_torch(init, config, metadata["layout"], resize=resize, new_head=new_head, seed=config.seed)
+        return read_torch(init, config, metadata["layout"], new_head=config.new_head, seed=config.seed)
     weights, of, _ = read_run(init)
     if family(of) != family(config):
         raise InputError(f"init is {config.init!r}, a {of.model.name}: expected a {config.model.name}")
     report = Report()
-    fitted = fit(weights, model_shapes(config), report, resize, new_head=new_head)
+    fitted = fit(weights, model_shapes(config), report, new_head=config.new_head)
     return _filled(config, config.seed, fitted), report
 
 

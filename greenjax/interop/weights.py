@@ -21,6 +21,7 @@ from greenjax.interop.buffers import check_buffers, is_buffer
 from greenjax.interop.layouts import LAYOUTS, Entry, Layout, entries, find_layout, fixed_tensors
 from greenjax.interop.resize import resize_table, window_of
 from greenjax.models import Backbone
+from greenjax.models.classifier import BatchNorm
 from greenjax.models.decoder import sine_cosine_positions
 
 Weights = dict[str, Shaped[np.ndarray, "..."]]
@@ -67,6 +68,17 @@ def put_weights(model: Backbone, weights: Weights) -> None:
     names = list(flatten_tree(nnx.to_pure_dict(state)))
     leaves = [jax.numpy.asarray(weights[name]) for name in names]
     nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), leaves))
+
+
+def folded(weights: Weights) -> Weights:
+    """A linear probe's weights as those of a plain classifier: its batch norm becomes part of its head."""
+    if "batch_norm/mean" not in weights:
+        return weights
+    mean, var = (weights[f"batch_norm/{name}"].astype(np.float64) for name in ("mean", "var"))
+    kernel = weights["head/kernel"] / np.sqrt(var + BatchNorm.epsilon)[:, None]
+    head = {"head/kernel": kernel, "head/bias": weights["head/bias"] - mean @ kernel}
+    rest = {key: value for key, value in weights.items() if _part(key) not in ("head", "batch_norm")}
+    return rest | {key: value.astype(np.float32) for key, value in head.items()}
 
 
 # Out
@@ -172,7 +184,7 @@ def fit(
         else:
             fitted[key] = weights[key]
     if misfits:
-        raise InputError(_listing(f"the weights do not fit the model, {len(misfits)} misfits", misfits))
+        raise InputError(_listing(f"the weights do not fit the model, {_misfits(misfits)}", misfits))
     return fitted
 
 
@@ -206,7 +218,7 @@ def _refuse_misfits(
     if misfits:
         looks = [other for other in _look_alike(given) if other != name]
         hint = f" (the names look like layout {' or '.join(looks)})" if looks else ""
-        first = f"the file does not fit {config.model.name} as layout {name!r}, {len(misfits)} misfits{hint}"
+        first = f"the file does not fit {config.model.name} as layout {name!r}, {_misfits(misfits)}{hint}"
         raise InputError(_listing(first, misfits))
 
 
@@ -215,6 +227,10 @@ def _fits(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     if name.endswith(TABLE) and len(found) == 2 and window_of(found[0]) is not None:
         return found[1] == expected[1]
     return found == expected
+
+
+def _misfits(found: list[str]) -> str:
+    return f"{len(found)} misfit{'' if len(found) == 1 else 's'}"
 
 
 def _listing(first: str, lines: Iterable[str]) -> str:

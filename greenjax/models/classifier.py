@@ -66,7 +66,7 @@ class Classifier(Backbone):
         x = self.pooled(images, key)
         return widened(self.head(x if self.batch_norm is None else self.batch_norm(x)))
 
-    def probe(self, images: Images) -> tuple[Float[Array, "b classes"], dict[str, Float[Array, " c"]]]:
+    def probe(self, images: Images) -> tuple[Float[Array, "b classes"], dict[str, Float[Array, " _"]]]:
         """Logits of a linear probe in training, and the batch norm's statistics after it; the encoder is frozen."""
         assert self.head is not None and self.batch_norm is not None, "a linear probe is built with task 'linear'"
         x, statistics = self.batch_norm.of_batch(jax.lax.stop_gradient(self.pooled(images)))

@@ -1,8 +1,30 @@
-"""Training: the runs themselves. `pretrain` tells the story from a configuration to trained weights.
+"""Training: the runs themselves. `pretrain` and `finetune` tell the story from a configuration to trained weights.
 
-Read in this order: pretrain, step, state, optim, sharding; checkpoint and metrics keep what a run leaves behind.
+Read in this order: pretrain, finetune, evaluate, loop, step, state, start, optim, sharding; metrics keeps what a run
+leaves behind. `run` does what a configuration's task says.
 """
 
-from greenjax.training.pretrain import DivergedError, pretrain
+from pathlib import Path
+from typing import Any
 
-__all__ = ["DivergedError", "pretrain"]
+from ml_collections import ConfigDict
+
+from greenjax.training.evaluate import evaluate_classifier, evaluate_knn
+from greenjax.training.finetune import finetune
+from greenjax.training.loop import DivergedError
+from greenjax.training.pretrain import pretrain
+
+__all__ = ["DivergedError", "evaluate_classifier", "evaluate_knn", "finetune", "pretrain", "run"]
+
+TASKS = {
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "linear": finetune,
+    "knn": evaluate_knn,
+    "eval": evaluate_classifier,
+}
+
+
+def run(config: ConfigDict, workdir: Path) -> Any:
+    """Does the task of a resolved configuration."""
+    return TASKS[config.task](config, workdir)

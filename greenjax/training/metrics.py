@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -21,13 +20,25 @@ from rich.progress import BarColumn, Progress, TextColumn
 from tensorboardX import SummaryWriter
 
 from greenjax import __version__
+from greenjax.atomic import replace_text
 from greenjax.config import KEYS, flatten
 from greenjax.errors import InputError
 
 # These may change between the parts of a run: weights, masks, sample order and schedule do not hang on them.
 HARMLESS = ("log.", "mesh.", "data.workers", "data.path", "data.eval", "model.remat", "optim.max_skipped")
 
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless", "torch")
+LIBRARIES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "torch",
+)
 
 
 def record_config(workdir: str | Path, config: ConfigDict, images: int, resuming: bool) -> None:
@@ -48,9 +59,9 @@ def record_config(workdir: str | Path, config: ConfigDict, images: int, resuming
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"workdir {str(workdir)!r} cannot be made: {error.strerror}") from error
-    _replace(path, json.dumps(config.to_dict(), indent=2) + "\n")
-    _replace(data, json.dumps({"images": images}) + "\n")
-    _replace(workdir / "versions.json", json.dumps(versions(), indent=2) + "\n")
+    replace_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
+    replace_text(data, json.dumps({"images": images}) + "\n")
+    replace_text(workdir / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:
@@ -213,14 +224,7 @@ def _drop_after(path: Path, start: int) -> None:
             continue
         if start and step <= start:
             kept.append(line)
-    _replace(path, "".join(f"{line}\n" for line in kept))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    replace_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:

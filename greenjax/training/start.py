@@ -1,5 +1,6 @@
 """Where a run starts: fresh weights, those that `config.init` names, or a workdir made of converted ones."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -8,17 +9,30 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from greenjax.atomic import replace_text
 from greenjax.checkpoint import Checkpointer
 from greenjax.errors import InputError
 from greenjax.interop import initial_model
 from greenjax.models import Backbone
 from greenjax.training.sharding import make_mesh
-from greenjax.training.state import State, init_state
+from greenjax.training.state import State, abstract_state, init_state
 
 
-def first_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh, new_head: bool = False) -> State:
+def begin(
+    config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh, checkpointer: Checkpointer, total: int
+) -> State:
+    """The state of the last checkpoint, on its devices; where there is none, the one before the first step."""
+    step = checkpointer.latest_step()
+    if step is None:
+        return first_state(config, tx, mesh)
+    if step:
+        print(f"going on at step {step} of {total}" if step < total else f"finished: {total} steps were done before")
+    return checkpointer.restore(abstract_state(config, tx, mesh))
+
+
+def first_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh) -> State:
     """The state before the first step, from `config.init`; says what its weights did not have."""
-    found = initial_model(config, new_head=new_head)
+    found = initial_model(config)
     if found is None:
         return init_state(config, tx, mesh)
     model, report = found
@@ -37,6 +51,7 @@ def check_new(workdir: Path) -> None:
 def write_start(workdir: Path, model: Backbone, config: ConfigDict, tx: optax.GradientTransformation) -> None:
     """Makes a workdir whose checkpoint of step 0 holds the weights of a model: a run there begins with them."""
     mesh = make_mesh(config)
+    replace_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
     with Checkpointer(workdir) as checkpointer:
         checkpointer.save(0, init_state(config, tx, mesh, _params(model)))
 

@@ -1,0 +1,70 @@
+"""Do the features get better? Classifies frozen features, by k-NN or a linear fit, while pre-training goes on."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Sharding
+from jaxtyping import Array, Float, Int32
+from ml_collections import ConfigDict
+
+from greenjax.data import LabelledSource, first_images, labelled_eval_batches, open_labelled
+from greenjax.evaluation.classify import accuracy, extract
+from greenjax.evaluation.knn import knn_scores
+from greenjax.evaluation.probe import choose_l2, fit_linear
+
+Features = tuple[Float[np.ndarray, "_ c"], Int32[np.ndarray, " _"]]  # images in rows, and their labels
+
+
+class Monitor:
+    """Top-1 and top-5 of frozen features on `data.eval_split`, learnt from `data.split`.
+
+    Both in the held-out view, at most log.monitor_images of each; an undecodable image is left out.
+    """
+
+    def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, sharding: Sharding):
+        """Raises InputError where the data have no labels."""
+        most = config.log.monitor_images
+        splits = (config.data.split, config.data.eval_split)
+        self.train, self.held_out = (first_images(open_labelled(config.data, split), most) for split in splits)
+        self.config, self.place = config, partial(jax.device_put, device=sharding)
+        self.pooled = pooled_features(graphdef)
+
+    def measure(self, params: Any) -> dict[str, int | float]:
+        """{"knn_top1": ..., "knn_top5": ...} for the first of `knn.k`, or the same of a linear fit."""
+        kind, classes = self.config.monitor, len(self.train.classes)
+        sources = self.train, self.held_out
+        bank, queries = (features_of(self.config, self.pooled, params, each, self.place) for each in sources)
+        # Features live on the host; one device classifies them, outside the mesh of the training.
+        with jax.transfer_guard("allow"), jax.set_mesh(jax.sharding.Mesh(jax.local_devices()[:1], "one")):
+            if kind == "knn":
+                scores = next(iter(knn(self.config, bank, queries, classes).values()))
+            else:
+                scores = linear(bank, queries, classes)
+        found = accuracy(scores, queries[1])
+        return {f"{kind}_top1": found["top1"], f"{kind}_top5": found["top5"]}
+
+
+def pooled_features(graphdef: nnx.GraphDef) -> Callable[[Any, Array], Array]:
+    """(parameters, images) -> pooled features: one function, so that it is compiled once."""
+    return lambda params, images: nnx.merge(graphdef, params).pooled(images)
+
+
+def features_of(config: ConfigDict, pooled: Callable, params: Any, source: LabelledSource, place: Callable) -> Features:
+    """Features and labels of all images of a source."""
+    return extract(pooled, params, labelled_eval_batches(config, source), place)
+
+
+def knn(
+    config: ConfigDict, bank: Features, queries: Features, classes: int
+) -> dict[int, Float[np.ndarray, "n classes"]]:
+    """Scores for every k of `knn.k`."""
+    return knn_scores(*bank, queries[0], classes, k=config.knn.k, temperature=config.knn.temperature)
+
+
+def linear(train: Features, queries: Features, classes: int) -> Float[np.ndarray, "n classes"]:
+    """Logits of a multinomial logistic regression, its l2 chosen on a tenth of the training features."""
+    return fit_linear(*train, classes, l2=choose_l2(*train, classes)).logits(queries[0])

@@ -1,0 +1,155 @@
+"""Judging what was trained: a classifier on any sets of images, and frozen features by k-NN."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from greenjax.config import flatten, resolve
+from greenjax.data import CentreView, LabelledSource, check_classes, labelled_eval_batches, open_labelled
+from greenjax.errors import InputError
+from greenjax.evaluation import (
+    MOST_CLASSES,
+    Evaluation,
+    accuracy,
+    draw_confusion,
+    draw_examples,
+    evaluate,
+    features_of,
+    knn,
+    most_confused,
+    pooled_features,
+    write_predictions,
+    write_results,
+)
+from greenjax.interop import initial_model
+from greenjax.models import build
+from greenjax.training.sharding import batch_sharding, make_mesh
+
+
+class Judge:
+    """A classifier's answers on labelled images: each image once, whatever the batch size and the devices."""
+
+    def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, mesh: Mesh):
+        self.config, self.place = config, partial(jax.device_put, device=batch_sharding(mesh))
+        self.forward = lambda params, images: nnx.merge(graphdef, params).forward(images)
+
+    def evaluate(self, params: Any, source: LabelledSource, predictions: bool = False) -> Evaluation:
+        batches = labelled_eval_batches(self.config, source)
+        return evaluate(self.forward, params, batches, self.place, predictions=predictions)
+
+
+class EvalSet(NamedTuple):
+    """A set of images: its name in the results, and where it is."""
+
+    name: str
+    data: ConfigDict
+    split: str
+
+
+def eval_sets(config: ConfigDict) -> list[EvalSet]:
+    """`data.eval_split`, then those of `data.eval_sets`: SPLIT, or NAME@SPLIT of another TFDS data set, or PATH@SPLIT.
+
+    Raises InputError for two sets of one name.
+    """
+    texts = [config.data.eval_split, *(text.strip() for text in config.data.eval_sets.split(","))]
+    sets = []
+    for text in filter(None, texts):
+        where, at, split = text.rpartition("@")
+        key = "data.name" if config.data.source == "tfds" else "data.path"
+        # Its classes are its own: a class that the training split lacks is still an index of the head.
+        other = {key: where, "data.split": split, "data.per_class": 0} if at else {}
+        sets.append(EvalSet(text, resolve(flatten(config) | other).data, split))
+    names = [each.name for each in sets]
+    if len(set(names)) < len(names):
+        raise InputError(f"data.eval_sets is {config.data.eval_sets!r}: expected every set once")
+    return sets
+
+
+def evaluate_classifier(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
+    """Task "eval": the classifier of `config.init` on every set; results.json, pictures, on demand predictions."""
+    mesh = make_mesh(config)
+    sets = [(each, open_labelled(each.data, each.split)) for each in eval_sets(config)]
+    for _, source in sets:
+        check_classes(config, source)
+    _same_classes(sets)
+    model, params = _initial(config)
+    judge, found = Judge(config, nnx.graphdef(model), mesh), {}
+    for each, source in sets:
+        found[each.name] = judge.evaluate(params, source, predictions=True)
+        report(config, workdir, each.name, found[each.name], source)
+    return found
+
+
+def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int | float]]:
+    """Task "knn": the images of `data.eval_split` by their neighbours among those of `data.split`, for every k."""
+    mesh = make_mesh(config)
+    splits = (config.data.split, config.data.eval_split)
+    train, held_out = (open_labelled(config.data, split) for split in splits)
+    model, params = _initial(config)
+    pooled, place = pooled_features(nnx.graphdef(model)), partial(jax.device_put, device=batch_sharding(mesh))
+    bank, queries = (features_of(config, pooled, params, source, place) for source in (train, held_out))
+    if max(config.knn.k) > len(bank[1]):
+        raise InputError(
+            f"knn.k is {config.knn.k}: expected at most the {len(bank[1])} images of {config.data.split!r}"
+        )
+    found = {}
+    for k, scores in knn(config, bank, queries, len(train.classes)).items():
+        found[k] = accuracy(scores, queries[1])
+        about = dict(task="knn", init=config.init, bank=config.data.split, split=config.data.eval_split)
+        numbers = dict(k=k, temperature=config.knn.temperature, bank_images=len(bank[1]))
+        write_results(workdir, f"{config.data.eval_split} k={k}", about | numbers | found[k])
+        print(f"{config.data.eval_split}: k-NN, k {k}: top-1 {found[k]['top1']:.4f}, {found[k]['images']:,} images")
+    return found
+
+
+def report(
+    config: ConfigDict, workdir: Path, name: str, found: Evaluation, source: LabelledSource, step: int | None = None
+) -> None:
+    """One entry of results.json, the confusion matrix and the most confused examples, and a line for the reader."""
+    about = dict(task=config.task, init=config.init, split=name) | ({} if step is None else dict(step=step))
+    write_results(workdir, name, about | found.metrics)
+    plain = "".join(c if c.isalnum() else "_" for c in name).strip("_")
+    assert found.predictions is not None
+    if config.log.predictions:
+        write_predictions(workdir / f"predictions_{plain}.csv", found.predictions)
+    names = source.classes if len(source.classes) == len(found.confusion) else None
+    if 2 <= len(found.confusion) <= MOST_CLASSES:
+        draw_confusion(workdir / f"confusion_{plain}.png", found.confusion, names)
+    worst, view = most_confused(found.predictions), CentreView.from_config(config)
+    shown = [view(source[int(i)][0], int(i)) for i in worst.image]
+    channels = config.model.in_channels
+    images = np.stack(shown) if shown else np.zeros((0, *config.image_size, channels), np.uint8)
+    draw_examples(workdir / f"mistakes_{plain}.png", images, worst, names)
+    metrics = found.metrics
+    print(
+        f"{name}: top-1 {metrics['top1']:.4f}, top-5 {metrics['top5']:.4f}, loss {metrics['loss']:.4f},"
+        f" calibration error {metrics['ece']:.4f}, {metrics['images']:,} images"
+    )
+
+
+def _initial(config: ConfigDict) -> tuple[Any, Any]:
+    """The model of `config.init` (none: a fresh one) and its weights. Raises InputError where its head is missing."""
+    found = initial_model(config)
+    model, lines = (build(config, config.seed), []) if found is None else (found[0], found[1].lines())
+    if found is not None and config.task == "eval" and any(key.startswith("head/") for key in found[1].new):
+        raise InputError(f"init is {config.init!r}, which has no head: expected a classifier, to be evaluated")
+    for line in lines:
+        print(f"  {line}")
+    return model, nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def _same_classes(sets: list[tuple[EvalSet, LabelledSource]]) -> None:
+    """A label has to mean one thing in all sets."""
+    (first, source), *others = sets
+    for each, other in others:
+        differing = set(other.classes) - set(source.classes)
+        if differing and set(source.classes) - set(other.classes):
+            raise InputError(
+                f"{each.name!r} has a class {min(differing)!r} that {first.name!r} has not: expected the same"
+            )

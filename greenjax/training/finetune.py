@@ -1,0 +1,69 @@
+"""Training a classifier on labels, the whole of it or its head on a frozen encoder: the story, top to bottom."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from greenjax.checkpoint import Checkpointer
+from greenjax.data import check_classes, labelled_batches, open_labelled
+from greenjax.evaluation import draw_accuracy_curve, read_metrics
+from greenjax.training.evaluate import Judge, report
+from greenjax.training.loop import due, train
+from greenjax.training.metrics import MetricsWriter, record_config
+from greenjax.training.optim import learning_rate, make_optimizer, run_length
+from greenjax.training.sharding import make_mesh
+from greenjax.training.start import begin
+from greenjax.training.state import State, model_graph
+from greenjax.training.step import make_classifier_step
+
+
+def finetune(config: ConfigDict, workdir: Path) -> State:
+    """Trains a resolved configuration, task "finetune" or "linear", to its last step, and returns the state.
+
+    The weights come from `config.init`, or are fresh: the same recipe from scratch. Leaves metrics, checkpoints,
+    results.json and pictures of the mistakes on `data.eval_split` in `workdir`. Raises InputError for a configuration
+    that cannot run here, before anything expensive starts, and DivergedError as pre-training does.
+    """
+    mesh = make_mesh(config)
+    source = open_labelled(config.data, config.data.split)
+    check_classes(config, source)
+    held_out = open_labelled(config.data, config.data.eval_split) if config.data.eval_split else None
+    if held_out is not None:
+        check_classes(config, held_out)
+    total, warmup = run_length(config, len(source))
+
+    checkpointer = Checkpointer(workdir, config.log.keep)
+    start = checkpointer.latest_step() or 0
+    record_config(workdir, config, len(source), resuming=start > 0)
+
+    graphdef, tx = model_graph(config), make_optimizer(config)
+    state = begin(config, tx, mesh, checkpointer, total)
+    judge = Judge(config, graphdef, mesh)
+
+    def watch(step: int, state: State, writer: MetricsWriter) -> None:
+        """Accuracy on the held-out split; of the averaged weights where there are any."""
+        if held_out is not None and due(step, config.log.eval_every, total):
+            metrics = judge.evaluate(weights(state), held_out).metrics
+            writer.write(step, {f"eval_{name}": metrics[name] for name in ("top1", "top5", "loss")})
+
+    state = train(
+        config,
+        workdir,
+        mesh,
+        state,
+        total,
+        update=make_classifier_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh),
+        batches=labelled_batches(config, source, start),
+        watch=watch,
+        watch_every=(config.log.eval_every,),
+    )
+    draw_accuracy_curve(workdir / "accuracy.png", read_metrics(workdir))
+    if held_out is not None:
+        found = judge.evaluate(weights(state), held_out, predictions=True)
+        report(config, workdir, config.data.eval_split, found, held_out, step=total)
+    return state
+
+
+def weights(state: State) -> dict:
+    """What is judged: the moving average of the weights where there is one."""
+    return state.params if state.ema is None else state.ema

@@ -1,0 +1,303 @@
+"""Fine-tuning, linear probes and evaluation: rates by layer, one function on any mesh, whole runs, clear errors."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small import small_config
+
+import greenjax
+from greenjax.checkpoint import Checkpointer
+from greenjax.data import labelled_batches, open_labelled
+from greenjax.training import evaluate_classifier, evaluate_knn, finetune, pretrain
+from greenjax.training.optim import layer_multipliers, learning_rate, make_optimizer, run_length
+from greenjax.training.sharding import batch_sharding, make_mesh
+from greenjax.training.state import init_state, model_graph
+from greenjax.training.step import make_classifier_step
+
+BASE = dict(
+    task="finetune",
+    model__depths=(1, 1),
+    model__num_classes=10,
+    steps=4,
+    optim__base_lr=1e-2,
+    data__eval_split="test[:40]",
+    mesh__data=1,
+    log__eval_every=2,
+    log__checkpoint_every=2,
+)
+KNN = dict(task="knn", model__num_classes=None)
+LINEAR = BASE | dict(task="linear", optim__name="lars", optim__weight_decay=0.0, optim__label_smoothing=0.0)
+
+
+# The rates
+
+
+def abstract_params(config):
+    return jax.eval_shape(lambda: init_state(config, optax.identity(), make_mesh(config)).params)
+
+
+def multipliers_of(name, depths):
+    config = greenjax.load_config(f"configs/{name}.py", {"optim.layer_decay": 0.5, "model.depths": depths})
+    params = jax.eval_shape(lambda: greenjax_params(config))
+    tree = layer_multipliers(config, params)
+    flat, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): value for path, value in flat}
+
+
+def greenjax_params(config):
+    from flax import nnx
+
+    return nnx.to_pure_dict(nnx.state(greenjax.build(config), nnx.Param))
+
+
+def test_every_parameter_of_swin_b_has_the_multiplier_of_its_layer():
+    """The rule by hand: layer of a block is its number over all stages, counted from 1; 25 layers to the head."""
+    depths = (2, 2, 18, 2)
+    found = multipliers_of("finetune_swin_b", depths)
+    assert len(found) == 2 + 2 + sum(depths) * 13 + 3 * 3 + 2 + 2
+    for name, value in found.items():
+        parts = name.split("/")
+        if parts[:2] == ["encoder", "patch_embed"]:
+            layer = 0
+        elif parts[0] == "head" or parts[:2] == ["encoder", "norm"]:
+            layer = 25
+        elif parts[3] == "blocks":
+            layer = 1 + sum(depths[: int(parts[2])]) + int(parts[4])
+        else:
+            assert parts[3] == "downsample"
+            layer = sum(depths[: int(parts[2]) + 1])
+        assert value == 0.5 ** (25 - layer), name
+
+
+def test_twins_has_its_embeddings_and_encodings_beside_their_blocks():
+    found = multipliers_of("finetune_twins_l", (2, 2, 18, 2))
+    assert found["encoder/patch_embed/proj/kernel"] == 0.5**25
+    assert found["encoder/stages/0/peg/kernel"] == found["encoder/stages/0/blocks/0/norm1/scale"] == 0.5**24
+    assert found["encoder/stages/1/patch_embed/kernel"] == found["encoder/stages/0/blocks/1/norm1/scale"] == 0.5**23
+    assert found["head/kernel"] == found["encoder/norm/scale"] == 1
+
+
+def test_the_optimizer_applies_the_multipliers():
+    """Adam's first update is the sign of the gradient, whatever its size; nothing decays here."""
+    config = small_config(**BASE, optim__layer_decay=0.5, optim__weight_decay=0.0, optim__clip=0.0)
+    params = init_state(config, optax.identity(), make_mesh(config)).params
+    tx = make_optimizer(config)
+    grads = jax.tree.map(lambda p: jnp.full(p.shape, -3.0), params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    jax.tree.map(
+        lambda update, multiplier: np.testing.assert_allclose(update, -multiplier, rtol=1e-6),
+        updates,
+        layer_multipliers(config, params),
+    )
+
+
+def test_lars_follows_its_formula_and_leaves_the_encoder_alone():
+    config = small_config(**LINEAR | dict(optim__weight_decay=0.1), optim__clip=0.0)
+    params = init_state(config, optax.identity(), make_mesh(config)).params
+    tx = make_optimizer(config)
+    grads = jax.tree.map(lambda p: jnp.full(p.shape, 0.3), params)
+    updates, state = tx.update(grads, tx.init(params), params)
+    kernel = np.asarray(params["head"]["kernel"], np.float64)
+    decayed = 0.3 + 0.1 * kernel
+    step = decayed * 0.001 * np.linalg.norm(kernel) / np.linalg.norm(decayed)
+    np.testing.assert_allclose(updates["head"]["kernel"], step, rtol=1e-5)
+    np.testing.assert_allclose(updates["head"]["bias"], 0.3, rtol=1e-6)
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(updates["encoder"]))
+    updates, _ = tx.update(grads, state, params)  # momentum
+    np.testing.assert_allclose(updates["head"]["kernel"], 1.9 * step, rtol=1e-5)
+
+
+# The step
+
+
+def train(config, steps):
+    mesh, tx = make_mesh(config), make_optimizer(config)
+    update = make_classifier_step(
+        model_graph(config), tx, learning_rate(config, *run_length(config, images=1500)), config, mesh
+    )
+    state, losses = init_state(config, tx, mesh), []
+    batches = labelled_batches(config, open_labelled(config.data, config.data.split))
+    for _ in range(steps):
+        state, metrics = update(state, jax.device_put(next(batches), batch_sharding(mesh)))
+        losses.append(float(metrics["loss"]))
+    return np.array(losses), state, update._cache_size()
+
+
+@pytest.mark.parametrize("base", [BASE, LINEAR], ids=["finetune", "linear"])
+def test_any_mesh_trains_alike(base):
+    options = base | dict(data__mixup=0.8, data__cutmix=1.0)
+    expected, reference, _ = train(small_config(**options), 3)
+    losses, state, compiled = train(small_config(**options | dict(mesh__data=4, mesh__fsdp=2)), 3)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert compiled == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.params, reference.params)
+
+
+def test_accumulation_trains_alike():
+    options = BASE | dict(data__mixup=0.8, data__cutmix=1.0)
+    expected, _, _ = train(small_config(**options), 3)
+    losses, _, _ = train(small_config(**options | dict(optim__accumulation=4, mesh__data=2)), 3)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_a_probe_leaves_the_encoder_and_moves_the_statistics():
+    config = small_config(**LINEAR)
+    before = init_state(config, make_optimizer(config), make_mesh(config)).params
+    _, state, _ = train(config, 2)
+    jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], before["encoder"])
+    assert not np.allclose(state.params["head"]["kernel"], before["head"]["kernel"])
+    assert not np.allclose(state.params["batch_norm"]["mean"], 0)
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("pretrained")
+    monitored = dict(monitor="knn", data__eval_split="test[:20]", knn__k=(3,), log__monitor_every=1)
+    config = small_config(model__depths=(1, 1), steps=2, mesh__data=2, log__monitor_images=50, **monitored)
+    pretrain(config, workdir)
+    return workdir
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_pretraining_is_monitored(pretrained, tmp_path):
+    found = {line["step"]: line["knn_top1"] for line in lines_of(pretrained) if "knn_top1" in line}
+    assert list(found) == [0, 1, 2]
+    alone = small_config(**BASE | KNN | dict(init=str(pretrained), data__split="train[:50]", knn__k=(3,)))
+    alone = greenjax.resolve({**greenjax.flatten(alone), "data.eval_split": "test[:20]"})
+    assert evaluate_knn(alone, tmp_path)[3]["top1"] == found[2]
+    assert (pretrained / "loss.png").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def finetuned(pretrained, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finetuned")
+    config = small_config(**BASE, init=str(pretrained), ema=0.5)
+    return workdir, finetune(config, workdir), config
+
+
+def test_a_run_leaves_results_pictures_and_accuracies(finetuned):
+    workdir, state, _ = finetuned
+    assert int(state.step) == 4
+    assert [line["step"] for line in lines_of(workdir) if "eval_top1" in line] == [0, 2, 4]
+    results = json.loads((workdir / "results.json").read_text())["test[:40]"]
+    assert results["images"] == 40
+    assert results["step"] == 4
+    assert results["task"] == "finetune"
+    assert results["top1"] == lines_of(workdir)[-1]["eval_top1"]
+    for name in ("accuracy.png", "confusion_test__40.png", "mistakes_test__40.png"):
+        assert (workdir / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_starts_from_the_pretrained_encoder(pretrained, finetuned):
+    weights, _ = Checkpointer(pretrained).weights()
+    start, _ = greenjax.interop.initial_model(finetuned[2])
+    np.testing.assert_array_equal(start.encoder.norm.scale[...], weights["encoder/norm/scale"])
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(finetuned, tmp_path):
+    _, whole, config = finetuned
+    checkpoints = Checkpointer(finetuned[0])
+    assert checkpoints.steps() == [2, 4]
+    import shutil
+
+    shutil.copytree(finetuned[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    resumed = finetune(config, tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+def test_evaluation_of_several_sets_and_predictions(finetuned, tmp_path):
+    workdir, _, _ = finetuned
+    sets = dict(data__eval_split="test[:40]", data__eval_sets="test[40:], train[:30]")
+    config = small_config(**BASE | dict(task="eval", init=str(workdir), log__predictions=True) | sets)
+    found = evaluate_classifier(config, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == ["test[:40]", "test[40:]", "train[:30]"]
+    assert results["test[:40]"]["top1"] == json.loads((workdir / "results.json").read_text())["test[:40]"]["top1"]
+    model, images = greenjax.load(workdir), open_labelled(config.data, "train[:30]")
+    from greenjax.data import CentreView
+
+    view = CentreView.from_config(config)
+    pixels = np.stack([view(images[i][0], i) for i in range(30)])
+    predicted = np.asarray(model(pixels)).argmax(axis=1)
+    np.testing.assert_array_equal(found["train[:30]"].predictions.predicted, predicted)
+    rows = (tmp_path / "predictions_train__30.csv").read_text().splitlines()
+    assert [int(row.split(",")[2]) for row in rows[1:]] == predicted.tolist()
+
+
+@pytest.mark.parametrize("mesh", [1, 8])
+def test_every_image_is_evaluated_once_on_any_number_of_devices(finetuned, tmp_path, mesh):
+    """103 images in batches of 8."""
+    workdir, _, _ = finetuned
+    split = dict(data__eval_split="test[:103]", data__batch_size=8, mesh__data=mesh)
+    config = small_config(**BASE | dict(task="eval", init=str(workdir)) | split)
+    found = evaluate_classifier(config, tmp_path)["test[:103]"]
+    model, source = greenjax.load(workdir), open_labelled(config.data, "test[:103]")
+    from greenjax.data import CentreView
+
+    view = CentreView.from_config(config)
+    logits = np.concatenate([model(view(source[i][0], i)[None]) for i in range(103)])
+    labels = source.labels
+    assert found.metrics["images"] == 103
+    assert found.metrics["top1"] == (logits.argmax(axis=1) == labels).mean()
+    shares = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(found.metrics["loss"], -shares[np.arange(103), labels].mean(), rtol=1e-5)
+
+
+def test_neighbours_and_a_linear_probe_of_a_frozen_encoder(pretrained, tmp_path, capsys):
+    init = dict(init=str(pretrained))
+    knn = small_config(**BASE | KNN | dict(knn__k=(3, 5)) | init)
+    found = evaluate_knn(knn, tmp_path)
+    assert set(found) == {3, 5}
+    assert found[3]["top1"] > 0.2  # 0.1 is chance
+    assert "k-NN, k 5: top-1" in capsys.readouterr().out
+    state = finetune(small_config(**LINEAR | init), tmp_path / "linear")
+    weights, _ = Checkpointer(pretrained).weights()
+    np.testing.assert_array_equal(state.params["encoder"]["norm"]["scale"], weights["encoder/norm/scale"])
+    trained = evaluate_classifier(small_config(**BASE | dict(task="eval", init=str(tmp_path / "linear"))), tmp_path)
+    results = json.loads((tmp_path / "linear" / "results.json").read_text())["test[:40]"]
+    assert trained["test[:40]"].metrics["top1"] == results["top1"]
+    np.testing.assert_allclose(trained["test[:40]"].metrics["loss"], results["loss"], rtol=1e-5)
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (dict(model__num_classes=5), r"model.num_classes is 5: expected at least the 10 classes of the data"),
+        (dict(data__eval_split="test[:0]"), r"split 'test\[:0\]' is empty"),
+        (dict(data__eval_split="validation"), r"digits have no split 'validation'"),
+        (dict(init="nowhere"), r"workdir 'nowhere': expected the folder of a run"),
+        (dict(data__batch_size=6, mesh__data=4), r"data.batch_size is 6: expected a multiple"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_is_refused_before_anything_starts(overrides, expected, tmp_path):
+    with pytest.raises(ValueError, match=expected):
+        finetune(small_config(**BASE | overrides), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_heads_and_encoders_of_another_size_are_refused(finetuned, pretrained, tmp_path):
+    workdir, _, _ = finetuned
+    with pytest.raises(ValueError, match=r"head/kernel is \[16, 10\] in the weights, \[16, 12\] in the model"):
+        finetune(small_config(**BASE | dict(model__num_classes=12, init=str(workdir))), tmp_path)
+    finetune(small_config(**BASE | dict(model__num_classes=12, init=str(workdir), new_head=True, steps=1)), tmp_path)
+    with pytest.raises(ValueError, match=r"encoder/norm/bias is \[16\] in the weights, \[32\] in the model"):
+        finetune(small_config(**BASE | dict(model__embed_dim=16, init=str(pretrained))), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"which has no head: expected a classifier"):
+        evaluate_classifier(small_config(**BASE | dict(task="eval", init=str(pretrained))), tmp_path)
+    with pytest.raises(ValueError, match=r"knn.k is \(30,\): expected at most the 20 images of 'train\[:20\]'"):
+        evaluate_knn(small_config(**BASE | dict(task="knn", data__split="train[:20]", knn__k=(30,))), tmp_path)
