@@ -270,6 +270,27 @@ def test_neighbours_and_a_linear_probe_of_a_frozen_encoder(pretrained, tmp_path,
     np.testing.assert_allclose(trained["test[:40]"].metrics["loss"], results["loss"], rtol=1e-5)
 
 
+def test_transformers_predicts_the_same_digits(finetuned, tmp_path):
+    """All 297 of the test split, by the exported classifier."""
+    import torch
+    import transformers
+
+    from greenjax.data import CentreView
+
+    model = greenjax.load(finetuned[0])
+    greenjax.save_torch(model, tmp_path, "hf")
+    reference = transformers.SwinForImageClassification.from_pretrained(tmp_path).eval()
+    source, view = open_labelled(model.config.data, "test"), CentreView.from_config(model.config)
+    images = np.stack([view(source[i][0], i) for i in range(len(source))])
+    pixels = (images / 255 - model.mean) / model.std
+    with torch.no_grad():
+        logits = reference(torch.tensor(pixels, dtype=torch.float32).permute(0, 3, 1, 2)).logits.numpy()
+    np.testing.assert_allclose(model(images), logits, atol=1e-4)
+    right = np.asarray(model(images)).argmax(axis=1) == source.labels
+    assert len(source) == 297
+    assert right.sum() == (logits.argmax(axis=1) == source.labels).sum()
+
+
 # What is wrong
 
 

@@ -109,7 +109,7 @@ def _torch(path: Path) -> Any:
 
 
 def _what(error: pickle.UnpicklingError) -> str:
-    """The class that a pickle wants to call, which PyTorch names in the midst of advice."""
+    """What a pickle wants to call, which PyTorch names in the midst of advice."""
     found = re.search(r"GLOBAL (\S+)", str(error))
     return found[1] if found else "not understood"
 

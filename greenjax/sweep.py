@@ -1,0 +1,145 @@
+"""The paper's figure 5 on a small data set: mask ratio, decoder depth, length of pre-training, and what they are worth.
+
+    python -m greenjax.sweep --config configs/digits.py --workdir runs/sweep
+        [--ratios 0.5,0.75] [--depths 1,2] [--lengths 0.5,1] [--finetune configs/finetune_digits.py]
+
+Every point is a pre-training of its own, in a folder of its own. Its frozen features are judged on `data.eval_split`
+by a linear probe and by k-NN; with --finetune also as the start of a classifier, as in the paper. Points that
+results.json has are not computed again, so an interrupted sweep goes on. Leaves results.json and figure5.png.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, logging
+from absl import flags as absl_flags
+from flax import nnx
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from greenjax import flags, interop
+from greenjax.config import flatten, load_config, resolve
+from greenjax.data import open_labelled
+from greenjax.errors import InputError
+from greenjax.evaluation import accuracy, features_of, knn, linear, pooled_features, read_results, write_results
+from greenjax.training import DivergedError, finetune, pretrain
+
+CONFIG = flags.define_config()
+WORKDIR = absl_flags.DEFINE_string("workdir", "runs/sweep", "Where the runs and their results go.")
+RATIOS = absl_flags.DEFINE_list("ratios", ["0.5", "0.625", "0.75", "0.875"], "Values of mask.ratio.")
+DEPTHS = absl_flags.DEFINE_list("depths", ["1", "2", "4"], "Values of decoder.depth.")
+LENGTHS = absl_flags.DEFINE_list("lengths", ["0.25", "0.5", "1", "2"], "Lengths, as multiples of the config's.")
+FINETUNE = absl_flags.DEFINE_string("finetune", None, "A config file to fine-tune every point with.")
+
+METRICS = {"finetune": "fine-tuned", "linear": "linear probe", "knn": "k-NN"}  # as they are drawn
+
+
+def main(_: Sequence[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    try:
+        config = resolve(CONFIG.value)
+        axes = sweep_axes(config, _numbers("ratios", RATIOS.value), _numbers("depths", DEPTHS.value), LENGTHS.value)
+        sweep(config, axes, Path(WORKDIR.value), FINETUNE.value)
+    except (InputError, DivergedError) as error:
+        sys.exit(f"greenjax.sweep: {error}")
+
+
+def _numbers(name: str, values: Sequence[str]) -> list[float]:
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        raise InputError(f"{name} is {','.join(values)!r}: expected numbers with commas between") from None
+
+
+Axes = dict[str, dict[float, dict[str, Any]]]  # by name: what each value changes in the config
+
+
+def sweep_axes(config: ConfigDict, ratios: Sequence[float], depths: Sequence[float], lengths: Sequence[Any]) -> Axes:
+    """The three axes, each around the configuration as it is. Lengths scale the warm-up too."""
+    unit = "epochs" if config.epochs else "steps"
+    warmup = f"optim.warmup_{unit}"
+
+    def length(factor: float) -> dict[str, Any]:
+        return {key: round(factor * flatten(config)[key]) for key in (unit, warmup)}
+
+    return {
+        "mask ratio": {ratio: {"mask.ratio": ratio} for ratio in ratios},
+        "decoder depth": {depth: {"decoder.depth": int(depth)} for depth in depths},
+        unit: {length(factor)[unit]: length(factor) for factor in _numbers("lengths", lengths)},
+    }
+
+
+def sweep(config: ConfigDict, axes: Axes, workdir: Path, finetune_file: str | None = None) -> None:
+    """Pre-trains and judges every point, and draws what is there after each."""
+    if not config.data.eval_split:
+        raise InputError("data.eval_split is '': expected the split that features are judged on")
+    # Every configuration is checked before the first run starts.
+    points = [
+        (axis, value, resolve(flatten(config) | changes), _classifier(config, finetune_file))
+        for axis, values in axes.items()
+        for value, changes in values.items()
+    ]
+    for axis, value, run, classifier in points:
+        settings = f"ratio {run.mask.ratio:g}, depth {run.decoder.depth}, {run.epochs or run.steps} {_unit(run)}"
+        folder = workdir / settings.replace(", ", "_").replace(" ", "_")
+        if settings not in read_results(workdir):
+            pretrain(run, folder)
+            write_results(workdir, settings, judged(folder, classifier))
+        found = read_results(workdir)[settings]
+        write_results(workdir, settings, found | {axis: value})
+        numbers = ", ".join(f"{label} {found[key]:.4f}" for key, label in METRICS.items() if key in found)
+        print(f"{axis} {value:g}: {numbers}")
+        draw(workdir / "figure5.png", list(axes), read_results(workdir))
+
+
+def _unit(config: ConfigDict) -> str:
+    return "epochs" if config.epochs else "steps"
+
+
+def _classifier(config: ConfigDict, path: str | None) -> ConfigDict | None:
+    return None if path is None else load_config(path, {"seed": config.seed})
+
+
+def judged(folder: Path, classifier: ConfigDict | None) -> dict[str, float]:
+    """Top-1 of a run's features on its held-out split: {"linear", "knn", "finetune"}."""
+    model = interop.load(folder)
+    config = model.config
+    params, pooled = nnx.to_pure_dict(nnx.state(model, nnx.Param)), pooled_features(nnx.graphdef(model))
+    sources = [open_labelled(config.data, split) for split in (config.data.split, config.data.eval_split)]
+    train, held_out = (features_of(config, pooled, params, source, jax.device_put) for source in sources)
+    classes = len(sources[0].classes)
+    top1 = {
+        "linear": accuracy(linear(train, held_out, classes), held_out[1])["top1"],
+        "knn": accuracy(next(iter(knn(config, train, held_out, classes).values())), held_out[1])["top1"],
+    }
+    if classifier is not None:
+        run = resolve(flatten(classifier) | {"init": str(folder)})
+        finetune(run, folder / "finetune")
+        top1["finetune"] = read_results(folder / "finetune")[run.data.eval_split]["top1"]
+    return top1
+
+
+def draw(path: Path, axes: Sequence[str], results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes a PNG with a panel an axis, and a curve a way of judging."""
+    figure = Figure(figsize=(4.2 * len(axes), 3.6), dpi=100, layout="constrained")
+    shared = None
+    for index, axis in enumerate(axes):
+        panel = figure.add_subplot(1, len(axes), index + 1, sharey=shared, xlabel=axis)
+        shared = shared or panel
+        for key, label in METRICS.items():
+            points = sorted((found[axis], found[key]) for found in results.values() if axis in found and key in found)
+            if points:
+                panel.plot(*zip(*points), "o-", label=label, markersize=4)
+        if index == 0:
+            panel.set_ylabel("held-out top-1")
+            panel.legend()
+        panel.grid(alpha=0.3)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=flags.parse)

@@ -1,0 +1,48 @@
+"""The sweep of the paper's figure 5: every point once, and one picture of what they are worth."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import small_config
+
+from greenjax import sweep as module
+from greenjax.evaluation import read_results
+from greenjax.sweep import sweep, sweep_axes
+
+RUN = dict(model__depths=(1, 1), steps=2, optim__warmup_steps=1, data__split="train[:60]", data__eval_split="test[:20]")
+
+
+def test_every_point_is_computed_once_and_drawn(tmp_path, monkeypatch):
+    config = small_config(**RUN, mesh__data=1)
+    axes = sweep_axes(config, ratios=[0.5, 0.75], depths=[1], lengths=["1", "2"])
+    assert axes["steps"] == {2: {"steps": 2, "optim.warmup_steps": 1}, 4: {"steps": 4, "optim.warmup_steps": 2}}
+    sweep(config, axes, tmp_path)
+    results = read_results(tmp_path)
+    assert set(results) == {
+        "ratio 0.5, depth 1, 2 steps",
+        "ratio 0.75, depth 1, 2 steps",
+        "ratio 0.75, depth 1, 4 steps",
+    }
+    middle = results["ratio 0.75, depth 1, 2 steps"]
+    assert (middle["mask ratio"], middle["decoder depth"], middle["steps"]) == (0.75, 1, 2)
+    assert all(0 <= found["linear"] <= 1 and 0 <= found["knn"] <= 1 for found in results.values())
+    with Image.open(tmp_path / "figure5.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+
+    def again(*_):
+        raise AssertionError("a point was computed twice")
+
+    monkeypatch.setattr(module, "pretrain", again)
+    sweep(config, axes, tmp_path)
+    assert read_results(tmp_path) == results
+
+
+def test_what_cannot_be_swept_is_refused(tmp_path):
+    config = small_config(**RUN)
+    with pytest.raises(ValueError, match=r"mask.ratio is 1.0: expected above 0 and below 1"):
+        sweep(config, sweep_axes(config, [0.5, 1.0], [1], ["1"]), tmp_path)
+    with pytest.raises(ValueError, match=r"lengths is 'long': expected numbers with commas between"):
+        sweep_axes(config, [0.5], [1], ["long"])
+    with pytest.raises(ValueError, match=r"data.eval_split is ''"):
+        sweep(small_config(**RUN | dict(data__eval_split="")), {}, tmp_path)
+    assert not list(tmp_path.iterdir())
