@@ -111,10 +111,6 @@ def check_data(values: Values) -> None:
             refuse(values, key, f"{values['model.in_channels']} numbers, one a channel (model.in_channels)")
     if values["data.source"] == "folder" and not values["data.path"]:
         refuse(values, "data.path", "a directory of images for data.source 'folder'")
-    if values["task"] in ("knn", "eval") and not (values["data.eval_split"] or values["data.eval_sets"]):
-        refuse(values, "data.eval_split", f"the name of a split, for task {values['task']!r}")
-    if values["task"] == "eval" and values["init"] == "none":
-        refuse(values, "init", "a classifier's workdir or file, for task 'eval'")
     if values["data.source"] == "tfds" and not (values["data.name"] or values["data.path"]):
         refuse(values, "data.name", "a name such as 'imagenet2012', or data.path, for data.source 'tfds'")
 

@@ -42,24 +42,24 @@ def main(_: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         config = resolve(CONFIG.value)
-        axes = sweep_axes(config, _numbers("ratios", RATIOS.value), _numbers("depths", DEPTHS.value), LENGTHS.value)
+        axes = sweep_axes(config, RATIOS.value, DEPTHS.value, LENGTHS.value)
         sweep(config, axes, Path(WORKDIR.value), FINETUNE.value)
     except (InputError, DivergedError) as error:
         sys.exit(f"greenjax.sweep: {error}")
 
 
-def _numbers(name: str, values: Sequence[str]) -> list[float]:
+def _numbers(name: str, values: Sequence[Any]) -> list[float]:
     try:
         return [float(value) for value in values]
     except ValueError:
-        raise InputError(f"{name} is {','.join(values)!r}: expected numbers with commas between") from None
+        raise InputError(f"{name} is {','.join(map(str, values))!r}: expected numbers with commas between") from None
 
 
 Axes = dict[str, dict[float, dict[str, Any]]]  # by name: what each value changes in the config
 
 
-def sweep_axes(config: ConfigDict, ratios: Sequence[float], depths: Sequence[float], lengths: Sequence[Any]) -> Axes:
-    """The three axes, each around the configuration as it is. Lengths scale the warm-up too."""
+def sweep_axes(config: ConfigDict, ratios: Sequence[Any], depths: Sequence[Any], lengths: Sequence[Any]) -> Axes:
+    """The three axes, each around the configuration as it is, of numbers or texts. Lengths scale the warm-up too."""
     unit = "epochs" if config.epochs else "steps"
     warmup = f"optim.warmup_{unit}"
 
@@ -67,8 +67,8 @@ def sweep_axes(config: ConfigDict, ratios: Sequence[float], depths: Sequence[flo
         return {key: round(factor * flatten(config)[key]) for key in (unit, warmup)}
 
     return {
-        "mask ratio": {ratio: {"mask.ratio": ratio} for ratio in ratios},
-        "decoder depth": {depth: {"decoder.depth": int(depth)} for depth in depths},
+        "mask ratio": {ratio: {"mask.ratio": ratio} for ratio in _numbers("ratios", ratios)},
+        "decoder depth": {depth: {"decoder.depth": int(depth)} for depth in _numbers("depths", depths)},
         unit: {length(factor)[unit]: length(factor) for factor in _numbers("lengths", lengths)},
     }
 

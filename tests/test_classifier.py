@@ -56,7 +56,7 @@ def test_images_of_another_shape_are_refused():
 
 
 def test_without_classes_it_pools_features_only():
-    model = greenjax.build(small_config(task="knn", data__eval_split="test"), seed=0)
+    model = greenjax.build(small_config(task="knn"), seed=0)
     assert model.head is None
     assert model.pooled(images_for(model)).shape == (3, model.latent_dim)
 

@@ -320,5 +320,15 @@ def test_heads_and_encoders_of_another_size_are_refused(finetuned, pretrained, t
         finetune(small_config(**BASE | dict(model__embed_dim=16, init=str(pretrained))), tmp_path / "other")
     with pytest.raises(ValueError, match=r"which has no head: expected a classifier"):
         evaluate_classifier(small_config(**BASE | dict(task="eval", init=str(pretrained))), tmp_path)
+    for task, wrong in (
+        ("eval", dict(init="none")),
+        ("eval", dict(data__eval_split="")),
+        ("knn", dict(data__eval_split="")),
+    ):
+        config = small_config(**BASE | dict(task=task, init=str(workdir)) | wrong)
+        with pytest.raises(
+            ValueError, match=rf"{next(iter(wrong)).replace('__', '.')} is .*: expected .* for task '{task}'"
+        ):
+            (evaluate_knn if task == "knn" else evaluate_classifier)(config, tmp_path)
     with pytest.raises(ValueError, match=r"knn.k is \(30,\): expected at most the 20 images of 'train\[:20\]'"):
         evaluate_knn(small_config(**BASE | dict(task="knn", data__split="train[:20]", knn__k=(30,))), tmp_path)

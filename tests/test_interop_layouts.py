@@ -8,7 +8,7 @@ from flax import nnx
 from small import small_config
 
 import greenjax
-from greenjax.interop.layouts import LAYOUTS
+from greenjax.interop import LAYOUTS
 from greenjax.interop.weights import flat_weights, to_tensors
 
 SIZE, CLASSES = 64, 5

@@ -80,9 +80,9 @@ def test_simmim_loss_equals_transformers():
     # Pixel shuffle takes channels as (channel, row, column); ours are (row, column, channel).
     unit = model.grid.unit
     kernel = reference.decoder[0].weight.detach().numpy()[:, :, 0, 0].reshape(3, unit, unit, -1)
-    model.head.kernel[...] = jnp.asarray(kernel.transpose(3, 1, 2, 0).reshape(-1, unit * unit * 3))
+    model.pixel_head.kernel[...] = jnp.asarray(kernel.transpose(3, 1, 2, 0).reshape(-1, unit * unit * 3))
     bias = reference.decoder[0].bias.detach().numpy().reshape(3, unit, unit)
-    model.head.bias[...] = jnp.asarray(bias.transpose(1, 2, 0).ravel())
+    model.pixel_head.bias[...] = jnp.asarray(bias.transpose(1, 2, 0).ravel())
 
     rng = np.random.default_rng(5)
     images = rng.normal(size=(2, 64, 64, 3)).astype(np.float32)

@@ -1,10 +1,9 @@
 """Interop: weights to PyTorch libraries and back. One table a layout says which array becomes which tensor.
 
-Read in this order: layouts (the tables), transforms, buffers, resize, weights (misfits are found here), files,
+Read in this order: tables (one a layout), transforms, buffers, resize, weights (misfits are found here), files,
 loading (what the commands and the Python interface call).
 """
 
-from greenjax.interop.layouts import LAYOUTS
 from greenjax.interop.loading import (
     initial_model,
     load,
@@ -14,6 +13,7 @@ from greenjax.interop.loading import (
     save_torch,
     with_image_size,
 )
+from greenjax.interop.tables import LAYOUTS
 
 __all__ = [
     "LAYOUTS",

@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 from greenjax.checkpoint import flatten_tree
 from greenjax.errors import InputError
 from greenjax.interop.buffers import check_buffers, is_buffer
-from greenjax.interop.layouts import LAYOUTS, Entry, Layout, entries, find_layout, fixed_tensors
+from greenjax.interop.layouts import Entry, entries, find_layout, fixed_tensors
 from greenjax.interop.resize import resize_table, window_of
+from greenjax.interop.tables import LAYOUTS, Layout
 from greenjax.models import Backbone
 from greenjax.models.classifier import BatchNorm
 from greenjax.models.decoder import sine_cosine_positions

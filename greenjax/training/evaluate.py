@@ -66,6 +66,8 @@ def eval_sets(config: ConfigDict) -> list[EvalSet]:
         other = {key: where, "data.split": split, "data.per_class": 0} if at else {}
         sets.append(EvalSet(text, resolve(flatten(config) | other).data, split))
     names = [each.name for each in sets]
+    if not sets:
+        raise InputError("data.eval_split is '': expected the name of a split, for task 'eval'")
     if len(set(names)) < len(names):
         raise InputError(f"data.eval_sets is {config.data.eval_sets!r}: expected every set once")
     return sets
@@ -73,6 +75,8 @@ def eval_sets(config: ConfigDict) -> list[EvalSet]:
 
 def evaluate_classifier(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     """Task "eval": the classifier of `config.init` on every set; results.json, pictures, on demand predictions."""
+    if config.init == "none":
+        raise InputError("init is 'none': expected a classifier's workdir or file, for task 'eval'")
     mesh = make_mesh(config)
     sets = [(each, open_labelled(each.data, each.split)) for each in eval_sets(config)]
     for _, source in sets:
@@ -88,6 +92,8 @@ def evaluate_classifier(config: ConfigDict, workdir: Path) -> dict[str, Evaluati
 
 def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int | float]]:
     """Task "knn": the images of `data.eval_split` by their neighbours among those of `data.split`, for every k."""
+    if not config.data.eval_split:
+        raise InputError("data.eval_split is '': expected the name of a split, for task 'knn'")
     mesh = make_mesh(config)
     splits = (config.data.split, config.data.eval_split)
     train, held_out = (open_labelled(config.data, split) for split in splits)
