@@ -8,6 +8,7 @@ L is swin, twins, timm, hf, mmdet, torchvision, greenmim or simmim; docs/interop
 
 import argparse
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -122,9 +123,8 @@ def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
     for line in report.lines():
         print(f"  {line}")
     changed = {key: value for key, value in flatten(model.config).items() if value != flatten(config)[key]}
-    extra = "".join(f" --config.{key}={value}" for key, value in changed.items())
-    task = "goes on from these weights" if config.task == "pretrain" else "trains it"
-    print(f"  python -m greenjax.main --workdir {workdir} with the same --config{extra} {task}")
+    again = [*rest, *(f"--config.{key}={value}" for key, value in changed.items()), "--workdir", str(workdir)]
+    print(f"  training goes on from there: python -m greenjax.main {shlex.join(again)}")
 
 
 if __name__ == "__main__":

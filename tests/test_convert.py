@@ -99,7 +99,7 @@ def test_training_goes_on_from_a_files_weights(run, tmp_path, capsys):
     config = config_file(tmp_path, **RUN)
     into = ("from-torch", "--config", config, "--layout", "greenmim", "--input", weights, "--workdir", fresh)
     command(*into)
-    assert "goes on from these weights" in capsys.readouterr().out
+    assert f"python -m greenjax.main --config {config} --workdir {fresh}" in capsys.readouterr().out
     start, step = Checkpointer(fresh).weights()
     assert step == 0
     np.testing.assert_array_equal(start["encoder/norm/scale"], state.ema["encoder"]["norm"]["scale"])

@@ -266,7 +266,7 @@ def test_a_failed_write_leaves_the_old_file(model, saved, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    monkeypatch.setattr("safetensors.numpy.save", full)
     with pytest.raises(ValueError, match=r"cannot be written: .*No space left"):
         greenjax.save_torch(model, saved, "swin")
     assert saved.read_bytes() == before

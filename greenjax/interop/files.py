@@ -156,7 +156,8 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
             torch = _torch(path)
             torch.save({name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, draft)
         else:
-            safetensors.numpy.save_file(tensors, draft, {"format": "pt", **metadata})
+            # Not save_file: it makes files that nobody else may read.
+            draft.write_bytes(safetensors.numpy.save(tensors, {"format": "pt", **metadata}))
         os.replace(draft, path)
     except (OSError, safetensors.SafetensorError) as error:
         draft.unlink(missing_ok=True)
