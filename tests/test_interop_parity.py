@@ -117,7 +117,10 @@ def test_a_grid_smaller_than_the_window_is_refused_where_the_library_cannot_have
     assert not list(tmp_path.iterdir())
 
 
-def test_what_transformers_cannot_say_is_refused(tmp_path):
+def test_what_a_library_cannot_say_is_refused(tmp_path):
+    grey = random_model("swin", "green", model__in_channels=1, data__mean=(0.5,), data__std=(0.2,))
+    with pytest.raises(ValueError, match=r"layout 'torchvision': model.in_channels is 1: expected 3"):
+        greenjax.save_torch(grey, tmp_path / "weights.pth", "torchvision")
     model = random_model("swin", "green", model__mlp_ratio=(4, 2))
     with pytest.raises(ValueError, match=r"model.mlp_ratio is \(4.0, 2.0\): expected one ratio for all stages"):
         greenjax.save_torch(model, tmp_path / "folder", "hf")

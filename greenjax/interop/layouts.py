@@ -101,6 +101,8 @@ def check_geometry(name: str, layout: Layout, config: ConfigDict) -> list[str]:
     notes = []
     if abs(config.model.norm_epsilon - layout.epsilon) > 1e-12:
         notes.append(f"norms there have epsilon {layout.epsilon:g}, here {config.model.norm_epsilon:g}")
+    if name == "torchvision" and config.model.in_channels != 3:
+        raise InputError(f"layout 'torchvision': model.in_channels is {config.model.in_channels}: expected 3")
     window, grid = config.model.window, token_grid(config)
     if window is None:
         return notes
