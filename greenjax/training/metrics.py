@@ -25,7 +25,8 @@ from greenjax.config import KEYS, flatten
 from greenjax.errors import InputError
 
 # These may change between the parts of a run: weights, masks, sample order and schedule do not hang on them.
-HARMLESS = ("log.", "mesh.", "data.workers", "data.path", "data.eval", "model.remat", "optim.max_skipped")
+HARMLESS = ("log.", "mesh.", "knn.", "monitor", "data.workers", "data.path", "data.eval")
+HARMLESS += ("model.remat", "optim.max_skipped")
 
 LIBRARIES = (
     "jax",
