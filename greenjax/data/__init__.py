@@ -5,7 +5,7 @@ randaugment (what more, in fine-tuning), loader (in which order).
 """
 
 from greenjax.data.augment import CentreView
-from greenjax.data.labels import LabelledSource, check_classes, first_images, open_labelled
+from greenjax.data.labels import LabelledSource, check_classes, draw_of_each_class, first_images, open_labelled
 from greenjax.data.loader import (
     Batch,
     LabelledBatch,
@@ -24,6 +24,7 @@ __all__ = [
     "LabelledSource",
     "Source",
     "check_classes",
+    "draw_of_each_class",
     "eval_batches",
     "first_images",
     "labelled_batches",

@@ -112,6 +112,12 @@ def first_of_each_class(source: LabelledSource, count: int, split: str) -> Int32
     raise InputError(f"data.per_class is {count}: expected at most what each class has: {found}")
 
 
+def draw_of_each_class(source: LabelledSource, count: int, seed: int, split: str) -> LabelledSource:
+    """`count` images of every class, drawn by `seed`; `split` names the source in errors."""
+    shuffled = Chosen(source, np.random.default_rng(seed).permutation(len(source)))
+    return Chosen(shuffled, first_of_each_class(shuffled, count, split))
+
+
 @dataclass(frozen=True)
 class Listed:
     """Images whose labels are known beforehand."""

@@ -31,7 +31,7 @@ def make_train_step(
     """The compiled update of pre-training; the state is donated, batches are split over the mesh by mask group."""
 
     def inputs(batch: Any, step: Array) -> tuple:
-        return batch.images, batch.plan, drop_path_keys(config, step, config.mask.groups)
+        return batch.images, batch.plan, drop_path_keys(config, config.seed, step, config.mask.groups)
 
     def group_loss(params: Any, images: Array, plan: Any, key: Array | None) -> Array:
         return nnx.merge(graphdef, params).forward(images, plan, key).loss
@@ -45,20 +45,27 @@ def make_train_step(
 
 
 def make_classifier_step(
-    graphdef: nnx.GraphDef, tx: optax.GradientTransformation, schedule: optax.Schedule, config: ConfigDict, mesh: Mesh
+    graphdef: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: ConfigDict,
+    mesh: Mesh,
+    seed: int | Array | None = None,
 ) -> Update:
     """The compiled update of fine-tuning, or of a linear probe; batches are split over the mesh by image.
 
     Images are mixed before the batch is split into parts, so accumulation does not change who is mixed with whom.
+    `seed` stands in for the config's: runs that share one compiled step trace it.
     """
     data, classes, smoothing = config.data, config.model.num_classes, config.optim.label_smoothing
+    own = config.seed if seed is None else seed
 
     def inputs(batch: Any, step: Array) -> tuple:
-        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        key = jax.random.fold_in(jax.random.key(own), step)
         targets = one_hot(batch.labels, classes, smoothing)
         options = dict(mixup=data.mixup, cutmix=data.cutmix, prob=data.mix_prob, switch=data.mix_switch)
         images, targets = mix(batch.images, targets, jax.random.fold_in(key, 1), **options)
-        return images, targets, drop_path_keys(config, step, len(images))
+        return images, targets, drop_path_keys(config, own, step, len(images))
 
     def loss(params: Any, part: tuple) -> tuple[Array, dict[str, Any]]:
         model, (images, targets, keys) = nnx.merge(graphdef, params), part
@@ -123,11 +130,11 @@ def interleaved(x: Array, parts: int, mesh: Mesh) -> Array:
     return jax.lax.with_sharding_constraint(split, NamedSharding(mesh, P(None, BATCH_AXES)))
 
 
-def drop_path_keys(config: ConfigDict, step: Array, count: int) -> Array | None:
+def drop_path_keys(config: ConfigDict, seed: int | Array, step: Array, count: int) -> Array | None:
     """`count` keys, a pure function of (seed, step, place); None if nothing is dropped."""
     if not config.model.drop_path:
         return None
-    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), count)
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), count)
 
 
 def averaged(ema: Any, params: Any, decay: float) -> Any:
