@@ -14,19 +14,19 @@ def get_config():
     config.image_size = 32
     config.model.name = "swin_t"
     config.model.in_channels = 1
-    config.model.patch = 2
+    config.model.patch = 4  # one pixel of the digit
     config.model.window = 4
-    config.model.embed_dim = 48
-    config.model.depths = (2, 2, 2)
-    config.model.num_heads = (3, 6, 12)
+    config.model.embed_dim = 64
+    config.model.depths = (2, 2)
+    config.model.num_heads = (4, 8)
     config.decoder.dim = 128
     config.decoder.num_heads = 4
     config.mask.groups = 8
 
-    config.steps = 1000
+    config.steps = 2000
     config.optim.base_lr = 4e-3  # at a batch of 256
     config.optim.warmup_lr = 4e-6
-    config.optim.warmup_steps = 100
+    config.optim.warmup_steps = 150
 
     config.data.source = "digits"
     config.data.split = "train"
@@ -39,8 +39,8 @@ def get_config():
     config.data.mean = (0.305,)
     config.data.std = (0.376,)
 
-    config.log.every = 20
-    config.log.eval_every = 200
-    config.log.picture_every = 200
-    config.log.checkpoint_every = 200
+    config.log.every = 40
+    config.log.eval_every = 400
+    config.log.picture_every = 400
+    config.log.checkpoint_every = 400
     return config

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh clone to a pre-trained encoder: digits on the CPU, a few minutes after the installation.
-#   bash launch/quickstart.sh [--config.key=value ...]
+# From a fresh clone to a pre-trained encoder, and to what it is worth where there are labels: digits on the CPU.
+#   bash launch/quickstart.sh [--config.key=value ...]        settings of the pre-training
 # CONFIG=configs/digits_twins.py takes another backbone, WORKDIR=DIR another place for the results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,10 +9,24 @@ install_requirements requirements.txt
 
 config=${CONFIG:-configs/digits.py}
 workdir=${WORKDIR:-runs/$(basename "$config" .py)}
+labels=$(dirname "$config")/finetune_$(basename "$config")
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 # Large pages: a training step maps its temporaries anew, and clearing small pages was a tenth of its time.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 "$python" -m greenjax.main --config "$config" --workdir "$workdir" "$@"
+
+if [ -f "$labels" ]; then
+    "$python" -m greenjax.study --config "$labels" --config.init="$workdir" --workdir "${workdir}_labels"
+    study="
+Results in ${workdir}_labels:
+  table.txt             accuracies with labels: linear probe, k-NN, fine-tuning
+  results.json          the same, a seed an entry
+"
+else
+    study="
+No study with labels: there is no $labels to fine-tune by.
+"
+fi
 
 cat <<END
 
@@ -22,4 +36,5 @@ Results in $workdir:
   reconstructions/      pictures: original, visible, reconstructed
   checkpoints/          the trained state; the same command again goes on from there
   tensorboard/          the same numbers and pictures for TensorBoard
+$study
 END
