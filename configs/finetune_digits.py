@@ -37,7 +37,6 @@ def get_config():
     config.data.crop_scale = (0.8, 1.0)
     config.data.crop_ratio = (0.9, 1.1)
     config.data.flip = False
-    config.data.randaugment = 6.0
     config.data.mean = (0.305,)
     config.data.std = (0.376,)
     config.knn.k = (10,)
