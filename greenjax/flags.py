@@ -7,13 +7,14 @@ ml_collections reads each override by the type of its key; an unknown key or a w
 """
 
 import ast
+import os
 import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
-from ml_collections import config_flags
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
 
 from greenjax import config
 from greenjax.errors import InputError
@@ -68,3 +69,10 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> l
     except (flags.Error, ValueError, TypeError, OSError) as error:
         sys.exit(f"greenjax: {error}")
     return rest
+
+
+def prepare_process(config: ConfigDict) -> None:
+    """What has to be set before JAX starts."""
+    logging.set_verbosity(logging.WARNING)  # Orbax and Grain tell every file they touch
+    if config.deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()

@@ -67,9 +67,7 @@ def main(argv: list[str]) -> None:
     flags.parse(command, values)
     config = resolve(flag.value)
 
-    from greenjax.main import prepare_process  # defines flags of its own
-
-    prepare_process(config)
+    flags.prepare_process(config)
     try:
         study(config, arguments.workdir, arguments.seeds, arguments.scratch_lr)
     except InputError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, logging
+from absl import app
 from absl import flags as absl_flags
 from flax import nnx
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -39,9 +39,9 @@ METRICS = {"finetune": "fine-tuned", "linear": "linear probe", "knn": "k-NN"}  #
 
 
 def main(_: Sequence[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
     try:
         config = resolve(CONFIG.value)
+        flags.prepare_process(config)
         axes = sweep_axes(config, RATIOS.value, DEPTHS.value, LENGTHS.value)
         sweep(config, axes, Path(WORKDIR.value), FINETUNE.value)
     except (InputError, DivergedError) as error:

@@ -59,6 +59,8 @@ def test_without_classes_it_pools_features_only():
     model = greenjax.build(small_config(task="knn"), seed=0)
     assert model.head is None
     assert model.pooled(images_for(model)).shape == (3, model.latent_dim)
+    with pytest.raises(ValueError, match=r"model.num_classes is None: expected a whole number"):
+        model(images_for(model))
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from ml_collections import ConfigDict
 from greenjax.checkpoint import flatten_tree
 from greenjax.errors import InputError
 from greenjax.interop.buffers import check_buffers, is_buffer
+from greenjax.interop.decoders import positions_transposed, turned
 from greenjax.interop.layouts import Entry, entries, find_layout, fixed_tensors
 from greenjax.interop.resize import resize_table, window_of
 from greenjax.interop.tables import LAYOUTS, Layout
 from greenjax.models import Backbone
 from greenjax.models.classifier import BatchNorm
-from greenjax.models.decoder import sine_cosine_positions
 
 Weights = dict[str, Shaped[np.ndarray, "..."]]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -132,7 +132,7 @@ def from_tensors(
     layout, report = find_layout(name, config, merge_order), Report()
     tensors = _unwrapped(tensors)
     check_buffers(tensors)
-    transposed = name == "greenmim" and _positions_transposed(tensors.get("decoder_pos_embed"), config)
+    transposed = name == "greenmim" and positions_transposed(tensors.get("decoder_pos_embed"), config)
     given = {key: value for key, value in tensors.items() if not is_buffer(key) and key != "decoder_pos_embed"}
 
     whole = bool(layout.model_prefix) and any(key.startswith(layout.model_prefix) for key in given)
@@ -154,7 +154,7 @@ def from_tensors(
         weights |= {ours: np.asarray(value, np.float32) for ours, value in zip(entry.ours, arrays, strict=True)}
     if transposed:
         report.notes.append("decoder_pos_embed has the row first: the decoder's channels were turned to match")
-        weights = {key: _turned(key, value) for key, value in weights.items()}
+        weights = {key: turned(key, value) for key, value in weights.items()}
     return weights, report
 
 
@@ -274,39 +274,6 @@ def _unwrapped(tensors: Weights) -> Weights:
         if tensors and all(key.startswith(prefix) for key in tensors):
             return _unwrapped({key.removeprefix(prefix): value for key, value in tensors.items()})
     return tensors
-
-
-def _positions_transposed(found: np.ndarray | None, config: ConfigDict) -> bool:
-    """Is the file's decoder_pos_embed ours with the row's half of the channels first? Raises InputError if neither."""
-    if found is None:
-        return False
-    dim, side = config.decoder.dim, round((found.shape[1] if found.ndim == 3 else 0) ** 0.5)
-    if found.shape == (1, side * side, dim):
-        expected = sine_cosine_positions(side, side, dim)
-        if np.allclose(found[0], expected, atol=1e-5):
-            return False
-        if np.allclose(np.roll(found[0], dim // 2, axis=1), expected, atol=1e-5):
-            return True
-    raise InputError(
-        f"decoder_pos_embed {list(found.shape)} in the file is not made of sines and cosines as here: expected"
-        f" [1, units, {dim}], a half of the channels for the column, one for the row"
-    )
-
-
-# Which axis of a decoder's array runs over the channels between its blocks.
-_RESIDUAL = (
-    (r"decoder/embed/(kernel|bias)|decoder/blocks/\d+/(attn/proj|mlp/fc2)/(kernel|bias)", -1),
-    (r"decoder/mask_token|decoder/(blocks/\d+/)?norm\d?/(scale|bias)", -1),
-    (r"decoder/blocks/\d+/(attn/qkv|mlp/fc1)/kernel|decoder/head/kernel", 0),
-)
-
-
-def _turned(key: str, value: np.ndarray) -> np.ndarray:
-    """Swaps the two halves of the channels between the decoder's blocks: the same function of turned positions."""
-    for pattern, axis in _RESIDUAL:
-        if re.fullmatch(pattern, key):
-            return np.roll(value, value.shape[axis] // 2, axis=axis)
-    return value
 
 
 def _part(key: str) -> str:

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from greenjax.errors import InputError
 from greenjax.models.backbone import Backbone, Images, widened
 from greenjax.models.layers import linear, small_normal
 
@@ -58,6 +59,8 @@ class Classifier(Backbone):
         """Logits, float32. `images` [b, h, w, c] are float32, colour-normalised, or uint8; without a key, nothing is
         dropped and the result is deterministic. Raises InputError for other shapes."""
         self.check_images(images)
+        if self.head is None:
+            raise InputError("model.num_classes is None: expected a whole number, at least 1, for a model with logits")
         return _logits(*nnx.split(self), jnp.asarray(images), key)
 
     def forward(self, images: Images, key: Key[Array, ""] | None = None) -> Float[Array, "b classes"]:

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from greenjax.checkpoint import Checkpointer
 from greenjax.data import check_classes, labelled_batches, open_labelled
-from greenjax.evaluation import draw_accuracy_curve, read_metrics
+from greenjax.evaluation import Evaluation, draw_accuracy_curve, read_metrics
 from greenjax.training.evaluate import Judge, report
 from greenjax.training.loop import due, train
 from greenjax.training.metrics import MetricsWriter, record_config
@@ -39,12 +39,14 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     graphdef, tx = model_graph(config), make_optimizer(config)
     state = begin(config, tx, mesh, checkpointer, total)
     judge = Judge(config, graphdef, mesh)
+    judged: dict[int, Evaluation] = {}
 
     def watch(step: int, state: State, writer: MetricsWriter) -> None:
         """Accuracy on the held-out split; of the averaged weights where there are any."""
         if held_out is not None and due(step, config.log.eval_every, total):
-            metrics = judge.evaluate(weights(state), held_out).metrics
-            writer.write(step, {f"eval_{name}": metrics[name] for name in ("top1", "top5", "loss")})
+            found = judge.evaluate(weights(state), held_out, predictions=step == total)
+            judged[step] = found
+            writer.write(step, {f"eval_{name}": found.metrics[name] for name in ("top1", "top5", "loss")})
 
     state = train(
         config,
@@ -59,7 +61,8 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     )
     draw_accuracy_curve(workdir / "accuracy.png", read_metrics(workdir))
     if held_out is not None:
-        found = judge.evaluate(weights(state), held_out, predictions=True)
+        # A run that was finished before has not been judged in this process.
+        found = judged.get(total) or judge.evaluate(weights(state), held_out, predictions=True)
         report(config, workdir, config.data.eval_split, found, held_out, step=total)
     return state
 
