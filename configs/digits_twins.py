@@ -21,7 +21,7 @@ def get_config():
     config.model.depths = (2, 2, 2)
     config.model.num_heads = (3, 6, 12)
     config.model.sr_ratios = (4, 2, 1)  # one key a mask unit
-    config.decoder.dim = 128
+    config.decoder.dim = 32
     config.decoder.num_heads = 4
     config.mask.groups = 8
 
@@ -35,7 +35,7 @@ def get_config():
     config.data.eval_split = "test"
     config.data.batch_size = 128
     config.data.workers = 0  # digits are resized faster than a worker process starts
-    config.data.crop_scale = (0.8, 1.0)
+    config.data.crop_scale = (0.9, 1.0)
     config.data.crop_ratio = (0.9, 1.1)
     config.data.flip = False  # a mirrored digit is another shape
     config.data.mean = (0.305,)

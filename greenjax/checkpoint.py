@@ -1,10 +1,12 @@
 """Checkpoints of the training state. Orbax stays behind this module.
 
 A state is kept as a flat dictionary {"params/encoder/...": array}, so that a checkpoint outlives a change of
-the classes around it. Orbax writes into a temporary folder and renames it when all is there: a folder named
-by its step is complete, unless something other than a save cut it short, and then it counts as absent.
+the classes around it. Every process writes its own part into a temporary folder; when all is there process 0 adds the
+length and the hash of every file and renames the folder. A folder named by its step is complete then, unless something
+other than a save cut it short or changed it: lengths are looked at always, hashes before anything is restored.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -15,22 +17,33 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 
 from greenjax.errors import InputError
+from greenjax.processes import gathered, leads
 
-_FILES = ("state/_METADATA", "state/manifest.ocdbt")  # without these nothing can be read
+_SUMS = "sums.json"  # {file below state/: [bytes, hash]}
+_SLACK = 1 << 20  # bytes of a checkpoint that are not arrays, and to spare
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written: the disk is full, or not there."""
 
 
 class Checkpointer:
     """The checkpoints of one run, in `workdir`/checkpoints; a context manager that waits for the last save.
 
-    At most `keep` are kept, the latest ones. Several readers may look while one run writes.
+    The latest `keep` are kept, and besides them those of multiples of `keep_every` steps (0: none). Several readers may
+    look while one run writes.
     """
 
-    def __init__(self, workdir: str | Path, keep: int = 3):
+    def __init__(self, workdir: str | Path, keep: int = 3, keep_every: int = 0):
         self.directory = Path(workdir).absolute() / "checkpoints"
-        self._keep = keep
+        self._keep, self._keep_every = keep, keep_every
         self._manager: ocp.CheckpointManager | None = None
+        self._saving = 0
+        self._failed = ""
+        self._intact: set[int] = set()
 
     def steps(self) -> list[int]:
         """The steps of complete checkpoints, ascending."""
@@ -40,30 +53,47 @@ class Checkpointer:
     def latest_step(self) -> int | None:
         return max(self.steps(), default=None)
 
+    def latest_intact_step(self) -> int | None:
+        """The last step whose files are bit for bit as they were written; names those after it that are not."""
+        for step in reversed(self.steps()):
+            if step in self._intact:
+                return step
+            damaged = _damaged(self.directory / str(step))
+            if not damaged:
+                self._intact.add(step)
+                return step
+            logging.warning("checkpoint %s/%d is damaged and passed over: %s differs", self.directory, step, damaged)
+        return None
+
     def save(self, step: int, state: Any) -> None:
         """Starts a save and returns as soon as `state` may be changed or donated.
 
-        A step that is there already is left alone; an earlier one raises InputError. Errors of the previous
-        save, such as a full disk, are raised here.
+        A step that is there already is left alone; an earlier one raises InputError. What cannot be written is said in
+        a warning, now or by the next call: the checkpoints before it are kept, and the run goes on.
         """
+        self._settle()
         latest = self.latest_step()
         if latest is not None and step <= latest:
             if step in self.steps():
                 return
             raise InputError(f"checkpoint step is {step}: expected more than the latest, {latest}")
-        if self._manager is None:
-            self._manager = self._open()
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(flatten_tree(state)))
-        self._manager.save(step, args=arguments, force=True)
+        self._saving = step
+        try:
+            self._check_room(state)
+            if self._manager is None:
+                self._manager = self._open()
+            arguments = ocp.args.Composite(state=ocp.args.StandardSave(flatten_tree(state)))
+            self._manager.save(step, args=arguments, force=True)
+        except Exception as error:  # Orbax and TensorStore have many types for a full disk
+            self._give_up(error)
 
     def restore(self, abstract_state: Any, step: int | None = None) -> Any:
-        """The state of a step (default: the latest), placed as the leaves of `abstract_state` say.
+        """The state of a step (default: the last intact one), placed as the leaves of `abstract_state` say.
 
         Leaves are jax.ShapeDtypeStruct with a sharding, not necessarily the one at the time of the save.
-        Raises InputError where there is no such checkpoint, or where it belongs to another configuration.
+        Raises InputError where there is no such checkpoint, where it is damaged or belongs to another configuration.
         """
-        self.wait()
-        path, wanted = self.directory / str(self._existing(step)), flatten_tree(abstract_state)
+        path, wanted = self._readable(step), flatten_tree(abstract_state)
         handler = ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler())
         with ocp.Checkpointer(handler) as reader:
             _compare(path, reader.metadata(path).item_metadata.state.tree, wanted)
@@ -74,11 +104,9 @@ class Checkpointer:
     def weights(self, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
         """The weights alone, {"encoder/norm/scale": array, ...}, and their step: the moving average where there is one.
 
-        Raises InputError where there is no such checkpoint.
+        Raises InputError where there is no such checkpoint, or where it is damaged.
         """
-        self.wait()
-        step = self._existing(step)
-        path = self.directory / str(step)
+        path = self._readable(step)
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler())) as reader:
             leaves = reader.metadata(path).item_metadata.state.tree
             prefix = "ema/" if any(key.startswith("ema/") for key in leaves) else "params/"
@@ -89,18 +117,28 @@ class Checkpointer:
                 partial_restore=True,
             )
             found = reader.restore(path, args=ocp.args.Composite(state=restored)).state
-        return {key.removeprefix(prefix): np.asarray(value) for key, value in found.items()}, step
+        return {key.removeprefix(prefix): np.asarray(value) for key, value in found.items()}, int(path.name)
+
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps: damaged ones, or those of a part that is going to be run again."""
+        self._settle()
+        self._close_manager()
+        if leads():
+            for later in self.directory.glob("[0-9]*"):
+                if later.name.isdigit() and int(later.name) > step:
+                    logging.warning("removing the checkpoint %s: the run goes on from step %d", later, step)
+                    shutil.rmtree(later)
+        _together("greenjax forgets checkpoints")
 
     def wait(self) -> None:
-        """Returns when the save under way is on disk; raises what went wrong with it."""
-        if self._manager is not None:
-            self._manager.wait_until_finished()
+        """Returns when the save under way is on disk. Raises SaveError where the last one did not get there."""
+        self._settle()
+        if self._failed:
+            raise SaveError(self._failed)
 
     def close(self) -> None:
-        self.wait()
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        self._settle()
+        self._close_manager()
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -110,21 +148,45 @@ class Checkpointer:
     ) -> None:
         self.close()
 
-    def _existing(self, step: int | None) -> int:
-        steps = self.steps()
-        found = max(steps, default=None) if step is None else step
+    def _readable(self, step: int | None) -> Path:
+        """The folder of a step, or of the last intact one, after the save under way."""
+        self._settle()
+        steps, found = self.steps(), self.latest_intact_step() if step is None else step
         if found is None or found not in steps:
             asked = "checkpoint" if step is None else f"checkpoint of step {step}"
             raise InputError(f"no {asked} in {self.directory}: found {steps or 'none'}")
-        return found
+        path = self.directory / str(found)
+        if found not in self._intact and (damaged := _damaged(path)):
+            raise InputError(f"checkpoint {path} is damaged: {damaged} differs from what was written")
+        return path
+
+    def _check_room(self, state: Any) -> None:
+        """Raises OSError where the disk is too full: better now than in the middle, with an error from every thread."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        needed = _SLACK + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.directory).free
+        if not gathered(np.array([free >= needed])).all():
+            raise OSError(f"{free / 1e6:,.1f} MB are free at {self.directory}, it may need {needed / 1e6:,.1f} MB")
 
     def _open(self) -> ocp.CheckpointManager:
         """Opened by the first save only: a reader must not touch the folder of a run that is writing."""
-        if jax.process_index() == 0:
+        if leads():
             self._clear()
-        policy = ocp.checkpoint_managers.preservation_policy.LatestN(self._keep)
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+        _together("greenjax opens checkpoints")
+        policy = ocp.checkpoint_managers.preservation_policy
+        kept: list[Any] = [policy.LatestN(self._keep)]
+        if self._keep_every:
+            kept.append(policy.EveryNSteps(self._keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy.AnyPreservationPolicy(kept),
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+        )
         return ocp.CheckpointManager(self.directory, options=options, item_names=("state",))
+
+    def _seal(self) -> None:
+        """Adds the hashes, after every process has written its part and before the folder gets its name."""
+        (draft,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        (draft / _SUMS).write_text(json.dumps(_sums(draft / "state")))
 
     def _clear(self) -> None:
         """Removes what a killed save or an interrupted copy left: Orbax would skip steps because of it."""
@@ -133,14 +195,67 @@ class Checkpointer:
                 logging.warning("removing the incomplete checkpoint %s", folder)
                 shutil.rmtree(folder)
 
+    def _settle(self) -> None:
+        """Waits for the save under way, and says what went wrong with it."""
+        if self._manager is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+            self._failed = ""
+        except Exception as error:  # as in `save`
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        reason = str(error).strip().partition("\n")[0]
+        self._failed = f"the checkpoint of step {self._saving} could not be saved: {reason}"
+        logging.warning("%s; the run goes on, checkpoints of steps %s are there", self._failed, self.steps() or "none")
+        self._close_manager()
+        if leads():
+            for draft in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(draft, ignore_errors=True)  # it takes up the room that the next one needs
+
+    def _close_manager(self) -> None:
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            try:
+                manager.close()
+            except Exception as error:  # of the save that failed, told before
+                logging.info("closing checkpoints: %s", error)
+
+
+def _together(name: str) -> None:
+    """Waits for the other processes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
 
 def _complete(folder: Path) -> bool:
+    """Orbax ended this checkpoint, and its files are as long as they were."""
     try:
         metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
-    except (OSError, ValueError):
+        sums = json.loads((folder / _SUMS).read_text())
+        right = all((folder / "state" / name).stat().st_size == size for name, (size, _) in sums.items())
+    except (OSError, ValueError, TypeError, AttributeError):
         return False
-    committed = metadata.get("commit_timestamp_nsecs") is not None
-    return committed and folder.name.isdigit() and all((folder / name).is_file() for name in _FILES)
+    return folder.name.isdigit() and right and metadata.get("commit_timestamp_nsecs") is not None
+
+
+def _damaged(folder: Path) -> str:
+    """The first file of a complete checkpoint that is not as it was written; none: an empty string."""
+    for name, (_, digest) in json.loads((folder / _SUMS).read_text()).items():
+        if _digest(folder / "state" / name) != digest:
+            return name
+    return ""
+
+
+def _sums(folder: Path) -> dict[str, tuple[int, str]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_size, _digest(path)) for path in files}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def flatten_tree(state: Any) -> dict[str, Any]:

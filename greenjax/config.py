@@ -170,7 +170,11 @@ KEYS = {
     "optim.clip": _amount(5.0, "; 0 = no clipping"),  # global norm of the gradient
     "optim.label_smoothing": _share(0.1),  # of a classifier's targets, spread evenly over all classes
     "optim.accumulation": _count(1),  # an update's batch is worked through in this many parts
-    "optim.max_skipped": _count(10, 0),  # more non-finite updates in a row than this stop the run
+    "optim.max_skipped": _count(10, 0),  # more non-finite updates in a row than this are a divergence
+    "guard.spike": Key(
+        float, 3.0, "a number above 1, or 0 = off", lambda value: value == 0 or value > 1
+    ),  # of the loss
+    "guard.rollbacks": _count(3, 0),  # a run that diverges goes back so often, and on with other data
     "mesh.data": Key(int, -1, "at least 1, or -1 for all devices", lambda value: value == -1 or value >= 1),
     "mesh.fsdp": _count(1),  # devices over which parameters are split
     "log.every": _count(50),  # steps, as the next three
@@ -179,7 +183,8 @@ KEYS = {
     "log.checkpoint_every": _count(1000, 0),
     "log.monitor_every": _count(5000, 0),
     "log.monitor_images": _count(20000),  # at most this many of each split
-    "log.keep": _count(3),  # checkpoints
+    "log.keep": _count(3),  # checkpoints, the latest ones
+    "log.keep_every": _count(0, 0),  # and those of multiples of so many steps; 0 = none
     "log.predictions": _flag(False),  # task eval: what is said of each image, as CSV
     "knn.k": Key(tuple[int, ...], (20,), "whole numbers, at least 1", lambda v: v and min(v) >= 1),  # neighbours
     "knn.temperature": _positive(0.07),  # a neighbour's weight is exp(cosine / temperature)

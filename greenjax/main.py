@@ -24,15 +24,24 @@ def main(argv: list[str]) -> None:
     workdir = Path(
         WORKDIR.value or Path("runs") / Path(config_flags.get_config_filename(absl_flags.FLAGS["config"])).stem
     )
-    from greenjax.training import DivergedError, run  # imports JAX, which reads its environment then
+    from greenjax import processes  # imports JAX, which reads its environment then
+    from greenjax.checkpoint import SaveError
+    from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, run
 
+    again = f"the same command goes on from the last checkpoint in {workdir}"
     try:
+        processes.connect()
         run(config, workdir)
-    except (InputError, DivergedError) as error:
-        sys.exit(f"greenjax: {error}")
+    except InterruptedRun as stop:
+        print(f"greenjax: {stop}; {again}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    except (InputError, DivergedError, SaveError) as error:
+        processes.end(f"greenjax: {error}")
     except KeyboardInterrupt:
-        print(f"greenjax: interrupted; the same command goes on from the last checkpoint in {workdir}", file=sys.stderr)
+        print(f"greenjax: interrupted; {again}", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        processes.end(error)
 
 
 if __name__ == "__main__":

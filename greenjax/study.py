@@ -43,7 +43,7 @@ from greenjax.training.evaluate import Judge
 from greenjax.training.finetune import weights
 from greenjax.training.metrics import record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
-from greenjax.training.sharding import batch_sharding, make_mesh
+from greenjax.training.sharding import Placement, make_mesh
 from greenjax.training.start import check_new
 from greenjax.training.state import State, init_state, model_graph
 from greenjax.training.step import Metrics, make_classifier_step
@@ -134,7 +134,7 @@ class Bench:
             check_classes(config, source)
         self.labelled(config.data.per_class, config.seed)  # raises where a class has fewer
         self.total, warmup = run_length(config, len(self.images))
-        self.place = partial(jax.device_put, device=batch_sharding(self.mesh))
+        self.place = Placement(self.mesh)
         graphdef, self.tx = model_graph(config), make_optimizer(config)
         self.judge, self.pooled = Judge(config, graphdef, self.mesh), pooled_features(graphdef)
         schedule = learning_rate(config, self.total, warmup)

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app
 from absl import flags as absl_flags
 from flax import nnx
@@ -22,11 +21,13 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from greenjax import flags, interop
+from greenjax.checkpoint import SaveError
 from greenjax.config import flatten, load_config, resolve
 from greenjax.data import open_labelled
 from greenjax.errors import InputError
 from greenjax.evaluation import accuracy, features_of, knn, linear, pooled_features, read_results, write_results
-from greenjax.training import DivergedError, finetune, pretrain
+from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, finetune, pretrain
+from greenjax.training.sharding import Placement, make_mesh
 
 CONFIG = flags.define_config()
 WORKDIR = absl_flags.DEFINE_string("workdir", "runs/sweep", "Where the runs and their results go.")
@@ -44,7 +45,10 @@ def main(_: Sequence[str]) -> None:
         flags.prepare_process(config)
         axes = sweep_axes(config, RATIOS.value, DEPTHS.value, LENGTHS.value)
         sweep(config, axes, Path(WORKDIR.value), FINETUNE.value)
-    except (InputError, DivergedError) as error:
+    except InterruptedRun as stop:
+        print(f"greenjax.sweep: {stop}; the same command goes on", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    except (InputError, DivergedError, SaveError) as error:
         sys.exit(f"greenjax.sweep: {error}")
 
 
@@ -110,7 +114,8 @@ def judged(folder: Path, classifier: ConfigDict | None) -> dict[str, float]:
     config = model.config
     params, pooled = nnx.to_pure_dict(nnx.state(model, nnx.Param)), pooled_features(nnx.graphdef(model))
     sources = [open_labelled(config.data, split) for split in (config.data.split, config.data.eval_split)]
-    train, held_out = (features_of(config, pooled, params, source, jax.device_put) for source in sources)
+    place = Placement(make_mesh(config))
+    train, held_out = (features_of(config, pooled, params, source, place) for source in sources)
     classes = len(sources[0].classes)
     top1 = {
         "linear": accuracy(linear(train, held_out, classes), held_out[1])["top1"],

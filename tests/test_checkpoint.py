@@ -15,6 +15,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from greenjax import checkpoint
 from greenjax.checkpoint import Checkpointer
 
 
@@ -141,15 +142,79 @@ def test_torn_checkpoints_are_absent(tmp_path):
     assert sorted(os.listdir(folder)) == ["3", "6", "notes"]
 
 
-def test_lost_data_is_an_error_not_zeros(tmp_path):
-    state = {"x": jnp.arange(4096.0)}
-    with Checkpointer(tmp_path, 1) as checkpointer:
-        checkpointer.save(1, state)
+def flip(path):
+    """Turns over a few bits in the middle of a file, which keeps its length."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x55
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("what", ["data", "metadata"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, what, caplog):
+    with Checkpointer(tmp_path, 3) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, {"x": jnp.full(4096, step)})
+    folder = tmp_path / "checkpoints" / "2" / "state"
+    flip(max(folder.rglob("d/*"), key=lambda path: path.stat().st_size) if what == "data" else folder / "_METADATA")
+
+    checkpointer = Checkpointer(tmp_path)
+    assert checkpointer.latest_step() == 2 and checkpointer.latest_intact_step() == 1
+    wanted = abstract({"x": jnp.zeros(4096, int)})
+    assert np.all(checkpointer.restore(wanted)["x"] == 1)
+    with pytest.raises(ValueError, match=r"checkpoint .*/2 is damaged: .* differs from what was written"):
+        checkpointer.restore(wanted, 2)
+    assert "is damaged and passed over" in caplog.text
+    # Whoever goes on from there makes room for the next one.
+    checkpointer.forget_after(1)
+    checkpointer.save(2, {"x": jnp.full(4096, 22)})
+    assert np.all(checkpointer.restore(wanted)["x"] == 22)
+    checkpointer.close()
+
+
+def test_every_so_many_steps_one_is_kept_for_good(tmp_path):
+    with Checkpointer(tmp_path, 2, keep_every=4) as checkpointer:
+        for step in range(2, 15, 2):
+            checkpointer.save(step, {"x": jnp.arange(8.0)})
+    assert checkpointer.steps() == [4, 8, 12, 14]
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, caplog):
+    state, room = {"x": jnp.arange(4096.0)}, [1 << 40]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 0, room[0]))
+    checkpointer = Checkpointer(tmp_path, 1)
+    checkpointer.save(1, state)
+    room[0] = 1_000_000
+    checkpointer.save(2, state)
+    assert "step 2 could not be saved: 1.0 MB are free" in caplog.text and "steps [1] are there" in caplog.text
+    with pytest.raises(OSError, match="step 2 could not be saved"):
         checkpointer.wait()
-        for path in (tmp_path / "checkpoints" / "1" / "state").rglob("d/*"):
-            path.unlink()
-        with pytest.raises(Exception, match=r"."):
-            checkpointer.restore(abstract(state))
+    assert checkpointer.steps() == [1]
+    room[0] = 1 << 40
+    checkpointer.save(3, state)
+    checkpointer.wait()
+    assert checkpointer.steps() == [3]
+    checkpointer.close()
+
+
+def test_what_fails_in_the_middle_of_a_save_leaves_nothing_behind(tmp_path, monkeypatch, caplog):
+    state, sums = {"x": jnp.arange(4096.0)}, checkpoint._sums
+    checkpointer = Checkpointer(tmp_path, 2)
+    checkpointer.save(1, state)
+    checkpointer.wait()
+
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_sums", full)
+    checkpointer.save(2, state)  # in the background
+    with pytest.raises(OSError, match=r"step 2 could not be saved: .*No space left on device"):
+        checkpointer.wait()
+    assert os.listdir(tmp_path / "checkpoints") == ["1"]
+    monkeypatch.setattr(checkpoint, "_sums", sums)
+    checkpointer.save(3, state)
+    assert same_bits(checkpointer.restore(abstract(state)), state)
+    assert checkpointer.steps() == [1, 3]
+    checkpointer.close()
 
 
 @pytest.mark.parametrize(
@@ -190,6 +255,7 @@ def test_nothing_to_restore(tmp_path):
 
 WRITER = """
 import sys, jax.numpy as jnp
+from greenjax import checkpoint
 from greenjax.checkpoint import Checkpointer
 checkpointer = Checkpointer(sys.argv[1], 2)
 for step in range(1, 10_000):

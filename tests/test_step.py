@@ -42,37 +42,49 @@ def train(config, steps, state=None):
     return np.array(losses), state, update._cache_size()
 
 
+def assert_trained_alike(ours, theirs):
+    """All parameters but the keys' biases: the softmax does not see them, and Adam makes steps of rounding errors."""
+    for (path, a), b in zip(jax.tree.leaves_with_path(ours.params), jax.tree.leaves(theirs.params)):
+        a, b = np.array(a), np.array(b)
+        if [entry.key for entry in path[-2:]] == ["qkv", "bias"]:
+            for array in (a, b):
+                array.reshape(3, -1)[1] = 0
+        np.testing.assert_allclose(a, b, atol=1e-4, err_msg=str(path))
+
+
 @pytest.fixture(scope="module")
 def one_device():
-    return losses_of(mesh__data=1)
+    return losses_of(10, mesh__data=1)
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
         dict(mesh__data=8),
-        dict(mesh__data=2, mesh__fsdp=4),
+        dict(mesh__data=1, mesh__fsdp=8),
+        dict(mesh__data=4, mesh__fsdp=2),
         dict(mesh__data=2, optim__accumulation=4),
     ],
     ids=str,
 )
 def test_any_mesh_and_any_accumulation_train_alike(one_device, overrides):
     expected, reference, _ = one_device
-    losses, state, compiled = losses_of(**overrides)
+    losses, state, compiled = losses_of(10, **overrides)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert np.ptp(expected) > 0.01  # it is not the same loss all the time
     assert compiled == 1
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.params, reference.params)
+    assert_trained_alike(state, reference)
 
 
 @pytest.fixture(scope="module")
 def twins_on_one_device():
-    return losses_of(**TWINS, mesh__data=1)
+    return losses_of(10, **TWINS, mesh__data=1)
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
+        dict(mesh__data=1, mesh__fsdp=8),
         dict(mesh__data=2, mesh__fsdp=2, optim__accumulation=2, model__remat=True),
         pytest.param(
             dict(mesh__data=2, mesh__fsdp=2, optim__accumulation=2, model__remat=True, model__sparse_conv="spconv"),
@@ -84,21 +96,21 @@ def twins_on_one_device():
 def test_twins_train_alike_too(twins_on_one_device, overrides):
     """On any mesh, with accumulation, recomputed activations, and spconv called on every device for its own masks."""
     expected, reference, _ = twins_on_one_device
-    losses, state, compiled = losses_of(**TWINS, **overrides)
+    losses, state, compiled = losses_of(10, **TWINS, **overrides)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert compiled == 1
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.params, reference.params)
+    assert_trained_alike(state, reference)
 
 
 def test_twins_resume_from_a_checkpoint_bit_for_bit(twins_on_one_device, tmp_path):
     losses, state, _ = twins_on_one_device
     config = small_config(**BASE | TWINS, mesh__data=1)
-    _, halfway, _ = train(config, 2)
+    _, halfway, _ = train(config, 9)
     with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save(2, halfway)
+        checkpointer.save(9, halfway)
     restored = Checkpointer(tmp_path).restore(abstract_state(config, make_optimizer(config), make_mesh(config)))
     last, resumed, _ = train(config, 1, restored)
-    assert last == losses[2]
+    assert last == losses[9]
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
 
 

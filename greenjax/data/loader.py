@@ -3,12 +3,16 @@
 Image i of the global stream is image i % n of epoch i // n, in an order shuffled anew each epoch. Row r of
 step t is image t * batch_size + r; in pre-training it is in mask group r // (batch_size // groups). There is no
 other random state: a run resumes at any step at no cost, on any number of processes.
+
+Of several processes each reads its own rows of every batch: those of the mask groups, or of the images with labels,
+that `own` names. None is all of them.
 """
 
 import math
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sized
@@ -56,39 +60,50 @@ class LabelledBatch(NamedTuple):
 
 
 def train_batches(
-    config: ConfigDict, source: Source, planner: Planner, start_step: int = 0
+    config: ConfigDict, source: Source, planner: Planner, start_step: int = 0, own: range | None = None
 ) -> grain.DatasetIterator[Batch]:
     """Endless batches from `start_step` on; `close()` of the iterator, or its deletion, ends the workers.
 
     With workers a script that calls this needs the usual `if __name__ == "__main__"`: workers import it.
     """
     stream = Stream(source, shuffled(config, source), RandomView.from_config(config))
-    draw = partial(planner.plans, config.seed, groups=config.mask.groups)
-    batches = in_batches(config, stream).map_with_index(WithPlans(draw, config.mask.groups))
+    own = own or range(config.mask.groups)
+    rows = rows_of(config, own)
+    draw = partial(planner.plans, config.seed, groups=config.mask.groups, own=own)
+    batches = in_batches(config, stream, rows).map_with_index(WithPlans(draw, own, rows, config.data.batch_size))
     return read_ahead(config, batches[start_step:])
 
 
 def labelled_batches(
-    config: ConfigDict, source: LabelledSource, start_step: int = 0
+    config: ConfigDict, source: LabelledSource, start_step: int = 0, own: range | None = None
 ) -> grain.DatasetIterator[LabelledBatch]:
     """Endless batches for a classifier, by the same rules. Raises InputError for labels the model has no output for."""
     check_classes(config, source)
     stream = LabelledStream(source, shuffled(config, source), labelled_view(config))
-    return read_ahead(config, in_batches(config, stream).map_with_index(WithLabels())[start_step:])
+    rows = own or range(config.data.batch_size)
+    batches = in_batches(config, stream, rows).map_with_index(WithLabels(rows, config.data.batch_size))
+    return read_ahead(config, batches[start_step:])
 
 
-def eval_batches(config: ConfigDict, source: Source, planner: Planner) -> grain.DatasetIterator[Batch]:
+def eval_batches(
+    config: ConfigDict, source: Source, planner: Planner, own: range | None = None
+) -> grain.DatasetIterator[Batch]:
     """The first data.eval_images held-out images, each once and in order, always with the same masks.
 
     The last batch is filled up with black images.
     """
     count = min(len(source), config.data.eval_images)
     stream = Stream(source, grain.MapDataset.range(count), CentreView.from_config(config), padded(config, count))
-    draw = partial(planner.held_out_plans, groups=config.mask.groups)
-    return iter(read_once(config, stream).map_with_index(WithPlans(draw, config.mask.groups, count)))
+    own = own or range(config.mask.groups)
+    rows = rows_of(config, own)
+    draw = partial(planner.held_out_plans, groups=config.mask.groups, own=own)
+    plans = WithPlans(draw, own, rows, config.data.batch_size, count)
+    return iter(read_once(config, stream, rows).map_with_index(plans))
 
 
-def labelled_eval_batches(config: ConfigDict, source: LabelledSource) -> grain.DatasetIterator[LabelledBatch]:
+def labelled_eval_batches(
+    config: ConfigDict, source: LabelledSource, own: range | None = None
+) -> grain.DatasetIterator[LabelledBatch]:
     """All images, each once and in order; the last batch is filled up with black ones.
 
     An image that cannot be decoded is named in a warning, and neither valid nor replaced: nothing is counted
@@ -97,7 +112,15 @@ def labelled_eval_batches(config: ConfigDict, source: LabelledSource) -> grain.D
     check_classes(config, source)
     count, view = len(source), CentreView.from_config(config)
     stream = LabelledStream(source, grain.MapDataset.range(count), view, padded(config, count), "it is left out")
-    return iter(read_once(config, stream).map_with_index(WithLabels(count, evaluation=True)))
+    rows = own or range(config.data.batch_size)
+    labels = WithLabels(rows, config.data.batch_size, count, evaluation=True)
+    return iter(read_once(config, stream, rows).map_with_index(labels))
+
+
+def rows_of(config: ConfigDict, groups: range) -> range:
+    """The rows of a batch that are in these mask groups."""
+    each = config.data.batch_size // config.mask.groups
+    return range(groups.start * each, groups.stop * each)
 
 
 def shuffled(config: ConfigDict, source: Sized) -> grain.MapDataset[int]:
@@ -115,9 +138,9 @@ def padded(config: ConfigDict, count: int) -> int:
     return -(-count // config.data.batch_size) * config.data.batch_size
 
 
-def in_batches(config: ConfigDict, stream: "Stream") -> grain.MapDataset:
-    """The rows of every step, by step."""
-    return grain.MapDataset.source(stream).batch(config.data.batch_size, drop_remainder=True)
+def in_batches(config: ConfigDict, stream: "Stream", rows: range) -> grain.MapDataset:
+    """These rows of every step, by step."""
+    return grain.MapDataset.source(Rows(stream, rows, config.data.batch_size)).batch(len(rows), drop_remainder=True)
 
 
 def read_ahead(config: ConfigDict, batches: grain.MapDataset) -> grain.DatasetIterator:
@@ -133,15 +156,31 @@ def read_ahead(config: ConfigDict, batches: grain.MapDataset) -> grain.DatasetIt
     return iter(reader.mp_prefetch(grain.MultiprocessingOptions(config.data.workers), worker_init_fn=start_worker))
 
 
-def read_once(config: ConfigDict, stream: "Stream") -> grain.IterDataset:
-    """The rows of one pass, by step.
+def read_once(config: ConfigDict, stream: "Stream", rows: range) -> grain.IterDataset:
+    """These rows of every step of one pass, by step.
 
     Images are decoded in as many threads as training has workers: a pass is too short to be worth the start of
     processes.
     """
     threads = max(1, config.data.workers)
-    images = grain.MapDataset.source(stream).to_iter_dataset(grain.ReadOptions(threads, 4 * threads))
-    return images.batch(config.data.batch_size, drop_remainder=True)
+    images = grain.MapDataset.source(Rows(stream, rows, config.data.batch_size))
+    return images.to_iter_dataset(grain.ReadOptions(threads, 4 * threads)).batch(len(rows), drop_remainder=True)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of every batch of a stream, one after the other."""
+
+    stream: "Stream"
+    rows: range
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.stream) // self.batch_size * len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        step, row = divmod(index, len(self.rows))
+        return self.stream[step * self.batch_size + self.rows[row]]
 
 
 class Stream:
@@ -206,36 +245,41 @@ class WithPlans:
     """Splits the rows of step t into mask groups and adds the plans that `draw` gives for t."""
 
     draw: Callable[[int], tuple[Plan, Int32[np.ndarray, " m"]]]
-    groups: int
+    groups: range
+    rows: range
+    batch_size: int
     count: int = sys.maxsize  # images of the stream from here on are padding
 
     def __call__(self, step: int, rows: tuple[UInt8[np.ndarray, "rows h w c"], Bool[np.ndarray, " rows"]]) -> Batch:
         plan, redrawn = self.draw(step)
         images, replaced = rows
-        images = images.reshape(self.groups, -1, *images.shape[1:])
-        valid = before(self.count, step, len(replaced))
-        undecodable = replaced.reshape(self.groups, -1).sum(axis=1, dtype=np.int32)
-        return Batch(images, plan, redrawn, undecodable, valid.reshape(self.groups, -1))
+        groups = len(self.groups)
+        images = images.reshape(groups, -1, *images.shape[1:])
+        valid = before(self.count, step * self.batch_size, self.rows)
+        undecodable = replaced.reshape(groups, -1).sum(axis=1, dtype=np.int32)
+        return Batch(images, plan, redrawn, undecodable, valid.reshape(groups, -1))
 
 
 @dataclass(frozen=True)
 class WithLabels:
     """Makes a batch of the rows of step t."""
 
+    rows: range
+    batch_size: int
     count: int = sys.maxsize  # images of the stream from here on are padding
     evaluation: bool = False  # replaced images do not count
 
     def __call__(self, step: int, rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> LabelledBatch:
         images, labels, replaced = rows
-        valid = before(self.count, step, len(labels))
+        valid = before(self.count, step * self.batch_size, self.rows)
         if self.evaluation:
             valid &= ~replaced
         return LabelledBatch(images, np.where(valid, labels, np.int32(-1)), replaced.astype(np.int32), valid)
 
 
-def before(count: int, step: int, rows: int) -> Bool[np.ndarray, " rows"]:
-    """Which rows of a step are among the first `count` images of the stream."""
-    return step * rows + np.arange(rows) < count
+def before(count: int, first: int, rows: range) -> Bool[np.ndarray, " rows"]:
+    """Which rows of a batch that begins with image `first` are among the first `count` images of the stream."""
+    return first + np.array(rows) < count
 
 
 def warn_of_small_shared_memory(config: ConfigDict) -> None:
@@ -255,6 +299,8 @@ def warn_of_small_shared_memory(config: ConfigDict) -> None:
 def start_worker(index: int, count: int) -> None:
     """Runs first in each worker process."""
     cv2.setNumThreads(0)  # the workers are the parallelism
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the run decides when to stop; a terminal tells all its processes
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

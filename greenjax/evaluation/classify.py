@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int32, Int64, Integer, UInt8
 
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place, check_classes, check_finite, check_labels
+from greenjax.processes import gathered
 
 TOP = 5
 BINS = 15  # of confidence, for the calibration error; Guo et al.'s number
@@ -142,9 +143,9 @@ def evaluate(
     """
     totals: ClassificationTotals | None = None
     kept: list[Predictions] = []
-    for batch, logits in _outputs(forward, params, batches, place):
+    for logits, labels, valid in _outputs(forward, params, batches, place):
         totals = totals or ClassificationTotals(logits.shape[1])
-        said = totals.add(logits, batch.labels, batch.valid)
+        said = totals.add(logits, labels, valid)
         if predictions:
             kept.append(said)
     if totals is None:
@@ -164,11 +165,11 @@ def extract(
     Compiled and placed as in `evaluate`. Raises InputError for no images.
     """
     features: list[np.ndarray] = []
-    labels = [np.zeros(0, np.int32)]
-    for batch, output in _outputs(pooled, params, batches, place):
-        features.append(output[batch.valid].astype(np.float32))
-        labels.append(batch.labels[batch.valid])
-    found = np.concatenate(labels)
+    seen = [np.zeros(0, np.int32)]
+    for output, labels, valid in _outputs(pooled, params, batches, place):
+        features.append(output[valid].astype(np.float32))
+        seen.append(labels[valid])
+    found = np.concatenate(seen)
     if not len(found):
         raise InputError("features are of 0 images: expected at least 1")
     return np.concatenate(features), found
@@ -176,13 +177,16 @@ def extract(
 
 def _outputs(
     forward: Callable[[Any, Array], Array], params: Any, batches: Iterable[EvaluationBatch], place: Place
-) -> Iterator[tuple[EvaluationBatch, np.ndarray]]:
-    """Each batch and what the model makes of it; while one is read the next is under way."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What the model makes of each batch, and its labels and valid rows; while one is read the next is under way.
+
+    Of several processes each brings its own rows of a batch, and all get the whole of it.
+    """
     compiled = jax.jit(forward)
-    ahead: tuple[EvaluationBatch, Array] | None = None
+    ahead: tuple[Array, np.ndarray, np.ndarray] | None = None
     for batch in batches:
-        ready, ahead = ahead, (batch, compiled(params, place(batch.images)))
+        ready, ahead = ahead, (compiled(params, place(batch.images)), batch.labels, batch.valid)
         if ready is not None:
-            yield ready[0], jax.device_get(ready[1])
+            yield gathered(ready)
     if ahead is not None:
-        yield ahead[0], jax.device_get(ahead[1])
+        yield gathered(ahead)

@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from greenjax.data import Batch, Source, eval_batches
-from greenjax.evaluation.checks import Place
+from greenjax.evaluation.checks import Place, Placement
 from greenjax.evaluation.reconstruct import draw_reconstructions
 from greenjax.planning import Planner, token_grid
+from greenjax.processes import gathered, leads
 
 FITTED_VALUES = 1 << 25  # target values that the constant prediction is fitted to: 128 MB
 PICTURES = 8  # images in a grid
@@ -22,8 +23,9 @@ PICTURES = 8  # images in a grid
 class HeldOut:
     """The held-out images of one run."""
 
-    def __init__(self, config: ConfigDict, source: Source, planner: Planner, graphdef: nnx.GraphDef, place: Place):
+    def __init__(self, config: ConfigDict, source: Source, planner: Planner, graphdef: nnx.GraphDef, place: Placement):
         self.config, self.source, self.planner, self.place = config, source, planner, place
+        self.own = place.own(config.mask.groups)
 
         @jax.jit
         def losses(params: Any, batch: Batch) -> Float[Array, "m b"]:
@@ -40,18 +42,18 @@ class HeldOut:
         self._losses, self._targets = losses, targets
 
     def batches(self) -> Iterator[Batch]:
-        """All held-out images, in parts as large as those of a training step, so that they fit where it fits."""
-        part = self.config.mask.groups // self.config.optim.accumulation
-        for batch in eval_batches(self.config, self.source, self.planner):
-            for first in range(0, self.config.mask.groups, part):
+        """This process's held-out images, in parts as large as those of a training step: they fit where it fits."""
+        part = len(self.own) // self.config.optim.accumulation
+        for batch in eval_batches(self.config, self.source, self.planner, self.own):
+            for first in range(0, len(self.own), part):
                 yield jax.tree.map(lambda leaf, first=first: leaf[first : first + part], batch)
 
     def loss(self, params: Any) -> float:
         """Mean over all held-out images, each counted once."""
         total, count = 0.0, 0
         for batch in self.batches():
-            losses = jax.device_get(self._losses(params, self.place(batch)))
-            total, count = total + losses[batch.valid].sum(dtype=np.float64), count + batch.valid.sum()
+            losses, valid = gathered((self._losses(params, self.place(batch)), batch.valid))
+            total, count = total + losses[valid].sum(dtype=np.float64), count + valid.sum()
         return float(total / count)
 
     def best_constant(self, params: Any) -> float:
@@ -62,8 +64,8 @@ class HeldOut:
         """
         seen: list[np.ndarray] = []
         for batch in self.batches():
-            targets = jax.device_get(self._targets(params, self.place(batch)))
-            seen.append(targets[batch.valid].reshape(-1, targets.shape[-1]))
+            targets, valid = gathered((self._targets(params, self.place(batch)), batch.valid))
+            seen.append(targets[valid].reshape(-1, targets.shape[-1]))
             if sum(units.size for units in seen) >= FITTED_VALUES:
                 break
         units = np.concatenate(seen)[: FITTED_VALUES // seen[0].shape[-1]].astype(np.float64)
@@ -76,7 +78,10 @@ class Pictures:
     """Reconstructions of the same few images under the same masks, drawn again as training goes on."""
 
     def __init__(self, config: ConfigDict, batch: Batch, graphdef: nnx.GraphDef, place: Place):
-        """Takes the first images of a batch; every mask group gives equally many."""
+        """Takes the first images of a whole batch; every mask group gives equally many.
+
+        `place` puts a copy on every device.
+        """
         groups = min(PICTURES, len(batch.images))
         each = -(-PICTURES // groups)
         few = jax.tree.map(lambda leaf: leaf[:groups], batch)
@@ -96,8 +101,10 @@ class Pictures:
         self._predict = predict
 
     def draw(self, path: Path, params: Any) -> None:
-        """Writes a PNG: original, visible part, reconstruction."""
-        prediction = jax.device_get(self._predict(params, self.batch))
+        """Writes a PNG: original, visible part, reconstruction. All processes take part, one writes."""
+        prediction = gathered(self._predict(params, self.batch))
+        if not leads():
+            return
         prediction = prediction.reshape(len(self.images), *prediction.shape[2:])
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_reconstructions(

@@ -1,17 +1,16 @@
 """Do the features get better? Classifies frozen features, by k-NN or a linear fit, while pre-training goes on."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int32
 from ml_collections import ConfigDict
 
 from greenjax.data import LabelledSource, first_images, labelled_eval_batches, open_labelled
+from greenjax.evaluation.checks import Placement
 from greenjax.evaluation.classify import accuracy, extract
 from greenjax.evaluation.knn import knn_scores
 from greenjax.evaluation.probe import choose_l2, fit_linear
@@ -25,12 +24,12 @@ class Monitor:
     Both in the held-out view, at most log.monitor_images of each; an undecodable image is left out.
     """
 
-    def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, sharding: Sharding):
+    def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, place: Placement):
         """Raises InputError where the data have no labels."""
         most = config.log.monitor_images
         splits = (config.data.split, config.data.eval_split)
         self.train, self.held_out = (first_images(open_labelled(config.data, split), most) for split in splits)
-        self.config, self.place = config, partial(jax.device_put, device=sharding)
+        self.config, self.place = config, place
         self.pooled = pooled_features(graphdef)
 
     def measure(self, params: Any) -> dict[str, int | float]:
@@ -38,7 +37,7 @@ class Monitor:
         kind, classes = self.config.monitor, len(self.train.classes)
         sources = self.train, self.held_out
         bank, queries = (features_of(self.config, self.pooled, params, each, self.place) for each in sources)
-        # Features live on the host; one device classifies them, outside the mesh of the training.
+        # Features live on the host; one device of each process classifies them, outside the mesh of the training.
         with jax.transfer_guard("allow"), jax.set_mesh(jax.sharding.Mesh(jax.local_devices()[:1], "one")):
             if kind == "knn":
                 scores = next(iter(knn(self.config, bank, queries, classes).values()))
@@ -53,9 +52,12 @@ def pooled_features(graphdef: nnx.GraphDef) -> Callable[[Any, Array], Array]:
     return lambda params, images: nnx.merge(graphdef, params).pooled(images)
 
 
-def features_of(config: ConfigDict, pooled: Callable, params: Any, source: LabelledSource, place: Callable) -> Features:
+def features_of(
+    config: ConfigDict, pooled: Callable, params: Any, source: LabelledSource, place: Placement
+) -> Features:
     """Features and labels of all images of a source."""
-    return extract(pooled, params, labelled_eval_batches(config, source), place)
+    batches = labelled_eval_batches(config, source, place.own(config.data.batch_size))
+    return extract(pooled, params, batches, place)
 
 
 def knn(

@@ -88,17 +88,22 @@ class Planner:
         specs = stage_specs(config) if config.method == "green" else ()
         return cls(grid, specs, cached_layouts(grid, specs, visible), visible, config.seed, config.mask.pool)
 
-    def plans(self, seed: int, step: int, groups: int) -> tuple[Plan, Int32[np.ndarray, " m"]]:
-        """The plans of a training step, one a mask group, and how many masks of each were redrawn."""
-        if self.pool:
-            drawn = [self._from_pool(seed, index) for index in self.mask_ids(seed, step, groups)]
-        else:
-            drawn = [self.draw((seed, TRAIN, step, group)) for group in range(groups)]
-        return _stacked(drawn)
+    def plans(
+        self, seed: int, step: int, groups: int, own: range | None = None
+    ) -> tuple[Plan, Int32[np.ndarray, " m"]]:
+        """The plans of a training step, one a mask group, and how many masks of each were redrawn.
 
-    def held_out_plans(self, step: int, groups: int) -> tuple[Plan, Int32[np.ndarray, " m"]]:
+        `own`: which of the mask groups are wanted; None: all.
+        """
+        own = own or range(groups)
+        if self.pool:
+            ids = self.mask_ids(seed, step, groups)
+            return _stacked([self._from_pool(seed, ids[group]) for group in own])
+        return _stacked([self.draw((seed, TRAIN, step, group)) for group in own])
+
+    def held_out_plans(self, step: int, groups: int, own: range | None = None) -> tuple[Plan, Int32[np.ndarray, " m"]]:
         """The plans of a batch of held-out images: always the same masks."""
-        return _stacked([self.draw((self.seed, HELD_OUT, step, group)) for group in range(groups)])
+        return _stacked([self.draw((self.seed, HELD_OUT, step, group)) for group in own or range(groups)])
 
     def mask_ids(self, seed: int, step: int, groups: int) -> list[int]:
         """Which mask of the pool each mask group of a step takes; without a pool every mask is new."""

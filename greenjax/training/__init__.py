@@ -1,7 +1,7 @@
 """Training: the runs themselves. `pretrain` and `finetune` tell the story from a configuration to trained weights.
 
-Read in this order: pretrain, finetune, evaluate, loop, step, state, start, optim, sharding; metrics keeps what a run
-leaves behind. `run` does what a configuration's task says.
+Read in this order: pretrain, finetune, evaluate, loop, guard, interrupt, step, state, start, optim, sharding; metrics
+keeps what a run leaves behind, cost what it takes. `run` does what a configuration's task says.
 """
 
 from pathlib import Path
@@ -11,10 +11,20 @@ from ml_collections import ConfigDict
 
 from greenjax.training.evaluate import evaluate_classifier, evaluate_knn
 from greenjax.training.finetune import finetune
-from greenjax.training.loop import DivergedError
+from greenjax.training.guard import DivergedError
+from greenjax.training.interrupt import EXIT_CODE, InterruptedRun
 from greenjax.training.pretrain import pretrain
 
-__all__ = ["DivergedError", "evaluate_classifier", "evaluate_knn", "finetune", "pretrain", "run"]
+__all__ = [
+    "EXIT_CODE",
+    "DivergedError",
+    "InterruptedRun",
+    "evaluate_classifier",
+    "evaluate_knn",
+    "finetune",
+    "pretrain",
+    "run",
+]
 
 TASKS = {
     "pretrain": pretrain,

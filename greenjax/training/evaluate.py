@@ -1,6 +1,5 @@
 """Judging what was trained: a classifier on any sets of images, and frozen features by k-NN."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,18 +28,19 @@ from greenjax.evaluation import (
 )
 from greenjax.interop import initial_model
 from greenjax.models import build
-from greenjax.training.sharding import batch_sharding, make_mesh
+from greenjax.processes import leads
+from greenjax.training.sharding import Placement, make_mesh
 
 
 class Judge:
     """A classifier's answers on labelled images: each image once, whatever the batch size and the devices."""
 
     def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, mesh: Mesh):
-        self.config, self.place = config, partial(jax.device_put, device=batch_sharding(mesh))
+        self.config, self.place = config, Placement(mesh)
         self.forward = lambda params, images: nnx.merge(graphdef, params).forward(images)
 
     def evaluate(self, params: Any, source: LabelledSource, predictions: bool = False) -> Evaluation:
-        batches = labelled_eval_batches(self.config, source)
+        batches = labelled_eval_batches(self.config, source, self.place.own(self.config.data.batch_size))
         return evaluate(self.forward, params, batches, self.place, predictions=predictions)
 
 
@@ -82,7 +82,7 @@ def evaluate_classifier(config: ConfigDict, workdir: Path) -> dict[str, Evaluati
     for _, source in sets:
         check_classes(config, source)
     _same_classes(sets)
-    model, params = _initial(config)
+    model, params = _initial(config, mesh)
     judge, found = Judge(config, nnx.graphdef(model), mesh), {}
     for each, source in sets:
         found[each.name] = judge.evaluate(params, source, predictions=True)
@@ -97,8 +97,8 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
     mesh = make_mesh(config)
     splits = (config.data.split, config.data.eval_split)
     train, held_out = (open_labelled(config.data, split) for split in splits)
-    model, params = _initial(config)
-    pooled, place = pooled_features(nnx.graphdef(model)), partial(jax.device_put, device=batch_sharding(mesh))
+    model, params = _initial(config, mesh)
+    pooled, place = pooled_features(nnx.graphdef(model)), Placement(mesh)
     bank, queries = (features_of(config, pooled, params, source, place) for source in (train, held_out))
     if max(config.knn.k) > len(bank[1]):
         raise InputError(
@@ -109,7 +109,8 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
         found[k] = accuracy(scores, queries[1])
         about = dict(task="knn", init=config.init, bank=config.data.split, split=config.data.eval_split)
         numbers = dict(k=k, temperature=config.knn.temperature, bank_images=len(bank[1]))
-        write_results(workdir, f"{config.data.eval_split} k={k}", about | numbers | found[k])
+        if leads():
+            write_results(workdir, f"{config.data.eval_split} k={k}", about | numbers | found[k])
         print(f"{config.data.eval_split}: k-NN, k {k}: top-1 {found[k]['top1']:.4f}, {found[k]['images']:,} images")
     return found
 
@@ -118,6 +119,8 @@ def report(
     config: ConfigDict, workdir: Path, name: str, found: Evaluation, source: LabelledSource, step: int | None = None
 ) -> None:
     """One entry of results.json, the confusion matrix and the most confused examples, and a line for the reader."""
+    if not leads():
+        return
     about = dict(task=config.task, init=config.init, split=name) | ({} if step is None else dict(step=step))
     write_results(workdir, name, about | found.metrics)
     plain = "".join(c if c.isalnum() else "_" for c in name).strip("_")
@@ -139,15 +142,19 @@ def report(
     )
 
 
-def _initial(config: ConfigDict) -> tuple[Any, Any]:
-    """The model of `config.init` (none: a fresh one) and its weights. Raises InputError where its head is missing."""
+def _initial(config: ConfigDict, mesh: Mesh) -> tuple[Any, Any]:
+    """The model of `config.init` (none: a fresh one) and its weights, on every device.
+
+    Raises InputError where its head is missing.
+    """
     found = initial_model(config)
     model, lines = (build(config, config.seed), []) if found is None else (found[0], found[1].lines())
     if found is not None and config.task == "eval" and any(key.startswith("head/") for key in found[1].new):
         raise InputError(f"init is {config.init!r}, which has no head: expected a classifier, to be evaluated")
     for line in lines:
         print(f"  {line}")
-    return model, nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    return model, Placement(mesh).everywhere(params)
 
 
 def _same_classes(sets: list[tuple[EvalSet, LabelledSource]]) -> None:

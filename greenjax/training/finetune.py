@@ -7,11 +7,12 @@ from ml_collections import ConfigDict
 from greenjax.checkpoint import Checkpointer
 from greenjax.data import check_classes, labelled_batches, open_labelled
 from greenjax.evaluation import Evaluation, draw_accuracy_curve, read_metrics
+from greenjax.processes import leads
 from greenjax.training.evaluate import Judge, report
 from greenjax.training.loop import due, train
 from greenjax.training.metrics import MetricsWriter, record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
-from greenjax.training.sharding import make_mesh
+from greenjax.training.sharding import Placement, make_mesh
 from greenjax.training.start import begin
 from greenjax.training.state import State, model_graph
 from greenjax.training.step import make_classifier_step
@@ -33,12 +34,12 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     total, warmup = run_length(config, len(source))
 
     checkpointer = Checkpointer(workdir, config.log.keep)
-    start = checkpointer.latest_step() or 0
+    start = checkpointer.latest_intact_step() or 0
     record_config(workdir, config, len(source), resuming=start > 0)
 
     graphdef, tx = model_graph(config), make_optimizer(config)
     state = begin(config, tx, mesh, checkpointer, total)
-    judge = Judge(config, graphdef, mesh)
+    judge, own = Judge(config, graphdef, mesh), Placement(mesh).own(config.data.batch_size)
     judged: dict[int, Evaluation] = {}
 
     def watch(step: int, state: State, writer: MetricsWriter) -> None:
@@ -55,11 +56,12 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
         state,
         total,
         update=make_classifier_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh),
-        batches=labelled_batches(config, source, start),
+        batches=lambda position: labelled_batches(config, source, position, own),
         watch=watch,
         watch_every=(config.log.eval_every,),
     )
-    draw_accuracy_curve(workdir / "accuracy.png", read_metrics(workdir))
+    if leads():
+        draw_accuracy_curve(workdir / "accuracy.png", read_metrics(workdir))
     if held_out is not None:
         # A run that was finished before has not been judged in this process.
         found = judged.get(total) or judge.evaluate(weights(state), held_out, predictions=True)

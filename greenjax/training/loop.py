@@ -1,27 +1,28 @@
-"""The loop of every training task: updates, metrics, what is watched on the way, checkpoints."""
+"""The loop of every training task: updates, metrics, what is watched on the way, checkpoints, and what may go wrong."""
 
+import errno
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from greenjax.checkpoint import Checkpointer
-from greenjax.training.metrics import MetricsWriter
-from greenjax.training.sharding import batch_sharding
+from greenjax.training.cost import matmul_flops, peak_flops, peak_memory
+from greenjax.training.guard import DivergedError, Guard, Rollbacks
+from greenjax.training.interrupt import InterruptedRun, Interruption
+from greenjax.training.metrics import MetricsWriter, hours_so_far
+from greenjax.training.sharding import Placement
 from greenjax.training.state import State
 from greenjax.training.step import Metrics, Update
 
 Watch = Callable[[int, State, MetricsWriter], None]
-
-
-class DivergedError(RuntimeError):
-    """Too many updates in a row were not finite."""
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what one may use of it
 
 
 def train(
@@ -32,44 +33,108 @@ def train(
     total: int,
     *,
     update: Update,
-    batches: Iterator[Any],
+    batches: Callable[[int], Iterator[Any]],
     watch: Watch,
     watch_every: tuple[int, ...],
-    extra: Callable[[int], dict[str, Any]] = lambda step: {},
+    extra: Callable[[int], dict[str, Any]] = lambda position: {},
 ) -> State:
     """The state after step `total`. Leaves metrics and checkpoints in `workdir`.
 
-    `watch(step, state, writer)` is called at the first and the last step and where one of `watch_every` is due; the
-    devices and the clock stand still meanwhile. `extra(step)` gives more numbers for a line of metrics.
+    `batches(position)` are those from there on in the stream. `watch(step, state, writer)` is called at the first and
+    the last step and where one of `watch_every` is due; the devices and the clock stand still meanwhile.
+    `extra(position)` gives more numbers for a line of metrics.
+
+    A run that diverges goes back to the last checkpoint before that, and on with other data, `guard.rollbacks` times at
+    most; then DivergedError ends it. InterruptedRun: SIGTERM or SIGINT did, and what was done is saved. SaveError: it
+    was done to the end, and its last state could not be saved.
     """
-    start, log, meter = int(state.step), config.log, Meter(config)
-    place = partial(jax.device_put, device=batch_sharding(mesh))
-    with (
-        Checkpointer(workdir, log.keep) as checkpointer,
-        MetricsWriter(workdir, total, start) as writer,
-        jax.transfer_guard("disallow"),
-        jax.set_mesh(mesh),  # callbacks want to know it: models/spconv_bridge.py
+    rollbacks = Rollbacks(workdir)
+    if int(state.step) == 0:
+        rollbacks.forget()
+    run = _Run(config, workdir, mesh, total, update, batches, watch, watch_every, extra)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+    while True:
+        try:
+            return run(state, rollbacks)
+        except DivergedError as error:
+            checkpointer = Checkpointer(workdir)
+            good = [step for step in checkpointer.steps() if step < error.since]
+            if len(rollbacks.made) >= config.guard.rollbacks or not good:
+                raise
+            checkpointer.forget_after(good[-1])
+            state = checkpointer.restore(shapes)
+            rollbacks.add(error, int(state.step))
+
+
+class _Run:
+    """A run from some state to its last step, unless it diverges on the way."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        mesh: Mesh,
+        total: int,
+        update: Update,
+        batches: Callable[[int], Iterator[Any]],
+        watch: Watch,
+        watch_every: tuple[int, ...],
+        extra: Callable[[int], dict[str, Any]],
     ):
+        self.config, self.workdir, self.mesh, self.total, self.update = config, workdir, mesh, total, update
+        self.batches, self.watch, self.extra, self.place = batches, watch, extra, Placement(mesh)
+        self.look_every = (*watch_every, config.log.checkpoint_every)
 
-        def look(step: int) -> None:
-            if not any(due(step, every, total) for every in (*watch_every, log.checkpoint_every)):
-                return
-            meter.pause()
-            watch(step, state, writer)
-            if step and due(step, log.checkpoint_every, total):
-                checkpointer.save(step, state)
-            meter.resume()
+    def __call__(self, state: State, rollbacks: Rollbacks) -> State:
+        config, total, log, place = self.config, self.total, self.config.log, self.place
+        start = int(state.step)
+        ahead = rollbacks.skipped(start)
+        meter = Meter(config, self.mesh, hours_so_far(self.workdir) if start else 0.0)
+        guard = Guard(config.optim.max_skipped, config.guard.spike)
+        with (
+            Checkpointer(self.workdir, log.keep, log.keep_every) as checkpointer,
+            MetricsWriter(self.workdir, total, start) as writer,
+            Interruption(place) as interruption,
+            jax.transfer_guard("disallow"),
+            jax.set_mesh(self.mesh),  # callbacks want to know it: models/spconv_bridge.py
+        ):
+            checkpointer.forget_after(start)  # damaged ones
+            batches = self.batches(start + ahead)
 
-        if start == 0:
-            look(0)
-        # A step's metrics are read after the next step is dispatched, so that the devices never wait.
-        for step in range(start + 1, total + 1):
-            state, metrics = update(state, place(next(batches)))
-            meter.add(step, metrics)
-            if step % log.every == 0 or step == total:
-                writer.write(step, meter.line() | extra(step))
-            look(step)
-    return state
+            def look(step: int) -> None:
+                if not any(due(step, every, total) for every in self.look_every):
+                    return
+                meter.pause(guard)
+                try:
+                    self.watch(step, state, writer)
+                except OSError as error:
+                    if error.errno not in FULL:
+                        raise
+                    logging.warning("step %d: %s; the run goes on without it", step, error)
+                if step and due(step, log.checkpoint_every, total):
+                    checkpointer.save(step, state)
+                meter.resume()
+
+            if start == 0:
+                look(0)
+            # A step's metrics are read after the next step is dispatched, so that the devices never wait.
+            for step in range(start + 1, total + 1):
+                batch = place(meter.waiting_for(batches))
+                if step == start + 1:
+                    meter.flops = matmul_flops(self.update.trace(state, batch).jaxpr)
+                state, metrics = self.update(state, batch)
+                meter.add(step, metrics, guard)
+                if step % log.every == 0 or step == total:
+                    writer.write(step, meter.line(guard) | self.extra(step + ahead) | rollbacks.told())
+                look(step)
+                if interruption.asked() and step < total:
+                    meter.pause(guard)
+                    checkpointer.save(step, state)
+                    checkpointer.wait()
+                    why = interruption.signal or "another process"
+                    raise InterruptedRun(f"stopped by {why} after step {step} of {total}, which is saved")
+            checkpointer.wait()
+        return state
 
 
 def due(step: int, every: int, total: int) -> bool:
@@ -78,47 +143,68 @@ def due(step: int, every: int, total: int) -> bool:
 
 
 class Meter:
-    """Averages the loss and measures the speed between two lines of the log."""
+    """Averages the loss and measures speed and cost between two lines of the log; hands losses to the guard."""
 
-    def __init__(self, config: ConfigDict):
-        self.batch_size, self.max_skipped = config.data.batch_size, config.optim.max_skipped
+    def __init__(self, config: ConfigDict, mesh: Mesh, hours: float):
+        """`hours`: of all devices, spent on this run before."""
+        self.flops = 0  # of an update
+        self._batch_size, self._devices, self._hours = config.data.batch_size, mesh.size, hours
+        self._peak = peak_flops(mesh.devices.flat[0].device_kind, config.model.dtype)
         self._pending: tuple[int, Metrics] | None = None
         self._last: dict[str, float] = {}
         self._losses: list[float] = []
-        self._seconds, self._steps, self._since = 0.0, 0, time.perf_counter()
+        self._seconds, self._waited, self._steps, self._since = 0.0, 0.0, 0, time.perf_counter()
+        self._began = time.perf_counter()
 
-    def add(self, step: int, metrics: Metrics) -> None:
+    def waiting_for(self, batches: Iterator[Any]) -> Any:
+        """The next batch."""
+        since = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - since
+        return batch
+
+    def add(self, step: int, metrics: Metrics, guard: Guard) -> None:
         """Takes the metrics of a step that was just dispatched, and reads those of the step before."""
-        self._read()
+        self._read(guard)
         self._pending = (step, metrics)
         self._steps += 1
 
-    def line(self) -> dict[str, float]:
-        """The last metrics, with the loss and the images a second of the time since the last line."""
-        self.pause()
+    def line(self, guard: Guard) -> dict[str, Any]:
+        """The last metrics, with the loss, speed and cost of the time since the last line."""
+        self.pause(guard)
         finite = [loss for loss in self._losses if np.isfinite(loss)]
         loss = {"loss": sum(finite) / len(finite)} if finite else {}
-        speed = self._steps * self.batch_size / self._seconds
-        self._losses, self._seconds, self._steps = [], 0.0, 0
+        cost = self._cost()
+        self._losses, self._seconds, self._waited, self._steps = [], 0.0, 0.0, 0
         self.resume()
-        return {key: value for key, value in self._last.items() if key != "loss"} | loss | {"images_per_second": speed}
+        return {key: value for key, value in self._last.items() if key != "loss"} | loss | cost
 
-    def pause(self) -> None:
+    def pause(self, guard: Guard) -> None:
         """Waits for the steps under way; time from here to `resume` does not count, being no training."""
-        self._read()
+        self._read(guard)
         self._seconds += time.perf_counter() - self._since
 
     def resume(self) -> None:
         self._since = time.perf_counter()
 
-    def _read(self) -> None:
+    def _cost(self) -> dict[str, Any]:
+        speed = self._steps / self._seconds
+        hours = self._hours + (time.perf_counter() - self._began) * self._devices / 3600
+        cost: dict[str, Any] = {
+            "images_per_second": speed * self._batch_size,
+            "flops_per_second": speed * self.flops,
+            "waited": self._waited / self._seconds,
+            "device_hours": hours,
+        }
+        if self._peak:
+            cost["mfu"] = speed * self.flops / self._devices / self._peak
+        memory = peak_memory()
+        return cost if memory is None else cost | {"device_memory_peak": memory}
+
+    def _read(self, guard: Guard) -> None:
         if self._pending is None:
             return
         step, metrics = self._pending
         self._pending, self._last = None, {k: v.item() for k, v in jax.device_get(metrics).items()}
         self._losses.append(self._last["loss"])
-        if self._last["skipped_in_a_row"] > self.max_skipped:
-            raise DivergedError(
-                f"step {step}: {self._last['skipped_in_a_row']} updates in a row had a loss or gradient that is not"
-                f" finite (the last loss: {self._last['loss']}); optim.max_skipped allows {self.max_skipped}"
-            )
+        guard.look(step, self._last["loss"], int(self._last["skipped_in_a_row"]))

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
@@ -23,10 +24,11 @@ from greenjax import __version__
 from greenjax.atomic import replace_text
 from greenjax.config import KEYS, flatten
 from greenjax.errors import InputError
+from greenjax.processes import leads
 
 # These may change between the parts of a run: weights, masks, sample order and schedule do not hang on them.
 HARMLESS = ("log.", "mesh.", "knn.", "monitor", "data.workers", "data.path", "data.eval")
-HARMLESS += ("model.remat", "optim.max_skipped")
+HARMLESS += ("model.remat", "optim.max_skipped", "guard.")
 
 LIBRARIES = (
     "jax",
@@ -56,6 +58,8 @@ def record_config(workdir: str | Path, config: ConfigDict, images: int, resuming
         raise InputError(
             f"{workdir} was begun with {before} training images, now there are {images}: expected the same"
         )
+    if not leads():
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -85,7 +89,7 @@ class MetricsWriter:
 
     def __init__(self, workdir: str | Path, total: int, start: int = 0):
         workdir = Path(workdir)
-        self._writes = jax.process_index() == 0
+        self._writes = leads()
         self._clock = _Clock(total, start)
         if not self._writes:
             return
@@ -102,8 +106,11 @@ class MetricsWriter:
         numbers = {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
         # JSON knows no NaN.
         finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-        self._lines.write(json.dumps({"step": step} | finite) + "\n")
-        self._lines.flush()
+        try:
+            self._lines.write(json.dumps({"step": step} | finite) + "\n")
+            self._lines.flush()
+        except OSError as error:  # what was not written is tried again with the next line
+            logging.warning("step %d: metrics cannot be written: %s", step, error)
         for key, value in numbers.items():
             self._board.add_scalar(key, value, step)
         self._board.flush()
@@ -204,7 +211,7 @@ def duration(seconds: float | int) -> str:
 def _text(values: Mapping[str, Any]) -> str:
     """The loss, the speed and what went wrong; of a line without a speed, everything."""
     if "images_per_second" in values:
-        wrong = {key: values[key] for key in ("skipped", "undecodable") if values.get(key)}
+        wrong = {key: values[key] for key in ("skipped", "undecodable", "rollbacks") if values.get(key)}
         values = {"loss": values.get("loss", math.nan), "images/s": values["images_per_second"]} | wrong
     return "  ".join(f"{key} {_short(value)}" for key, value in values.items())
 
@@ -213,19 +220,28 @@ def _short(value: float | int) -> str:
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
+def hours_so_far(workdir: Path) -> float:
+    """Hours of all devices that the lines of a run tell of, those of steps that are going to be done again too."""
+    return max((line.get("device_hours", 0.0) for line in _whole_lines(workdir / "metrics.jsonl")), default=0.0)
+
+
 def _drop_after(path: Path, start: int) -> None:
     """Drops lines of steps after `start` (0: all lines) and a last line that was cut short."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    if path.exists():
+        kept = [line for line in _whole_lines(path) if start and line["step"] <= start]
+        replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            step = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
+            line = json.loads(text)
+        except ValueError:  # cut short
             continue
-        if start and step <= start:
-            kept.append(line)
-    replace_text(path, "".join(f"{line}\n" for line in kept))
+        if isinstance(line, dict) and "step" in line:
+            found.append(line)
+    return found
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:

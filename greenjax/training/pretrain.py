@@ -1,26 +1,24 @@
 """Pre-training by masked image modelling: the story, top to bottom."""
 
 import os
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from greenjax.checkpoint import Checkpointer
 from greenjax.config import flatten, resolve
-from greenjax.data import Batch, Source, open_source, train_batches
+from greenjax.data import Batch, Source, eval_batches, open_source, train_batches
 from greenjax.errors import InputError
 from greenjax.evaluation import HeldOut, Monitor, Pictures, draw_loss_curve, read_metrics, result
 from greenjax.planning import Planner
+from greenjax.processes import leads
 from greenjax.training.loop import due, train
 from greenjax.training.metrics import MetricsWriter, record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
-from greenjax.training.sharding import batch_sharding, make_mesh
+from greenjax.training.sharding import Placement, make_mesh
 from greenjax.training.start import begin
 from greenjax.training.state import State, model_graph
 from greenjax.training.step import make_train_step
@@ -33,18 +31,19 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
 
     Leaves metrics, pictures and checkpoints in `workdir`. Raises InputError for a configuration that cannot run here,
     before anything expensive starts, and DivergedError when more than `optim.max_skipped` updates in a row are not
-    finite.
+    finite, or the loss rises too far.
     """
     # Whatever is wrong with the configuration, the data or the devices is found here.
     mesh = make_mesh(config)
+    place = Placement(mesh)
     source = open_source(config.data, config.data.split)
     held_out_source = open_source(config.data, config.data.eval_split) if config.data.eval_split else None
-    monitor = Monitor(config, model_graph(config), batch_sharding(mesh)) if config.monitor != "none" else None
+    monitor = Monitor(config, model_graph(config), place) if config.monitor != "none" else None
     total, warmup = run_length(config, len(source))
     planner = Planner.from_config(config)
 
     checkpointer = Checkpointer(workdir, config.log.keep)
-    start = checkpointer.latest_step() or 0
+    start = checkpointer.latest_intact_step() or 0
     record_config(workdir, config, len(source), resuming=start > 0)
 
     if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
@@ -54,22 +53,21 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     state = begin(config, tx, mesh, checkpointer, total)
 
     # What is watched on the way.
-    place = partial(jax.device_put, device=batch_sharding(mesh))
     held_out = HeldOut(config, held_out_source, planner, graphdef, place) if held_out_source is not None else None
-    shown = next(held_out.batches()) if held_out else first_batch(config, source, planner)
-    pictures = Pictures(config, shown, graphdef, partial(jax.device_put, device=NamedSharding(mesh, P())))
+    shown = first_batch(config, source, held_out_source, planner)
+    pictures = Pictures(config, shown, graphdef, place.everywhere)
     log = config.log
 
     def watch(step: int, state: State, writer: MetricsWriter) -> None:
         """Held-out loss, pictures and the monitor at the steps at which they are due."""
         if held_out and due(step, log.eval_every, total):
             writer.write(step, held_out_losses(held_out, step, state.params))
+        if monitor and due(step, log.monitor_every, total):
+            writer.write(step, monitor.measure(state.params))
         if due(step, log.picture_every, total):
             picture = workdir / "reconstructions" / f"{step:08d}.png"
             pictures.draw(picture, state.params)
             writer.image(step, picture)
-        if monitor and due(step, log.monitor_every, total):
-            writer.write(step, monitor.measure(state.params))
 
     state = train(
         config,
@@ -78,21 +76,23 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
         state,
         total,
         update=make_train_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh),
-        batches=train_batches(config, source, planner, start),
+        batches=lambda position: train_batches(config, source, planner, position, place.own(config.mask.groups)),
         watch=watch,
         watch_every=(log.eval_every, log.picture_every, *((log.monitor_every,) if monitor else ())),
-        extra=lambda step: pool_use(config, planner, step, len(source)),
+        extra=lambda position: pool_use(config, planner, position, len(source)),
     )
-    lines = read_metrics(workdir)
-    draw_loss_curve(workdir / "loss.png", lines)
-    print(result(lines))
+    if leads():
+        lines = read_metrics(workdir)
+        draw_loss_curve(workdir / "loss.png", lines)
+        print(result(lines))
     return state
 
 
-def first_batch(config: ConfigDict, source: Source, planner: Planner) -> Batch:
-    """The first training batch, without starting worker processes for it."""
-    alone = resolve(flatten(config) | {"data.workers": 0})
-    return next(train_batches(alone, source, planner, 0))
+def first_batch(config: ConfigDict, source: Source, held_out: Source | None, planner: Planner) -> Batch:
+    """The first held-out batch, or the first one of training, without starting worker processes for it."""
+    if held_out is not None:
+        return next(eval_batches(config, held_out, planner))
+    return next(train_batches(resolve(flatten(config) | {"data.workers": 0}), source, planner))
 
 
 def held_out_losses(held_out: HeldOut, step: int, params: Any) -> dict[str, float]:

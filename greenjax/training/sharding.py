@@ -1,8 +1,9 @@
-"""One mesh: batches are split over all its devices by mask group, the state is replicated or split over `fsdp`."""
+"""One mesh over all processes: batches are split over its devices, the state is replicated or split over `fsdp`."""
 
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -14,14 +15,14 @@ BATCH_AXES = ("data", "fsdp")
 
 def make_mesh(config: ConfigDict) -> Mesh:
     """The mesh of `config.mesh`; data = -1 takes all devices. Raises InputError where the numbers do not fit."""
-    if jax.process_count() > 1:
-        raise InputError(f"{jax.process_count()} JAX processes: expected one, with any number of devices")
     devices, data, fsdp = jax.device_count(), config.mesh.data, config.mesh.fsdp
     if devices % fsdp:
         raise InputError(f"mesh.fsdp is {fsdp}: expected a divisor of the {devices} devices")
     data = devices // fsdp if data == -1 else data
     if data * fsdp > devices:
         raise InputError(f"mesh.data is {data}: expected at most {devices // fsdp}, for {devices} devices")
+    if data * fsdp < devices and jax.process_count() > 1:
+        raise InputError(f"mesh.data is {data}: expected {devices // fsdp}, all devices of several processes")
     parts = data * fsdp * config.optim.accumulation
     if config.task != "pretrain" and config.data.batch_size % parts:
         raise InputError(
@@ -31,8 +32,10 @@ def make_mesh(config: ConfigDict) -> Mesh:
         raise InputError(
             f"mask.groups is {config.mask.groups}: expected a multiple of devices * optim.accumulation, {parts}"
         )
+    # The devices of a process are neighbours, fsdp's first: parameters stay inside a machine where they can.
+    used = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))[: data * fsdp]
     # Auto axes: with Explicit ones a callback inside shard_map inside vmap fails.
-    return jax.make_mesh((data, fsdp), BATCH_AXES, (AxisType.Auto,) * 2, devices=jax.devices()[: data * fsdp])
+    return Mesh(np.array(used).reshape(data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -40,12 +43,53 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+class Placement:
+    """How host arrays get onto the devices of a mesh."""
+
+    def __init__(self, mesh: Mesh):
+        self.split, self.copies = batch_sharding(mesh), NamedSharding(mesh, P())
+
+    def own(self, count: int) -> range:
+        """Which of `count` mask groups, or images, of a batch belong to the devices of this process."""
+        parts = self.split.addressable_devices_indices_map((count,)).values()
+        bounds = [part[0].indices(count) for part in parts if part is not None]
+        return range(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+
+    def __call__(self, batch: Any) -> Any:
+        """A batch split over the devices; of several processes each gives its own part of it."""
+        return self._put(batch, self.split)
+
+    def everywhere(self, batch: Any) -> Any:
+        """A copy on every device; all processes give the same."""
+        return self._put(batch, self.copies)
+
+    @staticmethod
+    def _put(batch: Any, sharding: NamedSharding) -> Any:
+        if jax.process_count() == 1:
+            return jax.device_put(batch, sharding)  # all leaves at once
+        with jax.transfer_guard("allow"):  # it is meant
+            return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+
+
+def spread(whole: Any, shardings: Any) -> Any:
+    """Arrays that every process has as a whole, placed as `shardings` say: no device holds more than its part."""
+
+    def of_leaf(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(of_leaf, whole, shardings)
+
+
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """A sharding for every leaf of an (abstract) state: its largest axis that `fsdp` divides is split over it."""
+    """A sharding for every leaf of an (abstract) state: its largest axis that `fsdp` divides is split over it.
+
+    Vectors are on every device: they are hundreds, and hold next to nothing.
+    """
 
     def of_leaf(leaf: Any) -> NamedSharding:
         axes = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % mesh.shape["fsdp"] == 0]
-        if mesh.shape["fsdp"] == 1 or not axes:
+        if mesh.shape["fsdp"] == 1 or leaf.ndim < 2 or not axes:
             return NamedSharding(mesh, P())
         largest = max(axes, key=lambda axis: leaf.shape[axis])
         return NamedSharding(mesh, P(*(None,) * largest, "fsdp"))

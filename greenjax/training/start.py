@@ -22,12 +22,12 @@ def begin(
     config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh, checkpointer: Checkpointer, total: int
 ) -> State:
     """The state of the last checkpoint, on its devices; where there is none, the one before the first step."""
-    step = checkpointer.latest_step()
+    step = checkpointer.latest_intact_step()
     if step is None:
         return first_state(config, tx, mesh)
     if step:
         print(f"going on at step {step} of {total}" if step < total else f"finished: {total} steps were done before")
-    return checkpointer.restore(abstract_state(config, tx, mesh))
+    return checkpointer.restore(abstract_state(config, tx, mesh), step)
 
 
 def first_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh) -> State:
@@ -54,6 +54,7 @@ def write_start(workdir: Path, model: Backbone, config: ConfigDict, tx: optax.Gr
     replace_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
     with Checkpointer(workdir) as checkpointer:
         checkpointer.save(0, init_state(config, tx, mesh, _params(model)))
+        checkpointer.wait()
 
 
 def _params(model: Backbone) -> dict:

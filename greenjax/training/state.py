@@ -12,7 +12,7 @@ from jaxtyping import Array, Int32
 from ml_collections import ConfigDict
 
 from greenjax.models import build
-from greenjax.training.sharding import state_shardings
+from greenjax.training.sharding import spread, state_shardings
 
 
 class Counts(NamedTuple):
@@ -43,6 +43,14 @@ def _params(config: ConfigDict) -> Any:
     return nnx.to_pure_dict(nnx.state(build(config, config.seed), nnx.Param))
 
 
+def _cpu() -> Any:
+    """Where weights are drawn, so that no accelerator ever holds all of them; None: JAX was started without a CPU."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
 def _first(config: ConfigDict, tx: optax.GradientTransformation, params: Any) -> State:
     zero = jnp.zeros((), jnp.int32)
     ema = jax.tree.map(jnp.copy, params) if config.ema else None  # a copy: the state is donated leaf by leaf
@@ -62,8 +70,11 @@ def abstract_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: M
 def init_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh, params: Any = None) -> State:
     """A state before its first step, placed as it will stay: otherwise the step would compile twice.
 
-    `params` are the weights to start from; None: fresh ones from `config.seed`.
+    `params` are the weights to start from; None: fresh ones from `config.seed`, the same on any mesh.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, tx, mesh))
-    params = jax.device_put(_params(config) if params is None else params, shardings.params)
+    if params is None:
+        with jax.default_device(_cpu()):
+            params = _params(config)
+    params = spread(params, shardings.params)
     return jax.jit(partial(_first, config, tx), out_shardings=shardings, donate_argnums=0)(params)

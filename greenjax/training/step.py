@@ -1,7 +1,7 @@
 """One update: traced once, sharded over the mesh. The same for every task; a task says what its loss is."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,17 @@ from greenjax.training.sharding import BATCH_AXES, batch_sharding, state_shardin
 from greenjax.training.state import Counts, State
 
 Metrics = dict[str, Array]
-Update = Callable[[State, Any], tuple[State, Metrics]]
+
+
+@runtime_checkable
+class Update(Protocol):
+    """A compiled update: (state, batch) -> (state, metrics)."""
+
+    def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]: ...
+    def trace(self, state: State, batch: Any) -> jax.stages.Traced:
+        """Its program, as jax.jit gives it."""
+        ...
+
 
 # (batch, step) -> a tree whose leading axis is split over the devices and into the parts of an update.
 Inputs = Callable[[Any, Array], Any]
@@ -88,7 +98,14 @@ def _make_update(
     config: ConfigDict,
     mesh: Mesh,
 ) -> Update:
-    parts, of_part = config.optim.accumulation, jax.value_and_grad(loss, has_aux=True)
+    parts, everywhere = config.optim.accumulation, NamedSharding(mesh, P())
+
+    def of_whole(params: Any, part: Any) -> tuple[Array, dict[str, Any]]:
+        # Parameters that are split over fsdp meet here, one by one. Left to itself XLA would rather split what is
+        # computed with them, and exchange activations.
+        return loss(jax.lax.with_sharding_constraint(params, everywhere), part)
+
+    of_part = jax.value_and_grad(of_whole, has_aux=True)
 
     def mean_grads(params: Any, whole: Any) -> tuple[tuple[Array, dict[str, Any]], Any]:
         if parts == 1:

@@ -1,0 +1,46 @@
+"""The encoder of digits_twins.py fine-tuned on labels, all of them or 10 a class; and the study of what it is worth.
+
+    python -m greenjax.main --config configs/finetune_digits_twins.py --workdir runs/finetune_twins \\
+        --config.init=runs/digits_twins
+    python -m greenjax.study --config configs/finetune_digits_twins.py --workdir runs/digits_twins_labels \\
+        --config.init=runs/digits_twins
+
+Hardware: two CPU cores. Results: docs/digits.md. --config.data.per_class=0 takes all 1,500 labels.
+"""
+
+import greenjax
+
+
+def get_config():
+    config = greenjax.default_config()
+    config.task = "finetune"
+    config.image_size = 32
+    config.model.name = "twins_s"
+    config.model.in_channels = 1
+    config.model.patch = 2
+    config.model.window = 4
+    config.model.embed_dims = (48, 96, 192)
+    config.model.depths = (2, 2, 2)
+    config.model.num_heads = (3, 6, 12)
+    config.model.sr_ratios = (4, 2, 1)
+    config.model.num_classes = 10
+
+    config.steps = 100
+    config.optim.base_lr = 8e-3  # at a batch of 256
+    config.optim.warmup_lr = 0.0
+    config.optim.warmup_steps = 20
+    config.optim.b2 = 0.999
+
+    config.data.source = "digits"
+    config.data.split = "train"
+    config.data.eval_split = "test"
+    config.data.per_class = 10
+    config.data.batch_size = 64
+    config.data.workers = 0
+    config.data.crop_scale = (0.8, 1.0)
+    config.data.crop_ratio = (0.9, 1.1)
+    config.data.flip = False
+    config.data.mean = (0.305,)
+    config.data.std = (0.376,)
+    config.knn.k = (10,)
+    return config

@@ -1,0 +1,91 @@
+"""The processes of a run: usually one, or one a machine. All compute; process 0 alone writes files and speaks.
+
+A run of several is told so by three environment variables, the same way under every scheduler:
+
+    JAX_COORDINATOR_ADDRESS=HOST:PORT    where process 0 listens: any free port of its machine
+    JAX_NUM_PROCESSES=N
+    JAX_PROCESS_ID=0 ... N - 1
+
+Each process takes all devices of its machine, or those that JAX_LOCAL_DEVICE_IDS=0,1,... names.
+"""
+
+import os
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import jax
+from jax.experimental import multihost_utils
+
+from greenjax.errors import InputError
+
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+HEARTBEAT = 30  # seconds after which a process that is silent counts as dead, and the others end
+
+
+def connect() -> None:
+    """Joins the other processes, before JAX looks for devices; a run of one process has nothing to join.
+
+    Raises InputError where the environment tells only a part, or none can be reached.
+    """
+    given = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
+    if not given:
+        return
+    for name in (ADDRESS, COUNT, INDEX):
+        if name not in given:
+            raise InputError(f"{name} is not set: expected it beside {', '.join(given)}")
+    count, index = (_number(name, given[name]) for name in (COUNT, INDEX))
+    if not given[ADDRESS].rpartition(":")[2].isdigit():
+        raise InputError(f"{ADDRESS} is {given[ADDRESS]!r}: expected HOST:PORT of process 0")
+    if not 0 <= index < count:
+        raise InputError(f"{INDEX} is {index}: expected 0 to {count - 1}, as {COUNT} is {count}")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM: training/interrupt.py does
+    try:
+        jax.distributed.initialize(
+            given[ADDRESS],
+            count,
+            index,
+            cluster_detection_method="deactivate",  # a scheduler's variables would leave one device a process
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"process {index} of {count} cannot reach {ADDRESS} {given[ADDRESS]!r}: {reason}") from error
+    if index:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+
+
+def _number(name: str, text: str) -> int:
+    if not text.isdigit():
+        raise InputError(f"{name} is {text!r}: expected a whole number")
+    return int(text)
+
+
+def leads() -> bool:
+    """Is this the process that writes for all?"""
+    return jax.process_index() == 0
+
+
+def gathered(tree: Any) -> Any:
+    """Host arrays of the whole of each leaf: of an array of the devices, or of the rows that each process has."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    with jax.transfer_guard("allow"):
+        return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def end(error: str | Exception) -> NoReturn:
+    """Ends this process with exit code 1, after the message or the traceback.
+
+    One of several goes at once: an ordinary exit would wait for the others, and they for it.
+    """
+    if jax.process_count() == 1:
+        if isinstance(error, str):
+            sys.exit(error)
+        raise error
+    if isinstance(error, str):
+        print(error, file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(1)

@@ -1,0 +1,96 @@
+"""When a run goes wrong by itself: what counts as divergence, and the way back to before it, on to other data.
+
+Batches are numbered by their position in the stream, which is the step as long as nothing goes wrong. After a rollback
+from step s to the checkpoint of step c the run goes on with batch s + 1, not c + 1: what it met on the way is not met
+again. rollbacks.json in the workdir says what happened, and so where in the stream any later step is.
+"""
+
+import json
+from collections import deque
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from greenjax.atomic import replace_text
+from greenjax.processes import leads
+
+RECENT, BEFORE = 10, 100  # updates whose mean losses are compared
+
+
+class DivergedError(RuntimeError):
+    """Updates were not finite too often in a row, or the loss rose too far."""
+
+    def __init__(self, message: str, step: int, since: int):
+        """`step`: the last one of this run; `since`: the first one that is not to be trusted."""
+        super().__init__(message)
+        self.step, self.since = step, since
+
+
+class Guard:
+    """Looks at every update's loss. Raises DivergedError."""
+
+    def __init__(self, max_skipped: int, spike: float):
+        self._max_skipped, self._spike = max_skipped, spike
+        self._losses: deque[float] = deque(maxlen=BEFORE + RECENT)
+
+    def look(self, step: int, loss: float, skipped_in_a_row: int) -> None:
+        """`step` has been done, with this loss."""
+        if skipped_in_a_row > self._max_skipped:
+            raise DivergedError(
+                f"step {step}: {skipped_in_a_row} updates in a row had a loss or gradient that is not finite (the last"
+                f" loss: {loss}); optim.max_skipped allows {self._max_skipped}",
+                step,
+                since=step - skipped_in_a_row + 1,
+            )
+        if np.isfinite(loss):
+            self._losses.append(loss)
+        if not self._spike or len(self._losses) < BEFORE + RECENT:
+            return
+        losses = np.array(self._losses)
+        before, now = losses[:BEFORE].mean(), losses[BEFORE:].mean()
+        if now > self._spike * before:
+            raise DivergedError(
+                f"step {step}: the mean loss of {RECENT} updates is {now:.4g}, of the {BEFORE} before {before:.4g};"
+                f" guard.spike allows {self._spike:g} times as much",
+                step,
+                since=step - RECENT + 1,
+            )
+
+
+class Rollback(NamedTuple):
+    """From step `after` back to the checkpoint of step `to`."""
+
+    after: int
+    to: int
+    reason: str
+
+
+class Rollbacks:
+    """Those of one run, read from its workdir and written there."""
+
+    def __init__(self, workdir: Path):
+        self._path = workdir / "rollbacks.json"
+        found = json.loads(self._path.read_text()) if self._path.exists() else []
+        self.made = [Rollback(**entry) for entry in found]
+
+    def skipped(self, step: int) -> int:
+        """How far the position in the stream is ahead of a step."""
+        return sum(each.after - each.to for each in self.made if each.to <= step)
+
+    def told(self) -> dict[str, int]:
+        """For a line of metrics: nothing where nothing happened."""
+        return {"rollbacks": len(self.made)} if self.made else {}
+
+    def add(self, error: DivergedError, to: int) -> None:
+        self.made.append(Rollback(error.step, to, str(error)))
+        logging.warning("%s: back to step %d, on with other data (rollback %d)", error, to, len(self.made))
+        if leads():
+            replace_text(self._path, json.dumps([each._asdict() for each in self.made], indent=2) + "\n")
+
+    def forget(self) -> None:
+        """A run that begins anew has none."""
+        self.made = []
+        if leads():
+            self._path.unlink(missing_ok=True)

@@ -1,0 +1,57 @@
+"""SIGTERM and SIGINT: a run that is asked to stop ends its step, saves, and says so with an exit code of its own."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from greenjax.training.sharding import Placement
+
+EXIT_CODE = 75  # EX_TEMPFAIL: "try again"; launch/slurm.sbatch requeues on it
+
+
+class InterruptedRun(Exception):
+    """The run was asked to stop, and did so after a step that it saved."""
+
+
+class Interruption:
+    """Takes both signals while it is open, in the main thread; a second one has its usual effect at once."""
+
+    def __init__(self, place: Placement):
+        self.signal = ""
+        self._place, self._usual = place, {}
+        self._asked: Any = None
+        self._any = jax.jit(jnp.any, out_shardings=place.copies)
+
+    def asked(self) -> bool:
+        """Is it time to stop? Called once a step, by all processes, which get the same answer.
+
+        Of several processes some may not have got the signal yet, so one learns of it a step later, from all devices.
+        """
+        if jax.process_count() == 1:
+            return bool(self.signal)
+        before, here = self._asked, np.full(jax.local_device_count(), bool(self.signal))
+        self._asked = self._any(self._place(here))
+        return before is not None and bool(jax.device_get(before))
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number).name
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._usual.items():
+            signal.signal(number, handler)
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            self._usual = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()

@@ -1,0 +1,287 @@
+"""A run is killed, stopped, starved and damaged, again and again; it has to end as if nothing had happened.
+
+    python -m tests.faults.campaign [--faults 50] [--seed 0] [--workdir DIR]
+
+One run of pre-training on a folder of small images, with a data worker, is disturbed by so many faults of all kinds, in
+a random order and at random moments. After each the same command goes on. At the end its weights have to be, bit for
+bit, those of a run that nothing disturbed. Images cut short change what is trained on: those faults have a run of their
+own, which only has to go on and to count them. Prints what was tried, what survived and how many steps were done again.
+"""
+
+import argparse
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+from sklearn.datasets import load_digits
+
+from greenjax.checkpoint import Checkpointer
+from greenjax.training.metrics import _whole_lines
+
+IMAGES = 64
+PATIENCE = 120  # seconds for whatever is waited for
+ENDS_WITHIN = 20  # seconds after the death of a data worker
+SMALL_FILES = 40_000  # bytes: less than a checkpoint's largest file, more than the metrics
+CONFIG = """
+import greenjax
+
+def get_config():
+    config = greenjax.default_config()
+    config.image_size = 16
+    config.model.name = "swin_t"
+    config.model.in_channels = 1
+    config.model.patch = 2
+    config.model.window = 4
+    config.model.embed_dim = 16
+    config.model.depths = (1, 1)
+    config.model.num_heads = (2, 4)
+    config.model.drop_path = 0.1
+    config.decoder.dim = 32
+    config.decoder.num_heads = 2
+    config.steps = {steps}
+    config.ema = 0.9
+    config.data.source = "folder"
+    config.data.path = {images!r}
+    config.data.split = "all"
+    config.data.batch_size = 16
+    config.data.workers = 1
+    config.data.mean = (0.3,)
+    config.data.std = (0.4,)
+    config.log.every = 5
+    config.log.eval_every = 0
+    config.log.picture_every = 0
+    config.log.checkpoint_every = 40
+    return config
+"""
+
+
+class Campaign:
+    """One disturbed run and its undisturbed twin."""
+
+    def __init__(self, folder: Path, faults: int, seed: int):
+        self.folder, self.workdir, self.images = folder, folder / "run", folder / "images"
+        self.dice, self.lost = random.Random(seed), 0
+        write_images(self.images)
+        self.config = folder / "config.py"
+        self.config.write_text(CONFIG.format(steps=150 + 120 * faults, images=str(self.images)))
+
+    def start(self, workdir: Path, *overrides: str, file_limit: int | None = None) -> subprocess.Popen:
+        command = [sys.executable, "-m", "greenjax.main", f"--config={self.config}", f"--workdir={workdir}", *overrides]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+
+        def limit() -> None:
+            if file_limit:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing says so instead
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=limit
+        )
+        self.said = said = []
+        self.reader = threading.Thread(target=lambda: said.extend(process.stdout), daemon=True)
+        self.reader.start()
+        return process
+
+    def log(self) -> str:
+        """What the last run has said; all of it once the run has ended."""
+        return "".join(self.said)
+
+    def step(self, workdir: Path | None = None) -> int:
+        lines = _whole_lines((workdir or self.workdir) / "metrics.jsonl")
+        return max((line["step"] for line in lines), default=0)
+
+    def wait_for(self, process: subprocess.Popen, condition, what: str) -> None:
+        limit = time.monotonic() + PATIENCE
+        while not condition():
+            if process.poll() is not None:
+                raise AssertionError(f"the run ended while {what} was waited for:\n{self.log()}")
+            assert time.monotonic() < limit, f"{what} did not come:\n{self.log()}"
+            time.sleep(0.002)
+
+    def underway(self, **how) -> subprocess.Popen:
+        """The run, started again, some random steps after where it goes on."""
+        process = self.start(self.workdir, **how)
+        self.wait_for(process, lambda: "going on at" in self.log() or " loss " in self.log(), "the start")
+        begun = re.search(r"going on at step (\d+)", self.log())
+        begun = int(begun[1]) if begun else 0
+        self.lost += max(0, self.before - begun)
+        wanted = begun + self.dice.randrange(5, 100)
+        self.wait_for(process, lambda: self.step() >= wanted, f"step {wanted}")
+        time.sleep(self.dice.random() * 0.2)
+        return process
+
+    def ended(self, process: subprocess.Popen, code: int, within: float = PATIENCE) -> None:
+        try:
+            found = process.wait(within)
+            self.reader.join(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(f"the run did not end within {within} s:\n{self.log()}") from None
+        assert found == code, f"exit code {found}, expected {code}:\n{self.log()}"
+
+    # The faults. Each leaves the run stopped.
+
+    def kill_run(self) -> None:
+        process = self.underway()
+        process.kill()
+        self.ended(process, -signal.SIGKILL)
+
+    def kill_worker(self) -> None:
+        process = self.underway()
+        os.kill(worker_of(process.pid), signal.SIGKILL)
+        self.ended(process, 1, ENDS_WITHIN)
+        assert "terminated unexpectedly" in self.log(), self.log()
+
+    def terminate(self, number: int = signal.SIGTERM) -> None:
+        process = self.underway()
+        process.send_signal(number)
+        self.ended(process, 75)
+        done = int(re.search(r"stopped by SIG\w+ after step (\d+)", self.log())[1])
+        assert Checkpointer(self.workdir).latest_step() == done
+
+    def interrupt(self) -> None:
+        self.terminate(signal.SIGINT)
+
+    def fill_disk(self) -> None:
+        """Files that grow beyond a limit fail as on a full disk; the run goes on, and can't save when it is stopped."""
+        kept = Checkpointer(self.workdir).steps()
+        process = self.underway(file_limit=SMALL_FILES)
+        self.wait_for(process, lambda: "could not be saved" in self.log(), "a save that fails")
+        seen = self.step()
+        self.wait_for(process, lambda: self.step() > seen, "another step")
+        process.terminate()
+        self.ended(process, 1)
+        assert Checkpointer(self.workdir).steps() == kept
+
+    def damage_newest(self) -> None:
+        """Some bytes of the newest checkpoint change: it is passed over."""
+        self.terminate()
+        files = [path for path in self.newest().glob("state/**/d/*") if path.stat().st_size > 1000]
+        path = self.dice.choice(files)
+        data = bytearray(path.read_bytes())
+        place = self.dice.randrange(len(data))
+        data[place : place + 8] = bytes(255 - byte for byte in data[place : place + 8])
+        path.write_bytes(data)
+
+    def tear_newest(self) -> None:
+        """A file of the newest checkpoint is cut short, or gone."""
+        self.terminate()
+        path = self.dice.choice([path for path in self.newest().rglob("*") if path.is_file()])
+        if self.dice.random() < 0.5:
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    def newest(self) -> Path:
+        return self.workdir / "checkpoints" / str(Checkpointer(self.workdir).latest_step())
+
+    def truncate_images(self) -> None:
+        """A run of its own: images are cut short under it; it goes on, and says how many it had to replace."""
+        workdir = self.folder / f"truncated{self.dice.random()}"
+        process = self.start(workdir)
+        self.wait_for(process, lambda: self.step(workdir) >= 5, "step 5")
+        whole = {path: path.read_bytes() for path in self.dice.sample(sorted(self.images.iterdir()), 5)}
+        for path, data in whole.items():
+            path.write_bytes(data[: len(data) // 2])
+        seen = self.step(workdir)
+        self.wait_for(process, lambda: self.step(workdir) > seen + 40, "40 more steps")
+        process.terminate()
+        self.ended(process, 75)
+        for path, data in whole.items():
+            path.write_bytes(data)
+        assert _whole_lines(workdir / "metrics.jsonl")[-1]["undecodable"] > 0
+        assert "cannot be decoded" in self.log()
+
+    def finish(self, workdir: Path) -> dict[str, np.ndarray]:
+        process = self.start(workdir)
+        self.ended(process, 0, 20 * PATIENCE)
+        return everything(workdir)
+
+    def run(self, faults: int) -> None:
+        kinds = [
+            self.kill_run,
+            self.kill_worker,
+            self.terminate,
+            self.interrupt,
+            self.fill_disk,
+            self.damage_newest,
+            self.tear_newest,
+            self.truncate_images,
+        ]
+        # Every kind about equally often; nothing can be damaged before there is something.
+        chosen = [kinds[i % len(kinds)] for i in range(faults)]
+        self.dice.shuffle(chosen)
+        self.before, counts = 0, Counter()
+        for number, fault in enumerate(chosen, 1):
+            since = time.monotonic()
+            fault()
+            self.before = self.step()
+            counts[fault.__name__] += 1
+            took = time.monotonic() - since
+            print(f"{number}/{faults} {fault.__name__}: step {self.before}, {took:.0f} s", flush=True)
+        disturbed, calm = self.finish(self.workdir), self.finish(self.folder / "calm")
+        assert disturbed.keys() == calm.keys()
+        differing = [key for key in calm if disturbed[key].tobytes() != calm[key].tobytes()]
+        assert not differing, f"not the same bits: {differing}"
+        steps = [line["step"] for line in _whole_lines(self.workdir / "metrics.jsonl")]
+        assert steps == sorted(set(steps)), "a step is told twice"
+        print(f"faults tried: {faults} ({', '.join(f'{name} {count}' for name, count in sorted(counts.items()))})")
+        print(f"survived: {sum(counts.values())}; steps done again: {self.lost}; {len(calm)} arrays with the same bits")
+
+
+def write_images(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for index, digit in enumerate(load_digits().images[:IMAGES]):
+        image = cv2.resize((digit * 15.9).astype(np.uint8), (24, 24), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{index:03}.jpg"), image)
+
+
+def worker_of(pid: int) -> int:
+    """The process that makes the batches of a run."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command, status = (path / "cmdline").read_bytes(), (path / "stat").read_text()
+        except OSError:
+            continue
+        if b"spawn_main" in command and int(status.rpartition(")")[2].split()[1]) == pid:
+            return int(path.name)
+    raise AssertionError("the run has no data worker")
+
+
+def everything(workdir: Path) -> dict[str, np.ndarray]:
+    """All arrays of the last checkpoint, by name."""
+    import orbax.checkpoint as ocp
+
+    step = Checkpointer(workdir).latest_step()
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler())) as reader:
+        found = reader.restore(
+            Checkpointer(workdir).directory / str(step), args=ocp.args.Composite(state=ocp.args.PyTreeRestore())
+        ).state
+    return {key: np.asarray(value) for key, value in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workdir", type=Path, help="a new folder; default: a temporary one")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.workdir or Path(temporary) / "faults"
+        folder.mkdir(parents=True)
+        Campaign(folder, arguments.faults, arguments.seed).run(arguments.faults)
+
+
+if __name__ == "__main__":
+    main()

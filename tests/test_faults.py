@@ -1,0 +1,16 @@
+"""The fault campaign in a short form; `python -m tests.faults.campaign` is the long one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_faults_lose_nothing(tmp_path):
+    """Six faults of as many kinds, then the same bits as without them."""
+    command = [sys.executable, "-m", "tests.faults.campaign", "--faults=6", f"--workdir={tmp_path / 'faults'}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "faults tried: 6" in done.stdout and "survived: 6" in done.stdout
