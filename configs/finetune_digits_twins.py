@@ -1,9 +1,7 @@
 """The encoder of digits_twins.py fine-tuned on labels, all of them or 10 a class; and the study of what it is worth.
 
-    python -m greenjax.main --config configs/finetune_digits_twins.py --workdir runs/finetune_twins \\
-        --config.init=runs/digits_twins
-    python -m greenjax.study --config configs/finetune_digits_twins.py --workdir runs/digits_twins_labels \\
-        --config.init=runs/digits_twins
+    python -m greenjax.main --config configs/finetune_digits_twins.py --workdir runs/twins --config.init=runs/digits_twins
+    CONFIG=configs/digits_twins.py bash launch/quickstart.sh
 
 Hardware: two CPU cores. Results: docs/digits.md. --config.data.per_class=0 takes all 1,500 labels.
 """

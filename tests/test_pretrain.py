@@ -1,14 +1,8 @@
 """Whole runs: what they leave behind, and that an interrupted one ends as an uninterrupted one."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,10 +14,7 @@ from greenjax.data import open_source
 from greenjax.evaluation import result
 from greenjax.planning import Planner
 from greenjax.training import DivergedError, pretrain
-from greenjax.training.optim import make_optimizer
 from greenjax.training.pretrain import pool_use
-from greenjax.training.sharding import make_mesh
-from greenjax.training.state import abstract_state
 
 RUN = dict(
     model__depths=(1, 1),
@@ -111,72 +102,3 @@ def test_pooled_masks_are_counted_by_epoch():
     drawn = {mask for step in (10, 11) for mask in planner.mask_ids(0, step, config.mask.groups)}
     assert pool_use(config, planner, 12, images) == {"distinct_masks": len(drawn)}
     assert pool_use(small_config(), planner, 12, images) == {}
-
-
-CONFIG = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from small import small_config
-import greenjax
-
-def get_config():
-    config = greenjax.default_config()
-    for key, value in greenjax.flatten(small_config(**{RUN!r})).items():
-        section, _, name = key.rpartition(".")
-        (config[section] if section else config)[name] = value
-    config.steps = 60
-    config.log.checkpoint_every = 5
-    return config
-"""
-
-
-def start(config, workdir):
-    command = [sys.executable, "-m", "greenjax.main", "--config", str(config), "--workdir", str(workdir)]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def kill_when(process, condition, seconds=120):
-    """SIGKILL as soon as the condition holds; fails if the run ends first."""
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < limit
-        time.sleep(0.0005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
-@pytest.mark.slow
-def test_kill_in_training_and_in_saving_loses_nothing_before_the_last_checkpoint(tmp_path):
-    config = tmp_path / "config.py"
-    config.write_text(CONFIG)
-    workdir = tmp_path / "run"
-    checkpoints = workdir / "checkpoints"
-
-    def steps():
-        return Checkpointer(workdir).steps()
-
-    # In the middle of training: some checkpoints are there, and the run has gone on since.
-    kill_when(start(config, workdir), lambda: steps() and lines_of(workdir)[-1]["step"] > steps()[-1] + 1)
-    first = steps()[-1]
-    # In the middle of saving: a later checkpoint has begun and is not complete.
-    kill_when(
-        start(config, workdir),
-        lambda: any("tmp" in p.name and int(p.name.split(".")[0]) > first for p in checkpoints.glob("[0-9]*")),
-    )
-    assert steps()[-1] >= first
-    final = start(config, workdir)
-    output, _ = final.communicate(timeout=200)
-    assert final.returncode == 0, output
-    undisturbed = start(config, tmp_path / "undisturbed")
-    output, _ = undisturbed.communicate(timeout=200)
-    assert undisturbed.returncode == 0, output
-
-    import greenjax
-
-    resolved = greenjax.load_config(config)
-    target = abstract_state(resolved, make_optimizer(resolved), make_mesh(resolved))
-    interrupted, whole = (Checkpointer(folder).restore(target, 60) for folder in (workdir, tmp_path / "undisturbed"))
-    jax.tree.map(np.testing.assert_array_equal, interrupted, whole)
-    assert [line["step"] for line in lines_of(workdir) if "loss" in line] == list(range(1, 61))

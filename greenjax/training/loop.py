@@ -3,12 +3,14 @@
 import errno
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from grain import DatasetIterator
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -33,7 +35,7 @@ def train(
     total: int,
     *,
     update: Update,
-    batches: Callable[[int], Iterator[Any]],
+    batches: Callable[[int], DatasetIterator],
     watch: Watch,
     watch_every: tuple[int, ...],
     extra: Callable[[int], dict[str, Any]] = lambda position: {},
@@ -76,7 +78,7 @@ class _Run:
         mesh: Mesh,
         total: int,
         update: Update,
-        batches: Callable[[int], Iterator[Any]],
+        batches: Callable[[int], DatasetIterator],
         watch: Watch,
         watch_every: tuple[int, ...],
         extra: Callable[[int], dict[str, Any]],
@@ -89,22 +91,22 @@ class _Run:
         config, total, log, place = self.config, self.total, self.config.log, self.place
         start = int(state.step)
         ahead = rollbacks.skipped(start)
-        meter = Meter(config, self.mesh, hours_so_far(self.workdir) if start else 0.0)
         guard = Guard(config.optim.max_skipped, config.guard.spike)
+        meter = Meter(config, self.mesh, guard, hours_so_far(self.workdir) if start else 0.0)
         with (
             Checkpointer(self.workdir, log.keep, log.keep_every) as checkpointer,
             MetricsWriter(self.workdir, total, start) as writer,
             Interruption(place) as interruption,
             jax.transfer_guard("disallow"),
             jax.set_mesh(self.mesh),  # callbacks want to know it: models/spconv_bridge.py
+            closing(self.batches(start + ahead)) as batches,  # ends its workers
         ):
             checkpointer.forget_after(start)  # damaged ones
-            batches = self.batches(start + ahead)
 
             def look(step: int) -> None:
                 if not any(due(step, every, total) for every in self.look_every):
                     return
-                meter.pause(guard)
+                meter.pause()
                 try:
                     self.watch(step, state, writer)
                 except OSError as error:
@@ -123,12 +125,12 @@ class _Run:
                 if step == start + 1:
                     meter.flops = matmul_flops(self.update.trace(state, batch).jaxpr)
                 state, metrics = self.update(state, batch)
-                meter.add(step, metrics, guard)
+                meter.add(step, metrics)
                 if step % log.every == 0 or step == total:
-                    writer.write(step, meter.line(guard) | self.extra(step + ahead) | rollbacks.told())
+                    writer.write(step, meter.line() | self.extra(step + ahead) | rollbacks.told())
                 look(step)
                 if interruption.asked() and step < total:
-                    meter.pause(guard)
+                    meter.pause()
                     checkpointer.save(step, state)
                     checkpointer.wait()
                     why = interruption.signal or "another process"
@@ -145,9 +147,9 @@ def due(step: int, every: int, total: int) -> bool:
 class Meter:
     """Averages the loss and measures speed and cost between two lines of the log; hands losses to the guard."""
 
-    def __init__(self, config: ConfigDict, mesh: Mesh, hours: float):
+    def __init__(self, config: ConfigDict, mesh: Mesh, guard: Guard, hours: float):
         """`hours`: of all devices, spent on this run before."""
-        self.flops = 0  # of an update
+        self.flops, self._guard = 0, guard  # FLOPs of an update
         self._batch_size, self._devices, self._hours = config.data.batch_size, mesh.size, hours
         self._peak = peak_flops(mesh.devices.flat[0].device_kind, config.model.dtype)
         self._pending: tuple[int, Metrics] | None = None
@@ -163,15 +165,15 @@ class Meter:
         self._waited += time.perf_counter() - since
         return batch
 
-    def add(self, step: int, metrics: Metrics, guard: Guard) -> None:
+    def add(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a step that was just dispatched, and reads those of the step before."""
-        self._read(guard)
+        self._read()
         self._pending = (step, metrics)
         self._steps += 1
 
-    def line(self, guard: Guard) -> dict[str, Any]:
+    def line(self) -> dict[str, Any]:
         """The last metrics, with the loss, speed and cost of the time since the last line."""
-        self.pause(guard)
+        self.pause()
         finite = [loss for loss in self._losses if np.isfinite(loss)]
         loss = {"loss": sum(finite) / len(finite)} if finite else {}
         cost = self._cost()
@@ -179,9 +181,9 @@ class Meter:
         self.resume()
         return {key: value for key, value in self._last.items() if key != "loss"} | loss | cost
 
-    def pause(self, guard: Guard) -> None:
+    def pause(self) -> None:
         """Waits for the steps under way; time from here to `resume` does not count, being no training."""
-        self._read(guard)
+        self._read()
         self._seconds += time.perf_counter() - self._since
 
     def resume(self) -> None:
@@ -201,10 +203,10 @@ class Meter:
         memory = peak_memory()
         return cost if memory is None else cost | {"device_memory_peak": memory}
 
-    def _read(self, guard: Guard) -> None:
+    def _read(self) -> None:
         if self._pending is None:
             return
         step, metrics = self._pending
         self._pending, self._last = None, {k: v.item() for k, v in jax.device_get(metrics).items()}
         self._losses.append(self._last["loss"])
-        guard.look(step, self._last["loss"], int(self._last["skipped_in_a_row"]))
+        self._guard.look(step, self._last["loss"], int(self._last["skipped_in_a_row"]))

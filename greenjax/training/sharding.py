@@ -75,7 +75,7 @@ def spread(whole: Any, shardings: Any) -> Any:
     """Arrays that every process has as a whole, placed as `shardings` say: no device holds more than its part."""
 
     def of_leaf(leaf: Any, sharding: NamedSharding) -> jax.Array:
-        host = np.asarray(leaf)
+        host = np.array(leaf)  # a copy: the state is donated, the source may live on
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(of_leaf, whole, shardings)

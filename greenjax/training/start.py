@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -15,7 +14,7 @@ from greenjax.errors import InputError
 from greenjax.interop import initial_model
 from greenjax.models import Backbone
 from greenjax.training.sharding import make_mesh
-from greenjax.training.state import State, abstract_state, init_state
+from greenjax.training.state import State, abstract_state, init_state, on_the_cpu
 
 
 def begin(
@@ -32,7 +31,8 @@ def begin(
 
 def first_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh) -> State:
     """The state before the first step, from `config.init`; says what its weights did not have."""
-    found = initial_model(config)
+    with on_the_cpu():
+        found = initial_model(config)
     if found is None:
         return init_state(config, tx, mesh)
     model, report = found
@@ -58,4 +58,4 @@ def write_start(workdir: Path, model: Backbone, config: ConfigDict, tx: optax.Gr
 
 
 def _params(model: Backbone) -> dict:
-    return jax.tree.map(jax.numpy.copy, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))

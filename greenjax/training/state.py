@@ -1,5 +1,6 @@
 """What a checkpoint holds, and how it is born: placed on its mesh before the first step."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,12 +44,12 @@ def _params(config: ConfigDict) -> Any:
     return nnx.to_pure_dict(nnx.state(build(config, config.seed), nnx.Param))
 
 
-def _cpu() -> Any:
-    """Where weights are drawn, so that no accelerator ever holds all of them; None: JAX was started without a CPU."""
+def on_the_cpu() -> AbstractContextManager:
+    """For drawing and reading weights, so that no accelerator ever holds all of them; if JAX was started with a CPU."""
     try:
-        return jax.local_devices(backend="cpu")[0]
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
-        return None
+        return nullcontext()
 
 
 def _first(config: ConfigDict, tx: optax.GradientTransformation, params: Any) -> State:
@@ -74,7 +75,7 @@ def init_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh,
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, tx, mesh))
     if params is None:
-        with jax.default_device(_cpu()):
+        with on_the_cpu():
             params = _params(config)
     params = spread(params, shardings.params)
     return jax.jit(partial(_first, config, tx), out_shardings=shardings, donate_argnums=0)(params)
