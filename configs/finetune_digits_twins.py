@@ -1,6 +1,6 @@
 """The encoder of digits_twins.py fine-tuned on labels, all of them or 10 a class; and the study of what it is worth.
 
-    python -m greenjax.main --config configs/finetune_digits_twins.py --workdir runs/twins --config.init=runs/digits_twins
+    python -m greenjax.main --config configs/finetune_digits_twins.py --workdir runs/f --config.init=runs/digits_twins
     CONFIG=configs/digits_twins.py bash launch/quickstart.sh
 
 Hardware: two CPU cores. Results: docs/digits.md. --config.data.per_class=0 takes all 1,500 labels.
