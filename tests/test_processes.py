@@ -38,7 +38,7 @@ SWIN = dict(
     log__eval_every=5,
     ema=0.9,
 )
-TWINS = dict(family="twins", model__depths=(2, 1), steps=10, optim__base_lr=1e-2)
+TWINS = dict(family="twins", model__depths=(1, 1), steps=10, optim__base_lr=1e-2)
 CLASSIFIER = dict(task="finetune", model__depths=(1, 1), model__num_classes=10, data__eval_split="test[:103]")
 
 
