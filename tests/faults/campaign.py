@@ -101,6 +101,10 @@ class Campaign:
         lines = _whole_lines((workdir or self.workdir) / "metrics.jsonl")
         return max((line["step"] for line in lines), default=0)
 
+    def said_step(self) -> int:
+        """The last step that this process has told; metrics.jsonl still has those of the one before for a while."""
+        return max(map(int, re.findall(r"step (\d+)/\d+  loss", self.log())), default=0)
+
     def wait_for(self, process: subprocess.Popen, condition, what: str) -> None:
         limit = time.monotonic() + PATIENCE
         while not condition():
@@ -117,7 +121,7 @@ class Campaign:
         begun = int(begun[1]) if begun else 0
         self.lost += max(0, self.before - begun)
         wanted = begun + self.dice.randrange(5, 100)
-        self.wait_for(process, lambda: self.step() >= wanted, f"step {wanted}")
+        self.wait_for(process, lambda: self.said_step() >= wanted, f"step {wanted}")
         time.sleep(self.dice.random() * 0.2)
         return process
 
