@@ -120,12 +120,16 @@ class Checkpointer:
         return {key.removeprefix(prefix): np.asarray(value) for key, value in found.items()}, int(path.name)
 
     def forget_after(self, step: int) -> None:
-        """Removes the checkpoints of later steps: damaged ones, or those of a part that is going to be run again."""
+        """Removes the checkpoints of later steps, a part that is going to be run again; damaged ones are set aside."""
         self._settle()
         self._close_manager()
         if leads():
             for later in self.directory.glob("[0-9]*"):
-                if later.name.isdigit() and int(later.name) > step:
+                if not later.name.isdigit() or int(later.name) <= step:
+                    continue
+                if not _complete(later) or _damaged(later):
+                    _set_aside(later)
+                else:
                     logging.warning("removing the checkpoint %s: the run goes on from step %d", later, step)
                     shutil.rmtree(later)
         _together("greenjax forgets checkpoints")
@@ -189,11 +193,12 @@ class Checkpointer:
         (draft / _SUMS).write_text(json.dumps(_sums(draft / "state")))
 
     def _clear(self) -> None:
-        """Removes what a killed save or an interrupted copy left: Orbax would skip steps because of it."""
+        """Removes drafts of killed saves, sets aside what is incomplete: Orbax would skip steps because of it."""
         for folder in self.directory.glob("[0-9]*"):
-            if not _complete(folder):
-                logging.warning("removing the incomplete checkpoint %s", folder)
+            if not folder.name.isdigit():
                 shutil.rmtree(folder)
+            elif not _complete(folder):
+                _set_aside(folder)
 
     def _settle(self) -> None:
         """Waits for the save under way, and says what went wrong with it."""
@@ -246,6 +251,14 @@ def _damaged(folder: Path) -> str:
         if _digest(folder / "state" / name) != digest:
             return name
     return ""
+
+
+def _set_aside(folder: Path) -> None:
+    """Out of the way, and not lost: somebody may know how to read it."""
+    aside = folder.with_name(f"damaged-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+    logging.warning("the checkpoint %s is not whole: it is set aside as %s", folder, aside.name)
+    folder.rename(aside)
 
 
 def _sums(folder: Path) -> dict[str, tuple[int, str]]:

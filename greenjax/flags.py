@@ -6,6 +6,7 @@
 ml_collections reads each override by the type of its key; an unknown key or a wrong value ends in one line.
 """
 
+import argparse
 import ast
 import os
 import re
@@ -69,6 +70,17 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> l
     except (flags.Error, ValueError, TypeError, OSError) as error:
         sys.exit(f"greenjax: {error}")
     return rest
+
+
+def parse_beside(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
+    """What a command has of its own, by `parser`, and the resolved config; for commands that tests call with argv."""
+    arguments, rest = parser.parse_known_args(argv[1:])
+    values, command = flags.FlagValues(), [argv[0], *rest]
+    flag = define_config(flag_values=values, argv=command)
+    parse(command, values)
+    resolved = config.resolve(flag.value)
+    prepare_process(resolved)
+    return arguments, resolved
 
 
 def prepare_process(config: ConfigDict) -> None:

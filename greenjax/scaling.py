@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from greenjax import flags
@@ -70,12 +69,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--devices", type=int, default=8, help="how many are simulated")
     parser.add_argument("--fsdp", type=int, nargs="+", default=[1, 8], help="degrees to compare")
     parser.add_argument("--json", type=Path, help="file for the figures")
-    arguments, rest = parser.parse_known_args(argv[1:])
-    values, command = absl_flags.FlagValues(), ["greenjax.scaling", *rest]
-    flag = flags.define_config(flag_values=values, argv=command)
-    flags.parse(command, values)
-    config = resolve(flag.value)
-    flags.prepare_process(config)
+    arguments, config = flags.parse_beside(parser, argv)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", arguments.devices)
     try:

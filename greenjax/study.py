@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags as absl_flags
 from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -61,13 +60,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="where the table and the numbers go")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--scratch-lr", type=float, help="optim.base_lr from scratch; default: the config's")
-    arguments, rest = parser.parse_known_args(argv[1:])
-    values, command = absl_flags.FlagValues(), ["greenjax.study", *rest]
-    flag = flags.define_config(flag_values=values, argv=command)
-    flags.parse(command, values)
-    config = resolve(flag.value)
-
-    flags.prepare_process(config)
+    arguments, config = flags.parse_beside(parser, argv)
     try:
         study(config, arguments.workdir, arguments.seeds, arguments.scratch_lr)
     except InputError as error:

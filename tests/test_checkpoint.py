@@ -139,7 +139,8 @@ def test_torn_checkpoints_are_absent(tmp_path):
         checkpointer.wait()
         assert checkpointer.steps() == [3, 6]
         assert same_bits(checkpointer.restore(abstract(state), 6), state)
-    assert sorted(os.listdir(folder)) == ["3", "6", "notes"]
+    # What is not whole is set aside, drafts of killed saves are gone.
+    assert sorted(os.listdir(folder)) == ["3", "6", *(f"damaged-{step}" for step in range(5, 10)), "notes"]
 
 
 def flip(path):
@@ -169,6 +170,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, what, caplog):
     checkpointer.save(2, {"x": jnp.full(4096, 22)})
     assert np.all(checkpointer.restore(wanted)["x"] == 22)
     checkpointer.close()
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2", "damaged-2"]
 
 
 def test_every_so_many_steps_one_is_kept_for_good(tmp_path):

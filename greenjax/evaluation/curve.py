@@ -10,9 +10,16 @@ from matplotlib.figure import Figure
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of DIR/metrics.jsonl, one dict a line."""
-    path = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """The lines of DIR/metrics.jsonl, one dict a line, but for those that were cut short."""
+    path, found = workdir / "metrics.jsonl", []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and "step" in line:
+            found.append(line)
+    return found
 
 
 def draw_loss_curve(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-# Dense bfloat16 matrix products a second, by the makers' data sheets; longer names first.
+# Dense bfloat16 matrix products a second, by the makers' data sheets; of names that fit the longest counts.
 PEAK_FLOPS = {
     "A100": 312e12,
     "A10G": 70e12,

@@ -24,6 +24,7 @@ from greenjax import __version__
 from greenjax.atomic import replace_text
 from greenjax.config import KEYS, flatten
 from greenjax.errors import InputError
+from greenjax.evaluation import read_metrics
 from greenjax.processes import leads
 
 # These may change between the parts of a run: weights, masks, sample order and schedule do not hang on them.
@@ -94,7 +95,7 @@ class MetricsWriter:
         if not self._writes:
             return
         workdir.mkdir(parents=True, exist_ok=True)
-        _drop_after(workdir / "metrics.jsonl", start)
+        _drop_after(workdir, start)
         self._lines = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else 0)
         self._progress: _Display = _Bar(total, start) if sys.stdout.isatty() else _Plain(total)
@@ -222,26 +223,15 @@ def _short(value: float | int) -> str:
 
 def hours_so_far(workdir: Path) -> float:
     """Hours of all devices that the lines of a run tell of, those of steps that are going to be done again too."""
-    return max((line.get("device_hours", 0.0) for line in _whole_lines(workdir / "metrics.jsonl")), default=0.0)
+    return max((line.get("device_hours", 0.0) for line in read_metrics(workdir)), default=0.0)
 
 
-def _drop_after(path: Path, start: int) -> None:
+def _drop_after(workdir: Path, start: int) -> None:
     """Drops lines of steps after `start` (0: all lines) and a last line that was cut short."""
+    path = workdir / "metrics.jsonl"
     if path.exists():
-        kept = [line for line in _whole_lines(path) if start and line["step"] <= start]
+        kept = [line for line in read_metrics(workdir) if start and line["step"] <= start]
         replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    found = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:  # cut short
-            continue
-        if isinstance(line, dict) and "step" in line:
-            found.append(line)
-    return found
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from greenjax.checkpoint import Checkpointer
-from greenjax.training.metrics import _whole_lines
+from greenjax.evaluation import read_metrics
 
 IMAGES = 64
 PATIENCE = 120  # seconds for whatever is waited for
@@ -98,7 +98,7 @@ class Campaign:
         return "".join(self.said)
 
     def step(self, workdir: Path | None = None) -> int:
-        lines = _whole_lines((workdir or self.workdir) / "metrics.jsonl")
+        lines = read_metrics(workdir or self.workdir)
         return max((line["step"] for line in lines), default=0)
 
     def said_step(self) -> int:
@@ -204,7 +204,7 @@ class Campaign:
         self.ended(process, 75)
         for path, data in whole.items():
             path.write_bytes(data)
-        assert _whole_lines(workdir / "metrics.jsonl")[-1]["undecodable"] > 0
+        assert read_metrics(workdir)[-1]["undecodable"] > 0
         assert "cannot be decoded" in self.log()
 
     def finish(self, workdir: Path) -> dict[str, np.ndarray]:
@@ -238,7 +238,7 @@ class Campaign:
         assert disturbed.keys() == calm.keys()
         differing = [key for key in calm if disturbed[key].tobytes() != calm[key].tobytes()]
         assert not differing, f"not the same bits: {differing}"
-        steps = [line["step"] for line in _whole_lines(self.workdir / "metrics.jsonl")]
+        steps = [line["step"] for line in read_metrics(self.workdir)]
         assert steps == sorted(set(steps)), "a step is told twice"
         print(f"faults tried: {faults} ({', '.join(f'{name} {count}' for name, count in sorted(counts.items()))})")
         print(f"survived: {sum(counts.values())}; steps done again: {self.lost}; {len(calm)} arrays with the same bits")
