@@ -5,28 +5,26 @@ import subprocess
 import sys
 
 import pytest
-from absl.testing import flagsaver
 
-from greenjax import benchmark
+from greenjax.benchmark import __main__, sparse
 
 LAYERS = (
-    benchmark.Layer("depth-wise", 2, 3, 1, (8, 8), 8),
-    benchmark.Layer("dense", 2, 3, 1, (8, 8)),
-    benchmark.Layer("block", 2, 2, 2, (8, 16)),
-    benchmark.Layer("overlapping", 2, 3, 2, (8, 16)),
+    sparse.Layer("depth-wise", 2, 3, 1, (8, 8), 8),
+    sparse.Layer("dense", 2, 3, 1, (8, 8)),
+    sparse.Layer("block", 2, 2, 2, (8, 16)),
+    sparse.Layer("overlapping", 2, 3, 2, (8, 16)),
 )
 
 
 @pytest.mark.spconv
 def test_the_sparse_suite_compares_all_backends(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(benchmark, "LAYERS", LAYERS)
-    benchmark.parse(["benchmark", "--suite=sparse"])
-    with flagsaver.flagsaver(batch=1, repeats=2, json=str(tmp_path / "figures.json")):
-        benchmark.main([])
+    monkeypatch.setattr(sparse, "LAYERS", LAYERS)
+    flags = ["--suite=sparse", "--batch=1", "--repeats=2", f"--json={tmp_path / 'figures.json'}"]
+    __main__.main(["benchmark", *flags])
     report = json.loads((tmp_path / "figures.json").read_text())
     assert report["suite"] == "sparse" and report["batch"] == 1 and not report["left_out"]
     rows = {(row["layer"], row["backend"]): row for row in report["rows"]}
-    everyone = set(benchmark.BACKENDS)
+    everyone = set(sparse.BACKENDS)
     assert {name: {b for n, b in rows if n == name} for name, _ in rows} == {
         "depth-wise": {"native", "masked"},  # spconv has no groups
         **dict.fromkeys(("dense", "block", "overlapping"), everyone),

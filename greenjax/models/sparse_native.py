@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 Tokens = Float[Array, "b n c"]
 
-# How far loops over a kernel are written out. True is for benchmark.py: XLA's cost analysis counts a loop's body once.
+# How far loops over a kernel are written out. True is for the benchmark: XLA's cost analysis counts a loop's body once.
 UNROLL: int | bool = 1
 
 

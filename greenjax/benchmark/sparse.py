@@ -1,40 +1,22 @@
-"""What things cost on this machine: python -m greenjax.benchmark --suite sparse [--batch N] [--json FILE]
+"""The backends of the sparse convolution, on the layers of Twins-L and on larger kernels that Twins lacks.
 
-A suite prints its table and returns what --json writes. sparse: the backends of the sparse convolution on the layers of
-Twins-L, and on larger kernels that Twins lacks; docs/sparse_conv.md explains it.
+docs/sparse_conv.md explains it.
 """
 
-import json
-import os
-import platform
-import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
 
+from greenjax.benchmark.measure import interleaved_medians, machine
 from greenjax.errors import InputError
 from greenjax.models import sparse_native
 from greenjax.models.sparse_conv import block_conv, check_backend, strided_conv, submanifold_conv
 from greenjax.planning import TokenGrid
 from greenjax.planning.sites import ConvIndex, strided_index, submanifold_index
-
-
-def main(_: Sequence[str]) -> None:
-    logging.set_verbosity(logging.WARNING)  # JAX tells of every kind of device that is not there
-    try:
-        report = SUITES[SUITE.value](BATCH.value, REPEATS.value)
-        if JSON.value:
-            Path(JSON.value).write_text(json.dumps(report, indent=1) + "\n")
-    except (InputError, OSError) as error:
-        sys.exit(f"greenjax.benchmark: {error}")
 
 
 class Layer(NamedTuple):
@@ -193,41 +175,3 @@ def _line(row: dict[str, Any]) -> str:
 
     cells = [*scaled("ms", 1.0), *scaled("flops", 1e9), *scaled("bytes", 1e6), f"{row['difference']:.0e}"]
     return f"  {row['backend']:48}" + "".join(f"{cell:>10}" for cell in cells[:-1]) + f"{cells[-1]:>12}"
-
-
-def interleaved_medians(programs: dict[Any, tuple[Callable, tuple]], repeats: int) -> dict[Any, float]:
-    """Median seconds of each compiled program on its arguments, run in turn so that all meet the same disturbances."""
-    seconds = {name: [] for name in programs}
-    for repeat in range(repeats + 1):
-        for name, (program, args) in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(*args))
-            if repeat:  # the first run warms up
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def machine() -> dict[str, Any]:
-    """Where and with what a suite ran."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count()
-    device = jax.devices()[0].device_kind
-    return {"device": device, "cores": cores, "python": platform.python_version(), "jax": jax.__version__}
-
-
-SUITES = {"sparse": sparse}
-SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "What to measure.", required=True)
-BATCH = flags.DEFINE_integer("batch", 8, "Images at a time.", lower_bound=1)
-REPEATS = flags.DEFINE_integer("repeats", 15, "Measurements of each; the median counts.", lower_bound=1)
-JSON = flags.DEFINE_string("json", None, "File to write the figures into, such as FILE.json.")
-
-
-def parse(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(f"greenjax.benchmark: {error}")
-
-
-if __name__ == "__main__":
-    app.run(main, flags_parser=parse)

@@ -1,0 +1,54 @@
+"""What things cost on this machine: python -m greenjax.benchmark --suite sparse [--batch N] [--json FILE]
+
+sparse: the backends of the sparse convolution on the layers of Twins-L, and on larger kernels that Twins lacks;
+docs/sparse_conv.md explains it.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import logging
+
+from greenjax.atomic import replace_text
+from greenjax.benchmark.sparse import sparse
+from greenjax.errors import InputError
+
+SUITES = {"sparse": sparse}
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = Parser(
+        "python -m greenjax.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--suite", choices=list(SUITES), required=True, help="what to measure")
+    parser.add_argument("--batch", type=positive, default=8, help="images at a time")
+    parser.add_argument("--repeats", type=positive, default=15, help="measurements of each; the median counts")
+    parser.add_argument("--json", type=Path, help="file to write the figures into")
+    arguments = parser.parse_args(argv[1:])
+    logging.set_verbosity(logging.WARNING)  # JAX tells of every kind of device that is not there
+    try:
+        report = SUITES[arguments.suite](arguments.batch, arguments.repeats)
+        if arguments.json:
+            replace_text(arguments.json, json.dumps(report, indent=1) + "\n")
+    except (InputError, OSError) as error:
+        sys.exit(f"greenjax.benchmark: {error}")
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong flags end in one line."""
+
+    def error(self, message: str) -> None:
+        sys.exit(f"greenjax.benchmark: {message}")
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv)

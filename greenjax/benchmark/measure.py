@@ -1,0 +1,30 @@
+"""How programs are timed, and on what."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def interleaved_medians(programs: dict[Any, tuple[Callable, tuple]], repeats: int) -> dict[Any, float]:
+    """Median seconds of each compiled program on its arguments, run in turn so that all meet the same disturbances."""
+    seconds = {name: [] for name in programs}
+    for repeat in range(repeats + 1):
+        for name, (program, args) in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program(*args))
+            if repeat:  # the first run warms up
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a suite ran."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    device = jax.devices()[0].device_kind
+    return {"device": device, "cores": cores, "python": platform.python_version(), "jax": jax.__version__}
