@@ -40,6 +40,8 @@ def connect() -> None:
     if not 0 <= index < count:
         raise InputError(f"{INDEX} is {index}: expected 0 to {count - 1}, as {COUNT} is {count}")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM: training/interrupt.py does
+    if not index and count > 1:
+        print(f"waiting at {given[ADDRESS]} for the other {count - 1} of {count} processes", file=sys.stderr)
     try:
         jax.distributed.initialize(
             given[ADDRESS],

@@ -37,7 +37,7 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "
 
 # The plan on paper: an H100's dense bfloat16 rate and a share of it; bytes a second that a GPU sends to others.
 RATE, SHARE = 989e12, 0.25
-LINKS = {"NVLink, 450 GB/s": 450e9, "400 Gb/s a GPU": 50e9, "100 Gb/s a GPU": 12.5e9, "25 Gb/s a GPU": 3.1e9}
+LINKS = {"NVLink, 450 GB/s": 450e9, "400 Gb/s a GPU": 50e9, "100 Gb/s a GPU": 12.5e9, "25 Gb/s a GPU": 3.125e9}
 FLEETS = (8, 64, 512)
 
 
@@ -67,13 +67,17 @@ def main(argv: list[str]) -> None:
         "python -m greenjax.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--devices", type=int, default=8, help="how many are simulated")
-    parser.add_argument("--fsdp", type=int, nargs="+", default=[1, 8], help="degrees to compare")
+    parser.add_argument("--fsdp", type=int, nargs="+", help="degrees to compare; default: 1 and all devices")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments, config = flags.parse_beside(parser, argv)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", arguments.devices)
     try:
-        programs = [compiled(config, fsdp) for fsdp in arguments.fsdp]
+        degrees = arguments.fsdp or [1, arguments.devices]
+        for fsdp in degrees:
+            if fsdp < 1 or arguments.devices % fsdp:
+                raise InputError(f"fsdp is {fsdp}: expected a divisor of the {arguments.devices} devices")
+        programs = [compiled(config, fsdp) for fsdp in degrees]
         print(report(config, programs, arguments.devices))
         if arguments.json:
             figures = [each._asdict() | {"collectives": [c._asdict() for c in each.collectives]} for each in programs]
@@ -86,8 +90,6 @@ def compiled(config: ConfigDict, fsdp: int) -> Program:
     """Compiles the step of pre-training for all devices, parameters split over `fsdp` of them."""
     if config.task != "pretrain":
         raise InputError(f"task is {config.task!r}: expected 'pretrain'")
-    if jax.device_count() % fsdp:
-        raise InputError(f"fsdp is {fsdp}: expected a divisor of the {jax.device_count()} devices")
     config = resolve(flatten(config) | {"mesh.fsdp": fsdp, "mesh.data": jax.device_count() // fsdp})
     mesh, tx = make_mesh(config), make_optimizer(config)
     update = make_train_step(model_graph(config), tx, learning_rate(config, total=2, warmup=1), config, mesh)

@@ -12,7 +12,6 @@ echo "$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID $*"
 exit ${CODE:-0}
 """
 SRUN = """#!/usr/bin/env bash
-[ "$1" = --kill-on-bad-exit=1 ] || exit 99
 shift
 code=0
 for ((i = 0; i < SLURM_NTASKS; i++)); do SLURM_PROCID=$i "$@" || code=$?; done

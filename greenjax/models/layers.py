@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
 # One program a shape: as single operations, or all in one program, they would take many times longer to compile.
@@ -21,6 +22,8 @@ _compiled = partial(jax.jit, static_argnums=(1, 2))
 xavier = _compiled(nnx.initializers.xavier_uniform())
 small_normal = _compiled(nnx.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0))  # in effect not truncated
 token_normal = _compiled(nnx.initializers.normal(0.02))
+
+KEPT = jax.checkpoint_policies.save_only_these_names("kept")
 
 
 def linear(
@@ -46,7 +49,8 @@ def _permute_fwd(x, index, inverse):
 
 def _permute_bwd(saved, dy):
     index, inverse = saved
-    return permute(dy, inverse, index), None, None
+    # The barrier keeps XLA from gathering straight into the transposed layout that the product behind it wants.
+    return jax.lax.optimization_barrier(permute(dy, inverse, index)), None, None
 
 
 permute.defvjp(_permute_fwd, _permute_bwd)
@@ -62,30 +66,40 @@ def layer_norm(
 
 def _layer_norm_fwd(x, scale, bias, epsilon):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    centred = wide - wide.mean(axis=-1, keepdims=True)
-    inverse_deviation = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon)
-    normalised = centred * inverse_deviation
-    y = (normalised * _like(scale, x) + _like(bias, x)).astype(x.dtype)
-    # The barrier keeps XLA from computing these again in every consumer of the backward pass.
-    y, normalised, inverse_deviation = jax.lax.optimization_barrier((y, normalised.astype(x.dtype), inverse_deviation))
-    return y, (normalised, inverse_deviation, scale)
+    mean = wide.mean(axis=-1, keepdims=True)
+    inverse_deviation = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
+    mean, inverse_deviation = kept((mean, inverse_deviation))
+    y = ((wide - mean) * inverse_deviation * _like(scale, x) + _like(bias, x)).astype(x.dtype)
+    # The barriers keep XLA from computing all this again in every consumer.
+    return jax.lax.optimization_barrier(y), (x, mean, inverse_deviation, scale)
 
 
 def _layer_norm_bwd(epsilon, saved, dy):
     del epsilon
-    normalised, inverse_deviation, scale = saved
-    wide = normalised.astype(inverse_deviation.dtype)
-    dy = dy.astype(wide.dtype)
+    x, mean, inverse_deviation, scale = saved
+    normalised = (x.astype(mean.dtype) - mean) * inverse_deviation
+    dy = dy.astype(mean.dtype)
     rows = tuple(range(dy.ndim - 1))
     d_normalised = dy * _like(scale, dy)
-    projected = (d_normalised * wide).mean(axis=-1, keepdims=True)
-    dx = inverse_deviation * (d_normalised - d_normalised.mean(axis=-1, keepdims=True) - wide * projected)
-    d_scale, d_bias = (dy * wide).sum(axis=rows), dy.sum(axis=rows)
-    dx = jax.lax.optimization_barrier(dx.astype(normalised.dtype))
+    d_mean, projected = (total / x.shape[-1] for total in row_sums(d_normalised, d_normalised * normalised))
+    dx = inverse_deviation * (d_normalised - d_mean - normalised * projected)
+    d_scale, d_bias = (dy * normalised).sum(axis=rows), dy.sum(axis=rows)
+    dx = jax.lax.optimization_barrier(dx.astype(x.dtype))
     return dx, d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
 
 
 layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+
+
+def row_sums(a: Float[Array, "*b c"], b: Float[Array, "*b c"]) -> tuple[Float[Array, "*b 1"], Float[Array, "*b 1"]]:
+    """Sums over the last axis, of two arrays in one pass.
+
+    XLA's library for a single sum on the CPU takes up to eight times as long where the summands are still to be
+    computed (docs/performance.md).
+    """
+    zero = jnp.zeros((), a.dtype)
+    sums = jax.lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (a.ndim - 1,))
+    return sums[0][..., None], sums[1][..., None]
 
 
 def _like(vector: Array, x: Array) -> Array:
@@ -101,14 +115,18 @@ def gelu(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
 
 def _gelu_fwd(x):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    distribution = 0.5 * (1 + jax.lax.erf(wide * 0.5**0.5))
+    return jax.lax.optimization_barrier((wide * _normal_distribution(wide)).astype(x.dtype)), x
+
+
+def _gelu_bwd(x, dy):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     density = jnp.exp(-0.5 * jnp.square(wide)) * (2 * jnp.pi) ** -0.5
-    y, derivative = wide * distribution, distribution + wide * density
-    return jax.lax.optimization_barrier((y.astype(x.dtype), derivative.astype(x.dtype)))
+    derivative = _normal_distribution(wide) + wide * density
+    return (jax.lax.optimization_barrier((dy * derivative).astype(x.dtype)),)
 
 
-def _gelu_bwd(derivative, dy):
-    return (dy * derivative,)
+def _normal_distribution(x):
+    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 gelu.defvjp(_gelu_fwd, _gelu_bwd)
@@ -135,7 +153,7 @@ class Mlp(nnx.Module):
         self.fc2 = linear(hidden, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        return self.fc2(gelu(self.fc1(x)))
+        return self.fc2(gelu(kept(self.fc1(x))))
 
 
 class PatchEmbed(nnx.Module):
@@ -186,7 +204,7 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "b n c"], where: Any, key: Key[Array, ""] | None) -> Float[Array, "b n c"]:
         """`where`: what the attention wants to know of the tokens' places."""
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
-        x = x + drop_path(self.attn(self.norm1(x), where), self.drop_path, attention_key)
+        x = kept(x + drop_path(self.attn(self.norm1(x), where), self.drop_path, attention_key))
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, mlp_key)
 
 
@@ -201,12 +219,20 @@ def by_stage(value: float | tuple[float, ...], stages: int) -> tuple[float, ...]
     return value if isinstance(value, tuple) else (value,) * stages
 
 
+def kept(x: Any) -> Any:
+    """Marks what the backward pass of a `checkpointed` call reads; all else is computed again there."""
+    return checkpoint_name(x, "kept")
+
+
 def checkpointed(module: nnx.Module, call: Callable[..., Array], remat: bool) -> Callable[..., Array]:
-    """`call(module, *args)` as a function of args; with `remat` its inner activations are computed again backward."""
-    if not remat:
-        return lambda *args: call(module, *args)
+    """`call(module, *args)` as a function of args, which stores no more for the backward pass than it has to.
+
+    Stored are args and what is `kept`: the inputs of matrix products that cost a matrix product. What is cheap, norms
+    and activation functions, is computed again. With `remat` all is.
+    """
     graphdef, params = nnx.split(module)
-    pure = jax.checkpoint(lambda params, *args: call(nnx.merge(graphdef, params), *args))
+    policy = jax.checkpoint_policies.nothing_saveable if remat else KEPT
+    pure = jax.checkpoint(lambda params, *args: call(nnx.merge(graphdef, params), *args), policy=policy)
     return lambda *args: pure(params, *args)
 
 

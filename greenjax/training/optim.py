@@ -4,7 +4,9 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from greenjax.errors import InputError
@@ -41,27 +43,78 @@ def learning_rate(config: ConfigDict, total: int, warmup: int) -> optax.Schedule
     return optax.warmup_cosine_decay_schedule(optim.warmup_lr * scale, peak, warmup, total, lowest)
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     """The optimizer without its learning rate, which the step multiplies: there it follows the step, not the updates.
 
-    AdamW, its updates scaled by `optim.layer_decay` (LAMB's and BEiT's way: the rate of a layer, not its gradient). A
+    Its `update` takes one thing more, `finite`: where that is False, the state stays as it was. AdamW, its updates scaled by `optim.layer_decay` (LAMB's and BEiT's way: the rate of a layer, not its gradient). A
     linear probe trains its head only, by LARS (arXiv 1708.03888) or AdamW.
     """
     optim = config.optim
-    clip = [optax.clip_by_global_norm(optim.clip)] if optim.clip else []
+    clip = [clip_by_global_norm(optim.clip)] if optim.clip else []
     decay = optax.add_decayed_weights(optim.weight_decay, mask=decayed)
     if optim.name == "lars":
         # Matrices only: the norm of a bias says nothing of the step it can take.
         trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=0.001), decayed)
-        chain = optax.chain(*clip, decay, trust, optax.trace(optim.b1))
+        chain = optax.chain(*clip, decay, trust, kept_if_not_finite(optax.trace(optim.b1)))
     else:
-        chain = optax.chain(*clip, optax.scale_by_adam(optim.b1, optim.b2, optim.eps), decay)
+        chain = optax.chain(*clip, scale_by_adam(optim.b1, optim.b2, optim.eps), decay)
     if config.task == "linear":
         return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, _head_alone)
     if optim.layer_decay < 1:
         scale = partial(layer_multipliers, config)
         return optax.chain(chain, optax.stateless(lambda updates, _: jax.tree.map(_scaled, updates, scale(updates))))
     return chain
+
+
+def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """Scales gradients whose norm is above `limit` down to it.
+
+    optax's divides every element, and XLA stores what it has divided; a multiplication is fused into what comes next.
+    """
+
+    def clipped(grads: Any, params: Any) -> Any:
+        del params
+        factor = jnp.minimum(1, limit / optax.tree.norm(grads))
+        return jax.tree.map(lambda g: g * factor, grads)
+
+    return optax.stateless(clipped)
+
+
+def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
+    """Adam (arXiv 1412.6980): optax.scale_by_adam, whose results it gives, with less traffic to memory.
+
+    Left to itself XLA computes the new moments again where it updates the parameters, reads the old ones twice, and
+    has to copy them first, because the new ones are written in their place. The barrier makes it read the new ones.
+    """
+
+    def update(
+        grads: Any, state: optax.ScaleByAdamState, params: Any = None, *, finite: Any = True, **_: Any
+    ) -> tuple[Any, optax.ScaleByAdamState]:
+        del params
+        count = state.count + jnp.where(finite, 1, 0)
+        correction1, correction2 = 1 - b1**count, 1 - b2**count
+
+        def of_leaf(g: Array, mu: Array, nu: Array) -> tuple[Array, Array, Array]:
+            mu = jnp.where(finite, b1 * mu + (1 - b1) * g, mu)
+            nu = jnp.where(finite, b2 * nu + (1 - b2) * g * g, nu)
+            mu, nu = jax.lax.optimization_barrier((mu, nu))
+            return (mu / correction1) / (jnp.sqrt(nu / correction2) + eps), mu, nu
+
+        leaves = jax.tree.map(of_leaf, grads, state.mu, state.nu)
+        updates, mu, nu = jax.tree.transpose(jax.tree.structure(grads), None, leaves)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(optax.scale_by_adam(b1, b2, eps).init, update)
+
+
+def kept_if_not_finite(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`inner`, whose state stays as it was where `finite` is False."""
+
+    def update(grads: Any, state: Any, params: Any = None, *, finite: Any = True, **_: Any) -> tuple[Any, Any]:
+        updates, new = inner.update(grads, state, params)
+        return updates, jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _scaled(update: Any, multiplier: float) -> Any:

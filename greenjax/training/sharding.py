@@ -26,11 +26,13 @@ def make_mesh(config: ConfigDict) -> Mesh:
     parts = data * fsdp * config.optim.accumulation
     if config.task != "pretrain" and config.data.batch_size % parts:
         raise InputError(
-            f"data.batch_size is {config.data.batch_size}: expected a multiple of devices * optim.accumulation, {parts}"
+            f"data.batch_size is {config.data.batch_size}: expected a multiple of"
+            f" optim.accumulation x devices, {config.optim.accumulation} x {data * fsdp}"
         )
     if config.task == "pretrain" and config.mask.groups % parts:
         raise InputError(
-            f"mask.groups is {config.mask.groups}: expected a multiple of devices * optim.accumulation, {parts}"
+            f"mask.groups is {config.mask.groups}: expected a multiple of optim.accumulation x devices,"
+            f" {config.optim.accumulation} x {data * fsdp}"
         )
     # The devices of a process are neighbours, fsdp's first: parameters stay inside a machine where they can.
     used = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))[: data * fsdp]

@@ -36,12 +36,18 @@ Loss = Callable[[Any, Any], tuple[Array, dict[str, Any]]]
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, tx: optax.GradientTransformation, schedule: optax.Schedule, config: ConfigDict, mesh: Mesh
+    graphdef: nnx.GraphDef, tx: optax.GradientTransformationExtraArgs, schedule: optax.Schedule, config: ConfigDict, mesh: Mesh
 ) -> Update:
     """The compiled update of pre-training; the state is donated, batches are split over the mesh by mask group."""
 
     def inputs(batch: Any, step: Array) -> tuple:
         return batch.images, batch.plan, drop_path_keys(config, config.seed, step, config.mask.groups)
+
+    return _make_update(inputs, pretraining_loss(graphdef), tx, schedule, config, mesh)
+
+
+def pretraining_loss(graphdef: nnx.GraphDef) -> Loss:
+    """The loss of mask groups (images, plan, drop-path keys or None), each under its own mask."""
 
     def group_loss(params: Any, images: Array, plan: Any, key: Array | None) -> Array:
         return nnx.merge(graphdef, params).forward(images, plan, key).loss
@@ -51,12 +57,12 @@ def make_train_step(
         by_group = jax.vmap(group_loss, in_axes=(None, 0, 0, 0), spmd_axis_name=BATCH_AXES)
         return by_group(params, *part).mean(), {}
 
-    return _make_update(inputs, loss, tx, schedule, config, mesh)
+    return loss
 
 
 def make_classifier_step(
     graphdef: nnx.GraphDef,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
     config: ConfigDict,
     mesh: Mesh,
@@ -93,7 +99,7 @@ def make_classifier_step(
 def _make_update(
     inputs: Inputs,
     loss: Loss,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
     config: ConfigDict,
     mesh: Mesh,
@@ -123,11 +129,11 @@ def _make_update(
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
         (loss, untrained), grads = mean_grads(state.params, inputs(batch, state.step))
         grad_norm, rate = optax.tree.norm(grads), schedule(state.step)
-        updates, opt = tx.update(grads, state.opt, state.params)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates) | untrained
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, opt = tx.update(grads, state.opt, state.params, finite=finite)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates) | untrained
         ema = averaged(state.ema, params, config.ema)
-        params, ema, opt = _where(finite, (params, ema, opt), (state.params, state.ema, state.opt))
+        params, ema = _where(finite, (params, ema), (state.params, state.ema))
         counts = _counted(state.counts, batch, finite)
         metrics = {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm}
         metrics |= {"param_norm": optax.tree.norm(params), **counts._asdict()}

@@ -1,0 +1,88 @@
+"""The programs of one update of greenjax - forward, forward + backward, the whole of it - with inputs to run them on."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from greenjax.config import flatten, resolve
+from greenjax.data import Batch
+from greenjax.planning import Planner
+from greenjax.training.cost import matmul_flops
+from greenjax.training.optim import learning_rate, make_optimizer
+from greenjax.training.sharding import Placement, batch_sharding, make_mesh
+from greenjax.training.state import abstract_state, init_state, model_graph
+from greenjax.training.step import drop_path_keys, make_train_step, pretraining_loss
+
+PARTS = ("forward", "backward", "update")  # "backward" is forward + backward
+STEPS = 1000  # that the schedule of the learning rate believes in
+
+
+class Program(NamedTuple):
+    """One compiled program. Bytes, FLOPs; `flops` are those of matrix products."""
+
+    compiled: Any
+    flops: int
+    xla_flops: float
+    bytes_accessed: float
+    temporary: int
+
+
+def sized(config: ConfigDict, batch: int, **changes: Any) -> ConfigDict:
+    """The configuration with this batch, one mask a device; `changes` by name, `model__window=14`."""
+    groups = jax.device_count()
+    keys = {name.replace("__", "."): value for name, value in changes.items()}
+    fixed = {"data.batch_size": batch, "mask.groups": groups, "optim.accumulation": 1, "mesh.data": -1}
+    return resolve(flatten(config) | fixed | keys)
+
+
+def random_batch(config: ConfigDict) -> Batch:
+    """Noise under the masks of step 0."""
+    groups = config.mask.groups
+    plan, redrawn = Planner.from_config(config).plans(config.seed, 0, groups)
+    shape = groups, config.data.batch_size // groups, *config.image_size, config.model.in_channels
+    images = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    return Batch(images, plan, redrawn, np.zeros(groups, np.int32), np.ones(shape[:2], bool))
+
+
+def compile_part(config: ConfigDict, part: str) -> Program:
+    """Compiles one of PARTS for all devices; nothing is computed."""
+    mesh, tx, graphdef = make_mesh(config), make_optimizer(config), model_graph(config)
+    state = abstract_state(config, tx, mesh)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)), random_batch(config)
+    )
+    if part == "update":
+        traced = make_train_step(graphdef, tx, learning_rate(config, STEPS, 1), config, mesh).trace(state, batch)
+    else:
+        loss = pretraining_loss(graphdef)
+
+        def mean_loss(params: Any, batch: Batch) -> jax.Array:
+            keys = drop_path_keys(config, config.seed, np.int32(0), config.mask.groups)
+            return loss(params, (batch.images, batch.plan, keys))[0]
+
+        with jax.set_mesh(mesh):
+            program = jax.jit(mean_loss if part == "forward" else jax.value_and_grad(mean_loss))
+            traced = program.trace(state.params, batch)
+    compiled = traced.lower().compile()
+    memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
+    temporary = memory.temp_size_in_bytes if memory is not None else 0
+    return Program(compiled, matmul_flops(traced.jaxpr), costs["flops"], costs["bytes accessed"], temporary)
+
+
+def runnable(config: ConfigDict, programs: dict[str, Program]) -> dict[str, Callable[[], Any]]:
+    """Each of the programs on a batch of noise, as a function without arguments; the update goes on from its result."""
+    mesh = make_mesh(config)
+    batch = Placement(mesh)(random_batch(config))
+    held = [init_state(config, make_optimizer(config), mesh)]
+
+    def update() -> Any:
+        held[0], metrics = programs["update"].compiled(held[0], batch)
+        return metrics
+
+    def part(program: Program) -> Callable[[], Any]:
+        return lambda: program.compiled(held[0].params, batch)
+
+    return {name: update if name == "update" else part(program) for name, program in programs.items()}

@@ -1,0 +1,74 @@
+"""The peer of the step: transformers' Swin by SimMIM, in PyTorch, of the same size, images and precision."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+from transformers import SwinConfig, SwinForMaskedImageModeling
+
+PARTS = ("forward", "backward", "update")
+
+
+def programs(config: ConfigDict, batch: int, compiled: bool = False) -> dict[str, Callable[[], Any]]:
+    """Forward, forward + backward, and a whole update, each a function without arguments that waits for its end."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = SwinForMaskedImageModeling(swin_config(config)).to(device).train()
+    optim = config.optim
+    adamw = torch.optim.AdamW(
+        model.parameters(), 1e-4, (optim.b1, optim.b2), optim.eps, optim.weight_decay, fused=device.type == "cuda"
+    )
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(size=(batch, config.model.in_channels, *config.image_size)).astype(np.float32)
+    images = torch.from_numpy(pixels).to(device)
+    patches = config.image_size[0] // config.model.patch
+    masked = torch.from_numpy(rng.random((batch, patches * patches)) < config.mask.ratio).to(device)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=config.model.dtype == "bfloat16")
+    run: Callable[..., Any] = torch.compile(model) if compiled else model
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def loss() -> torch.Tensor:
+        with half:
+            return run(images, bool_masked_pos=masked).loss
+
+    def forward() -> None:
+        with torch.no_grad():
+            loss()
+        wait()
+
+    def backward() -> None:
+        model.zero_grad(set_to_none=True)
+        loss().backward()
+        wait()
+
+    def update() -> None:
+        adamw.zero_grad(set_to_none=True)
+        loss().backward()
+        if optim.clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
+        adamw.step()
+        wait()
+
+    return dict(zip(PARTS, (forward, backward, update), strict=True))
+
+
+def swin_config(config: ConfigDict) -> SwinConfig:
+    """transformers' name for everything that a resolved configuration says of Swin."""
+    model = config.model
+    return SwinConfig(
+        image_size=config.image_size[0],
+        patch_size=model.patch,
+        num_channels=model.in_channels,
+        embed_dim=model.embed_dim,
+        depths=list(model.depths),
+        num_heads=list(model.num_heads),
+        window_size=model.window,
+        mlp_ratio=model.mlp_ratio,
+        drop_path_rate=model.drop_path,
+        layer_norm_eps=model.norm_epsilon,
+        encoder_stride=model.patch * 2 ** (len(model.depths) - 1),
+    )
