@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 from ml_collections import ConfigDict
 
+from greenjax.data.encoded import Image, decoded, undecoded
 from greenjax.data.sources import (
     FolderSource,
     Source,
     TfdsSource,
     features_of,
     folders_in,
-    listed,
     named_or_only,
     open_folder,
     open_tfds,
@@ -30,7 +30,7 @@ from greenjax.data.sources import (
     split_folder,
     split_range,
 )
-from greenjax.errors import InputError
+from greenjax.errors import InputError, listed
 
 
 @runtime_checkable
@@ -132,6 +132,9 @@ class Listed:
     def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
         return self.images[index], self.label(index)
 
+    def encoded(self, index: int) -> tuple[Image, int]:
+        return undecoded(self.images, index), self.label(index)
+
     def label(self, index: int) -> int:
         return int(self.labels[index])
 
@@ -156,6 +159,9 @@ class Chosen:
 
     def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
         return self.source[int(self.rows[index])]
+
+    def encoded(self, index: int) -> tuple[Image, int]:
+        return undecoded(self.source, int(self.rows[index]))
 
     def label(self, index: int) -> int:
         return self.source.label(int(self.rows[index]))
@@ -224,8 +230,12 @@ class TfdsLabelled:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
+        image, label = self.encoded(index)
+        return decoded(image), label
+
+    def encoded(self, index: int) -> tuple[Image, int]:
         example = self.source.examples[index]
-        return self.source.decoded(example, index), self._checked(example, index)
+        return self.source.image_of(example, index), self._checked(example, index)
 
     def label(self, index: int) -> int:
         return self._checked(self.source.examples[index], index)

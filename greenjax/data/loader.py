@@ -29,9 +29,10 @@ from jaxtyping import Bool, Int32, UInt8
 from ml_collections import ConfigDict
 
 from greenjax.data.augment import CentreView, RandomView
+from greenjax.data.encoded import DecodeError, undecoded
 from greenjax.data.labels import LabelledSource, check_classes
 from greenjax.data.randaugment import labelled_view
-from greenjax.data.sources import DecodeError, Source
+from greenjax.data.sources import Source
 from greenjax.errors import InputError
 from greenjax.planning import Plan, Planner
 
@@ -208,21 +209,21 @@ class Stream:
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         if index >= len(self.order):
-            return self._black(), False
-        image, replaced = self._decodable(index)
-        return self.view(image, index), replaced
-
-    def _black(self) -> UInt8[np.ndarray, "h w c"]:
-        return np.zeros((*self.view.size, self.view.channels), np.uint8)
-
-    def _decodable(self, index: int) -> tuple[Any, bool]:
-        """What the source has as image `index` or the first one after it that can be decoded."""
+            return *self._padding(), False
         for offset in range(TRIES):
             try:
-                return self.source[int(self.order[index + offset])], offset > 0
+                item = undecoded(self.source, int(self.order[index + offset]))
+                return *self._viewed(item, index), offset > 0
             except DecodeError as error:
                 self._warn(str(error))
         raise InputError(f"{TRIES} images in a row could not be decoded: warnings above name them")
+
+    def _viewed(self, item: Any, index: int) -> tuple[Any, ...]:
+        """What the source gave, as it goes into the batch."""
+        return (self.view(item, index),)
+
+    def _padding(self) -> tuple[Any, ...]:
+        return (np.zeros((*self.view.size, self.view.channels), np.uint8),)
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:  # once an epoch would be too often
@@ -233,11 +234,12 @@ class Stream:
 class LabelledStream(Stream):
     """The global stream of a labelled source: (image i in its view, its label, whether both had to be replaced)."""
 
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        if index >= len(self.order):
-            return self._black(), np.int32(-1), False
-        (image, label), replaced = self._decodable(index)
-        return self.view(image, index), np.int32(label), replaced
+    def _viewed(self, item: Any, index: int) -> tuple[Any, ...]:
+        image, label = item
+        return self.view(image, index), np.int32(label)
+
+    def _padding(self) -> tuple[Any, ...]:
+        return *super()._padding(), np.int32(-1)
 
 
 @dataclass(frozen=True)
