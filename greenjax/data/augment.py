@@ -168,27 +168,23 @@ def cut(pixels: UInt8[np.ndarray, "h w c"], box: Box, size: Size) -> UInt8[np.nd
 def resize(image: UInt8[np.ndarray, "h w c"], size: Size) -> UInt8[np.ndarray, "h2 w2 c"]:
     """Enlarges bicubically; shrinks without aliasing, which OpenCV's bicubic alone would not.
 
-    Shrunk by two or more, pixels are averaged. By less, that would take three times as long and come out less sharp
-    than a low-pass of three taps and then bicubic interpolation; by little, linear interpolation is low-pass enough.
-    tests/test_data_resize.py compares all with Pillow's bicubic, which filters as far as it shrinks.
+    Shrunk by two or more, pixels are averaged. Below that averaging takes three times as long as what is done here:
+    up to 1.6 linear interpolation is low-pass enough, from there on bicubic interpolation after the filter [1 2 1].
+    tests/test_data_resize.py compares all of it with Pillow's bicubic; docs/data.md has the figures.
     """
     height, width = size
     if image.shape[:2] == (height, width):
         return image
-    shrinks = image.shape[0] / height, image.shape[1] / width
+    down, across = image.shape[0] / height, image.shape[1] / width
+    least, mean, most = min(down, across), (down + across) / 2, max(down, across)
     how = cv2.INTER_CUBIC
-    if min(shrinks) >= 2 or (min(shrinks) >= 1 and max(shrinks) > 2.5):
+    if least >= 2 or (least >= 1 and most > 2.5):
         how = cv2.INTER_AREA
-    else:
-        outer = [min(max((shrink - 1) / 4, 0), 0.25) for shrink in shrinks]  # taps of the low-pass: outer, rest, outer
-        strength = sum(outer) / 2
-        if strength > 0.175:  # the strongest, [1 2 1], is the fastest as well
-            image = cv2.GaussianBlur(image, (3, 3), 0, borderType=cv2.BORDER_REPLICATE)
-        elif strength > 0.1:
-            down, across = (np.array((tap, 1 - 2 * tap, tap)) for tap in outer)
-            image = cv2.sepFilter2D(image, -1, across, down, borderType=cv2.BORDER_REPLICATE)
-        elif strength > 0.03 and min(shrinks) >= 1:
-            how = cv2.INTER_LINEAR
+    elif mean > 1.6:
+        taps = [3 if shrink > 1.3 else 1 for shrink in (across, down)]
+        image = cv2.GaussianBlur(image, taps, 0, borderType=cv2.BORDER_REPLICATE)
+    elif mean > 1.13 and least >= 1:
+        how = cv2.INTER_LINEAR
     resized = cv2.resize(image, (width, height), interpolation=how)
     return resized.reshape(height, width, -1)  # OpenCV drops a single channel
 

@@ -6,7 +6,7 @@ photograph is going to shrink by two or more, the decoder shrinks it, at a fract
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,7 +14,9 @@ from jaxtyping import UInt8
 
 Size = tuple[int, int]  # height, width in pixels
 
-REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
+# Flags of the decoder by the factor; the name is misleading, colours stay as other flags have them.
+REDUCED = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
+REDUCED[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a JPEG's frame header
 
 
@@ -45,8 +47,7 @@ class Encoded:
         header = jpeg_header(self.data)
         colour = header is not None and header.channels > 1
         flags = cv2.IMREAD_COLOR_RGB if colour else cv2.IMREAD_ANYCOLOR  # the latter keeps grey as it is, but has BGR
-        if header is not None and factor > 1:
-            flags = REDUCED[factor] | (cv2.IMREAD_COLOR | cv2.IMREAD_COLOR_RGB if colour else 0)
+        flags |= 0 if header is None else REDUCED[factor]
         try:
             image = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
         except cv2.error:  # no bytes at all, or sizes that no image has
@@ -61,18 +62,10 @@ class Encoded:
 Image = UInt8[np.ndarray, "h w c"] | Encoded
 
 
-@runtime_checkable
-class Undecoded(Protocol):
-    """A source that can also give its images, and labels where it has them, before they are decoded."""
-
-    def encoded(self, index: int) -> Any:
-        """As source[index], but for the image, which is Encoded where it is stored so."""
-        ...
-
-
 def undecoded(source: Any, index: int) -> Any:
-    """What a source has at `index`, its image not yet decoded if that can be."""
-    return source.encoded(index) if isinstance(source, Undecoded) else source[index]
+    """What a source has at `index`; its image not yet decoded where it has a method `encoded` that gives it so."""
+    read = getattr(source, "encoded", None)
+    return source[index] if read is None else read(index)
 
 
 def decoded(image: Image) -> UInt8[np.ndarray, "h w c"]:
@@ -93,7 +86,7 @@ def load(image: Image, spare: Callable[[Size], float]) -> tuple[UInt8[np.ndarray
         return pixels, size_of(pixels)
     # EXIF data may turn the image, and then the view is another one: the factor is one that suits both.
     most = min(most, spare((header.width, header.height)))
-    factor = max([factor for factor in REDUCED if factor <= most], default=1)
+    factor = max(factor for factor in REDUCED if factor <= max(most, 1))
     pixels = image.decode(factor)
     turned = (pixels.shape[0] > pixels.shape[1]) != (header.height > header.width)
     full = (header.width, header.height) if turned else (header.height, header.width)

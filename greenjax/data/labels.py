@@ -1,7 +1,7 @@
 """Images with the class they belong to, for fine-tuning and evaluation. Pre-training never comes here.
 
 A label is the index of a class among `classes`. Digits are 0 to 9; the classes of a directory are the sub-folders of
-its training split, sorted by name; those of a TFDS data set are as it says.
+its training split, sorted by name; those of a TFDS data set are as it says; records have those of their source.
 """
 
 import os
@@ -15,6 +15,7 @@ from jaxtyping import Int32, Integer, UInt8
 from ml_collections import ConfigDict
 
 from greenjax.data.encoded import Image, decoded, undecoded
+from greenjax.data.records import open_labelled_records
 from greenjax.data.sources import (
     FolderSource,
     Source,
@@ -65,7 +66,12 @@ def open_labelled(data: ConfigDict, split: str) -> LabelledSource:
     Raises InputError if the data set, the split or its labels are not there, or are not as expected.
     """
     name, _, _ = parse_split(split)
-    openers = {"digits": labelled_digits, "folder": labelled_folder, "tfds": labelled_tfds}
+    openers = {
+        "digits": labelled_digits,
+        "folder": labelled_folder,
+        "records": labelled_records,
+        "tfds": labelled_tfds,
+    }
     source: LabelledSource = opener(data, openers)(data, name)
     rows = split_range(split, len(source))
     if len(rows) < len(source):
@@ -212,6 +218,13 @@ def folder_label(source: FolderSource, name: str, classes: Mapping[str, int], sp
         found = f"{source.root!r} has class {folder!r}"
         raise InputError(f"{found}: expected a class of data.split {split!r}, {listed(classes)}")
     return classes[folder]
+
+
+# Records
+
+
+def labelled_records(data: ConfigDict, name: str) -> Listed:
+    return Listed(*open_labelled_records(data, name))
 
 
 # TFDS

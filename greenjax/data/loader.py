@@ -8,6 +8,7 @@ Of several processes each reads its own rows of every batch: those of the mask g
 that `own` names. None is all of them.
 """
 
+import ctypes
 import math
 import multiprocessing
 import os
@@ -38,6 +39,7 @@ from greenjax.planning import Plan, Planner
 
 TRIES = 100  # images in a row that cannot be decoded, before the run stops
 MIN_SHARED = 1 << 22  # bytes; smaller arrays are copied between processes instead of shared
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 BATCHES_PER_WORKER = 3.5  # that exist at one time, seen with Grain 0.2.18
 
 
@@ -301,9 +303,22 @@ def warn_of_small_shared_memory(config: ConfigDict) -> None:
 def start_worker(index: int, count: int) -> None:
     """Runs first in each worker process."""
     cv2.setNumThreads(0)  # the workers are the parallelism
+    keep_freed_memory()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the run decides when to stop; a terminal tells all its processes
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep what was freed, up to 64 MB, for the next image.
+
+    glibc hands an image's memory back to the system at once, and the system clears it anew, page by page: that takes
+    a quarter of the time of decoding. Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
+        mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
 
 def _end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, a directory of images, or a prepared TFDS data set.
+"""Where images come from: scikit-learn's digits, a directory of images, prepared records, or a TFDS data set.
 
 A source is a sequence of decoded images that can be pickled for data workers. All share one grammar of
 splits: NAME or NAME[from:to], where from and to count images or percent (train[:98%]), negative ones from the
@@ -19,6 +19,7 @@ from jaxtyping import Int32, UInt8
 from ml_collections import ConfigDict
 
 from greenjax.data.encoded import DecodeError, Encoded, Image, decoded, undecoded
+from greenjax.data.records import open_records
 from greenjax.errors import InputError, listed
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -46,7 +47,8 @@ def open_source(data: ConfigDict, split: str) -> Source:
     Raises InputError if the data set, the split or any image in it is not there.
     """
     name, _, _ = parse_split(split)
-    source = opener(data, {"digits": open_digits, "folder": open_folder, "tfds": open_tfds})(data, name)
+    openers = {"digits": open_digits, "folder": open_folder, "records": open_records, "tfds": open_tfds}
+    source = opener(data, openers)(data, name)
     rows = split_range(split, len(source))
     return source if len(rows) == len(source) else Slice(source, rows.start, rows.stop)
 
