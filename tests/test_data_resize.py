@@ -31,7 +31,7 @@ SHRINKS += [(1.4, 1.05), (0.9, 1.3), (1.4, 1.9), (2.3, 1.8), (0.9, 2.4), (1.8, 3
 
 @pytest.mark.parametrize("down, across", SHRINKS)
 def test_resizing_is_near_pillows_bicubic(photographs, down, across):
-    """Averaged pixels, INTER_AREA, are up to 1.6 of 255 levels away: so may the short cuts be that are taken below 2."""
+    """Averaged pixels, INTER_AREA, are up to 1.6 of 255 levels away: so may be what takes their place below 2."""
     height, width = (round(min(96, 400 / max(down, across))),) * 2
     found = []
     for image in photographs:

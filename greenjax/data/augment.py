@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -104,15 +105,9 @@ _GENERATORS = _Generators()
 def uniforms(seed: int, index: int, count: int) -> list[float]:
     """What generator(seed, index).random(count) gives, in a tenth of the time."""
     key, zeros = np.array((seed, index), np.uint64), np.zeros(4, np.uint64)
-    start = {"counter": zeros, "key": key}
-    _GENERATORS.bits.state = {
-        "bit_generator": "Philox",
-        "state": start,
-        "buffer": zeros,
-        "buffer_pos": 4,  # nothing is left of it
-        "has_uint32": 0,
-        "uinteger": 0,
-    }
+    state: Any = {"bit_generator": "Philox", "state": {"counter": zeros, "key": key}, "buffer": zeros}
+    state |= {"buffer_pos": 4, "has_uint32": 0, "uinteger": 0}  # nothing is left of the buffer
+    _GENERATORS.bits.state = state
     return _GENERATORS.generator.random(count).tolist()
 
 

@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,9 +73,9 @@ def main(argv: list[str]) -> None:
     parser = make_parser()
     try:
         arguments, config = flags.parse_beside(parser, argv)
-        if arguments.size < 1 or arguments.workers < 1:
-            raise InputError(f"size and workers are {arguments.size} and {arguments.workers}: expected at least 1")
-        prepare(config, Path(arguments.output).expanduser(), How(arguments.size, arguments.encoding), arguments)
+        output, how = Path(arguments.output).expanduser(), How(arguments.size, arguments.encoding)
+        for line in prepare(config, output, how, arguments.splits, arguments.unlabelled, arguments.workers):
+            print(line)
     except InputError as error:
         sys.exit(f"greenjax.data.prepare: {error}")
     except KeyboardInterrupt:
@@ -94,26 +94,42 @@ def make_parser() -> Parser:
         "python -m greenjax.data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, help="directory for the records, a new one or one to go on with")
-    parser.add_argument("--size", type=int, default=256, help="the shorter side in pixels; smaller images stay")
+    parser.add_argument("--size", type=positive, default=256, help="the shorter side in pixels; smaller images stay")
     parser.add_argument("--encoding", choices=ENCODINGS, default="raw", help="raw: fastest; jpeg: a tenth of the space")
     parser.add_argument("--splits", nargs="+", help="default: data.split and data.eval_split")
     parser.add_argument("--unlabelled", action="store_true", help="leave labels out")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="threads")
     return parser
 
 
-def prepare(config: ConfigDict, output: Path, how: How, arguments: argparse.Namespace) -> None:
-    """Converts the splits one after the other, or what is left of them."""
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, at least 1")
+    return int(text)
+
+
+def prepare(
+    config: ConfigDict,
+    output: Path,
+    how: How,
+    names: Sequence[str] | None = None,
+    unlabelled: bool = False,
+    workers: int = 1,
+) -> Iterator[str]:
+    """Converts splits one after the other, or what is left of them; a line for each.
+
+    Without `names` those of the config.
+    """
     data = config.data.copy_and_resolve_references()
     data.per_class = 0
-    names = arguments.splits or [split for split in (data.split, data.eval_split) if split]
+    names = names or [split for split in (data.split, data.eval_split) if split]
     names = list(dict.fromkeys(parse_split(name)[0] for name in names))
-    splits = [open_split(data, name, arguments.unlabelled) for name in names]
+    splits = [open_split(data, name, unlabelled) for name in names]
     description = begin(output, how, data, splits)
     cv2.setNumThreads(0)  # the threads here are the parallelism
     keep_freed_memory()
     for split in splits:
-        convert(split, output, how, description, arguments.workers)
+        yield convert(split, output, how, description, workers)
 
 
 def open_split(data: ConfigDict, name: str, unlabelled: bool) -> Split:
@@ -125,7 +141,7 @@ def open_split(data: ConfigDict, name: str, unlabelled: bool) -> Split:
         return Split(name, source, tuple(source.classes))
     except InputError as error:
         source = open_source(data, name)  # what is wrong with more than the labels is said here
-        print(f"{name}: without labels, for {error}")
+        logging.warning("%s is prepared without labels: %s", name, error)
         return Split(name, source, None)
 
 
@@ -163,7 +179,7 @@ def write_description(output: Path, description: dict[str, Any]) -> None:
     replace_text(output / DESCRIPTION, json.dumps(description, indent=1) + "\n")
 
 
-def convert(split: Split, output: Path, how: How, description: dict[str, Any], workers: int) -> None:
+def convert(split: Split, output: Path, how: How, description: dict[str, Any], workers: int) -> str:
     """Writes the shards of a split that are not there yet, then says in records.json that it is whole."""
     count = len(split.images)
     paths = shard_paths(output, split.name, -(-count // PER_SHARD))
@@ -184,7 +200,7 @@ def convert(split: Split, output: Path, how: How, description: dict[str, Any], w
     entry |= {"images": sum(shards), "left_out": count - sum(shards), "shards": shards}
     write_description(output, description)
     size = sum(path.stat().st_size for path in paths)
-    print(f"{split.name}: {sum(shards)} images in {size / 1e6:.1f} MB, {count - sum(shards)} left out; {output}")
+    return f"{split.name}: {sum(shards)} images in {size / 1e6:.1f} MB, {count - sum(shards)} left out; {output}"
 
 
 @contextmanager

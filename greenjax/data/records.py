@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -60,7 +60,8 @@ class RecordsSource:
         return {name: value for name, value in self.__dict__.items() if name != "_records"}
 
 
-class _Shard(NamedTuple):
+@dataclass
+class _Shard:
     """What ArrayRecordDataSource wants to know beforehand, so that it does not open every file for its length."""
 
     filename: str
