@@ -74,9 +74,9 @@ def factors(monkeypatch):
     """Which factors images are decoded by from here on."""
     found, decode = [], Encoded.decode
 
-    def noted(self, factor=1):
+    def noted(self, factor=1, rows=None):
         found.append(factor)
-        return decode(self, factor)
+        return decode(self, factor, rows)
 
     monkeypatch.setattr(Encoded, "decode", noted)
     return found
@@ -119,8 +119,43 @@ def test_the_header_tells_the_size():
     for progressive in (0, 1):
         options = [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive, cv2.IMWRITE_JPEG_RST_INTERVAL, 3]
         jpeg = cv2.imencode(".jpg", np.zeros((30, 70, 3), np.uint8), options)[1].tobytes()
-        assert jpeg_header(jpeg) == jpeg_header(exif(jpeg, 6)) == (30, 70, 3)
-        assert all(jpeg_header(jpeg[:cut]) in (None, (30, 70, 3)) for cut in range(len(jpeg)))
+        for encoded in (jpeg, exif(jpeg, 6)):
+            assert jpeg_header(encoded) == (30, 70, 3, 0)
+            assert all(jpeg_header(encoded[:cut]) in (None, (30, 70, 3, 0)) for cut in range(len(encoded)))
         with pytest.raises(DecodeError):
             Encoded(jpeg[:200], "broken.jpg").decode(2)
     assert jpeg_header(encode(np.zeros((3, 4, 3), np.uint8))) is None and jpeg_header(b"") is None
+
+
+SAMPLINGS = {name: getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{name}") for name in ("411", "420", "422", "440", "444")}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("width", [500, 501, 17])
+def test_rows_below_the_crop_are_left_out_and_nothing_else_changes(photographs, sampling, width, capfd):
+    """Bit for bit, whatever the colours' resolution; the decoder does not complain of what it was not shown."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling]]
+    for pixels in (photographs[1][:375, :width], photographs[1][:375, :width, :1]):
+        image = Encoded(cv2.imencode(".jpg", pixels, options)[1].tobytes(), "image.jpg")
+        whole = image.decode()
+        assert jpeg_header(image.data).height_at and whole.shape == pixels.shape
+        for rows in (1, 7, 8, 15, 16, 100, 303, 304, 343, 344, 375):
+            part = image.decode(rows=rows)
+            assert len(part) == (375 if rows > 343 else rows + 2)
+            assert np.array_equal(part[:rows], whole[:rows])
+        view = RandomView(0, (224, 224), 3, (0.2, 1.0), (0.75, 4 / 3), True)
+        assert all(np.array_equal(view(image, index), view(whole, index)) for index in range(4))
+    assert not capfd.readouterr().err
+
+
+def test_other_jpegs_are_decoded_to_their_end(photographs):
+    kinds = {"JPEG_PROGRESSIVE": 1, "JPEG_RST_INTERVAL": 5}
+    jpegs = [
+        cv2.imencode(".jpg", photographs[1], [getattr(cv2, f"IMWRITE_{k}"), v])[1].tobytes() for k, v in kinds.items()
+    ]
+    plain = encode(photographs[1], ".jpg")
+    for jpeg in (*jpegs, exif(plain, 1), plain + bytes(1)):
+        assert jpeg_header(jpeg).height_at == 0
+        assert Encoded(jpeg, "image.jpg").decode(rows=9).shape == (427, 640, 3)
+    with pytest.raises(DecodeError):
+        Encoded(plain[:-20000], "image.jpg").decode(rows=9)  # a file that lacks its end is seen for what it is

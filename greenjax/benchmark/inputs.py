@@ -33,6 +33,7 @@ PREPARED = 256  # pixels of the shorter side
 EPOCH = 50_000  # images of an epoch: shuffling few costs more than shuffling many
 LOADED = 12  # batches that the whole loader is timed for
 BATCH = 64  # images of one of them
+WORKERS = (0, 2)  # data.workers
 
 
 def inputs(batch: int, repeats: int) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def prepared(root: Path, encoding: str) -> Path:
 
 
 def mean_size(paths: Any) -> float:
-    return statistics.mean(path.stat().st_size for path in paths)
+    return statistics.fmean(path.stat().st_size for path in paths)
 
 
 def stream(config: ConfigDict, view: RandomView) -> Callable[[int], Any]:
@@ -189,7 +190,7 @@ def loader_rows(root: Path) -> list[dict[str, Any]]:
     rows = []
     for name, folder in (("JPEG files", root), ("raw records", prepared(root, "raw"))):
         kind = "folder" if folder == root else "records"
-        for workers in (0, 2):
+        for workers in WORKERS:
             config = folder_config(folder, source=kind, workers=workers)
             images = Repeated(open_source(config.data, "all"), EPOCH)
             source = Listed(images, np.zeros(EPOCH, np.int32), ("photograph",))

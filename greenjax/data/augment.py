@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from greenjax.data.encoded import Image, Size, load
+from greenjax.data.encoded import Image, Need, Size, load
 from greenjax.errors import InputError
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
@@ -48,8 +48,12 @@ class RandomView:
         def crop(size: Size) -> Box:
             return random_box(size, self.scale, self.ratio, drawn)
 
-        pixels, size = load(image, lambda size: shrinkage(crop(size)[2:], self.size))
-        view = to_channels(resize(cut(pixels, crop(size), size), self.size), self.channels)
+        def need(size: Size) -> Need:
+            top, _, height, width = crop(size)
+            return Need(top + height, shrinkage((height, width), self.size))
+
+        pixels, size, factor = load(image, need)
+        view = to_channels(resize(cut(pixels, crop(size), factor), self.size), self.channels)
         if self.flip and drawn[-1] < 0.5:
             view = cv2.flip(view, 1).reshape(view.shape)  # 30 times as fast as copying NumPy's view
         view = np.ascontiguousarray(view)
@@ -72,7 +76,7 @@ class CentreView:
         return cls(config.image_size, image_channels(config), config.data.eval_crop)
 
     def __call__(self, image: Image, index: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
-        pixels, size = load(image, lambda size: shrinkage(size, self._covering(size)))
+        pixels, size, _ = load(image, lambda size: Need(size[0], shrinkage(size, self._covering(size))))
         covering, (height, width) = self._covering(size), self.size
         view = resize(pixels, covering)
         top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
@@ -104,7 +108,7 @@ _GENERATORS = _Generators()
 
 def uniforms(seed: int, index: int, count: int) -> list[float]:
     """What generator(seed, index).random(count) gives, in a tenth of the time."""
-    key, zeros = np.array((seed, index), np.uint64), np.zeros(4, np.uint64)
+    key, zeros = (seed, index), (0, 0, 0, 0)
     state: Any = {"bit_generator": "Philox", "state": {"counter": zeros, "key": key}, "buffer": zeros}
     state |= {"buffer_pos": 4, "has_uint32": 0, "uinteger": 0}  # nothing is left of the buffer
     _GENERATORS.bits.state = state
@@ -150,13 +154,9 @@ def shrinkage(size: Size, view: Size) -> float:
     return min(size[0] / view[0], size[1] / view[1])
 
 
-def cut(pixels: UInt8[np.ndarray, "h w c"], box: Box, size: Size) -> UInt8[np.ndarray, "h2 w2 c"]:
-    """A box of an image of the full `size`, out of its pixels, which may have been shrunk while it was decoded."""
-    top, left, height, width = box
-    if pixels.shape[:2] != size:
-        rows, columns = pixels.shape[0] / size[0], pixels.shape[1] / size[1]
-        top, height = round(top * rows), round(height * rows)
-        left, width = round(left * columns), round(width * columns)
+def cut(pixels: UInt8[np.ndarray, "h w c"], box: Box, factor: int) -> UInt8[np.ndarray, "h2 w2 c"]:
+    """A box of an image, out of its pixels, which were shrunk by `factor` when it was decoded."""
+    top, left, height, width = box if factor == 1 else (round(side / factor) for side in box)
     return pixels[top : top + height, left : left + width]
 
 

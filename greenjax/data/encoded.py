@@ -1,11 +1,13 @@
 """Images as they are stored: decoded late, and no finer than their view needs.
 
-A view draws its crop from the image's size alone, which a JPEG tells in its first bytes. Where the crop of a large
-photograph is going to shrink by two or more, the decoder shrinks it, at a fraction of the time.
+A view draws its crop from the image's size alone, which a JPEG tells in its first bytes. So the rows below the crop
+need not be decoded; and where the crop of a large photograph is going to shrink by two or more, the decoder shrinks it
+in a fraction of the time.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import cv2
@@ -17,7 +19,10 @@ Size = tuple[int, int]  # height, width in pixels
 # Flags of the decoder by the factor; the name is misleading, colours stay as other flags have them.
 REDUCED = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 REDUCED[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
-FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a JPEG's frame header
+SPARED = 32  # rows at least that are worth leaving out
+# Markers of a JPEG's segments: frame headers, the one of the plainest kind; and three more.
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+BASELINE, SCAN, RESTART, EXIF = 0xC0, 0xDA, 0xDD, 0xE1
 
 
 class DecodeError(Exception):
@@ -30,6 +35,14 @@ class JpegHeader(NamedTuple):
     height: int
     width: int
     channels: int
+    height_at: int  # where in the file the height is, if decoding may end above the last row; else 0
+
+
+class Need(NamedTuple):
+    """What a view needs of an image of some size."""
+
+    rows: int  # from the top
+    spare: float  # how many pixels become one of the view, along the axis that has fewer
 
 
 @dataclass(frozen=True)
@@ -39,17 +52,24 @@ class Encoded:
     data: bytes
     name: str
 
-    def decode(self, factor: int = 1) -> UInt8[np.ndarray, "h w c"]:
-        """RGB or grey; a JPEG shrunk by 1, 2, 4 or 8. Drops transparency, makes 8 bits of 16, applies EXIF rotation.
+    @cached_property
+    def header(self) -> JpegHeader | None:
+        return jpeg_header(self.data)
 
-        Raises DecodeError.
+    def decode(self, factor: int = 1, rows: int | None = None) -> UInt8[np.ndarray, "h w c"]:
+        """RGB or grey. Drops transparency, makes 8 bits of 16, applies EXIF rotation.
+
+        A JPEG is shrunk by 1, 2, 4 or 8, and may end anywhere below its first `rows`. Raises DecodeError.
         """
-        header = jpeg_header(self.data)
+        header, data = self.header, self.data
         colour = header is not None and header.channels > 1
         flags = cv2.IMREAD_COLOR_RGB if colour else cv2.IMREAD_ANYCOLOR  # the latter keeps grey as it is, but has BGR
-        flags |= 0 if header is None else REDUCED[factor]
+        if header is not None:
+            flags |= REDUCED[factor]
+            if rows is not None and header.height_at and rows + SPARED <= header.height:
+                data = without_rows(data, header, rows + 2)  # the last row is smoothed with the next one's colour
         try:
-            image = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error:  # no bytes at all, or sizes that no image has
             image = None
         if image is None:
@@ -72,25 +92,25 @@ def decoded(image: Image) -> UInt8[np.ndarray, "h w c"]:
     return image.decode() if isinstance(image, Encoded) else image
 
 
-def load(image: Image, spare: Callable[[Size], float]) -> tuple[UInt8[np.ndarray, "h w c"], Size]:
-    """The pixels of an image, as few as its view needs, and the size that it has in full.
+def load(image: Image, need: Callable[[Size], Need]) -> tuple[UInt8[np.ndarray, "h w c"], Size, int]:
+    """The pixels of an image, as few as its view needs; the size that it has in full; by what it was shrunk.
 
-    `spare` says, for an image of some size, how many of its pixels become one of the view, along the axis that has
-    fewer. Raises DecodeError.
+    Raises DecodeError.
     """
     if not isinstance(image, Encoded):
-        return image, size_of(image)
-    header = jpeg_header(image.data)
-    if header is None or (most := spare((header.height, header.width))) < 2:
+        return image, size_of(image), 1
+    header = image.header
+    if header is None:
         pixels = image.decode()
-        return pixels, size_of(pixels)
+        return pixels, size_of(pixels), 1
+    size, turned_size = (header.height, header.width), (header.width, header.height)
+    needed = need(size)
     # EXIF data may turn the image, and then the view is another one: the factor is one that suits both.
-    most = min(most, spare((header.width, header.height)))
-    factor = max(factor for factor in REDUCED if factor <= max(most, 1))
-    pixels = image.decode(factor)
-    turned = (pixels.shape[0] > pixels.shape[1]) != (header.height > header.width)
-    full = (header.width, header.height) if turned else (header.height, header.width)
-    return pixels, full if factor > 1 else size_of(pixels)
+    spare = min(needed.spare, need(turned_size).spare) if needed.spare >= 2 else 1
+    factor = max(factor for factor in REDUCED if factor <= spare)
+    pixels = image.decode(factor, needed.rows if factor == 1 else None)
+    turned = pixels.shape[1] != -(-header.width // factor)
+    return pixels, turned_size if turned else size, factor
 
 
 def size_of(image: UInt8[np.ndarray, "h w c"]) -> Size:
@@ -98,14 +118,32 @@ def size_of(image: UInt8[np.ndarray, "h w c"]) -> Size:
 
 
 def jpeg_header(data: bytes) -> JpegHeader | None:
-    """Size and channels of a JPEG; None for anything else. Costs two microseconds."""
+    """Size and channels of a JPEG; None for anything else. Costs a few microseconds."""
     if data[:2] != b"\xff\xd8":
         return None
-    at = 2
+    header, at = None, 2
+    plain = data[-2:] == b"\xff\xd9"  # one scan from top to bottom, then the end
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
+        if marker == SCAN:
+            plain = plain and header is not None and data[at + 4] == header.channels
+            return header._replace(height_at=header.height_at if plain else 0) if header else None
         if marker in FRAMES:
             height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
-            return JpegHeader(height, width, data[at + 9])
+            header = JpegHeader(height, width, data[at + 9], at + 5)
+            plain = plain and marker == BASELINE
+        elif marker in (EXIF, RESTART):
+            plain = False
         at += 1 if marker == 0xFF else 2 + (data[at + 2] << 8 | data[at + 3])  # fill bytes; the segment's length
     return None
+
+
+def without_rows(data: bytes, header: JpegHeader, height: int) -> bytearray:
+    """A JPEG that says of itself that it has fewer rows than it has: the decoder stops there.
+
+    The mark of the end is cut off: looking for it, the decoder would warn of what lies between. It does not without.
+    """
+    shorter = bytearray(data)
+    del shorter[-2:]
+    shorter[header.height_at : header.height_at + 2] = height.to_bytes(2, "big")
+    return shorter

@@ -25,7 +25,7 @@ import cv2
 import grain
 import numpy as np
 from absl import flags, logging
-from grain.experimental import DatasetOptions, WithOptionsIterDataset
+from grain.experimental import DatasetOptions, WithOptionsIterDataset, index_shuffle
 from jaxtyping import Bool, Int32, UInt8
 from ml_collections import ConfigDict
 
@@ -126,9 +126,24 @@ def rows_of(config: ConfigDict, groups: range) -> range:
     return range(groups.start * each, groups.stop * each)
 
 
-def shuffled(config: ConfigDict, source: Sized) -> grain.MapDataset[int]:
+def shuffled(config: ConfigDict, source: Sized) -> "Shuffled":
     """Epoch after epoch, each in an order of its own."""
-    return grain.MapDataset.range(len(source)).shuffle(seed=order_seed(config.seed)).repeat()
+    return Shuffled(len(source), order_seed(config.seed))
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """What MapDataset.range(count).shuffle(seed).repeat() of Grain gives, at half the cost of a look-up."""
+
+    count: int
+    seed: int
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> int:
+        epoch, place = divmod(index, self.count)
+        return index_shuffle(place, max_index=self.count - 1, seed=(self.seed + epoch) % 2**32, rounds=4)
 
 
 def order_seed(seed: int) -> int:

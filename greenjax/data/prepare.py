@@ -32,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from greenjax import flags
 from greenjax.atomic import replace_text
 from greenjax.data.augment import shrinkage
-from greenjax.data.encoded import DecodeError, Encoded, Image, Size, jpeg_header, load, size_of, undecoded
+from greenjax.data.encoded import DecodeError, Encoded, Image, Need, Size, load, size_of, undecoded
 from greenjax.data.labels import open_labelled
 from greenjax.data.loader import keep_freed_memory
 from greenjax.data.records import (
@@ -244,7 +244,7 @@ def to_record(image: Image, how: How) -> bytes:
     pixels, full = shrunk(image, how.size)
     if how.encoding == "raw":
         return to_raw(pixels)
-    if isinstance(image, Encoded) and jpeg_header(image.data) is not None and size_of(pixels) == full:
+    if isinstance(image, Encoded) and image.header is not None and size_of(pixels) == full:
         return image.data
     if pixels.shape[2] == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
@@ -258,7 +258,7 @@ def shrunk(image: Image, size: int) -> tuple[UInt8[np.ndarray, "h w c"], Size]:
         scale = min(1.0, size / min(full))
         return max(1, round(full[0] * scale)), max(1, round(full[1] * scale))
 
-    pixels, full = load(image, lambda full: shrinkage(full, fitting(full)))
+    pixels, full, _ = load(image, lambda full: Need(full[0], shrinkage(full, fitting(full))))
     height, width = fitting(full)
     if size_of(pixels) == (height, width):
         return pixels, full

@@ -52,7 +52,7 @@ class RecordsSource:
     @cached_property
     def _records(self) -> Any:
         """The files, opened when they are first read: workers open their own."""
-        from grain.sources import ArrayRecordDataSource  # only this source needs it
+        from array_record.python.array_record_data_source import ArrayRecordDataSource  # only this source needs it
 
         return ArrayRecordDataSource([_Shard(path, 0, n, n) for path, n in zip(self.shards, self.counts) if n])
 
