@@ -53,7 +53,7 @@ def test_the_input_suite_compares_all_ways(monkeypatch, tmp_path, capsys):
     report = json.loads((tmp_path / "figures.json").read_text())
     rows = {(row["photographs"], row["way"]): row for row in report["rows"]}
     from_jpeg = {"decode", "Pillow", "greenjax, JPEG files"}
-    records = {"greenjax, jpeg records, 256", "greenjax, raw records, 256"}
+    records = {f"greenjax, {encoding} records, {side}" for encoding, side in inputs.PREPARED}
     assert {name for size, name in rows if size == "90 x 120"} == from_jpeg | records
     assert {name for size, name in rows if size == "900 x 1200"} == from_jpeg
     assert rows["90 x 120", "greenjax, raw records, 256"]["bytes_per_image"] > 90 * 120 * 3

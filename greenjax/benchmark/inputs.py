@@ -29,7 +29,7 @@ from greenjax.data.prepare import How, prepare
 
 PHOTOGRAPHS = {"500 x 375": ((375, 500), 64), "4000 x 3000": ((3000, 4000), 4)}  # size, and how many files
 QUALITY = 90
-PREPARED = 256  # pixels of the shorter side
+PREPARED = (("jpeg", 256), ("raw", 256), ("raw", 224))  # encoding, pixels of the shorter side
 EPOCH = 50_000  # images of an epoch: shuffling few costs more than shuffling many
 LOADED = 12  # batches that the whole loader is timed for
 BATCH = 64  # images of one of them
@@ -70,7 +70,8 @@ def write_photographs(root: Path, size: tuple[int, int], count: int) -> None:
         fitting = min(image.shape[0] / size[0], image.shape[1] / size[1]) * rng.uniform(0.75, 1)
         height, width = int(size[0] * fitting), int(size[1] * fitting)
         top, left = rng.integers(image.shape[0] - height + 1), rng.integers(image.shape[1] - width + 1)
-        part = cv2.resize(image[top : top + height, left : left + width], size[::-1], interpolation=cv2.INTER_CUBIC)
+        part = image[top : top + height, left : left + width]
+        part = cv2.resize(part, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(root / f"{i}.jpg"), part[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, QUALITY))
 
 
@@ -117,19 +118,19 @@ def ways_to_read(root: Path, small: bool) -> dict[str, Way]:
         "Pillow": Way(lambda i: by_pillow(paths[order[i] % len(paths)], view, i), size),
         "greenjax, JPEG files": Way(stream(config, view), size),
     }
-    for encoding in ("jpeg", "raw") if small else ():
-        records = prepared(root, encoding)
+    for encoding, side in PREPARED if small else ():
+        records = prepared(root, encoding, side)
         stored = mean_size(records.glob("*.array_record")) / len(paths)
         from_records = folder_config(records, source="records")
-        ways[f"greenjax, {encoding} records, {PREPARED}"] = Way(stream(from_records, view), stored)
+        ways[f"greenjax, {encoding} records, {side}"] = Way(stream(from_records, view), stored)
     return ways
 
 
-def prepared(root: Path, encoding: str) -> Path:
+def prepared(root: Path, encoding: str, side: int) -> Path:
     """The records of a folder's images."""
-    output = root.with_name(f"{root.name}_{encoding}")
+    output = root.with_name(f"{root.name}_{encoding}_{side}")
     if not output.exists():
-        list(prepare(folder_config(root), output, How(PREPARED, encoding), unlabelled=True))
+        list(prepare(folder_config(root), output, How(side, encoding), unlabelled=True))
     return output
 
 
@@ -188,7 +189,7 @@ def line_of(row: dict[str, Any]) -> str:
 def loader_rows(root: Path) -> list[dict[str, Any]]:
     """Batches as training gets them, by the clock: what workers hand over, and batches made in the main process."""
     rows = []
-    for name, folder in (("JPEG files", root), ("raw records", prepared(root, "raw"))):
+    for name, folder in (("JPEG files", root), ("raw records", prepared(root, "raw", 256))):
         kind = "folder" if folder == root else "records"
         for workers in WORKERS:
             config = folder_config(folder, source=kind, workers=workers)

@@ -96,7 +96,7 @@ def generator(seed: int, index: int, part: int = 0) -> np.random.Generator:
 
 
 class _Generators(threading.local):
-    """One generator a thread: making one costs as much as a tenth of a crop, setting its state nothing."""
+    """One generator a thread: to make one takes ten times as long as to set its state."""
 
     def __init__(self) -> None:
         self.bits = np.random.Philox(key=0)
@@ -107,7 +107,7 @@ _GENERATORS = _Generators()
 
 
 def uniforms(seed: int, index: int, count: int) -> list[float]:
-    """What generator(seed, index).random(count) gives, in a tenth of the time."""
+    """What generator(seed, index).random(count) gives, sooner."""
     key, zeros = (seed, index), (0, 0, 0, 0)
     state: Any = {"bit_generator": "Philox", "state": {"counter": zeros, "key": key}, "buffer": zeros}
     state |= {"buffer_pos": 4, "has_uint32": 0, "uinteger": 0}  # nothing is left of the buffer

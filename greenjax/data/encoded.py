@@ -19,7 +19,7 @@ Size = tuple[int, int]  # height, width in pixels
 # Flags of the decoder by the factor; the name is misleading, colours stay as other flags have them.
 REDUCED = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 REDUCED[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
-SPARED = 32  # rows at least that are worth leaving out
+BLOCK = 16  # rows that most JPEGs are decoded by; fewer are not worth leaving out
 # Markers of a JPEG's segments: frame headers, the one of the plainest kind; and three more.
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 BASELINE, SCAN, RESTART, EXIF = 0xC0, 0xDA, 0xDD, 0xE1
@@ -66,8 +66,9 @@ class Encoded:
         flags = cv2.IMREAD_COLOR_RGB if colour else cv2.IMREAD_ANYCOLOR  # the latter keeps grey as it is, but has BGR
         if header is not None:
             flags |= REDUCED[factor]
-            if rows is not None and header.height_at and rows + SPARED <= header.height:
-                data = without_rows(data, header, rows + 2)  # the last row is smoothed with the next one's colour
+            last = header.height if rows is None else rows + 2  # the next row's colour smoothes the last one's
+            if header.height_at and (last - 1) // BLOCK < (header.height - 1) // BLOCK:
+                data = without_rows(data, header, last)
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error:  # no bytes at all, or sizes that no image has
