@@ -133,8 +133,8 @@ KEYS = {
     "mask.ratio": Key(float, 0.75, "above 0 and below 1", lambda value: 0 < value < 1),  # of the mask units
     "mask.groups": _count(8),  # masks drawn for one update; data.batch_size = one mask an image
     "mask.pool": _count(0, 0),  # draw this many masks once and choose among them; 0 = fresh masks always
-    "data.source": _choice("tfds", "digits", "folder", "tfds"),
-    "data.path": _text(""),  # folder: the directory of images; tfds: the prepared data set or its data_dir
+    "data.source": _choice("tfds", "digits", "folder", "records", "tfds"),
+    "data.path": _text(""),  # folder, records: the directory; tfds: the prepared data set or its data_dir
     "data.name": _text(""),  # tfds: the data set's name
     "data.split": Key(str, "train", "the name of a split", bool),
     "data.eval_split": _text(""),  # "" = no held-out evaluation

@@ -111,6 +111,8 @@ def check_data(values: Values) -> None:
             refuse(values, key, f"{values['model.in_channels']} numbers, one a channel (model.in_channels)")
     if values["data.source"] == "folder" and not values["data.path"]:
         refuse(values, "data.path", "a directory of images for data.source 'folder'")
+    if values["data.source"] == "records" and not values["data.path"]:
+        refuse(values, "data.path", "a directory that greenjax.data.prepare made, for data.source 'records'")
     if values["data.source"] == "tfds" and not (values["data.name"] or values["data.path"]):
         refuse(values, "data.name", "a name such as 'imagenet2012', or data.path, for data.source 'tfds'")
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from greenjax.benchmark import __main__, sparse
+from greenjax.benchmark import __main__, inputs, sparse
 
 LAYERS = (
     sparse.Layer("depth-wise", 2, 3, 1, (8, 8), 8),
@@ -42,3 +42,21 @@ def test_a_wrong_suite_ends_in_one_line():
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("greenjax.benchmark: ") and "sparse" in line
+
+
+def test_the_input_suite_compares_all_ways(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(inputs, "PHOTOGRAPHS", {"90 x 120": ((90, 120), 2), "900 x 1200": ((900, 1200), 1)})
+    monkeypatch.setattr(inputs, "BATCH", 4)
+    monkeypatch.setattr(inputs, "WORKERS", (0,))
+    monkeypatch.setattr(inputs, "LOADED", 2)
+    __main__.main(["benchmark", "--suite=input", "--batch=2", "--repeats=2", f"--json={tmp_path / 'figures.json'}"])
+    report = json.loads((tmp_path / "figures.json").read_text())
+    rows = {(row["photographs"], row["way"]): row for row in report["rows"]}
+    from_jpeg = {"decode", "Pillow", "greenjax, JPEG files"}
+    records = {f"greenjax, {encoding} records, {side}" for encoding, side in inputs.PREPARED}
+    assert {name for size, name in rows if size == "90 x 120"} == from_jpeg | records
+    assert {name for size, name in rows if size == "900 x 1200"} == from_jpeg
+    assert rows["90 x 120", "greenjax, raw records, 256"]["bytes_per_image"] > 90 * 120 * 3
+    assert all(row["images_per_second"] > 0 for row in [*report["rows"], *report["loader"]])
+    assert {(row["source"], row["workers"]) for row in report["loader"]} == {("JPEG files", 0), ("raw records", 0)}
+    assert "greenjax, raw records" in capsys.readouterr().out

@@ -228,7 +228,7 @@ WRONG = [
     ({"mask.groups": 3}, "mask.groups is 3: expected a divisor of data.batch_size, 2048"),
     ({"optim.accumulation": 16}, "mask.groups is 8: expected a multiple of optim.accumulation, 16"),
     ({"mask.pool": -1}, "mask.pool is -1"),
-    ({"data.source": "webdataset"}, "data.source is 'webdataset': expected digits or folder or tfds"),
+    ({"data.source": "webdataset"}, "data.source is 'webdataset': expected digits or folder or records or tfds"),
     ({"data.source": "folder"}, "data.path is '': expected a directory"),
     ({"data.name": ""}, "data.name is ''"),
     ({"data.split": ""}, "data.split is ''"),

@@ -228,10 +228,10 @@ def labelled(count, broken=()):
     """Image i has label i % 3."""
 
     class Source(Listed):
-        def __getitem__(self, index):
+        def encoded(self, index):
             if index in broken:
                 raise DecodeError(f"file{index}.jpg cannot be decoded as an image")
-            return super().__getitem__(index)
+            return super().encoded(index)
 
     return Source(constants(count), np.arange(count, dtype=np.int32) % 3, ("a", "b", "c"))
 

@@ -12,13 +12,14 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
+import grain
 import jax
 import numpy as np
 import pytest
 
 from greenjax.config import resolve
 from greenjax.data import DecodeError, eval_batches, open_source, train_batches
-from greenjax.data.loader import warn_of_small_shared_memory
+from greenjax.data.loader import order_seed, shuffled, warn_of_small_shared_memory
 from greenjax.errors import InputError
 from greenjax.planning import Planner
 
@@ -94,6 +95,12 @@ def test_order_depends_on_the_seed_and_not_by_an_epoch(planner):
         return told(take(train_batches(config, constants(32), planner), 8))
 
     assert order(0) != order(1) and order(0)[32:] != order(1)[:32] and order(3) == order(3)
+
+
+def test_the_order_is_that_of_grain():
+    ours = shuffled(tiny_config(), range(37))
+    theirs = grain.MapDataset.range(37).shuffle(seed=order_seed(tiny_config().seed)).repeat()
+    assert len(ours) == len(theirs) and all(ours[i] == theirs[i] for i in (*range(80), 10**9))
 
 
 @pytest.mark.parametrize("start", [0, 1, 7])

@@ -11,7 +11,8 @@ import pytest
 from tiny_data import encode, picture, prepare, settings
 
 from greenjax.data import DecodeError, open_source
-from greenjax.data.sources import decode, find_images, parse_split
+from greenjax.data.encoded import Encoded
+from greenjax.data.sources import find_images, parse_split
 from greenjax.errors import InputError
 
 
@@ -139,19 +140,19 @@ def test_a_file_that_is_gone_is_named(tree):
 def test_colours_grey_alpha_and_depth_are_read_as_meant():
     colour = np.zeros((4, 5, 3), np.uint8)
     colour[...] = (250, 120, 10)
-    assert np.array_equal(decode(encode(colour), "rgb"), colour)
-    assert np.abs(decode(encode(colour, ".jpg"), "jpeg").astype(int) - colour).max() < 5
-    assert np.array_equal(decode(encode(picture(7, channels=1)), "grey"), picture(7, channels=1))
+    assert np.array_equal(Encoded(encode(colour), "rgb").decode(), colour)
+    assert np.abs(Encoded(encode(colour, ".jpg"), "jpeg").decode().astype(int) - colour).max() < 5
+    assert np.array_equal(Encoded(encode(picture(7, channels=1)), "grey").decode(), picture(7, channels=1))
     with_alpha = cv2.imencode(".png", np.dstack([colour[..., ::-1], colour[..., :1]]))[1].tobytes()
-    assert np.array_equal(decode(with_alpha, "rgba"), colour)
+    assert np.array_equal(Encoded(with_alpha, "rgba").decode(), colour)
     deep = cv2.imencode(".png", np.full((4, 5), 200 * 257, np.uint16))[1].tobytes()
-    assert np.array_equal(decode(deep, "16 bits"), np.full((4, 5, 1), 200))
+    assert np.array_equal(Encoded(deep, "16 bits").decode(), np.full((4, 5, 1), 200))
 
 
 @pytest.mark.parametrize("encoded", [b"", b"text, not an image", encode(picture(9, 64, 64), ".jpg")[:300]])
 def test_what_is_no_image_is_named(encoded):
     with pytest.raises(DecodeError, match=r"cat\.jpg cannot be decoded"):
-        decode(encoded, "cat.jpg")
+        Encoded(encoded, "cat.jpg").decode()
 
 
 # TFDS

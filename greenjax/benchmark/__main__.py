@@ -1,5 +1,6 @@
 """What things cost on this machine: python -m greenjax.benchmark --suite sparse [--batch N] [--json FILE]
 
+input: decoding and cropping of photographs, from files and from prepared records; docs/data.md explains it.
 sparse: the backends of the sparse convolution on the layers of Twins-L, and on larger kernels that Twins lacks;
 docs/sparse_conv.md explains it.
 """
@@ -13,10 +14,11 @@ from pathlib import Path
 from absl import logging
 
 from greenjax.atomic import replace_text
+from greenjax.benchmark.inputs import inputs
 from greenjax.benchmark.sparse import sparse
 from greenjax.errors import InputError
 
-SUITES = {"sparse": sparse}
+SUITES = {"input": inputs, "sparse": sparse}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,10 +1,11 @@
 """Data: from images on disk to batches of uint8 images with their masks and plans.
 
-Read in this order: sources (where images come from), labels (their classes), augment (what is done to them),
-randaugment (what more, in fine-tuning), loader (in which order).
+Read in this order: sources (where images come from), encoded (how they are decoded), labels (their classes), augment
+(what is done to them), randaugment (what more, in fine-tuning), loader (in which order).
 """
 
 from greenjax.data.augment import CentreView
+from greenjax.data.encoded import DecodeError
 from greenjax.data.labels import LabelledSource, check_classes, draw_of_each_class, first_images, open_labelled
 from greenjax.data.loader import (
     Batch,
@@ -14,7 +15,7 @@ from greenjax.data.loader import (
     labelled_eval_batches,
     train_batches,
 )
-from greenjax.data.sources import DecodeError, Source, open_source
+from greenjax.data.sources import Source, open_source
 
 __all__ = [
     "Batch",

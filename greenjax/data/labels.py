@@ -1,7 +1,7 @@
 """Images with the class they belong to, for fine-tuning and evaluation. Pre-training never comes here.
 
 A label is the index of a class among `classes`. Digits are 0 to 9; the classes of a directory are the sub-folders of
-its training split, sorted by name; those of a TFDS data set are as it says.
+its training split, sorted by name; those of a TFDS data set are as it says; records have those of their source.
 """
 
 import os
@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 from ml_collections import ConfigDict
 
+from greenjax.data.encoded import Image, decoded, undecoded
+from greenjax.data.records import open_labelled_records
 from greenjax.data.sources import (
     FolderSource,
     Source,
     TfdsSource,
     features_of,
     folders_in,
-    listed,
     named_or_only,
     open_folder,
     open_tfds,
@@ -30,7 +31,7 @@ from greenjax.data.sources import (
     split_folder,
     split_range,
 )
-from greenjax.errors import InputError
+from greenjax.errors import InputError, listed
 
 
 @runtime_checkable
@@ -65,7 +66,12 @@ def open_labelled(data: ConfigDict, split: str) -> LabelledSource:
     Raises InputError if the data set, the split or its labels are not there, or are not as expected.
     """
     name, _, _ = parse_split(split)
-    openers = {"digits": labelled_digits, "folder": labelled_folder, "tfds": labelled_tfds}
+    openers = {
+        "digits": labelled_digits,
+        "folder": labelled_folder,
+        "records": labelled_records,
+        "tfds": labelled_tfds,
+    }
     source: LabelledSource = opener(data, openers)(data, name)
     rows = split_range(split, len(source))
     if len(rows) < len(source):
@@ -132,6 +138,9 @@ class Listed:
     def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
         return self.images[index], self.label(index)
 
+    def encoded(self, index: int) -> tuple[Image, int]:
+        return undecoded(self.images, index), self.label(index)
+
     def label(self, index: int) -> int:
         return int(self.labels[index])
 
@@ -156,6 +165,9 @@ class Chosen:
 
     def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
         return self.source[int(self.rows[index])]
+
+    def encoded(self, index: int) -> tuple[Image, int]:
+        return undecoded(self.source, int(self.rows[index]))
 
     def label(self, index: int) -> int:
         return self.source.label(int(self.rows[index]))
@@ -208,6 +220,13 @@ def folder_label(source: FolderSource, name: str, classes: Mapping[str, int], sp
     return classes[folder]
 
 
+# Records
+
+
+def labelled_records(data: ConfigDict, name: str) -> Listed:
+    return Listed(*open_labelled_records(data, name))
+
+
 # TFDS
 
 
@@ -224,8 +243,12 @@ class TfdsLabelled:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
+        image, label = self.encoded(index)
+        return decoded(image), label
+
+    def encoded(self, index: int) -> tuple[Image, int]:
         example = self.source.examples[index]
-        return self.source.decoded(example, index), self._checked(example, index)
+        return self.source.image_of(example, index), self._checked(example, index)
 
     def label(self, index: int) -> int:
         return self._checked(self.source.examples[index], index)

@@ -132,7 +132,7 @@ class Erasing:
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"], index: int) -> UInt8[np.ndarray, "h w c"]:
         rng = generator(self.seed, index, part=2)
-        uniforms = rng.random(2 * TRIES + 3)
+        uniforms = rng.random(2 * TRIES + 3).tolist()
         box = fitting_box(image.shape[:2], AREA, ASPECT, uniforms[:-1])
         if uniforms[-1] >= self.probability or box is None:
             return image

@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, a directory of images, or a prepared TFDS data set.
+"""Where images come from: scikit-learn's digits, a directory of images, prepared records, or a TFDS data set.
 
 A source is a sequence of decoded images that can be pickled for data workers. All share one grammar of
 splits: NAME or NAME[from:to], where from and to count images or percent (train[:98%]), negative ones from the
@@ -7,19 +7,20 @@ end.
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import cv2
 import numpy as np
 from absl import logging
 from jaxtyping import Int32, UInt8
 from ml_collections import ConfigDict
 
-from greenjax.errors import InputError
+from greenjax.data.encoded import DecodeError, Encoded, Image, decoded, undecoded
+from greenjax.data.records import open_records
+from greenjax.errors import InputError, listed
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -27,10 +28,6 @@ Opener = Callable[[ConfigDict, str], Any]  # config.data and the NAME of a split
 
 _SPLIT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>(-?\d+%?)?):(?P<stop>(-?\d+%?)?)\])?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-
-
-class DecodeError(Exception):
-    """An image that cannot be read or decoded; the message names the file."""
 
 
 @runtime_checkable
@@ -50,7 +47,8 @@ def open_source(data: ConfigDict, split: str) -> Source:
     Raises InputError if the data set, the split or any image in it is not there.
     """
     name, _, _ = parse_split(split)
-    source = opener(data, {"digits": open_digits, "folder": open_folder, "tfds": open_tfds})(data, name)
+    openers = {"digits": open_digits, "folder": open_folder, "records": open_records, "tfds": open_tfds}
+    source = opener(data, openers)(data, name)
     rows = split_range(split, len(source))
     return source if len(rows) == len(source) else Slice(source, rows.start, rows.stop)
 
@@ -101,20 +99,12 @@ class Slice:
         return self.stop - self.start
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        return decoded(self.encoded(index))
+
+    def encoded(self, index: int) -> Image:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        return self.source[self.start + index]
-
-
-def decode(encoded: bytes, name: str) -> UInt8[np.ndarray, "h w c"]:
-    """An encoded image as RGB or grey. Drops transparency, makes 8 bits of 16, applies EXIF rotation."""
-    try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_ANYCOLOR)
-    except cv2.error:  # no bytes at all, or sizes that no image has
-        image = None
-    if image is None:
-        raise DecodeError(f"{name} cannot be decoded as an image")
-    return image[:, :, None] if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return undecoded(self.source, self.start + index)
 
 
 # Digits
@@ -151,12 +141,15 @@ class FolderSource:
         return len(self.names)
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        return self.encoded(index).decode()
+
+    def encoded(self, index: int) -> Encoded:
         path = os.path.join(self.root, self.names[index])
         try:
-            encoded = Path(path).read_bytes()
+            with open(path, "rb", buffering=0) as file:  # read at once, without a buffer between
+                return Encoded(file.read(), path)
         except OSError as error:
             raise DecodeError(f"{path} cannot be read: {error.strerror}") from error
-        return decode(encoded, path)
 
 
 def open_folder(data: ConfigDict, name: str) -> FolderSource:
@@ -221,11 +214,14 @@ class TfdsSource:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
-        return self.decoded(self.examples[index], index)
+        return self.encoded(index).decode()
 
-    def decoded(self, example: Mapping[str, Any], index: int) -> UInt8[np.ndarray, "h w c"]:
-        """The image of the example that was read at `index`. Raises DecodeError."""
-        return decode(example[self.image], self.name_of(index))
+    def encoded(self, index: int) -> Encoded:
+        return self.image_of(self.examples[index], index)
+
+    def image_of(self, example: Mapping[str, Any], index: int) -> Encoded:
+        """The image of the example that was read at `index`."""
+        return Encoded(example[self.image], self.name_of(index))
 
     def name_of(self, index: int) -> str:
         return f"{self.name}[{index}]"
@@ -295,9 +291,3 @@ def folders_in(root: Path) -> list[str]:
     """Names of the folders in `root`, without hidden ones."""
     entries = root.iterdir() if root.is_dir() else ()
     return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def listed(names: Iterable[str]) -> str:
-    """The names as errors show them, the first ten of many."""
-    names = list(names)
-    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
