@@ -151,4 +151,8 @@ def check_groups(values: Values) -> None:
         refuse(values, "mask.groups", f"a multiple of optim.accumulation, {parts}")
     devices = max(values["mesh.data"], 1) * values["mesh.fsdp"]  # data -1: at least this many
     if groups % (parts * devices):
-        refuse(values, "mask.groups", f"a multiple of optim.accumulation x devices (mesh.data x mesh.fsdp), {parts} x {devices}")
+        refuse(
+            values,
+            "mask.groups",
+            f"a multiple of optim.accumulation x devices (mesh.data x mesh.fsdp), {parts} x {devices}",
+        )

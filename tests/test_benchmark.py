@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from small import small_config
 
-from greenjax.benchmark import __main__, inputs, sparse
+from greenjax.benchmark import __main__, inputs, sparse, step
 
 LAYERS = (
     sparse.Layer("depth-wise", 2, 3, 1, (8, 8), 8),
@@ -60,3 +61,21 @@ def test_the_input_suite_compares_all_ways(monkeypatch, tmp_path, capsys):
     assert all(row["images_per_second"] > 0 for row in [*report["rows"], *report["loader"]])
     assert {(row["source"], row["workers"]) for row in report["loader"]} == {("JPEG files", 0), ("raw records", 0)}
     assert "greenjax, raw records" in capsys.readouterr().out
+
+
+def test_the_step_suite_compares_with_the_dense_step_and_pytorch(monkeypatch, capsys):
+    monkeypatch.setattr(step, "PARTS", ("update",))
+    monkeypatch.setattr(step, "SIDE", 64)
+    report = step.step(small_config(mask__groups=8), batch=8, repeats=1)
+    rows = {row["method"]: row for row in report["rows"]}
+    assert set(rows) == {"green", "dense", "transformers"} and report["left_out"] is None
+    assert all(row["seconds"] > 0 for row in rows.values())
+    assert 0 < rows["green"]["flops"] < rows["dense"]["flops"]
+    assert 0 < report["memory_slope_bytes"]["green"] < report["memory_slope_bytes"]["dense"]
+    assert "transformers / green, update" in capsys.readouterr().out
+
+
+def test_the_peer_is_left_out_where_it_cannot_run():
+    assert step.why_no_peer(small_config("twins")) == "it has no twins_s"
+    assert "window 10" in step.why_no_peer(small_config(model__window=10))
+    assert step.why_no_peer(small_config()) is None

@@ -258,7 +258,10 @@ WRONG = [
     ({"optim.base_lr": float("inf")}, "optim.base_lr is inf"),
     ({"mesh.data": 0}, "mesh.data is 0: expected at least 1, or -1 for all devices"),
     ({"mesh.fsdp": 0}, "mesh.fsdp is 0"),
-    ({"mesh.data": 16}, "mask.groups is 8: expected a multiple of optim.accumulation x devices (mesh.data x mesh.fsdp), 1 x 16"),
+    (
+        {"mesh.data": 16},
+        "mask.groups is 8: expected a multiple of optim.accumulation x devices (mesh.data x mesh.fsdp), 1 x 16",
+    ),
     ({"log.every": 0}, "log.every is 0"),
     ({"log.keep": 0}, "log.keep is 0"),
     ({"guard.spike": 0.5}, "guard.spike is 0.5: expected a number above 1, or 0 = off"),

@@ -14,7 +14,14 @@ import greenjax
 from greenjax.checkpoint import Checkpointer
 from greenjax.data import open_source, train_batches
 from greenjax.planning import Planner
-from greenjax.training.optim import decayed, learning_rate, make_optimizer, run_length
+from greenjax.training.optim import (
+    clip_by_global_norm,
+    decayed,
+    learning_rate,
+    make_optimizer,
+    run_length,
+    scale_by_adam,
+)
 from greenjax.training.sharding import batch_sharding, make_mesh
 from greenjax.training.state import abstract_state, init_state, model_graph
 from greenjax.training.step import make_train_step
@@ -274,3 +281,20 @@ def test_the_weight_average_follows_its_formula():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), states[-1].ema, average)
     new, old = (tree["encoder"]["norm"]["bias"] for tree in (states[-1].params, average))
     assert float(np.abs(new - old).max()) > 1e-4
+
+
+def test_the_optimizer_is_optax_adam_behind_its_clipping_and_keeps_its_state_where_told():
+    rng = np.random.default_rng(0)
+    grads = {"a": jnp.asarray(rng.normal(size=(5, 3)) * 9, jnp.float32), "b": jnp.asarray(rng.normal(size=4))}
+    ours = optax.chain(clip_by_global_norm(2.0), scale_by_adam(0.9, 0.95, 1e-8))
+    theirs = optax.chain(optax.clip_by_global_norm(2.0), optax.scale_by_adam(0.9, 0.95, 1e-8))
+    mine, reference = ours.init(grads), theirs.init(grads)
+    for scale in (1.0, 0.01, 3.0):  # clipped, not clipped, clipped
+        scaled = optax.tree.scale(scale, grads)
+        updates, mine = ours.update(scaled, mine, finite=True)
+        expected, reference = theirs.update(scaled, reference)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), updates, expected)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), mine, reference)
+    broken = jax.tree.map(lambda g: g * jnp.nan, grads)
+    _, after = ours.update(broken, mine, finite=False)
+    jax.tree.map(np.testing.assert_array_equal, after, mine)

@@ -1,5 +1,9 @@
-"""What things cost on this machine: python -m greenjax.benchmark --suite sparse [--batch N] [--json FILE]
+"""What things cost on this machine.
 
+    python -m greenjax.benchmark --config configs/swin_b.py [--batch N] [--json FILE]
+    python -m greenjax.benchmark --suite sparse [--batch N] [--json FILE]
+
+step: an update of a configuration, green, dense and in PyTorch; docs/performance.md explains it.
 input: decoding and cropping of photographs, from files and from prepared records; docs/data.md explains it.
 sparse: the backends of the sparse convolution on the layers of Twins-L, and on larger kernels that Twins lacks;
 docs/sparse_conv.md explains it.
@@ -10,29 +14,37 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from absl import logging
 
 from greenjax.atomic import replace_text
 from greenjax.benchmark.inputs import inputs
 from greenjax.benchmark.sparse import sparse
+from greenjax.benchmark.step import step
 from greenjax.errors import InputError
+from greenjax.flags import parse_beside
 
-SUITES = {"input": inputs, "sparse": sparse}
+SUITES = {"input": inputs, "sparse": sparse}  # and "step", the one that needs a configuration
 
 
 def main(argv: Sequence[str]) -> None:
     parser = Parser(
         "python -m greenjax.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--suite", choices=list(SUITES), required=True, help="what to measure")
+    parser.add_argument("--suite", choices=["step", *SUITES], default="step", help="what to measure")
     parser.add_argument("--batch", type=positive, default=8, help="images at a time")
     parser.add_argument("--repeats", type=positive, default=15, help="measurements of each; the median counts")
     parser.add_argument("--json", type=Path, help="file to write the figures into")
-    arguments = parser.parse_args(argv[1:])
+    arguments = parser.parse_known_args(argv[1:])[0]
     logging.set_verbosity(logging.WARNING)  # JAX tells of every kind of device that is not there
     try:
-        report = SUITES[arguments.suite](arguments.batch, arguments.repeats)
+        if arguments.suite == "step":
+            arguments, config = parse_beside(parser, argv)
+            report = step(config, arguments.batch, arguments.repeats)
+        else:
+            arguments = parser.parse_args(argv[1:])
+            report = SUITES[arguments.suite](arguments.batch, arguments.repeats)
         if arguments.json:
             replace_text(arguments.json, json.dumps(report, indent=1) + "\n")
     except (InputError, OSError) as error:
@@ -42,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 class Parser(argparse.ArgumentParser):
     """Wrong flags end in one line."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         sys.exit(f"greenjax.benchmark: {message}")
 
 

@@ -1,9 +1,11 @@
-"""The programs of one update of greenjax - forward, forward + backward, the whole of it - with inputs to run them on."""
+"""The programs of one update of greenjax - forward, forward + backward, the whole - and inputs to run them on."""
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -28,6 +30,7 @@ class Program(NamedTuple):
     xla_flops: float
     bytes_accessed: float
     temporary: int
+    compile_seconds: float  # tracing included
 
 
 def sized(config: ConfigDict, batch: int, **changes: Any) -> ConfigDict:
@@ -49,6 +52,7 @@ def random_batch(config: ConfigDict) -> Batch:
 
 def compile_part(config: ConfigDict, part: str) -> Program:
     """Compiles one of PARTS for all devices; nothing is computed."""
+    start = time.perf_counter()
     mesh, tx, graphdef = make_mesh(config), make_optimizer(config), model_graph(config)
     state = abstract_state(config, tx, mesh)
     batch = jax.tree.map(
@@ -60,7 +64,7 @@ def compile_part(config: ConfigDict, part: str) -> Program:
         loss = pretraining_loss(graphdef)
 
         def mean_loss(params: Any, batch: Batch) -> jax.Array:
-            keys = drop_path_keys(config, config.seed, np.int32(0), config.mask.groups)
+            keys = drop_path_keys(config, config.seed, jnp.zeros((), jnp.int32), config.mask.groups)
             return loss(params, (batch.images, batch.plan, keys))[0]
 
         with jax.set_mesh(mesh):
@@ -69,7 +73,9 @@ def compile_part(config: ConfigDict, part: str) -> Program:
     compiled = traced.lower().compile()
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
     temporary = memory.temp_size_in_bytes if memory is not None else 0
-    return Program(compiled, matmul_flops(traced.jaxpr), costs["flops"], costs["bytes accessed"], temporary)
+    assert costs is not None  # every backend of XLA's has them
+    flops, took = matmul_flops(traced.jaxpr), time.perf_counter() - start
+    return Program(compiled, flops, costs["flops"], costs["bytes accessed"], temporary, took)
 
 
 def runnable(config: ConfigDict, programs: dict[str, Program]) -> dict[str, Callable[[], Any]]:

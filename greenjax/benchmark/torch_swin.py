@@ -8,13 +8,14 @@ import torch
 from ml_collections import ConfigDict
 from transformers import SwinConfig, SwinForMaskedImageModeling
 
-PARTS = ("forward", "backward", "update")
+from greenjax.benchmark.programs import PARTS
 
 
 def programs(config: ConfigDict, batch: int, compiled: bool = False) -> dict[str, Callable[[], Any]]:
     """Forward, forward + backward, and a whole update, each a function without arguments that waits for its end."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = SwinForMaskedImageModeling(swin_config(config)).to(device).train()
+    model = SwinForMaskedImageModeling(swin_config(config)).train()
+    torch.nn.Module.to(model, device)
     optim = config.optim
     adamw = torch.optim.AdamW(
         model.parameters(), 1e-4, (optim.b1, optim.b2), optim.eps, optim.weight_decay, fused=device.type == "cuda"

@@ -7,7 +7,7 @@ again and again inside the fused loops of the backward pass, and turn every gath
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ xavier = _compiled(nnx.initializers.xavier_uniform())
 small_normal = _compiled(nnx.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0))  # in effect not truncated
 token_normal = _compiled(nnx.initializers.normal(0.02))
 
+Kept = TypeVar("Kept")
 KEPT = jax.checkpoint_policies.save_only_these_names("kept")
 
 
@@ -219,7 +220,7 @@ def by_stage(value: float | tuple[float, ...], stages: int) -> tuple[float, ...]
     return value if isinstance(value, tuple) else (value,) * stages
 
 
-def kept(x: Any) -> Any:
+def kept(x: Kept) -> Kept:
     """Marks what the backward pass of a `checkpointed` call reads; all else is computed again there."""
     return checkpoint_name(x, "kept")
 

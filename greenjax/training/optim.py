@@ -46,7 +46,9 @@ def learning_rate(config: ConfigDict, total: int, warmup: int) -> optax.Schedule
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     """The optimizer without its learning rate, which the step multiplies: there it follows the step, not the updates.
 
-    Its `update` takes one thing more, `finite`: where that is False, the state stays as it was. AdamW, its updates scaled by `optim.layer_decay` (LAMB's and BEiT's way: the rate of a layer, not its gradient). A
+    Its `update` takes one thing more, `finite`: where that is False, the state stays as it was.
+
+    AdamW, its updates scaled by `optim.layer_decay` (LAMB's and BEiT's way: the rate of a layer, not its gradient). A
     linear probe trains its head only, by LARS (arXiv 1708.03888) or AdamW.
     """
     optim = config.optim
@@ -87,10 +89,9 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
     has to copy them first, because the new ones are written in their place. The barrier makes it read the new ones.
     """
 
-    def update(
-        grads: Any, state: optax.ScaleByAdamState, params: Any = None, *, finite: Any = True, **_: Any
-    ) -> tuple[Any, optax.ScaleByAdamState]:
+    def update(updates: Any, state: Any, params: Any = None, *, finite: Any = True, **_: Any) -> tuple[Any, Any]:
         del params
+        grads = updates
         count = state.count + jnp.where(finite, 1, 0)
         correction1, correction2 = 1 - b1**count, 1 - b2**count
 
@@ -110,8 +111,8 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 def kept_if_not_finite(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """`inner`, whose state stays as it was where `finite` is False."""
 
-    def update(grads: Any, state: Any, params: Any = None, *, finite: Any = True, **_: Any) -> tuple[Any, Any]:
-        updates, new = inner.update(grads, state, params)
+    def update(updates: Any, state: Any, params: Any = None, *, finite: Any = True, **_: Any) -> tuple[Any, Any]:
+        updates, new = inner.update(updates, state, params)
         return updates, jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -36,7 +36,11 @@ Loss = Callable[[Any, Any], tuple[Array, dict[str, Any]]]
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, tx: optax.GradientTransformationExtraArgs, schedule: optax.Schedule, config: ConfigDict, mesh: Mesh
+    graphdef: nnx.GraphDef,
+    tx: optax.GradientTransformationExtraArgs,
+    schedule: optax.Schedule,
+    config: ConfigDict,
+    mesh: Mesh,
 ) -> Update:
     """The compiled update of pre-training; the state is donated, batches are split over the mesh by mask group."""
 
