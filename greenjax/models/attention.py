@@ -146,14 +146,19 @@ class SelfAttention(nnx.Module):
         return self.proj(kept(merge_heads(attend(q, k, v, None, None))[:, 0]))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def split_heads(qkv: Float[Array, "b g s qkv"], num_heads: int) -> tuple[Float[Array, "b g k s d"], ...]:
     """Queries, keys and values by head, out of one projection. The gradient puts them together in one pass."""
+    parts: Any = _split_heads(qkv, num_heads)
+    return parts
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _split_heads(qkv, num_heads):
     return tuple(rearrange(qkv, "b g s (three k d) -> three b g k s d", three=3, k=num_heads))
 
 
 def _split_heads_fwd(qkv, num_heads):
-    return split_heads(qkv, num_heads), None
+    return _split_heads(qkv, num_heads), None
 
 
 def _split_heads_bwd(num_heads, saved, gradients):
@@ -161,7 +166,7 @@ def _split_heads_bwd(num_heads, saved, gradients):
     return (rearrange(jnp.stack(gradients), "three b g k s d -> b g s (three k d)"),)
 
 
-split_heads.defvjp(_split_heads_fwd, _split_heads_bwd)
+_split_heads.defvjp(_split_heads_fwd, _split_heads_bwd)
 
 
 def enter_groups(x: Float[Array, "b n c"], grouping: Grouping) -> Float[Array, "b g s c"]:
