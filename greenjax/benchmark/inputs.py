@@ -151,7 +151,7 @@ def by_pillow(path: Path, view: RandomView, index: int) -> UInt8[np.ndarray, "h 
         image = file.convert("RGB")
     top, left, height, width = random_box((image.height, image.width), view.scale, view.ratio, drawn)
     image = image.crop((left, top, left + width, top + height))
-    image = image.resize(view.size[::-1], Image.Resampling.BICUBIC)
+    image = image.resize((view.size[1], view.size[0]), Image.Resampling.BICUBIC)
     if drawn[-1] < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(image)
