@@ -1,7 +1,8 @@
 """Data: from images on disk to batches of uint8 images with their masks and plans.
 
 Read in this order: sources (where images come from), encoded (how they are decoded), labels (their classes), augment
-(what is done to them), randaugment (what more, in fine-tuning), loader (in which order).
+(what is done to them), randaugment (what more, in fine-tuning), loader (in which order). Apart from these: records
+(images shrunk beforehand) and prepare, the command that makes them.
 """
 
 from greenjax.data.augment import CentreView

@@ -176,7 +176,7 @@ def resize(image: UInt8[np.ndarray, "h w c"], size: Size) -> UInt8[np.ndarray, "
     if least >= 2 or (least >= 1 and most > 2.5):
         how = cv2.INTER_AREA
     elif mean > 1.6:
-        taps = [3 if shrink > 1.3 else 1 for shrink in (across, down)]
+        taps = 3 if across > 1.3 else 1, 3 if down > 1.3 else 1
         image = cv2.GaussianBlur(image, taps, 0, borderType=cv2.BORDER_REPLICATE)
     elif mean > 1.13 and least >= 1:
         how = cv2.INTER_LINEAR
