@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
         output, how = Path(arguments.output).expanduser(), How(arguments.size, arguments.encoding)
         for line in prepare(config, output, how, arguments.splits, arguments.unlabelled, arguments.workers):
             print(line)
-    except InputError as error:
+    except (InputError, OSError) as error:  # a full disk, say: finished shards stay
         sys.exit(f"greenjax.data.prepare: {error}")
     except KeyboardInterrupt:
         sys.exit("greenjax.data.prepare: stopped; the same command goes on from here")
