@@ -12,7 +12,6 @@ echo "$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID $*"
 exit ${CODE:-0}
 """
 SRUN = """#!/usr/bin/env bash
-shift
 code=0
 for ((i = 0; i < SLURM_NTASKS; i++)); do SLURM_PROCID=$i "$@" || code=$?; done
 exit $code
