@@ -75,8 +75,7 @@ def main(argv: list[str]) -> None:
     try:
         degrees = arguments.fsdp or [1, arguments.devices]
         for fsdp in degrees:
-            if fsdp < 1 or arguments.devices % fsdp:
-                raise InputError(f"fsdp is {fsdp}: expected a divisor of the {arguments.devices} devices")
+            check_degree(fsdp, arguments.devices)  # before the first takes its time
         programs = [compiled(config, fsdp) for fsdp in degrees]
         print(report(config, programs, arguments.devices))
         if arguments.json:
@@ -86,10 +85,17 @@ def main(argv: list[str]) -> None:
         sys.exit(f"greenjax.scaling: {error}")
 
 
+def check_degree(fsdp: int, devices: int) -> None:
+    """Raises InputError for a degree that the devices cannot have."""
+    if fsdp < 1 or devices % fsdp:
+        raise InputError(f"fsdp is {fsdp}: expected a divisor of the {devices} devices")
+
+
 def compiled(config: ConfigDict, fsdp: int) -> Program:
     """Compiles the step of pre-training for all devices, parameters split over `fsdp` of them."""
     if config.task != "pretrain":
         raise InputError(f"task is {config.task!r}: expected 'pretrain'")
+    check_degree(fsdp, jax.device_count())
     config = resolve(flatten(config) | {"mesh.fsdp": fsdp, "mesh.data": jax.device_count() // fsdp})
     mesh, tx = make_mesh(config), make_optimizer(config)
     update = make_train_step(model_graph(config), tx, learning_rate(config, total=2, warmup=1), config, mesh)

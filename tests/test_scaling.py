@@ -79,5 +79,7 @@ def test_bytes_around_a_ring():
 def test_what_cannot_be_compiled_is_refused():
     with pytest.raises(InputError, match="fsdp is 3: expected a divisor of the 8 devices"):
         compiled(small_config(**BASE), 3)
+    with pytest.raises(InputError, match="fsdp is 0: expected a divisor of the 8 devices"):
+        compiled(small_config(**BASE), 0)
     with pytest.raises(InputError, match="task is 'finetune'"):
         compiled(small_config(**BASE, task="finetune", model__num_classes=3), 1)
