@@ -4,8 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from small import small_config
 
+import greenjax
+from greenjax.planning import Planner
 from greenjax.training.cost import matmul_flops, peak_flops
+from greenjax.training.state import model_graph
+from greenjax.training.step import pretraining_loss
 
 
 def flops(f, *shapes):
@@ -63,3 +69,25 @@ def test_what_runs_on_every_device_counts_for_all():
 )
 def test_rates_are_told_where_they_are_known(kind, dtype, expected):
     assert peak_flops(kind, dtype) == expected
+
+
+@pytest.mark.parametrize("family", ["swin", "twins", "pcpvt"])
+def test_no_matrix_product_is_computed_again_in_the_backward_pass_unless_asked_for(family):
+    """Forward + backward are three products for each one forward, but for the patch embedding, whose input has no
+    gradient, and the small ones of the position bias; a checkpointed block that stores too little has more."""
+
+    def ratio(**overrides):
+        config = small_config(family, mask__groups=1, **overrides)
+        params = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(greenjax.build(config), nnx.Param)))
+        plan, _ = Planner.from_config(config).plans(0, 0, 1)
+        images = jnp.zeros((1, 16, *config.image_size, 1), jnp.uint8)
+        loss = pretraining_loss(model_graph(config))
+
+        def of(params, plan):
+            return loss(params, (images, plan, None))[0]
+
+        forward, both = (matmul_flops(jax.make_jaxpr(f)(params, plan)) for f in (of, jax.value_and_grad(of)))
+        return both / forward
+
+    assert 2.9 < ratio() < 3.05
+    assert ratio(model__remat=True) > ratio() + 0.1

@@ -32,6 +32,7 @@ def attend(
 
 
 def _attend_fwd(q, k, v, bias, window):
+    q, k, v = kept((q, k, v))
     wide = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("bgksd,bgktd->bgkst", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     if bias is not None:
@@ -127,7 +128,7 @@ class WindowAttention(nnx.Module):
         self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"], grouping: Grouping) -> Float[Array, "b n c"]:
-        q, k, v = kept(split_heads(enter_groups(self.qkv(x), grouping), self.num_heads))
+        q, k, v = split_heads(enter_groups(self.qkv(x), grouping), self.num_heads)
         bias = relative_position_bias(self.relative_position_bias_table[...], jnp.asarray(grouping.position))
         out = attend(q, k, v, bias, jnp.asarray(grouping.window))
         return self.proj(kept(leave_groups(merge_heads(out), grouping)))
@@ -142,7 +143,7 @@ class SelfAttention(nnx.Module):
         self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        q, k, v = kept(split_heads(self.qkv(x)[:, None], self.num_heads))
+        q, k, v = split_heads(self.qkv(x)[:, None], self.num_heads)
         return self.proj(kept(merge_heads(attend(q, k, v, None, None))[:, 0]))
 
 
