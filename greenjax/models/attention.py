@@ -54,7 +54,7 @@ def _attend_bwd(saved, dy):
     dp = jnp.einsum("bgksd,bgktd->bgkst", dy, v, preferred_element_type=wide)
     weighted = dp * p
     d_logits = weighted - p * weighted.sum(axis=-1, keepdims=True)
-    # As a matrix product: XLA's own sum over the leading axis takes up to thirty times as long on the CPU.
+    # As a matrix product: XLA's own sum over the leading axis takes many times as long on the CPU.
     images = jnp.ones(d_logits.shape[0], d_logits.dtype)
     d_bias = None if bias is None else jnp.einsum("b,bgkst->gkst", images, d_logits).astype(bias.dtype)
     d_logits = (d_logits * q.shape[-1] ** -0.5).astype(q.dtype)

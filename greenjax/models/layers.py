@@ -95,8 +95,7 @@ layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 def row_sums(a: Float[Array, "*b c"], b: Float[Array, "*b c"]) -> tuple[Float[Array, "*b 1"], Float[Array, "*b 1"]]:
     """Sums over the last axis, of two arrays in one pass.
 
-    XLA's library for a single sum on the CPU takes up to eight times as long where the summands are still to be
-    computed (docs/performance.md).
+    XLA's library for a single sum on the CPU takes several times as long where the summands are still to be computed.
     """
     zero = jnp.zeros((), a.dtype)
     sums = jax.lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (a.ndim - 1,))
