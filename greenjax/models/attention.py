@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from greenjax.models.layers import kept, linear, merge_heads, permute, small_normal
+from greenjax.models.layers import linear, merge_heads, permute, small_normal
 from greenjax.planning import Grouping
 
 
@@ -32,7 +32,6 @@ def attend(
 
 
 def _attend_fwd(q, k, v, bias, window):
-    q, k, v = kept((q, k, v))
     wide = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("bgksd,bgktd->bgkst", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     if bias is not None:
@@ -43,7 +42,7 @@ def _attend_fwd(q, k, v, bias, window):
         padding = window[:, :, None] < 0
         hidden = jnp.where(padding, 0.0, -jnp.inf).astype(wide)
         logits = jnp.where((same & ~padding)[None, :, None], logits, hidden[None, :, None])
-    p = kept(jax.nn.softmax(logits, axis=-1).astype(v.dtype))
+    p = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bgkst,bgktd->bgksd", p, v), (q, k, v, p, None if bias is None else bias[:0])
 
 
@@ -131,7 +130,7 @@ class WindowAttention(nnx.Module):
         q, k, v = split_heads(enter_groups(self.qkv(x), grouping), self.num_heads)
         bias = relative_position_bias(self.relative_position_bias_table[...], jnp.asarray(grouping.position))
         out = attend(q, k, v, bias, jnp.asarray(grouping.window))
-        return self.proj(kept(leave_groups(merge_heads(out), grouping)))
+        return self.proj(leave_groups(merge_heads(out), grouping))
 
 
 class SelfAttention(nnx.Module):
@@ -144,7 +143,7 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         q, k, v = split_heads(self.qkv(x)[:, None], self.num_heads)
-        return self.proj(kept(merge_heads(attend(q, k, v, None, None))[:, 0]))
+        return self.proj(merge_heads(attend(q, k, v, None, None))[:, 0])
 
 
 def split_heads(qkv: Float[Array, "b g s qkv"], num_heads: int) -> tuple[Float[Array, "b g k s d"], ...]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Float32, Int
 from ml_collections import ConfigDict
 
 from greenjax.models.attention import SelfAttention
-from greenjax.models.layers import LayerNorm, Mlp, checkpointed, kept, linear, token_normal
+from greenjax.models.layers import LayerNorm, Mlp, linear, token_normal
 
 
 @cache
@@ -35,7 +35,7 @@ class DecoderBlock(nnx.Module):
         self.mlp = Mlp(dim, 4 * dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        x = kept(x + self.attn(self.norm1(x)))
+        x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
@@ -71,7 +71,7 @@ class Decoder(nnx.Module):
         mask_tokens = jnp.broadcast_to(mask_tokens[None], (b, *mask_tokens.shape))
         x = jnp.concatenate([self.embed(latent) + positions[visible_units][None], mask_tokens], axis=1)
         for block in self.blocks:
-            x = checkpointed(block, DecoderBlock.__call__, remat=False)(x)
+            x = block(x)
         x = self.norm(x)
         # Two calls of one head: training uses the second only, and the compiler drops the first.
         return self.head(x[:, :v]), self.head(x[:, v:])

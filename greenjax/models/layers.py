@@ -7,14 +7,13 @@ again and again inside the fused loops of the backward pass, and turn every gath
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
 # One program a shape: as single operations, or all in one program, they would take many times longer to compile.
@@ -22,9 +21,6 @@ _compiled = partial(jax.jit, static_argnums=(1, 2))
 xavier = _compiled(nnx.initializers.xavier_uniform())
 small_normal = _compiled(nnx.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0))  # in effect not truncated
 token_normal = _compiled(nnx.initializers.normal(0.02))
-
-Kept = TypeVar("Kept")
-KEPT = jax.checkpoint_policies.save_only_these_names("kept")
 
 
 def linear(
@@ -69,7 +65,6 @@ def _layer_norm_fwd(x, scale, bias, epsilon):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = wide.mean(axis=-1, keepdims=True)
     inverse_deviation = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
-    mean, inverse_deviation = kept((mean, inverse_deviation))
     y = ((wide - mean) * inverse_deviation * _like(scale, x) + _like(bias, x)).astype(x.dtype)
     # The barriers keep XLA from computing all this again in every consumer.
     return jax.lax.optimization_barrier(y), (x, mean, inverse_deviation, scale)
@@ -78,8 +73,8 @@ def _layer_norm_fwd(x, scale, bias, epsilon):
 def _layer_norm_bwd(epsilon, saved, dy):
     del epsilon
     x, mean, inverse_deviation, scale = saved
-    normalised = (x.astype(mean.dtype) - mean) * inverse_deviation
     dy = dy.astype(mean.dtype)
+    normalised = (after(x.astype(mean.dtype), dy) - mean) * inverse_deviation
     rows = tuple(range(dy.ndim - 1))
     d_normalised = dy * _like(scale, dy)
     d_mean, projected = (total / x.shape[-1] for total in row_sums(d_normalised, d_normalised * normalised))
@@ -90,6 +85,16 @@ def _layer_norm_bwd(epsilon, saved, dy):
 
 
 layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+
+
+def after(x: Float[Array, "*b c"], done: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    """x, such that what is computed from it here is not computed before `done` is.
+
+    The backward pass uses it where it computes again what the forward pass did not store: XLA would otherwise recognise
+    the earlier computation and store its result, or compute anew long before, both of which cost the memory.
+    """
+    first = jax.lax.slice(done, (0,) * done.ndim, (1,) * done.ndim)
+    return x + (0 * first).astype(x.dtype)
 
 
 def row_sums(a: Float[Array, "*b c"], b: Float[Array, "*b c"]) -> tuple[Float[Array, "*b 1"], Float[Array, "*b 1"]]:
@@ -119,7 +124,7 @@ def _gelu_fwd(x):
 
 
 def _gelu_bwd(x, dy):
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = after(x.astype(jnp.promote_types(x.dtype, jnp.float32)), dy)
     density = jnp.exp(-0.5 * jnp.square(wide)) * (2 * jnp.pi) ** -0.5
     derivative = _normal_distribution(wide) + wide * density
     return (jax.lax.optimization_barrier((dy * derivative).astype(x.dtype)),)
@@ -153,7 +158,7 @@ class Mlp(nnx.Module):
         self.fc2 = linear(hidden, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        return self.fc2(gelu(kept(self.fc1(x))))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class PatchEmbed(nnx.Module):
@@ -204,7 +209,7 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "b n c"], where: Any, key: Key[Array, ""] | None) -> Float[Array, "b n c"]:
         """`where`: what the attention wants to know of the tokens' places."""
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
-        x = kept(x + drop_path(self.attn(self.norm1(x), where), self.drop_path, attention_key))
+        x = x + drop_path(self.attn(self.norm1(x), where), self.drop_path, attention_key)
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, mlp_key)
 
 
@@ -219,20 +224,10 @@ def by_stage(value: float | tuple[float, ...], stages: int) -> tuple[float, ...]
     return value if isinstance(value, tuple) else (value,) * stages
 
 
-def kept(x: Kept) -> Kept:
-    """Marks what the backward pass of a `checkpointed` call reads; all else is computed again there."""
-    return checkpoint_name(x, "kept")
-
-
-def checkpointed(module: nnx.Module, call: Callable[..., Array], remat: bool) -> Callable[..., Array]:
-    """`call(module, *args)` as a function of args, which stores no more for the backward pass than it has to.
-
-    Stored are args and what is `kept`: the inputs of matrix products that cost a matrix product. What is cheap, norms
-    and activation functions, is computed again. With `remat` all is.
-    """
+def checkpointed(module: nnx.Module, call: Callable[..., Array]) -> Callable[..., Array]:
+    """`call(module, *args)` as a function of args that stores nothing else for the backward pass and runs again there."""
     graphdef, params = nnx.split(module)
-    policy = jax.checkpoint_policies.nothing_saveable if remat else KEPT
-    pure = jax.checkpoint(lambda params, *args: call(nnx.merge(graphdef, params), *args), policy=policy)
+    pure = jax.checkpoint(lambda params, *args: call(nnx.merge(graphdef, params), *args))
     return lambda *args: pure(params, *args)
 
 

@@ -25,7 +25,6 @@ from greenjax.models.layers import (
     by_stage,
     checkpointed,
     drop_path_rates,
-    kept,
     linear,
     merge_heads,
     xavier,
@@ -68,7 +67,7 @@ class BlockEmbed(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n c"], sites: Sites) -> Float[Array, "b m d"]:
         inputs = sites.neighbours.inputs
-        return self.norm(kept(block_conv(x, self.kernel[...], self.bias[...], inputs, **self.backend._asdict())))
+        return self.norm(block_conv(x, self.kernel[...], self.bias[...], inputs, **self.backend._asdict()))
 
 
 class PositionalEncoding(nnx.Module):
@@ -104,7 +103,7 @@ class LocalAttention(nnx.Module):
     def __call__(self, x: Float[Array, "b n c"], sites: Sites) -> Float[Array, "b n c"]:
         q, k, v = split_heads(enter_groups(self.qkv(x), sites.window), self.num_heads)
         out = attend(q, k, v, None, jnp.asarray(sites.window.window))
-        return self.proj(kept(leave_groups(merge_heads(out), sites.window)))
+        return self.proj(leave_groups(merge_heads(out), sites.window))
 
 
 class GlobalAttention(nnx.Module):
@@ -122,7 +121,7 @@ class GlobalAttention(nnx.Module):
         keys = x if self.sr is None else self.sr(x, sites)
         q = rearrange(self.q(x), "b n (k d) -> b 1 k n d", k=self.num_heads)
         k, v = rearrange(self.kv(keys), "b m (two k d) -> two b 1 k m d", two=2, k=self.num_heads)
-        return self.proj(kept(merge_heads(attend(q, k, v, None, None))[:, 0]))
+        return self.proj(merge_heads(attend(q, k, v, None, None))[:, 0])
 
 
 class TwinsStage(nnx.Module):
@@ -141,7 +140,7 @@ class TwinsStage(nnx.Module):
         self, x: Float[Array, "b n c"], sites: Sites, keys: Key[Array, " blocks"] | None
     ) -> Float[Array, "b n c"]:
         for i, block in enumerate(self.blocks):
-            run = checkpointed(block, Block.__call__, self.remat)
+            run = checkpointed(block, Block.__call__) if self.remat else block
             x = run(x, sites, None if keys is None else keys[i])
             if i == 0:
                 x = self.peg(x, sites)
