@@ -63,8 +63,9 @@ def layer_norm(
 
 def _layer_norm_fwd(x, scale, bias, epsilon):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = wide.mean(axis=-1, keepdims=True)
-    inverse_deviation = jax.lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
+    mean = jax.lax.optimization_barrier(wide.mean(axis=-1, keepdims=True))
+    variance = jax.lax.optimization_barrier(jnp.square(wide - mean).mean(axis=-1, keepdims=True))
+    inverse_deviation = jax.lax.rsqrt(variance + epsilon)
     y = ((wide - mean) * inverse_deviation * _like(scale, x) + _like(bias, x)).astype(x.dtype)
     # The barriers keep XLA from computing all this again in every consumer.
     return jax.lax.optimization_barrier(y), (x, mean, inverse_deviation, scale)
