@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from greenjax.models.layers import drop_path, gelu, layer_norm, permute
+from greenjax.models.layers import drop_path
+from greenjax.models.operations import gelu, layer_norm, permute
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from greenjax.models.layers import linear, merge_heads, permute, small_normal
+from greenjax.models.layers import linear, merge_heads, small_normal
+from greenjax.models.operations import permute
 from greenjax.planning import Grouping
 
 

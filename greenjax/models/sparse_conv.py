@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from greenjax.errors import InputError
 from greenjax.models import sparse_native
+from greenjax.models.operations import matmul
 from greenjax.planning.sites import ConvIndex, Footprint, Pair, pair, submanifold
 from greenjax.planning.tokens import to_unit_major
 
@@ -89,7 +90,7 @@ def block_conv(
         blocks = x.reshape(x.shape[0], x.shape[1] // s**2, s**2 * x.shape[2])
         # Reordered by transposing, whose gradient is a transposition; an index would leave a scatter.
         flat = to_unit_major(kernel.reshape(1, s, s, -1), s).reshape(s**2 * x.shape[2], kernel.shape[3])
-        return _plus(blocks @ flat.astype(x.dtype), bias)
+        return _plus(matmul(blocks, flat.astype(x.dtype)), bias)
     if sites is None:
         raise InputError(f"sites is None: the {backend} backend needs the row and column of every token")
     index = ConvIndex(None, None, sites, sites[:: s**2] // s)

@@ -1,0 +1,159 @@
+"""Operations that bring their own gradients, because those that JAX and XLA would find are slow or large.
+
+XLA would compute norms and the error function again and again inside the fused loops of the backward pass, turn every
+gather into a scatter-add, and write a transposed copy of what arrives for the gradient of every kernel.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Float, Int
+
+
+@jax.custom_vjp
+def matmul(x: Float[Array, "*b c"], kernel: Float[Array, "c d"]) -> Float[Array, "*b d"]:
+    """x kernel, of matrices in the backward pass too: the gradient of the kernel is one product over all rows of x,
+    whatever axes they have, those of jax.vmap included."""
+    return _rows(x, kernel)
+
+
+def _matmul_fwd(x, kernel):
+    return matmul(x, kernel), (x, kernel)
+
+
+def _matmul_bwd(saved, dy):
+    x, kernel = saved
+    return _rows(dy, kernel.T), _d_kernel(x, dy, kernel)
+
+
+matmul.defvjp(_matmul_fwd, _matmul_bwd)
+
+
+def _rows(x, kernel):
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@custom_vmap
+def _d_kernel(x, dy, kernel):
+    """The kernel's gradient. `kernel` itself says whether several are mapped over."""
+    del kernel
+    return x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
+
+
+@_d_kernel.def_vmap
+def _d_kernel_of_all(axis_size, mapped, x, dy, kernel):
+    x, dy = (a if is_mapped else jnp.broadcast_to(a, (axis_size, *a.shape)) for a, is_mapped in zip((x, dy), mapped))
+    if mapped[2]:
+        return jax.vmap(_d_kernel.fun)(x, dy, kernel), True
+    # Unmapped, like the kernel: for JAX that is the sum over the mapped axis.
+    return _d_kernel.fun(x, dy, kernel), False
+
+
+@jax.custom_vjp
+def permute(x: Float[Array, "b n c"], index: Int[Array, " s"], inverse: Int[Array, " n"]) -> Float[Array, "b s c"]:
+    """y[:, i] = x[:, index[i]], and zeros where index[i] is n; inverse[j] is the place of x[:, j] in y.
+
+    Every row of x stands in y at most once, so the gradient is a gather by the inverse, not a scatter-add.
+    """
+    del inverse
+    return jnp.take(x, index, axis=1, mode="fill", fill_value=0, unique_indices=True)
+
+
+def _permute_fwd(x, index, inverse):
+    return permute(x, index, inverse), (index, inverse)
+
+
+def _permute_bwd(saved, dy):
+    index, inverse = saved
+    # The barrier keeps XLA from gathering straight into the transposed layout that the product behind it wants.
+    return jax.lax.optimization_barrier(permute(dy, inverse, index)), None, None
+
+
+permute.defvjp(_permute_fwd, _permute_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float
+) -> Float[Array, "*b c"]:
+    """Normalises the last axis in float32 (bfloat16 would lose the variance) and returns x's dtype."""
+    return _layer_norm_fwd(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_fwd(x, scale, bias, epsilon):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = jax.lax.optimization_barrier(wide.mean(axis=-1, keepdims=True))
+    variance = jax.lax.optimization_barrier(jnp.square(wide - mean).mean(axis=-1, keepdims=True))
+    inverse_deviation = jax.lax.rsqrt(variance + epsilon)
+    y = ((wide - mean) * inverse_deviation * _like(scale, x) + _like(bias, x)).astype(x.dtype)
+    # The barriers keep XLA from computing all this again in every consumer.
+    return jax.lax.optimization_barrier(y), (x, mean, inverse_deviation, scale)
+
+
+def _layer_norm_bwd(epsilon, saved, dy):
+    del epsilon
+    x, mean, inverse_deviation, scale = saved
+    dy = dy.astype(mean.dtype)
+    normalised = (after(x.astype(mean.dtype), dy) - mean) * inverse_deviation
+    rows = tuple(range(dy.ndim - 1))
+    d_normalised = dy * _like(scale, dy)
+    d_mean, projected = (total / x.shape[-1] for total in row_sums(d_normalised, d_normalised * normalised))
+    dx = inverse_deviation * (d_normalised - d_mean - normalised * projected)
+    d_scale, d_bias = (dy * normalised).sum(axis=rows), dy.sum(axis=rows)
+    dx = jax.lax.optimization_barrier(dx.astype(x.dtype))
+    return dx, d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
+
+
+layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+
+
+def after(x: Float[Array, "*b c"], done: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    """x, such that what is computed from it here is not computed before `done` is.
+
+    The backward pass uses it where it computes again what the forward pass did not store: XLA would otherwise recognise
+    the earlier computation and store its result, or compute anew long before, both of which cost the memory.
+    """
+    first = jax.lax.slice(done, (0,) * done.ndim, (1,) * done.ndim)
+    return x + (0 * first).astype(x.dtype)
+
+
+def row_sums(a: Float[Array, "*b c"], b: Float[Array, "*b c"]) -> tuple[Float[Array, "*b 1"], Float[Array, "*b 1"]]:
+    """Sums over the last axis, of two arrays in one pass.
+
+    XLA's library for a single sum on the CPU takes several times as long where the summands are still to be computed.
+    """
+    zero = jnp.zeros((), a.dtype)
+    sums = jax.lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (a.ndim - 1,))
+    return sums[0][..., None], sums[1][..., None]
+
+
+def _like(vector: Array, x: Array) -> Array:
+    """A vector over the last axis, with the other axes of x."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    """The exact GELU, x times the normal distribution function of x."""
+    return _gelu_fwd(x)[0]
+
+
+def _gelu_fwd(x):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jax.lax.optimization_barrier((wide * _normal_distribution(wide)).astype(x.dtype)), x
+
+
+def _gelu_bwd(x, dy):
+    wide = after(x.astype(jnp.promote_types(x.dtype, jnp.float32)), dy)
+    density = jnp.exp(-0.5 * jnp.square(wide)) * (2 * jnp.pi) ** -0.5
+    derivative = _normal_distribution(wide) + wide * density
+    return (jax.lax.optimization_barrier((dy * derivative).astype(x.dtype)),)
+
+
+def _normal_distribution(x):
+    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+gelu.defvjp(_gelu_fwd, _gelu_bwd)
