@@ -12,7 +12,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from greenjax.models.operations import gelu, layer_norm, matmul
+from greenjax.models.operations import after, gelu, layer_norm, matmul
 
 # One program a shape: as single operations, or all in one program, they would take many times longer to compile.
 _compiled = partial(jax.jit, static_argnums=(1, 2))
@@ -123,10 +123,27 @@ def by_stage(value: float | tuple[float, ...], stages: int) -> tuple[float, ...]
 
 
 def checkpointed(module: nnx.Module, call: Callable[..., Array]) -> Callable[..., Array]:
-    """`call(module, *args)` as a function of args, which is all it stores for the backward pass: it runs again there."""
+    """`call(module, x, *args)` as a function of (x, *args), which is all it stores for the backward pass.
+
+    There it runs again, behind the gradient that arrives. jax.checkpoint alone promises no order, and XLA on the CPU
+    runs what it computes again long before, which saves no memory.
+    """
     graphdef, params = nnx.split(module)
-    pure = jax.checkpoint(lambda params, *args: call(nnx.merge(graphdef, params), *args))
-    return lambda *args: pure(params, *args)
+
+    @jax.custom_vjp
+    def run(params: Any, x: Array, args: Any) -> Array:
+        return call(nnx.merge(graphdef, params), x, *args)
+
+    def forward(params: Any, x: Array, args: Any) -> tuple[Array, Any]:
+        return run(params, x, args), (params, x, args)
+
+    def backward(saved: Any, dy: Array) -> tuple[Any, Array, None]:
+        params, x, args = saved
+        _, pull = jax.vjp(lambda params, x: call(nnx.merge(graphdef, params), x, *args), params, after(x, dy))
+        return *pull(dy), None
+
+    run.defvjp(forward, backward)
+    return lambda x, *args: run(params, x, args)
 
 
 def merge_heads(x: Float[Array, "b g k s d"]) -> Float[Array, "b g s k*d"]:
