@@ -14,7 +14,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from absl import logging
 
@@ -23,15 +22,13 @@ from greenjax.benchmark.inputs import inputs
 from greenjax.benchmark.sparse import sparse
 from greenjax.benchmark.step import step
 from greenjax.errors import InputError
-from greenjax.flags import parse_beside
+from greenjax.flags import Parser, parse_beside
 
 SUITES = {"input": inputs, "sparse": sparse}  # and "step", the one that needs a configuration
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = Parser(
-        "python -m greenjax.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m greenjax.benchmark", __doc__)
     parser.add_argument("--suite", choices=["step", *SUITES], default="step", help="what to measure")
     parser.add_argument("--batch", type=positive, default=8, help="images at a time")
     parser.add_argument("--repeats", type=positive, default=15, help="measurements of each; the median counts")
@@ -49,13 +46,6 @@ def main(argv: Sequence[str]) -> None:
             replace_text(arguments.json, json.dumps(report, indent=1) + "\n")
     except (InputError, OSError) as error:
         sys.exit(f"greenjax.benchmark: {error}")
-
-
-class Parser(argparse.ArgumentParser):
-    """Wrong flags end in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        sys.exit(f"greenjax.benchmark: {message}")
 
 
 def positive(text: str) -> int:
