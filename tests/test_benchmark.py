@@ -7,7 +7,7 @@ import sys
 import pytest
 from small import small_config
 
-from greenjax.benchmark import __main__, inputs, sparse, step
+from greenjax.benchmark import __main__, inputs, measure, sparse, step
 
 LAYERS = (
     sparse.Layer("depth-wise", 2, 3, 1, (8, 8), 8),
@@ -65,14 +65,28 @@ def test_the_input_suite_compares_all_ways(monkeypatch, tmp_path, capsys):
 
 def test_the_step_suite_compares_with_the_dense_step_and_pytorch(monkeypatch, capsys):
     monkeypatch.setattr(step, "PARTS", ("update",))
-    monkeypatch.setattr(step, "SIDE", 64)
+    monkeypatch.setattr(measure, "SIDES", {"cpu": 64})
+    monkeypatch.setattr(measure, "COPIED", {"cpu": 2**20})
     report = step.step(small_config(mask__groups=8), batch=8, repeats=1)
     rows = {row["method"]: row for row in report["rows"]}
     assert set(rows) == {"green", "dense", "transformers"} and report["left_out"] is None
     assert all(row["seconds"] > 0 for row in rows.values())
     assert 0 < rows["green"]["flops"] < rows["dense"]["flops"]
+    for row in (rows["green"], rows["dense"]):
+        assert row["limit_share"] * row["seconds"] == pytest.approx(row["flops"] / report["matmul_flops_per_second"])
+        bytes_limit = row["bytes_accessed"] / report["copy_bytes_per_second"]
+        assert row["bytes_limit_share"] * row["seconds"] == pytest.approx(bytes_limit)
     assert 0 < report["memory_slope_bytes"]["green"] < report["memory_slope_bytes"]["dense"]
     assert "transformers / green, update" in capsys.readouterr().out
+
+
+def test_a_copy_writes_over_one_array_what_another_holds():
+    """Two arrays change places: no page is mapped anew, and what a copy reads is what the last one wrote."""
+    (run, args), moved = measure.copy(size=2**16)
+    copies = (run(*args) for _ in range(4))  # each is gone when the next but one is made
+    addresses, values = zip(*((copied.unsafe_buffer_pointer(), float(copied[0])) for copied in copies))
+    assert moved == 2 * 2**16 and values == (-1, 1, -1, 1)
+    assert addresses[:2] == addresses[2:] and addresses[0] != addresses[1]
 
 
 def test_the_peer_is_left_out_where_it_cannot_run():

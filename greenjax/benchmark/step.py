@@ -1,24 +1,21 @@
 """One update side by side: green, dense (SimMIM on the same encoder), and transformers' SimMIM in PyTorch.
 
 Forward, forward + backward and the whole update, medians of runs in which all take turns; XLA's FLOPs and temporary
-memory; the limit that a measured rate of matrix products sets. docs/performance.md explains it.
+memory; the limits that measured rates of matrix products and of a copy set. docs/performance.md explains it.
 """
 
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from greenjax.benchmark.measure import interleaved_medians, machine
+from greenjax.benchmark.measure import Timed, copy, interleaved_medians, machine, product
 from greenjax.benchmark.programs import PARTS, Program, compile_part, runnable, sized
 from greenjax.errors import InputError
 from greenjax.planning import Planner
 from greenjax.planning.analysis import planning_time
 
-SIDE = 2048  # of the matrices whose product sets the limit
 SLOPE = 3  # memory per image: the slope between the batch and so many times it
 PEER = "transformers"
 
@@ -32,7 +29,7 @@ def step(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     methods = {"green": sized(config, batch, method="green"), "dense": sized(config, batch, method="simmim")}
     programs = {name: {part: compile_part(of, part) for part in PARTS} for name, of in methods.items()}
     larger = {name: compile_part(sized(of, SLOPE * batch), "update") for name, of in methods.items()}
-    runs: dict[Any, tuple[Callable[..., Any], tuple]] = {
+    runs: dict[Any, Timed] = {
         (name, part): (run, ()) for name, of in methods.items() for part, run in runnable(of, programs[name]).items()
     }
     left_out = why_no_peer(config)
@@ -43,13 +40,14 @@ def step(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
 
         peer = torch_swin.programs(methods["dense"], batch)
         runs |= {(PEER, part): (peer[part], ()) for part in PARTS}
-    runs["matmul", ""] = product(config.model.dtype)
+    (runs["matmul", ""], flops), (runs["copy", ""], moved) = product(config.model.dtype), copy()
     seconds = interleaved_medians(runs, repeats)
-    rate = 2 * SIDE**3 / seconds.pop(("matmul", ""))
+    rates = flops / seconds.pop(("matmul", "")), moved / seconds.pop(("copy", ""))
     report = {"suite": "step", **machine(), "model": config.model.name, "dtype": config.model.dtype, "batch": batch}
-    report |= {"repeats": repeats, "left_out": left_out, "matmul_flops_per_second": rate}
+    report |= {"repeats": repeats, "left_out": left_out, "matmul_flops_per_second": rates[0]}
+    report["copy_bytes_per_second"] = rates[1]
     report["planning_ms"] = planning_time(Planner.from_config(methods["green"]), 100)
-    report["rows"] = [row(name, part, time, programs, rate) for (name, part), time in seconds.items()]
+    report["rows"] = [row(name, part, time, programs, rates) for (name, part), time in seconds.items()]
     report["memory_slope_bytes"] = {
         name: (larger[name].temporary - of["update"].temporary) / (SLOPE - 1) / batch for name, of in programs.items()
     }
@@ -76,18 +74,16 @@ def why_no_peer(config: ConfigDict) -> str | None:
     return None
 
 
-def product(dtype: str) -> tuple[Callable[..., Any], tuple[jax.Array, jax.Array]]:
-    """A large product of square matrices, and its inputs."""
-    a = jnp.ones((SIDE, SIDE), dtype)
-    return jax.jit(jnp.matmul).lower(a, a).compile(), (a, a)
-
-
-def row(name: str, part: str, time: float, programs: dict[str, dict[str, Program]], rate: float) -> dict[str, Any]:
+def row(
+    name: str, part: str, time: float, programs: dict[str, dict[str, Program]], rates: tuple[float, float]
+) -> dict[str, Any]:
+    """One line of the table. `rates`: FLOPs of matrix products, and bytes of a copy, a second."""
     found = {"method": name, "part": part, "seconds": time}
     if name not in programs:
         return found
     program = programs[name][part]
-    found |= program._asdict() | {"limit_share": program.flops / rate / time}
+    found |= program._asdict() | {"limit_share": program.flops / rates[0] / time}
+    found["bytes_limit_share"] = program.bytes_accessed / rates[1] / time
     del found["compiled"]
     return found
 
@@ -97,14 +93,15 @@ def table(report: dict[str, Any]) -> list[str]:
     lines = [
         f"{report['model']}, {report['dtype']}, batch {report['batch']}, on {report['cores']} cores of"
         f" {report['device']}: median of {report['repeats']} interleaved runs",
-        f"matrix products at {report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s;"
-        f" one mask planned in {report['planning_ms']:.2f} ms",
-        f"{'':24}{'s':>9}{'GFLOP':>9}{'MB':>10}{'share of limit':>16}{'compiled, s':>13}",
+        f"matrix products at {report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, a copy at"
+        f" {report['copy_bytes_per_second'] / 1e9:.1f} GB/s; one mask planned in {report['planning_ms']:.2f} ms",
+        f"{'':24}{'s':>9}{'GFLOP':>9}{'MB':>10}{'share of limit':>16}{'of bytes':>10}{'compiled, s':>13}",
     ]
     for each in report["rows"]:
         line = f"{each['method'] + ' ' + each['part']:24}{each['seconds']:9.3f}"
         if "flops" in each:
             line += f"{each['flops'] / 1e9:9.1f}{each['temporary'] / 1e6:10.1f}{each['limit_share']:16.2f}"
+            line += f"{each['bytes_limit_share']:10.2f}"
             line += f"{each['compile_seconds']:13.1f}"
         lines.append(line)
     lines += [f"{name}: {ratio:.2f}" for name, ratio in report["ratios"].items()]
