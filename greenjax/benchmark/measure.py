@@ -19,14 +19,19 @@ COPIED = {"cpu": 2**28, "gpu": 2**31}  # bytes of the array whose copy sets the 
 
 def interleaved_medians(programs: dict[Any, Timed], repeats: int) -> dict[Any, float]:
     """Median seconds of each compiled program on its arguments, run in turn so that all meet the same disturbances."""
+    return {name: statistics.median(times) for name, times in interleaved_seconds(programs, repeats).items()}
+
+
+def interleaved_seconds(programs: dict[Any, Timed], repeats: int) -> dict[Any, list[float]]:
+    """Seconds of every run of each program, without a first one that warms up."""
     seconds = {name: [] for name in programs}
     for repeat in range(repeats + 1):
         for name, (program, args) in programs.items():
             start = time.perf_counter()
             jax.block_until_ready(program(*args))
-            if repeat:  # the first run warms up
+            if repeat:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    return seconds
 
 
 def product(dtype: str, side: int | None = None) -> tuple[Timed, int]:
