@@ -36,13 +36,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--suite", choices=[*CONFIGURED, *SUITES], default="step", help="what to measure")
     parser.add_argument("--batch", type=positive, default=8, help="images at a time")
     parser.add_argument("--repeats", type=positive, default=15, help="measurements of each; the median counts")
+    parser.add_argument("--compiled", action="store_true", help="step: PyTorch by torch.compile, too; on a GPU always")
     parser.add_argument("--json", type=Path, help="file to write the figures into")
     arguments = parser.parse_known_args(argv[1:])[0]
     logging.set_verbosity(logging.WARNING)  # JAX tells of every kind of device that is not there
     try:
+        if arguments.compiled and arguments.suite != "step":
+            parser.error(f"--compiled given with --suite {arguments.suite}: expected --suite step")
         if suite := CONFIGURED.get(arguments.suite):
+            options = {"compiled": True} if arguments.compiled else {}
             arguments, config = parse_beside(parser, argv)
-            report = suite(config, arguments.batch, arguments.repeats)
+            report = suite(config, arguments.batch, arguments.repeats, **options)
         else:
             arguments = parser.parse_args(argv[1:])
             report = SUITES[arguments.suite](arguments.batch, arguments.repeats)

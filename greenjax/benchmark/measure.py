@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -32,6 +33,22 @@ def interleaved_seconds(programs: dict[Any, Timed], repeats: int) -> dict[Any, l
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def medians_one_by_one(programs: dict[Any, Timed], repeats: int) -> dict[Any, float | None]:
+    """Median seconds of each program after the other; None: the device has too little memory for it.
+
+    For devices that nothing else disturbs, whose memory does not hold what several programs need at once.
+    """
+    medians: dict[Any, float | None] = {}
+    for name, program in programs.items():
+        try:
+            medians |= interleaved_medians({name: program}, repeats)
+        except RuntimeError as error:  # JAX's and PyTorch's are of this class
+            if not re.search(r"RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
+                raise
+            medians[name] = None
+    return medians
 
 
 def product(dtype: str, side: int | None = None) -> tuple[Timed, int]:
