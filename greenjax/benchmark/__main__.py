@@ -2,10 +2,12 @@
 
     python -m greenjax.benchmark --config configs/swin_b.py [--batch N] [--json FILE]
     python -m greenjax.benchmark --suite roofline --config configs/swin_b.py [--config.method=simmim] [--batch N]
+    python -m greenjax.benchmark --suite attention --config configs/swin_b.py [--batch N]
     python -m greenjax.benchmark --suite sparse [--batch N] [--json FILE]
 
 step: an update of a configuration, green, dense and in PyTorch; docs/performance.md explains it.
 roofline: an update of a configuration kernel by kernel, against what the machine can do at best.
+attention: attention inside groups by greenjax, by JAX and by cuDNN, at the shapes of a configuration.
 input: decoding and cropping of photographs, from files and from prepared records; docs/data.md explains it.
 sparse: the backends of the sparse convolution on the layers of Twins-L, and on larger kernels that Twins lacks;
 docs/sparse_conv.md explains it.
@@ -20,6 +22,7 @@ from pathlib import Path
 from absl import logging
 
 from greenjax.atomic import replace_text
+from greenjax.benchmark.attention import attention
 from greenjax.benchmark.inputs import inputs
 from greenjax.benchmark.roofline import roofline
 from greenjax.benchmark.sparse import sparse
@@ -27,7 +30,7 @@ from greenjax.benchmark.step import step
 from greenjax.errors import InputError
 from greenjax.flags import Parser, parse_beside
 
-CONFIGURED = {"step": step, "roofline": roofline}  # suites that need a configuration
+CONFIGURED = {"step": step, "roofline": roofline, "attention": attention}  # suites that need a configuration
 SUITES = {"input": inputs, "sparse": sparse}
 
 
