@@ -143,7 +143,7 @@ def table(report: dict[str, Any]) -> list[str]:
     def line(name: str, row: dict[str, Any]) -> str:
         share = row["roofline_seconds"] / row["seconds"] if row["seconds"] else 0.0
         figures = f"{1e3 * row['seconds']:10.2f}{row['seconds'] / kernels['seconds']:7.1%}{row['runs']:7}"
-        return f"{name:78.78}{figures}{row['flops'] / 1e9:9.2f}{row['bytes'] / 1e6:9.1f}{share:13.2f}"
+        return f"{name:88.88}{figures}{row['flops'] / 1e9:9.2f}{row['bytes'] / 1e6:9.1f}{share:13.2f}"
 
     return [
         f"{report['model']}, {report['method']}, {report['dtype']}, batch {report['batch']}, on {report['cores']} cores"
@@ -152,11 +152,11 @@ def table(report: dict[str, Any]) -> list[str]:
         f" {report['copy_bytes_per_second'] / 1e9:.1f} GB/s",
         f"profiled: {1e3 * kernels['seconds']:.1f} ms in kernels of {1e3 * report['profiled_seconds']:.1f} ms;"
         f" {1e3 * kernels['not_in_program']:.1f} ms in such as are not the program's",
-        f"{'part':78}{head}",
+        f"{'part':88}{head}",
         *(line(row["part"], row) for row in report["parts"]),
         line("all", kernels),
         f"share of the roofline: {report['share_of_roofline']:.2f}, {1e3 * kernels['roofline_seconds']:.1f} of"
         f" {1e3 * update:.1f} ms",
-        f"{'kernel':38}{'from':25}{'':15}{head}",
-        *(line(f"{r['kernel']:37.37} {r['place']:24.24} {r['op']}", r) for r in report["kinds"][:SHOWN]),
+        f"{'kernel':34}{'from':26}{'':28}{head}",
+        *(line(f"{r['kernel']:33.33} {r['place']:25.25} {r['op']}", r) for r in report["kinds"][:SHOWN]),
     ]
