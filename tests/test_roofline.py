@@ -8,6 +8,7 @@ from small import small_config
 from greenjax.benchmark import measure, roofline
 from greenjax.benchmark.hlo import read_kernels
 from greenjax.benchmark.profile import Event, profiled, read_events, shared_seconds, without_callers
+from greenjax.errors import InputError
 from greenjax.training.cost import matmul_flops
 
 # As XLA writes it for a GPU, shortened: a product by cuBLAS, a fusion that takes rows of its first operand and copies
@@ -197,8 +198,13 @@ def test_a_profile_has_every_kernel_of_a_program():
     assert 0 < sum(shared_seconds(events)) <= seconds
 
 
+def test_a_profile_without_kernels_is_refused():
+    with pytest.raises(InputError, match="has no kernels"):
+        roofline.least_disturbed(lambda: jnp.zeros(()), {}, repeats=1)
+
+
 @pytest.mark.parametrize("method", ["green", "simmim"])
-def test_the_suite_explains_an_update(monkeypatch, tmp_path, capsys, method):
+def test_the_suite_explains_an_update(monkeypatch, capsys, method):
     monkeypatch.setattr(measure, "SIDES", {"cpu": 64})
     monkeypatch.setattr(measure, "COPIED", {"cpu": 2**20})
     report = roofline.roofline(small_config(method=method), batch=4, repeats=1)

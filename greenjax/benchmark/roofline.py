@@ -7,14 +7,15 @@ if no cache held any of them. What all kernels would take so, over the time of a
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from greenjax.benchmark.hlo import Kernel, read_kernels
 from greenjax.benchmark.measure import Timed, copy, interleaved_seconds, machine, product
-from greenjax.benchmark.profile import profiled, shared_seconds, without_callers
+from greenjax.benchmark.profile import Event, profiled, shared_seconds, without_callers
 from greenjax.benchmark.programs import compile_part, runnable, sized
 from greenjax.errors import InputError
 
@@ -58,7 +59,7 @@ def roofline(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     # The least disturbed run of each: limits are what the machine can do at best.
     seconds = {name: min(times) for name, times in interleaved_seconds(runs, repeats).items()}
     rates = flops / seconds["matmul"], moved / seconds["copy"]
-    events, wall = min((profiled(update, kernels) for _ in range(repeats)), key=lambda found: found[1])
+    events, wall = least_disturbed(update, kernels, repeats)
     costs = kernel_costs(events, kernels, rates)
     report = {"suite": "roofline", **machine(), "model": config.model.name, "method": config.method}
     report |= {"dtype": config.model.dtype, "batch": batch, "repeats": repeats}
@@ -75,7 +76,16 @@ def roofline(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     return report
 
 
-def kernel_costs(events: list, kernels: dict[str, Kernel], rates: tuple[float, float]) -> dict[str, Cost]:
+def least_disturbed(update: Callable[[], Any], kernels: dict[str, Kernel], repeats: int) -> tuple[list[Event], float]:
+    """The kernels of the fastest of several runs, and its seconds. Raises InputError where no kernel is seen."""
+    events, wall = min((profiled(update, kernels) for _ in range(repeats)), key=lambda found: found[1])
+    if not events:
+        device = jax.devices()[0].device_kind
+        raise InputError(f"the profile of {device} has no kernels: expected a CPU, or a GPU that may be profiled")
+    return events, wall
+
+
+def kernel_costs(events: list[Event], kernels: dict[str, Kernel], rates: tuple[float, float]) -> dict[str, Cost]:
     """By instruction. `rates`: FLOPs of matrix products, and bytes of a copy, a second."""
     events = without_callers(events, {name: kernel.calls for name, kernel in kernels.items()})
     seconds, found = defaultdict(float), defaultdict(int)
