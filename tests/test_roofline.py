@@ -217,4 +217,5 @@ def test_the_suite_explains_an_update(monkeypatch, capsys, method):
     assert report["program_flops"] * 0.9 < whole["flops"] <= report["program_flops"]
     assert whole["not_in_program"] == 0 and parts.get("other", {"bytes": 0})["bytes"] < 0.1 * whole["bytes"]
     assert report["share_of_roofline"] * report["update_seconds"] == pytest.approx(whole["roofline_seconds"])
+    assert 0 < report["share_of_roofline_capped"] <= report["share_of_roofline"]
     assert f"share of the roofline: {report['share_of_roofline']:.2f}" in capsys.readouterr().out

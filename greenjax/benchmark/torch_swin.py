@@ -35,14 +35,6 @@ def programs(config: ConfigDict, batch: int, peaks: Peaks, compiled: bool = Fals
     half = torch.autocast(device.type, torch.bfloat16, enabled=config.model.dtype == "bfloat16")
     run: Callable[..., Any] = torch.compile(model) if compiled else model
 
-    def measured(part: str, program: Callable[[], None]) -> None:
-        if device.type != "cuda":
-            return program()
-        torch.cuda.reset_peak_memory_stats()
-        program()
-        torch.cuda.synchronize()
-        peaks[part] = torch.cuda.max_memory_allocated()
-
     def loss() -> torch.Tensor:
         with half:
             return run(images, bool_masked_pos=masked).loss
@@ -63,7 +55,17 @@ def programs(config: ConfigDict, batch: int, peaks: Peaks, compiled: bool = Fals
         adamw.step()
 
     every = dict(zip(PARTS, (forward, backward, update), strict=True))
-    return {part: partial(measured, part, program) for part, program in every.items()}
+    return {part: partial(waited, part, program, peaks) for part, program in every.items()}
+
+
+def waited(part: str, program: Callable[[], None], peaks: Peaks) -> None:
+    """Runs a program to its end, and notes the memory that it took of a GPU."""
+    if not on_gpu():
+        return program()
+    torch.cuda.reset_peak_memory_stats()
+    program()
+    torch.cuda.synchronize()
+    peaks[part] = torch.cuda.max_memory_allocated()
 
 
 def on_gpu() -> bool:
