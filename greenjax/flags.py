@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -38,6 +38,16 @@ class _OneOrMoreParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return self.expected
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags that a command has of its own; wrong ones end in one line. `prog` is "python -m " and its module."""
+
+    def __init__(self, prog: str, description: str | None):
+        super().__init__(prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"{self.prog.removeprefix('python -m ')}: {message}")
 
 
 def define_config(

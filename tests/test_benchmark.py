@@ -4,10 +4,14 @@ import json
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 from small import small_config
 
-from greenjax.benchmark import __main__, inputs, sparse, step
+from greenjax.benchmark import __main__, inputs, measure, peers, programs, sparse, step
+from greenjax.planning import planner
+from greenjax.planning.plan import GroupLayout
 
 LAYERS = (
     sparse.Layer("depth-wise", 2, 3, 1, (8, 8), 8),
@@ -65,17 +69,77 @@ def test_the_input_suite_compares_all_ways(monkeypatch, tmp_path, capsys):
 
 def test_the_step_suite_compares_with_the_dense_step_and_pytorch(monkeypatch, capsys):
     monkeypatch.setattr(step, "PARTS", ("update",))
-    monkeypatch.setattr(step, "SIDE", 64)
+    monkeypatch.setattr(measure, "SIDES", {"cpu": 64})
+    monkeypatch.setattr(measure, "COPIED", {"cpu": 2**20})
+    monkeypatch.setattr(step, "peak_flops", lambda kind, dtype: 1e9)
     report = step.step(small_config(mask__groups=8), batch=8, repeats=1)
     rows = {row["method"]: row for row in report["rows"]}
-    assert set(rows) == {"green", "dense", "transformers"} and report["left_out"] is None
+    assert set(rows) == {"green", "dense", "transformers"} and not report["left_out"]
     assert all(row["seconds"] > 0 for row in rows.values())
     assert 0 < rows["green"]["flops"] < rows["dense"]["flops"]
+    for row in (rows["green"], rows["dense"]):
+        assert row["limit_share"] * row["seconds"] == pytest.approx(row["flops"] / report["matmul_flops_per_second"])
+        bytes_limit = row["bytes_accessed"] / report["copy_bytes_per_second"]
+        assert row["bytes_limit_share"] * row["seconds"] == pytest.approx(bytes_limit)
     assert 0 < report["memory_slope_bytes"]["green"] < report["memory_slope_bytes"]["dense"]
+    for name, row in rows.items():
+        needed = rows["green" if name == "green" else "dense"]["unpadded_flops"]
+        assert row["images_per_second"] * row["seconds"] == pytest.approx(8)
+        assert row["mfu"] * row["seconds"] * 1e9 * jax.device_count() == pytest.approx(needed)
+    assert report["memory_slope_ratio"] < 1 and report["peak_memory_bytes"] is None  # a CPU
     assert "transformers / green, update" in capsys.readouterr().out
 
 
+def test_on_a_gpu_a_program_that_does_not_fit_is_a_row_without_a_time(monkeypatch):
+    """Each method is made when the one before it is gone; what fails for another reason still fails."""
+    monkeypatch.setattr(measure, "SIDES", {"cpu": 64})
+    monkeypatch.setattr(measure, "COPIED", {"cpu": 2**20})
+    order = []
+
+    def fitting():
+        order.append("made")
+        return dict.fromkeys(step.PARTS, lambda: jnp.zeros(()))
+
+    def too_large():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+    there = peers.Peers({"peer": lambda: fitting() | {"update": too_large}}, {}, {}, lambda: order.append("freed"))
+    seconds, rates = step.timed({"green": fitting}, there, "float32", 1, together=False)
+    assert order == ["made", "freed", "made", "freed"] and min(rates) > 0
+    assert [key for key, time in seconds.items() if time is None] == [("peer", "update")]
+    assert list(seconds) == [(name, part) for name in ("green", "peer") for part in step.PARTS]
+    with pytest.raises(RuntimeError, match="a defect"):
+        measure.medians_one_by_one({"x": (lambda: exec("raise RuntimeError('a defect')"), ())}, 1)
+
+
+@pytest.mark.parametrize(("family", "part"), [("swin", "forward"), ("twins", "backward")])
+def test_unpadded_flops_do_not_depend_on_the_layouts(monkeypatch, family, part):
+    """More slots and more rows than needed add nothing (but products of the gradient of Swin's position bias)."""
+
+    def counted():
+        config = programs.sized(small_config(family), 8)
+        return programs.compile_part(config, part)
+
+    tight, known = counted(), planner.cached_layouts
+
+    def wider(*of):
+        return tuple(tuple(GroupLayout(s + 8, g + 1) for s, g in stage) for stage in known(*of))
+
+    monkeypatch.setattr(planner, "cached_layouts", wider)
+    wide = counted()
+    assert wide.flops > tight.flops > tight.unpadded_flops == wide.unpadded_flops > 0
+
+
+def test_a_copy_writes_over_one_array_what_another_holds():
+    """Two arrays change places: no page is mapped anew, and what a copy reads is what the last one wrote."""
+    (run, args), moved = measure.copy(size=2**16)
+    copies = (run(*args) for _ in range(4))  # each is gone when the next but one is made
+    addresses, values = zip(*((copied.unsafe_buffer_pointer(), float(copied[0])) for copied in copies))
+    assert moved == 2 * 2**16 and values == (-1, 1, -1, 1)
+    assert addresses[:2] == addresses[2:] and addresses[0] != addresses[1]
+
+
 def test_the_peer_is_left_out_where_it_cannot_run():
-    assert step.why_no_peer(small_config("twins")) == "it has no twins_s"
-    assert "window 10" in step.why_no_peer(small_config(model__window=10))
-    assert step.why_no_peer(small_config()) is None
+    assert peers.why_no_peer(small_config("twins")) == "it has no twins_s"
+    assert "window 10" in peers.why_no_peer(small_config(model__window=10))
+    assert peers.why_no_peer(small_config()) is None

@@ -1,9 +1,13 @@
 """What things cost on this machine.
 
     python -m greenjax.benchmark --config configs/swin_b.py [--batch N] [--json FILE]
+    python -m greenjax.benchmark --suite roofline --config configs/swin_b.py [--config.method=simmim] [--batch N]
+    python -m greenjax.benchmark --suite attention --config configs/swin_b.py [--batch N]
     python -m greenjax.benchmark --suite sparse [--batch N] [--json FILE]
 
 step: an update of a configuration, green, dense and in PyTorch; docs/performance.md explains it.
+roofline: an update of a configuration kernel by kernel, against what the machine can do at best.
+attention: attention inside groups by greenjax, by JAX and by cuDNN, at the shapes of a configuration.
 input: decoding and cropping of photographs, from files and from prepared records; docs/data.md explains it.
 sparse: the backends of the sparse convolution on the layers of Twins-L, and on larger kernels that Twins lacks;
 docs/sparse_conv.md explains it.
@@ -14,34 +18,38 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from absl import logging
 
 from greenjax.atomic import replace_text
+from greenjax.benchmark.attention import attention
 from greenjax.benchmark.inputs import inputs
+from greenjax.benchmark.roofline import roofline
 from greenjax.benchmark.sparse import sparse
 from greenjax.benchmark.step import step
 from greenjax.errors import InputError
-from greenjax.flags import parse_beside
+from greenjax.flags import Parser, parse_beside
 
-SUITES = {"input": inputs, "sparse": sparse}  # and "step", the one that needs a configuration
+CONFIGURED = {"step": step, "roofline": roofline, "attention": attention}  # suites that need a configuration
+SUITES = {"input": inputs, "sparse": sparse}
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = Parser(
-        "python -m greenjax.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--suite", choices=["step", *SUITES], default="step", help="what to measure")
+    parser = Parser("python -m greenjax.benchmark", __doc__)
+    parser.add_argument("--suite", choices=[*CONFIGURED, *SUITES], default="step", help="what to measure")
     parser.add_argument("--batch", type=positive, default=8, help="images at a time")
     parser.add_argument("--repeats", type=positive, default=15, help="measurements of each; the median counts")
+    parser.add_argument("--compiled", action="store_true", help="step: PyTorch by torch.compile, too; on a GPU always")
     parser.add_argument("--json", type=Path, help="file to write the figures into")
     arguments = parser.parse_known_args(argv[1:])[0]
     logging.set_verbosity(logging.WARNING)  # JAX tells of every kind of device that is not there
     try:
-        if arguments.suite == "step":
+        if arguments.compiled and arguments.suite != "step":
+            parser.error(f"--compiled given with --suite {arguments.suite}: expected --suite step")
+        if suite := CONFIGURED.get(arguments.suite):
+            options = {"compiled": True} if arguments.compiled else {}
             arguments, config = parse_beside(parser, argv)
-            report = step(config, arguments.batch, arguments.repeats)
+            report = suite(config, arguments.batch, arguments.repeats, **options)
         else:
             arguments = parser.parse_args(argv[1:])
             report = SUITES[arguments.suite](arguments.batch, arguments.repeats)
@@ -49,13 +57,6 @@ def main(argv: Sequence[str]) -> None:
             replace_text(arguments.json, json.dumps(report, indent=1) + "\n")
     except (InputError, OSError) as error:
         sys.exit(f"greenjax.benchmark: {error}")
-
-
-class Parser(argparse.ArgumentParser):
-    """Wrong flags end in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        sys.exit(f"greenjax.benchmark: {message}")
 
 
 def positive(text: str) -> int:

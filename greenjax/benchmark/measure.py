@@ -1,25 +1,87 @@
-"""How programs are timed, and on what."""
+"""How programs are timed, and on what; what the machine can do at best."""
 
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+Timed = tuple[Callable[..., Any], tuple[Any, ...]]  # a compiled program and its arguments
+
+# Larger than any cache, and long enough on a GPU, too, that starting a kernel does not count.
+SIDES = {"cpu": 2048, "gpu": 8192}  # of the matrices whose product sets the limit of matrix products
+COPIED = {"cpu": 2**28, "gpu": 2**31}  # bytes of the array whose copy sets the limit of memory
 
 
-def interleaved_medians(programs: dict[Any, tuple[Callable, tuple]], repeats: int) -> dict[Any, float]:
+def interleaved_medians(programs: dict[Any, Timed], repeats: int) -> dict[Any, float]:
     """Median seconds of each compiled program on its arguments, run in turn so that all meet the same disturbances."""
+    return {name: statistics.median(times) for name, times in interleaved_seconds(programs, repeats).items()}
+
+
+def interleaved_seconds(programs: dict[Any, Timed], repeats: int) -> dict[Any, list[float]]:
+    """Seconds of every run of each program, without a first one that warms up."""
     seconds = {name: [] for name in programs}
     for repeat in range(repeats + 1):
         for name, (program, args) in programs.items():
             start = time.perf_counter()
             jax.block_until_ready(program(*args))
-            if repeat:  # the first run warms up
+            if repeat:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    return seconds
+
+
+def medians_one_by_one(programs: dict[Any, Timed], repeats: int) -> dict[Any, float | None]:
+    """Median seconds of each program after the other; None: the device has too little memory for it.
+
+    For devices that nothing else disturbs, whose memory does not hold what several programs need at once.
+    """
+    medians: dict[Any, float | None] = {}
+    for name, program in programs.items():
+        try:
+            medians |= interleaved_medians({name: program}, repeats)
+        except RuntimeError as error:  # JAX's and PyTorch's are of this class
+            if not re.search(r"RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
+                raise
+            medians[name] = None
+    return medians
+
+
+def product(dtype: str, side: int | None = None) -> tuple[Timed, int]:
+    """A large product of square matrices, and its FLOPs."""
+    side = side or SIDES[_kind()]
+    a = jnp.ones((side, side), dtype)
+    return (jax.jit(jnp.matmul).lower(a, a).compile(), (a, a)), 2 * side**3
+
+
+def copy(size: int | None = None) -> tuple[Timed, int]:
+    """A copy of a large array, by as many threads as XLA takes, and the bytes that it reads and writes."""
+    size = size or COPIED[_kind()]
+    # A sign is changed: what copies is a loop of XLA's own, on as many threads as those take. The donated array is
+    # written over, so that no page has to be mapped anew.
+    program = jax.jit(lambda old, new: -new, donate_argnums=0, keep_unused=True)
+    arrays = [jnp.zeros(size // 4, jnp.float32), jnp.ones(size // 4, jnp.float32)]
+
+    def run() -> jax.Array:
+        old, new = arrays
+        arrays[:] = new, program(old, new)
+        return arrays[1]
+
+    return (run, ()), 2 * (size // 4 * 4)
+
+
+def copy_bytes_per_second(repeats: int) -> float:
+    """Bytes that a copy of a large array reads and writes a second, the median of some."""
+    run, moved = copy()
+    return moved / interleaved_medians({"copy": run}, repeats)["copy"]
+
+
+def _kind() -> str:
+    return "cpu" if jax.default_backend() == "cpu" else "gpu"
 
 
 def machine() -> dict[str, Any]:

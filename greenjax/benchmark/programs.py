@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
 from greenjax.data import Batch
-from greenjax.planning import Planner
+from greenjax.planning import Plan, Planner, dense_plan, stage_channels, stage_specs, token_grid
 from greenjax.training.cost import matmul_flops
 from greenjax.training.optim import learning_rate, make_optimizer
 from greenjax.training.sharding import Placement, batch_sharding, make_mesh
@@ -27,9 +27,11 @@ class Program(NamedTuple):
 
     compiled: Any
     flops: int
+    unpadded_flops: int  # without what attention computes among slots of different windows
     xla_flops: float
     bytes_accessed: float
     temporary: int
+    memory: int  # that one device needs for it at most: arguments, results and what is temporary
     compile_seconds: float  # tracing included
 
 
@@ -55,8 +57,9 @@ def compile_part(config: ConfigDict, part: str) -> Program:
     start = time.perf_counter()
     mesh, tx, graphdef = make_mesh(config), make_optimizer(config), model_graph(config)
     state = abstract_state(config, tx, mesh)
+    noise = random_batch(config)
     batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)), random_batch(config)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)), noise
     )
     if part == "update":
         traced = make_train_step(graphdef, tx, learning_rate(config, STEPS, 1), config, mesh).trace(state, batch)
@@ -71,11 +74,46 @@ def compile_part(config: ConfigDict, part: str) -> Program:
             program = jax.jit(mean_loss if part == "forward" else jax.value_and_grad(mean_loss))
             traced = program.trace(state.params, batch)
     compiled = traced.lower().compile()
-    memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
-    temporary = memory.temp_size_in_bytes if memory is not None else 0
+    costs = compiled.cost_analysis()
     assert costs is not None  # every backend of XLA's has them
     flops, took = matmul_flops(traced.jaxpr), time.perf_counter() - start
-    return Program(compiled, flops, costs["flops"], costs["bytes accessed"], temporary, took)
+    unpadded = flops - products(config, part) * padding_flops(config, noise.plan)
+    return Program(
+        compiled, flops, unpadded, costs["flops"], costs["bytes accessed"], *memory_of(compiled), compile_seconds=took
+    )
+
+
+def memory_of(compiled: Any) -> tuple[int, int]:
+    """Bytes that a program takes for what is temporary, and in all; 0 where the backend does not tell."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return 0, 0
+    outside = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return found.temp_size_in_bytes, outside + found.temp_size_in_bytes
+
+
+def products(config: ConfigDict, part: str) -> int:
+    """Matrix products over pairs of slots in one attention: two forward, four backward, and two computed again."""
+    return 2 if part == "forward" else 6 + 2 * config.model.remat
+
+
+def padding_flops(config: ConfigDict, plan: Plan) -> int:
+    """FLOPs of one such product in every block, over pairs of slots that do not see each other.
+
+    A block computes all pairs of a row; needed are those inside a window, w * w of its w visible tokens. All other
+    products are free of padding: projections take the ungrouped tokens.
+    """
+    green, local = config.method == "green", 1 if config.model.name.startswith("swin") else 2  # Twins: every second
+    # The plan of every mask group; without masks before the encoder one for all.
+    windows = plan.windows if green else dense_plan(token_grid(config), stage_specs(config)).windows
+    total = 0
+    for depth, channels, groupings in zip(config.model.depths, stage_channels(config), windows, strict=True):
+        for block in range(0, depth, local) if groupings else ():
+            ids = np.asarray(groupings[block % len(groupings)].window)
+            rows = ids.reshape(-1, ids.shape[-1])
+            seen = sum(int((np.bincount(row[row >= 0]) ** 2).sum()) for row in rows)
+            total += 2 * channels * (rows.size * rows.shape[1] - seen)
+    return total * (config.data.batch_size // config.mask.groups if green else config.data.batch_size)
 
 
 def runnable(config: ConfigDict, programs: dict[str, Program]) -> dict[str, Callable[[], Any]]:

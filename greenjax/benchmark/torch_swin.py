@@ -1,6 +1,11 @@
-"""The peer of the step: transformers' Swin by SimMIM, in PyTorch, of the same size, images and precision."""
+"""The peers of the step: transformers' Swin by SimMIM, in PyTorch, of the same size, images and precision.
 
+As it is, and compiled by torch.compile.
+"""
+
+import gc
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,10 +15,12 @@ from transformers import SwinConfig, SwinForMaskedImageModeling
 
 from greenjax.benchmark.programs import PARTS
 
+Peaks = dict[str, int]  # bytes of the GPU's memory that a program held at most, by part, once it has run
 
-def programs(config: ConfigDict, batch: int, compiled: bool = False) -> dict[str, Callable[[], Any]]:
+
+def programs(config: ConfigDict, batch: int, peaks: Peaks, compiled: bool = False) -> dict[str, Callable[[], Any]]:
     """Forward, forward + backward, and a whole update, each a function without arguments that waits for its end."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if on_gpu() else "cpu")
     model = SwinForMaskedImageModeling(swin_config(config)).train()
     torch.nn.Module.to(model, device)
     optim = config.optim
@@ -28,10 +35,6 @@ def programs(config: ConfigDict, batch: int, compiled: bool = False) -> dict[str
     half = torch.autocast(device.type, torch.bfloat16, enabled=config.model.dtype == "bfloat16")
     run: Callable[..., Any] = torch.compile(model) if compiled else model
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     def loss() -> torch.Tensor:
         with half:
             return run(images, bool_masked_pos=masked).loss
@@ -39,12 +42,10 @@ def programs(config: ConfigDict, batch: int, compiled: bool = False) -> dict[str
     def forward() -> None:
         with torch.no_grad():
             loss()
-        wait()
 
     def backward() -> None:
         model.zero_grad(set_to_none=True)
         loss().backward()
-        wait()
 
     def update() -> None:
         adamw.zero_grad(set_to_none=True)
@@ -52,9 +53,39 @@ def programs(config: ConfigDict, batch: int, compiled: bool = False) -> dict[str
         if optim.clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
         adamw.step()
-        wait()
 
-    return dict(zip(PARTS, (forward, backward, update), strict=True))
+    every = dict(zip(PARTS, (forward, backward, update), strict=True))
+    return {part: partial(waited, part, program, peaks) for part, program in every.items()}
+
+
+def waited(part: str, program: Callable[[], None], peaks: Peaks) -> None:
+    """Runs a program to its end, and notes the memory that it took of a GPU."""
+    if not on_gpu():
+        return program()
+    torch.cuda.reset_peak_memory_stats()
+    program()
+    torch.cuda.synchronize()
+    peaks[part] = torch.cuda.max_memory_allocated()
+
+
+def on_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def free_memory() -> None:
+    """Hands back what PyTorch keeps of the GPU's memory."""
+    gc.collect()
+    if on_gpu():
+        torch.cuda.empty_cache()
+
+
+def why_not_compiled() -> str | None:
+    """Why torch.compile cannot run here, such as a compiler that is missing; None: it can."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device="cuda" if on_gpu() else "cpu"))
+    except Exception as error:  # of many kinds, by what is missing
+        return f"torch.compile fails: {str(error).strip().splitlines()[0]}"
+    return None
 
 
 def swin_config(config: ConfigDict) -> SwinConfig:

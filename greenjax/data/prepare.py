@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any, NoReturn
+from typing import Any
 
 import cv2
 import numpy as np
@@ -82,17 +82,8 @@ def main(argv: list[str]) -> None:
         sys.exit("greenjax.data.prepare: stopped; the same command goes on from here")
 
 
-class Parser(argparse.ArgumentParser):
-    """Wrong flags end in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        sys.exit(f"greenjax.data.prepare: {message}")
-
-
-def make_parser() -> Parser:
-    parser = Parser(
-        "python -m greenjax.data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> flags.Parser:
+    parser = flags.Parser("python -m greenjax.data.prepare", __doc__)
     parser.add_argument("--output", required=True, help="directory for the records, a new one or one to go on with")
     parser.add_argument("--size", type=positive, default=256, help="the shorter side in pixels; smaller images stay")
     parser.add_argument("--encoding", choices=ENCODINGS, default="raw", help="raw: fastest; jpeg: a tenth of the space")

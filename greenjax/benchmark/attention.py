@@ -1,0 +1,196 @@
+"""Attention inside groups by several programs, at the shapes of each stage of a configuration.
+
+All take what the projection gives, in groups, and return what the next one takes: [b, g, s, 3 k d] -> [b, g, s, k d].
+On a GPU this suite decides which of them models/attention.py keeps: the fastest over all blocks of an update, in
+bfloat16, on the card that runs are made on. On a CPU there is no fused one to choose.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
+
+from greenjax.benchmark.measure import Timed, interleaved_medians, machine
+from greenjax.benchmark.programs import memory_of, random_batch, sized
+from greenjax.errors import InputError
+from greenjax.models.attention import attend, split_heads
+from greenjax.models.layers import merge_heads
+from greenjax.planning import Grouping, dense_plan, stage_channels, stage_specs, token_grid
+
+# Large enough that nothing is left of what is hidden, small enough for float16. By a comment in JAX's own masks, cuDNN
+# errs where much larger numbers are subtracted.
+HIDDEN = -(2.0**15)
+
+QKV = Float[Array, "b g s qkv"]
+Bias = Float[Array, "g k s s"] | None
+Candidate = Callable[[QKV, Bias, Int[Array, "g s"], int], Float[Array, "b g s c"]]  # the number is that of heads
+
+
+class Case(NamedTuple):
+    """The attention of a stage's regular or shifted blocks."""
+
+    stage: int
+    shifted: bool
+    blocks: int
+    heads: int
+    inputs: tuple[QKV, Bias]
+    window: Int[Array, "g s"]
+    dy: Float[Array, "b g s c"]  # 0 in padding slots, as in training, where nothing reads them
+
+
+def by_attend(qkv: QKV, bias: Bias, window: Int[Array, "g s"], heads: int) -> Float[Array, "b g s c"]:
+    """greenjax's own."""
+    return merge_heads(attend(*split_heads(qkv, heads), bias, window))
+
+
+def by_jax(
+    implementation: Literal["xla", "cudnn"], qkv: QKV, bias: Bias, window: Int[Array, "g s"], heads: int
+) -> Float[Array, "b g s c"]:
+    """jax.nn.dot_product_attention, to which groups are heads: so all images share one bias, none has its own copy."""
+    g = window.shape[0]
+    q, k, v = rearrange(qkv, "b g s (three k d) -> three b s (g k) d", three=3, k=heads)
+    same = (window[:, :, None] == window[:, None, :])[:, None]
+    hidden = jnp.where(same, 0.0, HIDDEN)
+    hidden = jnp.broadcast_to(hidden, (g, heads, *hidden.shape[2:]))
+    allowed = hidden if bias is None else jnp.where(same, bias, hidden)
+    whole = rearrange(allowed, "g k s t -> 1 (g k) s t").astype(qkv.dtype)
+    y = jax.nn.dot_product_attention(q, k, v, whole, implementation=implementation)
+    return rearrange(y, "b s (g k) d -> b g s (k d)", g=g)
+
+
+CANDIDATES: dict[str, Candidate] = {
+    "greenjax": by_attend,
+    "xla": partial(by_jax, "xla"),
+    "cudnn": partial(by_jax, "cudnn"),
+}
+
+
+def attention(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
+    """Forward + backward of every candidate that can run here, for every stage, and for all blocks of an update."""
+    if config.task != "pretrain":
+        raise InputError(f"task is {config.task!r}: expected 'pretrain'")
+    config = sized(config, batch, mesh__data=1, mesh__fsdp=1, mask__groups=1)
+    left_out = {name: why for name in CANDIDATES if (why := why_not(name, config.model.dtype))}
+    report = {"suite": "attention", **machine(), "model": config.model.name, "method": config.method}
+    report |= {"dtype": config.model.dtype, "batch": batch, "repeats": repeats, "left_out": left_out, "rows": []}
+    print(f"{config.model.name}, {config.method}, {config.model.dtype}, batch {batch}, on {report['device']}:")
+    for name, reason in left_out.items():
+        print(f"{name} is left out: {reason}")
+    print(f"{'stage, rows x slots, heads x channels':50}{'ms':>10}{'MB':>10}{'difference':>12}")
+    for case in cases(config):
+        for row in measured(case, [name for name in CANDIDATES if name not in left_out], repeats):
+            report["rows"].append(row)
+            print(line(row))
+    report["update_ms"] = {
+        name: sum(row["ms"] * row["blocks"] for row in report["rows"] if row["candidate"] == name)
+        for name in dict.fromkeys(row["candidate"] for row in report["rows"])
+        if all("ms" in row for row in report["rows"] if row["candidate"] == name)
+    }
+    for name, ms in report["update_ms"].items():
+        print(f"all blocks, {name}: {ms:.2f} ms")
+    return report
+
+
+def why_not(name: str, dtype: str) -> str | None:
+    """Why a candidate cannot run here; None: it can."""
+    if name != "cudnn":
+        return None
+    if jax.default_backend() != "gpu":
+        return f"it needs a GPU, found {jax.default_backend()}"
+    return None if dtype in ("bfloat16", "float16") else f"it takes bfloat16 and float16, found {dtype}"
+
+
+def cases(config: ConfigDict) -> list[Case]:
+    """The groupings of one mask, on noise. Raises InputError for a backbone without windows."""
+    if config.method == "green":
+        windows = jax.tree.map(lambda leaf: leaf[0], random_batch(config).plan).windows
+    else:
+        windows = dense_plan(token_grid(config), stage_specs(config)).windows
+    rng = np.random.default_rng(0)
+    swin = config.model.name.startswith("swin")
+    found = []
+    for stage, (channels, heads, groupings) in enumerate(zip(stage_channels(config), config.model.num_heads, windows)):
+        for number, grouping in enumerate(groupings):
+            # Swin's groupings take turns; Twins has windows in every second block.
+            blocks = len(range(number, config.model.depths[stage], len(groupings) if swin else 2))
+            found.append(case(config, (stage, number == 1, blocks, heads), grouping, channels, swin, rng))
+    if not found:
+        raise InputError(f"model.name is {config.model.name!r}: expected a model with windows")
+    return found
+
+
+def case(
+    config: ConfigDict,
+    names: tuple[int, bool, int, int],
+    grouping: Grouping,
+    channels: int,
+    biased: bool,
+    rng: np.random.Generator,
+) -> Case:
+    """One grouping's. `names`: the first fields of a Case."""
+    window = np.asarray(grouping.window)
+    (g, s), heads, dtype = window.shape, names[3], config.model.dtype
+    qkv = jnp.asarray(rng.normal(size=(config.data.batch_size, g, s, 3 * channels)).astype(np.float32), dtype)
+    bias = jnp.asarray(rng.normal(size=(g, heads, s, s)), jnp.float32) if biased else None
+    dy = rng.normal(size=(config.data.batch_size, g, s, channels)) * (window >= 0)[None, :, :, None]
+    return Case(*names, (qkv, bias), jnp.asarray(window), jnp.asarray(dy.astype(np.float32), dtype))
+
+
+def both_ways(candidate: Candidate, case: Case) -> Callable[..., Any]:
+    """(qkv, bias, dy) -> the values, and the gradients of qkv and bias."""
+
+    def run(inputs: tuple[QKV, Bias], dy: Array) -> Any:
+        y, pull = jax.vjp(lambda qkv, bias: candidate(qkv, bias, case.window, case.heads), *inputs)
+        return y, pull(dy)
+
+    return run
+
+
+def measured(case: Case, names: list[str], repeats: int) -> list[dict[str, Any]]:
+    """A row for every candidate; `difference` is that from greenjax's own in float32, as a share of the largest."""
+    g, s = case.window.shape
+    shape = {"stage": case.stage, "shifted": case.shifted, "blocks": case.blocks, "groups": g, "slots": s}
+    shape |= {"heads": case.heads, "head_dim": case.dy.shape[3] // case.heads}
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (case.inputs, case.dy))
+    reference = jax.jit(both_ways(by_attend, case))(*wide)
+    runs: dict[str, Timed] = {}
+    rows = {name: shape | {"candidate": name} for name in names}
+    for name in names:
+        try:
+            program = jax.jit(both_ways(CANDIDATES[name], case)).lower(case.inputs, case.dy).compile()
+        except (NotImplementedError, ValueError, RuntimeError) as error:  # shapes that a library does not take
+            rows[name]["error"] = str(error).strip().splitlines()[0]
+            continue
+        runs[name] = program, (case.inputs, case.dy)
+        values = program(case.inputs, case.dy)
+        rows[name]["difference"] = difference(values, reference, np.asarray(case.window) >= 0)
+        rows[name]["temporary"] = memory_of(program)[0]
+    for name, seconds in interleaved_medians(runs, repeats).items():
+        rows[name]["ms"] = 1e3 * seconds
+    return list(rows.values())
+
+
+def difference(values: Any, reference: Any, real: Bool[np.ndarray, "g s"]) -> float:
+    """The largest of all arrays. Values of padding slots are nobody's."""
+
+    def share(a: Array, b: Array) -> float:
+        return float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max())
+
+    (y, gradients), (expected, wanted) = values, reference
+    pairs = [(y[:, real], expected[:, real]), *zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted), strict=True)]
+    return max(share(a, b) for a, b in pairs)
+
+
+def line(row: dict[str, Any]) -> str:
+    shifted = ", shifted" if row["shifted"] else ""
+    shape = f"{row['groups']} x {row['slots']}, {row['heads']} x {row['head_dim']}"
+    name = f"{row['stage'] + 1}{shifted}, {shape}: {row['candidate']}"
+    if "error" in row:
+        return f"{name:50}  {row['error']}"
+    return f"{name:50}{row['ms']:10.2f}{row['temporary'] / 1e6:10.1f}{row['difference']:12.0e}"
