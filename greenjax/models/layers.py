@@ -5,7 +5,7 @@ again and again inside the fused loops of the backward pass, and turn every gath
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -231,9 +231,14 @@ def checkpointed(module: nnx.Module, call: Callable[..., Array], remat: bool) ->
     and activation functions, is computed again. With `remat` all is.
     """
     graphdef, params = nnx.split(module)
+    return partial(_checkpointed(graphdef, call, remat), params)
+
+
+@cache
+def _checkpointed(graphdef: nnx.GraphDef, call: Callable[..., Array], remat: bool) -> Callable[..., Array]:
+    """The same function for all modules of one structure: JAX traces equal blocks once, where it knows it again."""
     policy = jax.checkpoint_policies.nothing_saveable if remat else KEPT
-    pure = jax.checkpoint(lambda params, *args: call(nnx.merge(graphdef, params), *args), policy=policy)
-    return lambda *args: pure(params, *args)
+    return jax.checkpoint(lambda params, *args: call(nnx.merge(graphdef, params), *args), policy=policy)
 
 
 def merge_heads(x: Float[Array, "b g k s d"]) -> Float[Array, "b g s k*d"]:
