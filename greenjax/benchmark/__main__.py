@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import jax
 from absl import logging
 
 from greenjax.atomic import replace_text
@@ -65,4 +66,5 @@ def positive(text: str) -> int:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_enable_compilation_cache", False)  # times to compile are those of new programs
     main(sys.argv)
