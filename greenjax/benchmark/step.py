@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from greenjax.benchmark.measure import interleaved_medians, machine
 from greenjax.benchmark.programs import PARTS, Program, compile_part, runnable, sized
+from greenjax.benchmark.whole_run import whole_run
 from greenjax.errors import InputError
 from greenjax.planning import Planner
 from greenjax.planning.analysis import planning_time
@@ -58,6 +59,7 @@ def step(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
         for slow, part in seconds
         if slow != "green"
     }
+    report |= whole_run(methods["green"], batch)
     print("\n".join(table(report)))
     return report
 
@@ -110,5 +112,10 @@ def table(report: dict[str, Any]) -> list[str]:
     lines += [f"{name}: {ratio:.2f}" for name, ratio in report["ratios"].items()]
     lines += [
         f"{name}: {slope / 1e6:.1f} MB more for each image" for name, slope in report["memory_slope_bytes"].items()
+    ]
+    first = report["first_step_seconds"]
+    lines += [
+        f"whole run: first step after {first['cold']:.1f} s, {first['cached']:.1f} s with what was compiled before;"
+        f" then {report['images_per_second']:.1f} images/s, {report['waited']:.2%} of the time waiting for data"
     ]
     return lines
