@@ -28,7 +28,8 @@ def keep_compiled(folder: Path | None = None) -> None:
     """
     import jax  # planning uses this module without it
 
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    now = jax.config.values
+    if now["jax_compilation_cache_dir"] or not now["jax_enable_compilation_cache"]:
         return
     folder = folder or cache_folder() / "compiled"
     try:
