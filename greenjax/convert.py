@@ -16,6 +16,7 @@ from absl import flags as absl_flags
 from absl import logging as absl_logging
 
 from greenjax import flags
+from greenjax.cache import keep_compiled
 from greenjax.config import flatten, resolve
 from greenjax.errors import InputError
 
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> None:
     arguments, rest = parser.parse_known_args(argv[1:])
     if rest and arguments.command == "to-torch":
         parser.error(f"argument {rest[0]!r} is not understood")
+    keep_compiled()
     try:
         if arguments.command == "to-torch":
             to_torch(arguments)

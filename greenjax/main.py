@@ -24,13 +24,17 @@ def main(argv: list[str]) -> None:
     workdir = Path(
         WORKDIR.value or Path("runs") / Path(config_flags.get_config_filename(absl_flags.FLAGS["config"])).stem
     )
-    from greenjax import processes  # imports JAX, which reads its environment then
+    import jax  # reads its environment now
+
+    from greenjax import processes
+    from greenjax.cache import keep_compiled
     from greenjax.checkpoint import SaveError
     from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, run
 
     again = f"the same command goes on from the last checkpoint in {workdir}"
     try:
         processes.connect()
+        keep_compiled(workdir / "compiled" if jax.process_count() > 1 else None)  # a folder that all processes see
         run(config, workdir)
     except InterruptedRun as stop:
         print(f"greenjax: {stop}; {again}", file=sys.stderr)

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from greenjax import flags
 from greenjax.atomic import replace_text
+from greenjax.cache import keep_compiled
 from greenjax.config import flatten, resolve
 from greenjax.data import LabelledSource, check_classes, draw_of_each_class, labelled_batches, open_labelled
 from greenjax.errors import InputError
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--scratch-lr", type=float, help="optim.base_lr from scratch; default: the config's")
     arguments, config = flags.parse_beside(parser, argv)
+    keep_compiled()
     try:
         study(config, arguments.workdir, arguments.seeds, arguments.scratch_lr)
     except InputError as error:

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from greenjax import flags, interop
+from greenjax.cache import keep_compiled
 from greenjax.checkpoint import SaveError
 from greenjax.config import flatten, load_config, resolve
 from greenjax.data import open_labelled
@@ -43,6 +44,7 @@ def main(_: Sequence[str]) -> None:
     try:
         config = resolve(CONFIG.value)
         flags.prepare_process(config)
+        keep_compiled()
         axes = sweep_axes(config, RATIOS.value, DEPTHS.value, LENGTHS.value)
         sweep(config, axes, Path(WORKDIR.value), FINETUNE.value)
     except InterruptedRun as stop:

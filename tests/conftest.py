@@ -15,6 +15,7 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
 # Equal programs are compiled once for all tests, workers and child processes: XLA is slow on two cores.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".pytest_cache" / "home")  # not the user's
 
 
 def pytest_collection_modifyitems(items):

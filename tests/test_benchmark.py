@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 from small import small_config
 
-from greenjax.benchmark import __main__, inputs, measure, peers, programs, sparse, step
+from greenjax.benchmark import __main__, inputs, measure, peers, programs, sparse, step, whole_run
+from greenjax.errors import InputError
 from greenjax.planning import planner
 from greenjax.planning.plan import GroupLayout
 
@@ -19,6 +20,7 @@ LAYERS = (
     sparse.Layer("block", 2, 2, 2, (8, 16)),
     sparse.Layer("overlapping", 2, 3, 2, (8, 16)),
 )
+WHOLE_RUN = {"first_step_seconds": {"cold": 9.0, "cached": 4.0}, "images_per_second": 2.0, "waited": 0.01}
 
 
 @pytest.mark.spconv
@@ -72,6 +74,7 @@ def test_the_step_suite_compares_with_the_dense_step_and_pytorch(monkeypatch, ca
     monkeypatch.setattr(measure, "SIDES", {"cpu": 64})
     monkeypatch.setattr(measure, "COPIED", {"cpu": 2**20})
     monkeypatch.setattr(step, "peak_flops", lambda kind, dtype: 1e9)
+    monkeypatch.setattr(step, "whole_run", lambda config, batch: WHOLE_RUN)
     report = step.step(small_config(mask__groups=8), batch=8, repeats=1)
     rows = {row["method"]: row for row in report["rows"]}
     assert set(rows) == {"green", "dense", "transformers"} and not report["left_out"]
@@ -87,7 +90,8 @@ def test_the_step_suite_compares_with_the_dense_step_and_pytorch(monkeypatch, ca
         assert row["images_per_second"] * row["seconds"] == pytest.approx(8)
         assert row["mfu"] * row["seconds"] * 1e9 * jax.device_count() == pytest.approx(needed)
     assert report["memory_slope_ratio"] < 1 and report["peak_memory_bytes"] is None  # a CPU
-    assert "transformers / green, update" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "transformers / green, update" in printed and "first step after 9.0 s, 4.0 s" in printed
 
 
 def test_on_a_gpu_a_program_that_does_not_fit_is_a_row_without_a_time(monkeypatch):
@@ -143,3 +147,24 @@ def test_the_peer_is_left_out_where_it_cannot_run():
     assert peers.why_no_peer(small_config("twins")) == "it has no twins_s"
     assert "window 10" in peers.why_no_peer(small_config(model__window=10))
     assert peers.why_no_peer(small_config()) is None
+    assert step.why_no_peer(small_config("twins")) == "it has no twins_s"
+    assert "window 10" in step.why_no_peer(small_config(model__window=10))
+    assert step.why_no_peer(small_config()) is None
+
+
+@pytest.mark.parametrize("family", ["swin", "twins"])
+def test_a_whole_run_tells_what_a_user_waits_for(family, monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(whole_run.tempfile, "tempdir", None)
+    found = whole_run.whole_run(small_config(family, model__depths=(1, 1)), batch=8)
+    seconds = found["first_step_seconds"]
+    assert 0 < seconds["cached"] < seconds["cold"]
+    assert found["images_per_second"] > 0 and 0 <= found["waited"] < 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_whole_run_that_fails_says_why_in_one_line(tmp_path):
+    file = whole_run.write_config(tmp_path / "config.py", small_config(), 8, tmp_path / "missing")
+    with pytest.raises(InputError, match=r"code 1: greenjax: data.path is '.*missing'") as error:
+        whole_run.measured_run(file, tmp_path / "run", tmp_path / "cache", 1)
+    assert "\n" not in str(error.value)

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import logging
 
 from greenjax.atomic import replace_text
@@ -66,4 +67,5 @@ def positive(text: str) -> int:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_enable_compilation_cache", False)  # times to compile are those of new programs
     main(sys.argv)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from greenjax.benchmark.measure import Timed, copy, interleaved_medians, machine, medians_one_by_one, product
 from greenjax.benchmark.peers import Maker, Peers, find_peers
 from greenjax.benchmark.programs import PARTS, Program, compile_part, runnable, sized
+from greenjax.benchmark.whole_run import whole_run
 from greenjax.errors import InputError
 from greenjax.planning import Planner
 from greenjax.planning.analysis import planning_time
@@ -53,6 +54,7 @@ def step(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) -
         for (slow, part), time in seconds.items()
         if slow != "green" and time and (least := seconds["green", part])
     }
+    report |= whole_run(methods["green"], batch)
     print("\n".join(table(report)))
     return report
 
@@ -159,4 +161,9 @@ def table(report: dict[str, Any]) -> list[str]:
     ]
     if report["memory_slope_ratio"] is not None:
         lines.append(f"memory for each image, green / dense: {report['memory_slope_ratio']:.2f}")
+    first = report["first_step_seconds"]
+    lines += [
+        f"whole run: first step after {first['cold']:.1f} s, {first['cached']:.1f} s with what was compiled before;"
+        f" then {report['images_per_second']:.1f} images/s, {report['waited']:.2%} of the time waiting for data"
+    ]
     return lines

@@ -171,7 +171,9 @@ def read_ahead(config: ConfigDict, batches: grain.MapDataset) -> grain.DatasetIt
     # Workers take whole batches in turn. Threads inside them would only multiply the memory.
     reader = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     reader = WithOptionsIterDataset(reader, DatasetOptions(min_shm_size=MIN_SHARED))
-    return iter(reader.mp_prefetch(grain.MultiprocessingOptions(config.data.workers), worker_init_fn=start_worker))
+    ahead = iter(reader.mp_prefetch(grain.MultiprocessingOptions(config.data.workers), worker_init_fn=start_worker))
+    ahead.start_prefetch()  # workers take seconds to start: meanwhile others compile
+    return ahead
 
 
 def read_once(config: ConfigDict, stream: "Stream", rows: range) -> grain.IterDataset:

@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int32
 from ml_collections import ConfigDict
 
+from greenjax.cache import cache_folder
 from greenjax.errors import InputError
 from greenjax.planning.layout import choose_layouts
 from greenjax.planning.masking import draw_visible, visible_count
@@ -149,7 +149,7 @@ def cached_layouts(grid: TokenGrid, specs: Sequence[StageSpec], visible: int) ->
     Raises InputError if more than 1 % of the simulated masks would have to be redrawn.
     """
     key = repr((CACHE_VERSION, SIMULATED_MASKS, TOLERANCE, grid, tuple(specs), visible))
-    path = _cache_folder() / f"layouts-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    path = cache_folder() / f"layouts-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if path.exists():
         try:
             return tuple(tuple(GroupLayout(*layout) for layout in stage) for stage in json.loads(path.read_text()))
@@ -177,7 +177,3 @@ def cached_layouts(grid: TokenGrid, specs: Sequence[StageSpec], visible: int) ->
     except OSError as error:
         logging.info("layouts are not cached: %s", error)
     return layouts
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "greenjax"
