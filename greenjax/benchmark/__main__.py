@@ -1,9 +1,13 @@
 """What things cost on this machine.
 
     python -m greenjax.benchmark --config configs/swin_b.py [--batch N] [--json FILE]
+    python -m greenjax.benchmark --suite grouping --config configs/swin_b.py [--batch N] [--json FILE]
+    python -m greenjax.benchmark --suite growth --config configs/swin_b.py [--batch N] [--json FILE] [--plot FILE.png]
     python -m greenjax.benchmark --suite sparse [--batch N] [--json FILE]
 
 step: an update of a configuration, green, dense and in PyTorch; docs/performance.md explains it.
+grouping: ways to group the windows of visible tokens; docs/grouping_and_growth.md explains it.
+growth: an update against image size, batch, mask ratio and window; docs/grouping_and_growth.md explains it.
 input: decoding and cropping of photographs, from files and from prepared records; docs/data.md explains it.
 sparse: the backends of the sparse convolution on the layers of Twins-L, and on larger kernels that Twins lacks;
 docs/sparse_conv.md explains it.
@@ -19,29 +23,36 @@ from typing import NoReturn
 from absl import logging
 
 from greenjax.atomic import replace_text
+from greenjax.benchmark.grouping import grouping
+from greenjax.benchmark.growth import growth
 from greenjax.benchmark.inputs import inputs
 from greenjax.benchmark.sparse import sparse
 from greenjax.benchmark.step import step
 from greenjax.errors import InputError
 from greenjax.flags import parse_beside
+from greenjax.planning.report import check_figure
 
-SUITES = {"input": inputs, "sparse": sparse}  # and "step", the one that needs a configuration
+SUITES = {"input": inputs, "sparse": sparse}
+CONFIGURED = {"step": step, "grouping": grouping, "growth": growth}  # the suites that measure a configuration
 
 
 def main(argv: Sequence[str]) -> None:
     parser = Parser(
         "python -m greenjax.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--suite", choices=["step", *SUITES], default="step", help="what to measure")
+    parser.add_argument("--suite", choices=[*CONFIGURED, *SUITES], default="step", help="what to measure")
     parser.add_argument("--batch", type=positive, default=8, help="images at a time")
     parser.add_argument("--repeats", type=positive, default=15, help="measurements of each; the median counts")
     parser.add_argument("--json", type=Path, help="file to write the figures into")
+    parser.add_argument("--plot", type=Path, help="file to draw the curves of --suite growth into, such as FILE.png")
     arguments = parser.parse_known_args(argv[1:])[0]
     logging.set_verbosity(logging.WARNING)  # JAX tells of every kind of device that is not there
     try:
-        if arguments.suite == "step":
+        check_files(arguments)
+        plot = {"plot": arguments.plot} if arguments.plot else {}
+        if arguments.suite in CONFIGURED:
             arguments, config = parse_beside(parser, argv)
-            report = step(config, arguments.batch, arguments.repeats)
+            report = CONFIGURED[arguments.suite](config, arguments.batch, arguments.repeats, **plot)
         else:
             arguments = parser.parse_args(argv[1:])
             report = SUITES[arguments.suite](arguments.batch, arguments.repeats)
@@ -49,6 +60,16 @@ def main(argv: Sequence[str]) -> None:
             replace_text(arguments.json, json.dumps(report, indent=1) + "\n")
     except (InputError, OSError) as error:
         sys.exit(f"greenjax.benchmark: {error}")
+
+
+def check_files(arguments: argparse.Namespace) -> None:
+    """Raises InputError for files that could not be written, before minutes are spent on what goes into them."""
+    if arguments.json and arguments.json.is_dir():
+        raise InputError(f"--json is {str(arguments.json)!r}, a folder: expected a file")
+    if arguments.plot and arguments.suite != "growth":
+        raise InputError(f"--plot is {str(arguments.plot)!r}: expected it with --suite growth only")
+    if arguments.plot:
+        check_figure(arguments.plot)
 
 
 class Parser(argparse.ArgumentParser):

@@ -4,7 +4,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,11 @@ import jax
 
 def interleaved_medians(programs: dict[Any, tuple[Callable, tuple]], repeats: int) -> dict[Any, float]:
     """Median seconds of each compiled program on its arguments, run in turn so that all meet the same disturbances."""
+    return {name: statistics.median(times) for name, times in interleaved_seconds(programs, repeats).items()}
+
+
+def interleaved_seconds(programs: dict[Any, tuple[Callable, tuple]], repeats: int) -> dict[Any, list[float]]:
+    """Seconds of each compiled program on its arguments, by round."""
     seconds = {name: [] for name in programs}
     for repeat in range(repeats + 1):
         for name, (program, args) in programs.items():
@@ -19,7 +24,12 @@ def interleaved_medians(programs: dict[Any, tuple[Callable, tuple]], repeats: in
             jax.block_until_ready(program(*args))
             if repeat:  # the first run warms up
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    return seconds
+
+
+def ratio_by_round(seconds: Sequence[float], reference: Sequence[float]) -> float:
+    """How many times as long as the reference: the median over rounds, each of which met its own disturbance."""
+    return statistics.median(a / b for a, b in zip(seconds, reference, strict=True))
 
 
 def machine() -> dict[str, Any]:
