@@ -64,8 +64,8 @@ def main(argv: Sequence[str]) -> None:
 
 def check_files(arguments: argparse.Namespace) -> None:
     """Raises InputError for files that could not be written, before minutes are spent on what goes into them."""
-    if arguments.json and arguments.json.is_dir():
-        raise InputError(f"--json is {str(arguments.json)!r}, a folder: expected a file")
+    if arguments.json and (arguments.json.is_dir() or any(parent.is_file() for parent in arguments.json.parents)):
+        raise InputError(f"--json is {str(arguments.json)!r}: expected a file in a folder")
     if arguments.plot and arguments.suite != "growth":
         raise InputError(f"--plot is {str(arguments.plot)!r}: expected it with --suite growth only")
     if arguments.plot:

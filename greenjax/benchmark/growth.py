@@ -27,6 +27,7 @@ from greenjax.benchmark.programs import Program, compile_part, first_state, para
 from greenjax.errors import InputError
 from greenjax.planning import Planner
 
+
 class Setting(NamedTuple):
     """What is changed of the configuration."""
 
@@ -190,7 +191,7 @@ def line(x: Sequence[float], y: Sequence[float | None]) -> dict[str, float] | No
     known = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
     if len({a for a, _ in known}) < 2:
         return None
-    per_unit, constant = np.polyfit(*zip(*known), 1)
+    per_unit, constant = np.polyfit([a for a, _ in known], [b for _, b in known], 1)
     return {"constant": float(constant), "per_unit": float(per_unit)}
 
 

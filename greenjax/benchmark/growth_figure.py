@@ -1,4 +1,4 @@
-"""The curves of `--suite growth`: a column for what is changed, a row for what it costs, straight where it is a power."""
+"""The curves of `--suite growth`: a column for what is changed, a row for what it costs."""
 
 from typing import Any
 
@@ -26,11 +26,14 @@ CURVES = {  # by what stands before the name in the report: label and style
 
 
 def growth_figure(report: dict[str, Any]) -> Figure:
-    """Both axes are logarithmic; the horizontal one is visible tokens of an update, for windows their side."""
+    """Both axes are logarithmic, so that powers are straight lines.
+
+    The horizontal axis is visible tokens of an update, for windows their side.
+    """
     figure = Figure(figsize=(15, 9.5), layout="constrained")
     grid = figure.subplots(len(ROWS), len(COLUMNS), sharex="col", sharey="row", squeeze=False)
     for line, (name, label, unit) in zip(grid, ROWS, strict=True):
-        for axes, (axis, heading) in zip(line, COLUMNS.items(), strict=True):
+        for axes, axis in zip(line, COLUMNS, strict=True):
             draw(axes, axis, name, unit, report["axes"][axis])
         line[0].set_ylabel(label)
     for axes, (axis, heading) in zip(grid[-1], COLUMNS.items(), strict=True):

@@ -56,6 +56,17 @@ def random_batch(config: ConfigDict, plan: Plan | None = None) -> Batch:
 def compile_part(config: ConfigDict, part: str, batch: Batch | None = None) -> Program:
     """Compiles one of PARTS for all devices, for batches like the given or random one; nothing is computed."""
     start = time.perf_counter()
+    traced = trace_part(config, part, batch)
+    compiled = traced.lower().compile()
+    memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
+    temporary = memory.temp_size_in_bytes if memory is not None else 0
+    assert costs is not None  # every backend of XLA's has them
+    flops, took = matmul_flops(traced.jaxpr), time.perf_counter() - start
+    return Program(compiled, flops, costs["flops"], costs["bytes accessed"], temporary, took)
+
+
+def trace_part(config: ConfigDict, part: str, batch: Batch | None = None) -> jax.stages.Traced:
+    """What `compile_part` compiles."""
     mesh, tx, graphdef = make_mesh(config), make_optimizer(config), model_graph(config)
     state = abstract_state(config, tx, mesh)
     shapes = jax.tree.map(
@@ -63,23 +74,16 @@ def compile_part(config: ConfigDict, part: str, batch: Batch | None = None) -> P
         random_batch(config) if batch is None else batch,
     )
     if part == "update":
-        traced = make_train_step(graphdef, tx, learning_rate(config, STEPS, 1), config, mesh).trace(state, shapes)
-    else:
-        loss = pretraining_loss(graphdef)
+        return make_train_step(graphdef, tx, learning_rate(config, STEPS, 1), config, mesh).trace(state, shapes)
+    loss = pretraining_loss(graphdef)
 
-        def mean_loss(params: Any, batch: Batch) -> jax.Array:
-            keys = drop_path_keys(config, config.seed, jnp.zeros((), jnp.int32), config.mask.groups)
-            return loss(params, (batch.images, batch.plan, keys))[0]
+    def mean_loss(params: Any, batch: Batch) -> jax.Array:
+        keys = drop_path_keys(config, config.seed, jnp.zeros((), jnp.int32), config.mask.groups)
+        return loss(params, (batch.images, batch.plan, keys))[0]
 
-        with jax.set_mesh(mesh):
-            program = jax.jit(mean_loss if part == "forward" else jax.value_and_grad(mean_loss))
-            traced = program.trace(state.params, shapes)
-    compiled = traced.lower().compile()
-    memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
-    temporary = memory.temp_size_in_bytes if memory is not None else 0
-    assert costs is not None  # every backend of XLA's has them
-    flops, took = matmul_flops(traced.jaxpr), time.perf_counter() - start
-    return Program(compiled, flops, costs["flops"], costs["bytes accessed"], temporary, took)
+    with jax.set_mesh(mesh):
+        program = jax.jit(mean_loss if part == "forward" else jax.value_and_grad(mean_loss))
+        return program.trace(state.params, shapes)
 
 
 def runnable(
