@@ -7,7 +7,7 @@ import pytest
 from small import small_config
 
 from greenjax.benchmark import __main__, grouping
-from greenjax.benchmark.grouping import STATIC, WAYS, first_fit, first_fit_decreasing
+from greenjax.benchmark.ways import STATIC, WAYS, first_fit, first_fit_decreasing
 from greenjax.errors import InputError
 
 

@@ -10,8 +10,7 @@ equal losses under it, since they compute the same attention.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +18,15 @@ import numpy as np
 from jaxtyping import Bool
 from ml_collections import ConfigDict
 
-from greenjax.benchmark.measure import interleaved_seconds, machine, ratio_by_round
+from greenjax.benchmark.measure import interleaved_seconds, machine, ratio_quartiles
 from greenjax.benchmark.programs import Program, compile_part, first_state, random_batch, runnable, sized
+from greenjax.benchmark.ways import STATIC, WAYS, Grouped, Place, static
 from greenjax.data import Batch
 from greenjax.errors import InputError
 from greenjax.planning import Plan, Planner, stage_channels
 from greenjax.planning.analysis import blocks_in_turn
-from greenjax.planning.grouping import Packing, grouping_cost, layout_cost, optimal_grouping, pack
-from greenjax.planning.plan import GroupLayout, WindowPartition, fit, packed_plan, stack_plans
+from greenjax.planning.grouping import grouping_cost, layout_cost
+from greenjax.planning.plan import packed_plan, stack_plans
 from greenjax.planning.planner import simulated_masks
 from greenjax.planning.report import windowed_blocks
 from greenjax.training.sharding import Placement, make_mesh
@@ -35,87 +35,6 @@ from greenjax.training.state import State
 MASKS = 1000  # simulated
 FRESH = 1  # their seed; layouts were chosen by those of seed 0
 AFTER = (1, 10, 100, 1000)  # masks, of which the different programs are counted
-
-
-class Place(NamedTuple):
-    """One window partition of one stage, and how many blocks attend in it."""
-
-    partition: WindowPartition
-    static: GroupLayout
-    tokens: int  # visible, of one mask
-    channels: int
-    blocks: int
-
-
-class Grouped(NamedTuple):
-    """How one mask's windows of one place are grouped."""
-
-    layout: GroupLayout
-    packing: Packing
-
-
-def first_fit(sizes: Sequence[int], slots: int) -> Packing:
-    """Every window, in the order of the windows, goes into the first group that has room for it."""
-    groups, room = [], []
-    for window, size in enumerate(sizes):
-        if not size:
-            continue
-        group = next((j for j, left in enumerate(room) if size <= left), len(room))
-        if group == len(room):
-            groups.append([])
-            room.append(slots)
-        groups[group].append(window)
-        room[group] -= size
-    return groups
-
-
-def first_fit_decreasing(sizes: Sequence[int], slots: int) -> Packing:
-    """First fit, large windows first."""
-    order = sorted(range(len(sizes)), key=lambda window: -sizes[window])
-    return [[order[i] for i in group] for group in first_fit([sizes[window] for window in order], slots)]
-
-
-def swept(packing: Callable[[Sequence[int], int], Packing]) -> Callable[[list[int], Place], Grouped]:
-    """At the group size that is the cheapest for this mask by Eq. 8, as in Algorithm 1."""
-
-    def grouped(sizes: list[int], place: Place) -> Grouped:
-        best = optimal_grouping(sizes, place.channels, packing)
-        return Grouped(GroupLayout(best.slots, len(best.groups)), best.groups)
-
-    return grouped
-
-
-def at_window_area(packing: Callable[[Sequence[int], int], Packing]) -> Callable[[list[int], Place], Grouped]:
-    """At g_s = p * p, what a full window holds, or at all visible tokens where they are fewer."""
-
-    def grouped(sizes: list[int], place: Place) -> Grouped:
-        slots = min(place.partition.size**2, place.tokens)
-        groups = packing(sizes, slots)
-        return Grouped(GroupLayout(slots, len(groups)), groups)
-
-    return grouped
-
-
-def one_group(sizes: list[int], place: Place) -> Grouped:
-    return Grouped(GroupLayout(sum(sizes), 1), [[window for window, size in enumerate(sizes) if size]])
-
-
-def static(sizes: list[int], place: Place) -> Grouped | None:
-    """None where the mask would be redrawn."""
-    packing = fit(np.asarray(sizes), place.static)
-    return None if packing is None else Grouped(place.static, packing)
-
-
-STATIC = "static layout"
-WAYS: dict[str, Callable[[list[int], Place], Grouped | None]] = {
-    "Algorithm 1": swept(pack),
-    "Eq. 7 at p^2": at_window_area(pack),
-    "first fit at p^2": at_window_area(first_fit),
-    "first fit, swept": swept(first_fit),
-    "first fit decreasing, swept": swept(first_fit_decreasing),
-    "one masked attention": one_group,
-    STATIC: static,
-}
 
 
 def grouping(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
@@ -137,7 +56,8 @@ def grouping(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
         rows[name] |= measured
     for row in rows.values():
         row["ratios"] = {f"{key} / {STATIC}": row[key] / rows[STATIC][key] for key in ("cost", "cost_eq8", "flops")}
-        row["ratios"][f"seconds / {STATIC}"] = row.pop("seconds_ratio")
+        quartiles = row.pop("seconds_ratio")
+        row["ratios"][f"seconds / {STATIC}"], row["seconds_ratio_quartiles"] = quartiles[1], quartiles[::2]
     print("\n".join(time_table(report, rows)))
     return report | {"rows": [{"way": name, **row} for name, row in rows.items()]}
 
@@ -246,7 +166,7 @@ def measure(config: ConfigDict, plans: dict[str, Plan], repeats: int) -> dict[st
     return {
         name: {
             "seconds": statistics.median(seconds[name]),
-            "seconds_ratio": ratio_by_round(seconds[name], seconds[STATIC]),
+            "seconds_ratio": ratio_quartiles(seconds[name], seconds[STATIC]),
             "flops": program.flops,
             "temporary": program.temporary,
             "compile_seconds": program.compile_seconds,
@@ -291,9 +211,14 @@ def time_table(report: dict[str, Any], rows: dict[str, dict[str, Any]]) -> list[
         f"one update, {report['dtype']}, batch {report['batch']}, on {report['cores']} cores of {report['device']}:"
         f" median of {report['repeats']} interleaved runs,",
         f"under one mask, whose cost by every way is within {distance:.1%} of the median",
-        f"{'':30}{'s':>9}{'x static':>10}{'GFLOP':>9}{'MB':>10}{'compiled, s':>13}{'loss':>12}",
+        f"{'':30}{'s':>9}{'x static':>10}{'quartiles':>14}{'GFLOP':>9}{'MB':>10}{'compiled, s':>13}{'loss':>12}",
     ]
     for name, row in rows.items():
-        line = f"{name:30}{row['seconds']:9.3f}{row['ratios'][f'seconds / {STATIC}']:10.3f}{row['flops'] / 1e9:9.1f}"
-        lines.append(line + f"{row['temporary'] / 1e6:10.1f}{row['compile_seconds']:13.1f}{row['loss']:12.7f}")
+        low, high = row["seconds_ratio_quartiles"]
+        line = f"{name:30}{row['seconds']:9.3f}{row['ratios'][f'seconds / {STATIC}']:10.3f}{low:8.3f}-{high:5.3f}"
+        lines.append(
+            line
+            + f"{row['flops'] / 1e9:9.1f}"
+            + f"{row['temporary'] / 1e6:10.1f}{row['compile_seconds']:13.1f}{row['loss']:12.7f}"
+        )
     return lines

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def interleaved_medians(programs: dict[Any, tuple[Callable, tuple]], repeats: int) -> dict[Any, float]:
@@ -29,7 +30,12 @@ def interleaved_seconds(programs: dict[Any, tuple[Callable, tuple]], repeats: in
 
 def ratio_by_round(seconds: Sequence[float], reference: Sequence[float]) -> float:
     """How many times as long as the reference: the median over rounds, each of which met its own disturbance."""
-    return statistics.median(a / b for a, b in zip(seconds, reference, strict=True))
+    return ratio_quartiles(seconds, reference)[1]
+
+
+def ratio_quartiles(seconds: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """The lower quartile, the median and the upper one of that ratio: how far to trust it."""
+    return np.quantile(np.divide(seconds, reference), (0.25, 0.5, 0.75)).tolist()
 
 
 def machine() -> dict[str, Any]:
