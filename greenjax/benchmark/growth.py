@@ -181,12 +181,12 @@ def fits(axis: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"slopes": slopes, "lines": lines}
 
 
-def slope(x: Sequence[float], y: Sequence[float]) -> float | None:
+def slope(x: Sequence[int | float], y: Sequence[int | float]) -> float | None:
     """Of the straight line through log y against log x; None where there is no line."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(set(x)) > 1 else None
 
 
-def line(x: Sequence[float], y: Sequence[float | None]) -> dict[str, float] | None:
+def line(x: Sequence[int | float], y: Sequence[int | float | None]) -> dict[str, float] | None:
     """The straight line through the points that there are; None where there is no line."""
     known = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
     if len({a for a, _ in known}) < 2:

@@ -70,5 +70,5 @@ def mark(axes: Axes, axis: str, heading: str, rows: list[dict[str, Any]]) -> Non
     axes.set_xlabel(heading if axis == "window" else f"{heading}, placed by visible tokens")
 
 
-def places(axis: str, rows: list[dict[str, Any]]) -> list[float]:
+def places(axis: str, rows: list[dict[str, Any]]) -> list[int]:
     return [row["window" if axis == "window" else "tokens"] for row in rows]
