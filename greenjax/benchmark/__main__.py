@@ -3,11 +3,15 @@
     python -m greenjax.benchmark --config configs/swin_b.py [--batch N] [--json FILE]
     python -m greenjax.benchmark --suite roofline --config configs/swin_b.py [--config.method=simmim] [--batch N]
     python -m greenjax.benchmark --suite attention --config configs/swin_b.py [--batch N]
+    python -m greenjax.benchmark --suite grouping --config configs/swin_b.py [--batch N] [--json FILE]
+    python -m greenjax.benchmark --suite growth --config configs/swin_b.py [--batch N] [--json FILE] [--plot FILE.png]
     python -m greenjax.benchmark --suite sparse [--batch N] [--json FILE]
 
 step: an update of a configuration, green, dense and in PyTorch; docs/performance.md explains it.
 roofline: an update of a configuration kernel by kernel, against what the machine can do at best.
 attention: attention inside groups by greenjax, by JAX and by cuDNN, at the shapes of a configuration.
+grouping: ways to group the windows of visible tokens; docs/grouping_and_growth.md explains it.
+growth: an update against image size, batch, mask ratio and window; docs/grouping_and_growth.md explains it.
 input: decoding and cropping of photographs, from files and from prepared records; docs/data.md explains it.
 sparse: the backends of the sparse convolution on the layers of Twins-L, and on larger kernels that Twins lacks;
 docs/sparse_conv.md explains it.
@@ -24,15 +28,20 @@ from absl import logging
 
 from greenjax.atomic import replace_text
 from greenjax.benchmark.attention import attention
+from greenjax.benchmark.grouping import grouping
+from greenjax.benchmark.growth import growth
 from greenjax.benchmark.inputs import inputs
 from greenjax.benchmark.roofline import roofline
 from greenjax.benchmark.sparse import sparse
 from greenjax.benchmark.step import step
 from greenjax.errors import InputError
 from greenjax.flags import Parser, parse_beside
+from greenjax.planning.report import check_figure
 
-CONFIGURED = {"step": step, "roofline": roofline, "attention": attention}  # suites that need a configuration
+# Those that measure a configuration, and those that need none.
+CONFIGURED = {"step": step, "roofline": roofline, "attention": attention, "grouping": grouping, "growth": growth}
 SUITES = {"input": inputs, "sparse": sparse}
+OPTIONS = {"compiled": "step", "plot": "growth"}  # flags of one suite each
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,13 +51,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--repeats", type=positive, default=15, help="measurements of each; the median counts")
     parser.add_argument("--compiled", action="store_true", help="step: PyTorch by torch.compile, too; on a GPU always")
     parser.add_argument("--json", type=Path, help="file to write the figures into")
+    parser.add_argument("--plot", type=Path, help="file to draw the curves of --suite growth into, such as FILE.png")
     arguments = parser.parse_known_args(argv[1:])[0]
     logging.set_verbosity(logging.WARNING)  # JAX tells of every kind of device that is not there
     try:
-        if arguments.compiled and arguments.suite != "step":
-            parser.error(f"--compiled given with --suite {arguments.suite}: expected --suite step")
+        check(arguments)
+        options = {name: given for name in OPTIONS if (given := getattr(arguments, name))}
         if suite := CONFIGURED.get(arguments.suite):
-            options = {"compiled": True} if arguments.compiled else {}
             arguments, config = parse_beside(parser, argv)
             report = suite(config, arguments.batch, arguments.repeats, **options)
         else:
@@ -58,6 +67,17 @@ def main(argv: Sequence[str]) -> None:
             replace_text(arguments.json, json.dumps(report, indent=1) + "\n")
     except (InputError, OSError) as error:
         sys.exit(f"greenjax.benchmark: {error}")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises InputError for files that could not be written, before minutes are spent on what goes into them."""
+    for name, suite in OPTIONS.items():
+        if getattr(arguments, name) and arguments.suite != suite:
+            raise InputError(f"--{name} given with --suite {arguments.suite}: expected --suite {suite}")
+    if arguments.json and (arguments.json.is_dir() or any(parent.is_file() for parent in arguments.json.parents)):
+        raise InputError(f"--json is {str(arguments.json)!r}: expected a file in a folder")
+    if arguments.plot:
+        check_figure(arguments.plot)
 
 
 def positive(text: str) -> int:

@@ -5,11 +5,12 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Timed = tuple[Callable[..., Any], tuple[Any, ...]]  # a compiled program and its arguments
 
@@ -82,6 +83,16 @@ def copy_bytes_per_second(repeats: int) -> float:
 
 def _kind() -> str:
     return "cpu" if jax.default_backend() == "cpu" else "gpu"
+
+
+def ratio_by_round(seconds: Sequence[float], reference: Sequence[float]) -> float:
+    """How many times as long as the reference: the median over rounds, each of which met its own disturbance."""
+    return ratio_quartiles(seconds, reference)[1]
+
+
+def ratio_quartiles(seconds: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """The lower quartile, the median and the upper one of that ratio: how far to trust it."""
+    return np.quantile(np.divide(seconds, reference), (0.25, 0.5, 0.75)).tolist()
 
 
 def machine() -> dict[str, Any]:

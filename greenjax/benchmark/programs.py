@@ -15,7 +15,7 @@ from greenjax.planning import Plan, Planner, dense_plan, stage_channels, stage_s
 from greenjax.training.cost import matmul_flops
 from greenjax.training.optim import learning_rate, make_optimizer
 from greenjax.training.sharding import Placement, batch_sharding, make_mesh
-from greenjax.training.state import abstract_state, init_state, model_graph
+from greenjax.training.state import State, abstract_state, init_state, model_graph
 from greenjax.training.step import drop_path_keys, make_train_step, pretraining_loss
 
 PARTS = ("forward", "backward", "update")  # "backward" is forward + backward
@@ -43,41 +43,28 @@ def sized(config: ConfigDict, batch: int, **changes: Any) -> ConfigDict:
     return resolve(flatten(config) | fixed | keys)
 
 
-def random_batch(config: ConfigDict) -> Batch:
-    """Noise under the masks of step 0."""
+def random_batch(config: ConfigDict, plan: Plan | None = None) -> Batch:
+    """Noise under the masks of step 0, or under a plan for all mask groups."""
     groups = config.mask.groups
-    plan, redrawn = Planner.from_config(config).plans(config.seed, 0, groups)
+    if plan is None:
+        plan, redrawn = Planner.from_config(config).plans(config.seed, 0, groups)
+    else:
+        redrawn = np.zeros(groups, np.int32)
     shape = groups, config.data.batch_size // groups, *config.image_size, config.model.in_channels
     images = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
     return Batch(images, plan, redrawn, np.zeros(groups, np.int32), np.ones(shape[:2], bool))
 
 
-def compile_part(config: ConfigDict, part: str) -> Program:
-    """Compiles one of PARTS for all devices; nothing is computed."""
+def compile_part(config: ConfigDict, part: str, batch: Batch | None = None) -> Program:
+    """Compiles one of PARTS for all devices, for batches like the given or random one; nothing is computed."""
     start = time.perf_counter()
-    mesh, tx, graphdef = make_mesh(config), make_optimizer(config), model_graph(config)
-    state = abstract_state(config, tx, mesh)
-    noise = random_batch(config)
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)), noise
-    )
-    if part == "update":
-        traced = make_train_step(graphdef, tx, learning_rate(config, STEPS, 1), config, mesh).trace(state, batch)
-    else:
-        loss = pretraining_loss(graphdef)
-
-        def mean_loss(params: Any, batch: Batch) -> jax.Array:
-            keys = drop_path_keys(config, config.seed, jnp.zeros((), jnp.int32), config.mask.groups)
-            return loss(params, (batch.images, batch.plan, keys))[0]
-
-        with jax.set_mesh(mesh):
-            program = jax.jit(mean_loss if part == "forward" else jax.value_and_grad(mean_loss))
-            traced = program.trace(state.params, batch)
+    batch = random_batch(config) if batch is None else batch
+    traced = trace_part(config, part, batch)
     compiled = traced.lower().compile()
     costs = compiled.cost_analysis()
     assert costs is not None  # every backend of XLA's has them
     flops, took = matmul_flops(traced.jaxpr), time.perf_counter() - start
-    unpadded = flops - products(config, part) * padding_flops(config, noise.plan)
+    unpadded = flops - products(config, part) * padding_flops(config, batch.plan)
     return Program(
         compiled, flops, unpadded, costs["flops"], costs["bytes accessed"], *memory_of(compiled), compile_seconds=took
     )
@@ -116,17 +103,53 @@ def padding_flops(config: ConfigDict, plan: Plan) -> int:
     return total * (config.data.batch_size // config.mask.groups if green else config.data.batch_size)
 
 
-def runnable(config: ConfigDict, programs: dict[str, Program]) -> dict[str, Callable[[], Any]]:
-    """Each of the programs on a batch of noise, as a function without arguments; the update goes on from its result."""
-    mesh = make_mesh(config)
-    batch = Placement(mesh)(random_batch(config))
-    held = [init_state(config, make_optimizer(config), mesh)]
+def trace_part(config: ConfigDict, part: str, batch: Batch | None = None) -> jax.stages.Traced:
+    """What `compile_part` compiles."""
+    mesh, tx, graphdef = make_mesh(config), make_optimizer(config), model_graph(config)
+    state = abstract_state(config, tx, mesh)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)),
+        random_batch(config) if batch is None else batch,
+    )
+    if part == "update":
+        return make_train_step(graphdef, tx, learning_rate(config, STEPS, 1), config, mesh).trace(state, shapes)
+    loss = pretraining_loss(graphdef)
+
+    def mean_loss(params: Any, batch: Batch) -> jax.Array:
+        keys = drop_path_keys(config, config.seed, jnp.zeros((), jnp.int32), config.mask.groups)
+        return loss(params, (batch.images, batch.plan, keys))[0]
+
+    with jax.set_mesh(mesh):
+        program = jax.jit(mean_loss if part == "forward" else jax.value_and_grad(mean_loss))
+        return program.trace(state.params, shapes)
+
+
+def runnable(
+    config: ConfigDict, programs: dict[str, Program], batch: Batch | None = None, held: list[State] | None = None
+) -> dict[str, Callable[[], Any]]:
+    """Each of the programs on a batch, noise by default, as a function without arguments.
+
+    The update goes on from its result. `held`, a list of one state, is for updates that share theirs and so its memory.
+    """
+    placed = Placement(make_mesh(config))(random_batch(config) if batch is None else batch)
+    held = [first_state(config)] if held is None else held
 
     def update() -> Any:
-        held[0], metrics = programs["update"].compiled(held[0], batch)
+        held[0], metrics = programs["update"].compiled(held[0], placed)
         return metrics
 
     def part(program: Program) -> Callable[[], Any]:
-        return lambda: program.compiled(held[0].params, batch)
+        return lambda: program.compiled(held[0].params, placed)
 
     return {name: update if name == "update" else part(program) for name, program in programs.items()}
+
+
+def first_state(config: ConfigDict) -> State:
+    """The state before the first update."""
+    return init_state(config, make_optimizer(config), make_mesh(config))
+
+
+def parameter_shapes(config: ConfigDict) -> tuple[tuple[int, ...], ...]:
+    """What configurations have in common that can share a state."""
+    state = abstract_state(config, make_optimizer(config), make_mesh(config))
+    return tuple(leaf.shape for leaf in jax.tree.leaves(state))

@@ -69,11 +69,15 @@ def cost_ratio(analysis: Analysis, depths: Sequence[int]) -> float:
     """Cost of local attention over the mean cost of Algorithm 1's groupings; `depths` are the blocks that have it."""
     ours = optimal = 0.0
     for depth, stage in zip(depths, analysis.facts, strict=True):
-        for shifted, facts in enumerate(stage):
-            blocks = depth if len(stage) == 1 else (depth + 1 - shifted) // 2  # regular first, then shifted
+        for blocks, facts in zip(blocks_in_turn(depth, len(stage)), stage, strict=True):
             ours += blocks * facts.cost
             optimal += blocks * facts.optimal_cost
     return ours / optimal
+
+
+def blocks_in_turn(depth: int, partitions: int) -> list[int]:
+    """How many of a stage's `depth` blocks with windows use each of its partitions: they take turns, regular first."""
+    return [(depth + partitions - 1 - index) // partitions for index in range(partitions)]
 
 
 def planning_time(planner: Planner, masks: int) -> float:

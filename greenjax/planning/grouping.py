@@ -6,11 +6,12 @@ works on a multiset {size: count}; windows are named again only when the packing
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from greenjax.errors import InputError
 
+Packing = list[list[int]]  # the windows of each group
 Counts = dict[int, int]  # {size: how many}; among equal totals, late keys are spared
 
 _RESTARTS = 24
@@ -20,7 +21,7 @@ class OptimalGrouping(NamedTuple):
     """What Algorithm 1 finds: groups[j] holds the indices of the windows in group j, cost is Eq. 8's."""
 
     slots: int
-    groups: list[list[int]]
+    groups: Packing
     cost: int
 
 
@@ -34,7 +35,7 @@ def subset_sum(sizes: Sequence[int], limit: int) -> list[int]:
     return sorted(_name_windows([chosen], sizes)[0])
 
 
-def pack(sizes: Sequence[int], slots: int) -> list[list[int]]:
+def pack(sizes: Sequence[int], slots: int) -> Packing:
     """Groups of window indices, none above `slots` tokens: Eq. 7 repeated until all windows are placed.
 
     Windows of size 0 stand in no group. Raises InputError when a window is larger than slots.
@@ -48,7 +49,7 @@ def pack(sizes: Sequence[int], slots: int) -> list[list[int]]:
     return _name_windows(rows, sizes)
 
 
-def pack_harder(sizes: Sequence[int], slots: int, groups: int) -> list[list[int]] | None:
+def pack_harder(sizes: Sequence[int], slots: int, groups: int) -> Packing | None:
     """A packing into at most `groups` groups, or None when a bounded search finds none.
 
     For masks that pack() spreads over too many groups. Each attempt fills one group after the other around
@@ -72,8 +73,12 @@ def pack_harder(sizes: Sequence[int], slots: int, groups: int) -> list[list[int]
     return None
 
 
-def optimal_grouping(window_sizes: Sequence[int], channels: int) -> OptimalGrouping:
+def optimal_grouping(
+    window_sizes: Sequence[int], channels: int, packing: Callable[[Sequence[int], int], Packing] = pack
+) -> OptimalGrouping:
     """The paper's Algorithm 1: the cheapest of the packings for every group size from max w_i to sum w_i.
+
+    `packing` of (sizes, slots) can stand in for Eq. 7, to see what another one costs.
 
     Among equal costs the smallest group size is kept. Group sizes that could not win even without padding are
     skipped, which changes nothing in the result. "Optimal" is the paper's word: repeating Eq. 7 is greedy.
@@ -87,7 +92,7 @@ def optimal_grouping(window_sizes: Sequence[int], channels: int) -> OptimalGroup
         fewest = -(-total // slots)
         if best is not None and grouping_cost(slots, fewest, channels) >= best.cost:
             continue
-        groups = pack(window_sizes, slots)
+        groups = packing(window_sizes, slots)
         cost = grouping_cost(slots, len(groups), channels)
         if best is None or cost < best.cost:
             best = OptimalGrouping(slots, groups, cost)
@@ -186,7 +191,7 @@ def _take(counts: Counts, row: Counts) -> list[Counts]:
     return [row] * times
 
 
-def _name_windows(rows: list[Counts], sizes: Sequence[int]) -> list[list[int]]:
+def _name_windows(rows: list[Counts], sizes: Sequence[int]) -> Packing:
     """Rows as lists of window indices: among windows of equal size, low indices go into early rows."""
     waiting: dict[int, list[int]] = {}
     for index in range(len(sizes) - 1, -1, -1):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
-from greenjax.planning.grouping import pack, pack_harder
+from greenjax.planning.grouping import Packing, pack, pack_harder
 from greenjax.planning.sites import submanifold_index
 from greenjax.planning.tokens import TokenGrid
 
@@ -96,7 +96,7 @@ class WindowPartition:
         flat = visible.reshape(*visible.shape[:-2], -1)
         return flat.astype(np.int32) @ self.counts
 
-    def group(self, visible_units: Int[np.ndarray, " v"], packing: list[list[int]], layout: GroupLayout) -> Grouping:
+    def group(self, visible_units: Int[np.ndarray, " v"], packing: Packing, layout: GroupLayout) -> Grouping:
         """Puts the tokens of the visible units where the packing puts their windows."""
         window = self.ids[visible_units].ravel()
         position = self.positions[visible_units].ravel()
@@ -181,22 +181,40 @@ def make_plan(
     nearby: tuple[Neighbourhood | None, ...] = (),
 ) -> Plan | None:
     """The plan of one mask under given layouts, or None if some stage's windows do not fit its layout."""
-    visible_units = np.flatnonzero(visible).astype(np.int32)
-    masked_units = np.flatnonzero(~visible).astype(np.int32)
-    windows = []
+    packings = []
     for stage_partitions, stage_layouts in zip(stages, layouts, strict=True):
-        groupings = []
+        of_stage = []
         for partition, layout in zip(stage_partitions, stage_layouts, strict=True):
             packing = fit(partition.sizes(visible), layout)
             if packing is None:
                 return None
-            groupings.append(partition.group(visible_units, packing, layout))
-        windows.append(tuple(groupings))
+            of_stage.append(packing)
+        packings.append(of_stage)
+    return packed_plan(visible, stages, layouts, packings, nearby)
+
+
+def packed_plan(
+    visible: Bool[np.ndarray, "h w"],
+    stages: tuple[tuple[WindowPartition, ...], ...],
+    layouts: Sequence[Sequence[GroupLayout]],
+    packings: Sequence[Sequence[Packing]],
+    nearby: tuple[Neighbourhood | None, ...] = (),
+) -> Plan:
+    """The plan of one mask whose windows are packed already, by stage and partition."""
+    visible_units = np.flatnonzero(visible).astype(np.int32)
+    masked_units = np.flatnonzero(~visible).astype(np.int32)
+    windows = tuple(
+        tuple(
+            partition.group(visible_units, packing, layout)
+            for partition, packing, layout in zip(*of_stage, strict=True)
+        )
+        for of_stage in zip(stages, packings, layouts, strict=True)
+    )
     neighbours = tuple(None if near is None else near.of(visible_units) for near in nearby)
-    return Plan(visible_units, masked_units, tuple(windows), neighbours)
+    return Plan(visible_units, masked_units, windows, neighbours)
 
 
-def fit(sizes: Int[np.ndarray, " windows"], layout: GroupLayout) -> list[list[int]] | None:
+def fit(sizes: Int[np.ndarray, " windows"], layout: GroupLayout) -> Packing | None:
     """Window indices for each row of a layout: Eq. 7 repeated, then a stronger search, else None."""
     if layout.groups == 1:
         return [np.flatnonzero(sizes).tolist()] if sizes.sum() <= layout.slots else None

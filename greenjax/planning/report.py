@@ -36,10 +36,8 @@ def report(config: ConfigDict, masks: int, plot: str | None = None) -> None:
         raise InputError(
             f"method is {config.method!r}, whose encoder takes all tokens and groups none: expected 'green'"
         )
-    if plot and Path(plot).suffix not in FORMATS:
-        raise InputError(f"--plot is {plot!r}: expected a file named {' or '.join(f'*{name}' for name in FORMATS)}")
-    if plot and not Path(plot).absolute().parent.is_dir():
-        raise InputError(f"--plot is {plot!r}: expected an existing folder")
+    if plot:
+        check_figure(plot)
     planner = Planner.from_config(config)
     windows = any(planner.stages)
     if plot and not windows:
@@ -60,6 +58,15 @@ def report(config: ConfigDict, masks: int, plot: str | None = None) -> None:
     if plot:
         group_size_figure(analysis, f"{title}, mask ratio {config.mask.ratio:g}").savefig(plot, dpi=150)
         console.print(f"Figure 4: {plot}")
+
+
+def check_figure(plot: str | Path) -> None:
+    """Raises InputError for a file that a figure cannot be drawn into."""
+    if Path(plot).suffix not in FORMATS:
+        expected = " or ".join(f"*{name}" for name in FORMATS)
+        raise InputError(f"--plot is {str(plot)!r}: expected a file named {expected}")
+    if not Path(plot).absolute().parent.is_dir():
+        raise InputError(f"--plot is {str(plot)!r}: expected an existing folder")
 
 
 def windowed_blocks(config: ConfigDict) -> list[int]:
