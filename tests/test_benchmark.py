@@ -147,9 +147,6 @@ def test_the_peer_is_left_out_where_it_cannot_run():
     assert peers.why_no_peer(small_config("twins")) == "it has no twins_s"
     assert "window 10" in peers.why_no_peer(small_config(model__window=10))
     assert peers.why_no_peer(small_config()) is None
-    assert step.why_no_peer(small_config("twins")) == "it has no twins_s"
-    assert "window 10" in step.why_no_peer(small_config(model__window=10))
-    assert step.why_no_peer(small_config()) is None
 
 
 @pytest.mark.parametrize("family", ["swin", "twins"])

@@ -105,13 +105,14 @@ def joints_flops(config: ConfigDict, planner: Planner) -> int:
     block = block_flops(Attention(units, dim, config.decoder.num_heads, 4 * dim, units, 1, 0))
     head = 2 * dim * grid.unit**2 * pixels
     decoder = 2 * visible * widths[-1] * dim + config.decoder.depth * block + (units - visible) * head
-    # Nothing asks for the gradient of pixels. The prediction of visible units is traced, and dropped by the compiler.
-    return (PASSES - 1) * embed + PASSES * (merging + decoder) + visible * head
+    # Nothing asks for the gradient of pixels, and none for the prediction of visible units.
+    return (PASSES - 1) * embed + PASSES * (merging + decoder)
 
 
 def block_kept(block: Attention) -> int:
-    """Numbers, one image: the residual stream twice, queries, keys, values, weights, what is projected, the MLP's."""
-    by_token = block.tokens * (3 * block.channels + block.hidden)
+    """Numbers, one image: the residual stream and its norm, both twice, queries, keys, values, weights, what is
+    projected, and the hidden layer before and behind its activation function."""
+    by_token = block.tokens * (5 * block.channels + 2 * block.hidden)
     return by_token + block.groups * block.slots * (3 * block.channels + block.heads * block.slots)
 
 

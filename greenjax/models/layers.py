@@ -25,8 +25,9 @@ def linear(
     inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs, use_bias: bool = True, init: Callable[..., Array] = xavier
 ) -> nnx.Linear:
     """A dense layer with float32 parameters, Xavier-uniform by default, that computes in `dtype`."""
-    options = dict(use_bias=use_bias, dtype=dtype, kernel_init=init, dot_general=_product)
-    return nnx.Linear(inputs, outputs, **options, rngs=rngs)
+    return nnx.Linear(
+        inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=init, dot_general=_product, rngs=rngs
+    )
 
 
 def _product(x: Array, kernel: Array, dimensions: Any, **options: Any) -> Array:

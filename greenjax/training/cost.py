@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
 
 # Dense bfloat16 matrix products a second, by the makers' data sheets; of names that fit the longest counts.
 PEAK_FLOPS = {
@@ -36,8 +37,13 @@ def matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
     """FLOPs of all matrix products and convolutions of a traced program, on all devices, loops counted as often as run.
 
     Multiplications and additions count one each. What a callback computes is not seen; of branches the dearest counts;
-    a loop of unknown length counts once.
+    a loop of unknown length counts once. What nothing uses, the gradient of pixels, does not count: XLA drops it.
     """
+    plain: Any = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    return _products(dce_jaxpr(plain, [True] * len(plain.outvars))[0])
+
+
+def _products(jaxpr: ClosedJaxpr | Jaxpr) -> int:
     total = 0
     for eqn in (jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr).eqns:
         name, params = eqn.primitive.name, eqn.params
@@ -46,10 +52,10 @@ def matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
         elif name == "conv_general_dilated":
             total += _convolution(eqn)
         elif name == "cond":
-            total += max(matmul_flops(branch) for branch in params["branches"])
+            total += max(_products(branch) for branch in params["branches"])
         else:
             times = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
-            total += times * sum(matmul_flops(inner) for inner in _inner(params))
+            total += times * sum(_products(inner) for inner in _inner(params))
     return total
 
 
