@@ -39,7 +39,7 @@ def report(tmp_path_factory):
         patch.setattr(grouping, "MASKS", 30)
         patch.setattr(grouping, "AFTER", (1, 10))
         file = tmp_path_factory.mktemp("grouping") / "figures.json"
-        config = small_config(mask__ratio=0.7)
+        config = small_config(mask__ratio=0.7, model__depths=(2, 1))
         patch.setattr(__main__, "parse_beside", lambda parser, argv: (parser.parse_args(argv[1:]), config))
         __main__.main(["benchmark", "--suite=grouping", "--batch=8", "--repeats=2", f"--json={file}"])
         return json.loads(file.read_text())

@@ -163,7 +163,8 @@ def table(report: dict[str, Any]) -> list[str]:
         lines.append(f"memory for each image, green / dense: {report['memory_slope_ratio']:.2f}")
     first = report["first_step_seconds"]
     lines += [
+        f"input: {report['input_images_per_second']:.0f} images/s by one process",
         f"whole run: first step after {first['cold']:.1f} s, {first['cached']:.1f} s with what was compiled before;"
-        f" then {report['images_per_second']:.1f} images/s, {report['waited']:.2%} of the time waiting for data"
+        f" then {report['images_per_second']:.1f} images/s, {report['waited']:.2%} of the time waiting for data",
     ]
     return lines

@@ -21,8 +21,10 @@ from ml_collections import ConfigDict
 from greenjax.benchmark.inputs import PHOTOGRAPHS, write_photographs
 from greenjax.benchmark.measure import machine
 from greenjax.benchmark.programs import STEPS, sized
-from greenjax.config import flatten
+from greenjax.config import flatten, resolve
+from greenjax.data import open_source, train_batches
 from greenjax.errors import InputError
+from greenjax.planning import Planner
 
 MEASURED = 8  # steps whose speed counts
 WARM = 3  # steps before them: the first ones map memory
@@ -34,33 +36,53 @@ CACHE |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 def whole_run(config: ConfigDict, batch: int) -> dict[str, Any]:
     """Seconds to the end of the first step, without and with what an earlier run leaves; the loop's speed after it.
 
-    `waited` is the share of its time that the loop waits for data. Raises InputError where the command fails.
+    `input_images_per_second` is what one process alone prepares; `waited` is the share of its time that the loop waits
+    for data. Raises InputError where the command fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_photographs(root / "photographs", *PHOTOGRAPHS["500 x 375"])
-        file = write_config(root / "config.py", config, batch, root / "photographs")
+        config = on_photographs(config, batch, root / "photographs")
+        file = write_config(root / "config.py", config)
         cold, _ = measured_run(file, root / "cold", root / "cache", 1)
         cached, lines = measured_run(file, root / "cached", root / "cache", WARM + MEASURED)
+        rate = input_rate(config)
     rates = [(1 / line["images_per_second"], line["waited"]) for line in lines if line["step"] > WARM]
     seconds = sum(rate for rate, _ in rates)  # of one image of each batch
     return {
         "first_step_seconds": {"cold": cold, "cached": cached},
+        "input_images_per_second": rate,
         "images_per_second": len(rates) / seconds,
         "waited": sum(rate * waited for rate, waited in rates) / seconds,
     }
 
 
-def write_config(path: Path, config: ConfigDict, batch: int, photographs: Path) -> Path:
-    """The configuration as a file: on these photographs, watched step by step, with no more workers than cores."""
+def on_photographs(config: ConfigDict, batch: int, photographs: Path) -> ConfigDict:
+    """The configuration on these photographs, watched step by step, with no more workers than cores."""
     data = {"source": "folder", "path": str(photographs), "split": "all", "eval_split": ""}
     data["workers"] = min(config.data.workers, machine()["cores"])
     changes = {f"data__{name}": value for name, value in data.items()}
     changes |= dict(epochs=None, optim__warmup_epochs=None, steps=STEPS, optim__warmup_steps=1)
     changes |= dict(monitor="none", log__every=1, log__checkpoint_every=0)
-    settings = flatten(sized(config, batch, **changes))
-    path.write_text(f"import greenjax\n\n\ndef get_config():\n    return greenjax.resolve({settings!r})\n")
+    return sized(config, batch, **changes)
+
+
+def write_config(path: Path, config: ConfigDict) -> Path:
+    """The configuration as a file."""
+    path.write_text(f"import greenjax\n\n\ndef get_config():\n    return greenjax.resolve({flatten(config)!r})\n")
     return path
+
+
+def input_rate(config: ConfigDict) -> float:
+    """Images a second that one process makes into batches, masks planned: decoded, cropped, resized."""
+    config = resolve(flatten(config) | {"data.workers": 0})
+    source = open_source(config.data, config.data.split)
+    with closing(train_batches(config, source, Planner.from_config(config))) as batches:
+        next(batches)
+        start = time.perf_counter()
+        for _ in range(MEASURED):
+            next(batches)
+    return MEASURED * config.data.batch_size / (time.perf_counter() - start)
 
 
 def measured_run(file: Path, workdir: Path, cache: Path, steps: int) -> tuple[float, list[dict[str, Any]]]:
