@@ -139,7 +139,7 @@ def run_all(updates: dict[Setting, Update], own: Setting, repeats: int) -> dict[
         held = states.setdefault(parameter_shapes(config), [])
         held[:] = held or [first_state(config)]
         runs[setting] = runnable(config, {"update": green}, held=held)["update"], ()
-    print(f"running {len(runs)} updates in turn, {repeats + 1} times", flush=True)
+    print(f"running {len(runs)} updates in turn, {repeats} times", flush=True)
     return interleaved_seconds(runs, repeats)
 
 
