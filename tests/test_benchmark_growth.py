@@ -44,7 +44,7 @@ def report(tmp_path_factory):
         patch.setattr(growth, "AXES", AXES)
         patch.setattr(growth, "LONGEST", 2.2)
         folder = tmp_path_factory.mktemp("growth")
-        config = small_config(model__depths=(1, 1))
+        config = small_config()
         patch.setattr(__main__, "parse_beside", lambda parser, argv: (parser.parse_args(argv[1:]), config))
         files = [f"--json={folder / 'figures.json'}", f"--plot={folder / 'figure.png'}"]
         __main__.main(["benchmark", "--suite=growth", "--batch=8", "--repeats=2", *files])
