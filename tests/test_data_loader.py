@@ -19,7 +19,8 @@ import pytest
 
 from greenjax.config import resolve
 from greenjax.data import DecodeError, eval_batches, open_source, train_batches
-from greenjax.data.loader import order_seed, shuffled, warn_of_small_shared_memory
+from greenjax.data.loader import order_seed, shuffled
+from greenjax.data.workers import warn_of_small_shared_memory
 from greenjax.errors import InputError
 from greenjax.planning import Planner
 

@@ -211,6 +211,8 @@ def test_the_suite_explains_an_update(monkeypatch, capsys, method):
     parts, whole = {row["part"]: row for row in report["parts"]}, report["kernels"]
     expected = {"projections and MLPs", "norms", "activation functions", "attention", "optimizer"}
     assert expected < set(parts) and ("decoder" in parts) == (method == "green")
+    assert {name for name, row in parts.items() if row["flops"]} <= {"projections and MLPs", "attention", "decoder"}
+    assert parts["projections and MLPs"]["flops"] > 0.5 * whole["flops"]
     for key in ("runs", "seconds", "flops", "bytes"):
         for rows in (report["parts"], report["kinds"]):
             assert sum(row[key] for row in rows) == pytest.approx(whole[key])

@@ -22,6 +22,8 @@ from greenjax.errors import InputError
 from greenjax.models.attention import attend, split_heads
 from greenjax.models.layers import merge_heads
 from greenjax.planning import Grouping, dense_plan, stage_channels, stage_specs, token_grid
+from greenjax.planning.analysis import blocks_in_turn
+from greenjax.planning.planner import windowed_blocks
 
 # Large enough that nothing is left of what is hidden, small enough for float16. By a comment in JAX's own masks, cuDNN
 # errs where much larger numbers are subtracted.
@@ -115,10 +117,9 @@ def cases(config: ConfigDict) -> list[Case]:
     rng = np.random.default_rng(0)
     swin = config.model.name.startswith("swin")
     found = []
-    for stage, (channels, heads, groupings) in enumerate(zip(stage_channels(config), config.model.num_heads, windows)):
-        for number, grouping in enumerate(groupings):
-            # Swin's groupings take turns; Twins has windows in every second block.
-            blocks = len(range(number, config.model.depths[stage], len(groupings) if swin else 2))
+    stages = zip(windowed_blocks(config), stage_channels(config), config.model.num_heads, windows, strict=True)
+    for stage, (depth, channels, heads, groupings) in enumerate(stages):
+        for number, (blocks, grouping) in enumerate(zip(blocks_in_turn(depth, len(groupings)), groupings)):
             found.append(case(config, (stage, number == 1, blocks, heads), grouping, channels, swin, rng))
     if not found:
         raise InputError(f"model.name is {config.model.name!r}: expected a model with windows")

@@ -27,8 +27,7 @@ from greenjax.planning import Plan, Planner, stage_channels
 from greenjax.planning.analysis import blocks_in_turn
 from greenjax.planning.grouping import grouping_cost, layout_cost
 from greenjax.planning.plan import packed_plan, stack_plans
-from greenjax.planning.planner import simulated_masks
-from greenjax.planning.report import windowed_blocks
+from greenjax.planning.planner import simulated_masks, windowed_blocks
 from greenjax.training.sharding import Placement, make_mesh
 from greenjax.training.state import State
 

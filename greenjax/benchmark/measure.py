@@ -79,12 +79,6 @@ def copy(size: int | None = None) -> tuple[Timed, int]:
     return (run, ()), 2 * (size // 4 * 4)
 
 
-def copy_bytes_per_second(repeats: int) -> float:
-    """Bytes that a copy of a large array reads and writes a second, the median of some."""
-    run, moved = copy()
-    return moved / interleaved_medians({"copy": run}, repeats)["copy"]
-
-
 def _kind() -> str:
     return "cpu" if jax.default_backend() == "cpu" else "gpu"
 

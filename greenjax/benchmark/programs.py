@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from greenjax.config import flatten, resolve
 from greenjax.data import Batch
 from greenjax.planning import Plan, Planner, dense_plan, stage_channels, stage_specs, token_grid
+from greenjax.planning.analysis import blocks_in_turn
+from greenjax.planning.planner import windowed_blocks
 from greenjax.training.cost import matmul_flops
 from greenjax.training.optim import learning_rate, make_optimizer
 from greenjax.training.sharding import Placement, batch_sharding, make_mesh
@@ -57,13 +59,14 @@ def random_batch(config: ConfigDict, plan: Plan | None = None) -> Batch:
 
 def compile_part(config: ConfigDict, part: str, batch: Batch | None = None) -> Program:
     """Compiles one of PARTS for all devices, for batches like the given or random one; nothing is computed."""
-    start = time.perf_counter()
     batch = random_batch(config) if batch is None else batch
+    start = time.perf_counter()
     traced = trace_part(config, part, batch)
     compiled = traced.lower().compile()
+    took = time.perf_counter() - start
     costs = compiled.cost_analysis()
     assert costs is not None  # every backend of XLA's has them
-    flops, took = matmul_flops(traced.jaxpr), time.perf_counter() - start
+    flops = matmul_flops(traced.jaxpr)
     unpadded = flops - products(config, part) * padding_flops(config, batch.plan)
     return Program(
         compiled, flops, unpadded, costs["flops"], costs["bytes accessed"], *memory_of(compiled), compile_seconds=took
@@ -90,16 +93,16 @@ def padding_flops(config: ConfigDict, plan: Plan) -> int:
     A block computes all pairs of a row; needed are those inside a window, w * w of its w visible tokens. All other
     products are free of padding: projections take the ungrouped tokens.
     """
-    green, local = config.method == "green", 1 if config.model.name.startswith("swin") else 2  # Twins: every second
+    green = config.method == "green"
     # The plan of every mask group; without masks before the encoder one for all.
     windows = plan.windows if green else dense_plan(token_grid(config), stage_specs(config)).windows
     total = 0
-    for depth, channels, groupings in zip(config.model.depths, stage_channels(config), windows, strict=True):
-        for block in range(0, depth, local) if groupings else ():
-            ids = np.asarray(groupings[block % len(groupings)].window)
+    for depth, channels, groupings in zip(windowed_blocks(config), stage_channels(config), windows, strict=True):
+        for blocks, grouping in zip(blocks_in_turn(depth, len(groupings)), groupings):
+            ids = np.asarray(grouping.window)
             rows = ids.reshape(-1, ids.shape[-1])
             seen = sum(int((np.bincount(row[row >= 0]) ** 2).sum()) for row in rows)
-            total += 2 * channels * (rows.size * rows.shape[1] - seen)
+            total += blocks * 2 * channels * (rows.size * rows.shape[1] - seen)
     return total * (config.data.batch_size // config.mask.groups if green else config.data.batch_size)
 
 

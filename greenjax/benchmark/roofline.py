@@ -28,13 +28,13 @@ SHOWN = 25  # kinds of kernel in the printed table; the report has all
 # where its last operation was.
 DECODER = "models/decoder.py"
 PARTS = {
-    r"flax/nnx/nn/linear\.py": "projections and MLPs",
+    r"flax/nnx/nn/linear\.py|operations\.py:_(matmul|rows|d_kernel)": "projections and MLPs",
     r"LayerNorm\.|layer_norm": "norms",
-    r"enter_groups|leave_groups": "gathers",
+    r"enter_groups|leave_groups|operations\.py:_permute": "gathers",
     r"models/sparse|BlockEmbed\.|PositionalEncoding\.": "convolutions",
-    r"Mlp\.": "activation functions",
+    r"Mlp\.|operations\.py:_(gelu|normal)": "activation functions",
     r"models/attention\.py|(Local|Global)Attention\.": "attention",
-    r"greenjax/models/": "the rest of the model",
+    r"greenjax/models/(?!operations)": "the rest of the model",  # what an operation shares belongs to its caller
     r"training/optim\.py|/optax/|training/step\.py": "optimizer",
 }
 
@@ -136,13 +136,10 @@ def kind(name: str, kernel: Kernel | None) -> tuple[str, str, str]:
     bare = re.sub(r"(\.?\d+)+$|\.clone|\.remat\d*", "", name)
     if kernel is None:
         return bare, "", ""
-    own = (call for call in kernel.stack if "/greenjax/" in call and not call.endswith(":kept"))
+    own = (call for call in kernel.stack if "/greenjax/" in call)
     place = re.sub(r"\.__call__|\.?<\w+>", "", next(own, ":").rpartition(":")[2])
     op = re.sub(r"\d+", "#", kernel.op_name.split(";")[0])
-    if "rematted_computation" in op:
-        when = "again"
-    else:
-        when = "backward" if "transpose(" in op else "forward" if "jvp(" in op else "update"
+    when = "backward" if "transpose(" in op else "forward" if "jvp(" in op else "update"
     return bare, place, f"{when} {op.rpartition('/')[2]}"
 
 

@@ -8,20 +8,12 @@ Of several processes each reads its own rows of every batch: those of the mask g
 that `own` names. None is all of them.
 """
 
-import ctypes
-import math
-import multiprocessing
-import os
-import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import cv2
 import grain
 import numpy as np
 from absl import flags, logging
@@ -34,13 +26,11 @@ from greenjax.data.encoded import DecodeError, undecoded
 from greenjax.data.labels import LabelledSource, check_classes
 from greenjax.data.randaugment import labelled_view
 from greenjax.data.sources import Source
+from greenjax.data.workers import MIN_SHARED, start_worker, warn_of_small_shared_memory
 from greenjax.errors import InputError
 from greenjax.planning import Plan, Planner
 
 TRIES = 100  # images in a row that cannot be decoded, before the run stops
-MIN_SHARED = 1 << 22  # bytes; smaller arrays are copied between processes instead of shared
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-BATCHES_PER_WORKER = 3.5  # that exist at one time, seen with Grain 0.2.18
 
 
 class Batch(NamedTuple):
@@ -301,46 +291,3 @@ class WithLabels:
 def before(count: int, first: int, rows: range) -> Bool[np.ndarray, " rows"]:
     """Which rows of a batch that begins with image `first` are among the first `count` images of the stream."""
     return first + np.array(rows) < count
-
-
-def warn_of_small_shared_memory(config: ConfigDict) -> None:
-    """Batches travel through /dev/shm. Where that is too small, as in many containers, workers just die."""
-    data = config.data
-    batch = math.prod((data.batch_size, *config.image_size, config.model.in_channels))  # bytes
-    needed = BATCHES_PER_WORKER * data.workers * batch
-    if batch < MIN_SHARED or not os.path.isdir("/dev/shm"):
-        return
-    free = shutil.disk_usage("/dev/shm").free
-    if free < needed:
-        found = f"/dev/shm has {free / 1e9:.1f} GB free, {data.workers} workers need up to {needed / 1e9:.1f} GB"
-        remedy = "lower data.workers or data.batch_size, or give a container more (docker run --shm-size)"
-        logging.warning("%s: %s", found, remedy)
-
-
-def start_worker(index: int, count: int) -> None:
-    """Runs first in each worker process."""
-    cv2.setNumThreads(0)  # the workers are the parallelism
-    keep_freed_memory()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the run decides when to stop; a terminal tells all its processes
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def keep_freed_memory() -> None:
-    """Has the C library keep what was freed, up to 64 MB, for the next image.
-
-    glibc hands an image's memory back to the system at once, and the system clears it anew, page by page: that takes
-    a quarter of the time of decoding. Other C libraries are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
-        mallopt(M_TRIM_THRESHOLD, 64 << 20)
-
-
-def _end_with_parent() -> None:
-    """Without this a worker whose parent was killed would wait for it for ever, holding its batches."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

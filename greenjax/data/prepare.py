@@ -34,7 +34,6 @@ from greenjax.atomic import replace_text
 from greenjax.data.augment import shrinkage
 from greenjax.data.encoded import DecodeError, Encoded, Image, Need, Size, load, size_of, undecoded
 from greenjax.data.labels import open_labelled
-from greenjax.data.loader import keep_freed_memory
 from greenjax.data.records import (
     DESCRIPTION,
     ENCODINGS,
@@ -45,6 +44,7 @@ from greenjax.data.records import (
     to_raw,
 )
 from greenjax.data.sources import open_source, parse_split
+from greenjax.data.workers import keep_freed_memory
 from greenjax.errors import InputError
 
 PER_SHARD = 4096  # images; raw ones of 256 px make about 1 GB

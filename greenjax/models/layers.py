@@ -123,8 +123,8 @@ def by_stage(value: float | tuple[float, ...], stages: int) -> tuple[float, ...]
     return value if isinstance(value, tuple) else (value,) * stages
 
 
-def checkpointed(module: nnx.Module, call: Callable[..., Array]) -> Callable[..., Array]:
-    """`call(module, x, *args)` as a function of (x, *args), which is all it stores for the backward pass.
+def checkpointed(module: Callable[..., Array]) -> Callable[..., Array]:
+    """`module(x, *args)`, which stores nothing but its arguments for the backward pass.
 
     There it runs again, behind the gradient that arrives. jax.checkpoint alone promises no order, and XLA on the CPU
     runs what it computes again long before, which saves no memory.
@@ -133,14 +133,14 @@ def checkpointed(module: nnx.Module, call: Callable[..., Array]) -> Callable[...
 
     @jax.custom_vjp
     def run(params: Any, x: Array, args: Any) -> Array:
-        return call(nnx.merge(graphdef, params), x, *args)
+        return nnx.merge(graphdef, params)(x, *args)
 
     def forward(params: Any, x: Array, args: Any) -> tuple[Array, Any]:
         return run(params, x, args), (params, x, args)
 
     def backward(saved: Any, dy: Array) -> tuple[Any, Array, None]:
         params, x, args = saved
-        _, pull = jax.vjp(lambda params, x: call(nnx.merge(graphdef, params), x, *args), params, after(x, dy))
+        _, pull = jax.vjp(lambda params, x: nnx.merge(graphdef, params)(x, *args), params, after(x, dy))
         return *pull(dy), None
 
     run.defvjp(forward, backward)

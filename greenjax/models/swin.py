@@ -41,7 +41,7 @@ class SwinStage(nnx.Module):
     ) -> Float[Array, "b n c"]:
         """The stage's tokens before merging."""
         for i, block in enumerate(self.blocks):
-            run = checkpointed(block, Block.__call__) if self.remat else block
+            run = checkpointed(block) if self.remat else block
             x = run(x, windows[i % len(windows)], None if keys is None else keys[i])
         return x
 

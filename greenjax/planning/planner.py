@@ -60,6 +60,12 @@ def stage_channels(config: ConfigDict) -> tuple[int, ...]:
     return model.embed_dims or tuple(model.embed_dim * 2**stage for stage in range(len(model.depths)))
 
 
+def windowed_blocks(config: ConfigDict) -> list[int]:
+    """Blocks with local attention, by stage: all of Swin's, every second one of Twins', beginning with the first."""
+    twins = config.model.embed_dims is not None
+    return [(depth + 1) // 2 if twins else depth for depth in config.model.depths]
+
+
 class Planner:
     """Draws the masks of a run and plans them. Small, picklable, free of JAX: it lives in the data workers.
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from greenjax.errors import InputError
 from greenjax.planning.analysis import Analysis, LayoutFacts, analyse, cost_ratio
-from greenjax.planning.planner import Planner, stage_channels
+from greenjax.planning.planner import Planner, stage_channels, windowed_blocks
 
 WIDTH = 110  # columns, where the output is not a terminal
 FORMATS = (".png", ".pdf", ".svg")
@@ -67,12 +67,6 @@ def check_figure(plot: str | Path) -> None:
         raise InputError(f"--plot is {str(plot)!r}: expected a file named {expected}")
     if not Path(plot).absolute().parent.is_dir():
         raise InputError(f"--plot is {str(plot)!r}: expected an existing folder")
-
-
-def windowed_blocks(config: ConfigDict) -> list[int]:
-    """Blocks with local attention, by stage: all of Swin's, every second one of Twins', beginning with the first."""
-    twins = config.model.embed_dims is not None
-    return [(depth + 1) // 2 if twins else depth for depth in config.model.depths]
 
 
 def layout_table(analysis: Analysis) -> Table:
