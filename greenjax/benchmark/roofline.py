@@ -28,7 +28,7 @@ SHOWN = 25  # kinds of kernel in the printed table; the report has all
 # where its last operation was.
 DECODER = "models/decoder.py"
 PARTS = {
-    r"flax/nnx/nn/linear\.py|operations\.py:_(matmul|rows|d_kernel)": "projections and MLPs",
+    r"flax/nnx/nn/linear\.py|layers\.py:_product|operations\.py:_(matmul|rows|d_kernel)": "projections and MLPs",
     r"LayerNorm\.|layer_norm": "norms",
     r"enter_groups|leave_groups|operations\.py:_permute": "gathers",
     r"models/sparse|BlockEmbed\.|PositionalEncoding\.": "convolutions",
@@ -136,7 +136,7 @@ def kind(name: str, kernel: Kernel | None) -> tuple[str, str, str]:
     bare = re.sub(r"(\.?\d+)+$|\.clone|\.remat\d*", "", name)
     if kernel is None:
         return bare, "", ""
-    own = (call for call in kernel.stack if "/greenjax/" in call)
+    own = (call for call in kernel.stack if "/greenjax/" in call and not re.search(r"operations\.py|:_product", call))
     place = re.sub(r"\.__call__|\.?<\w+>", "", next(own, ":").rpartition(":")[2])
     op = re.sub(r"\d+", "#", kernel.op_name.split(";")[0])
     when = "backward" if "transpose(" in op else "forward" if "jvp(" in op else "update"
