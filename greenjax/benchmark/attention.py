@@ -19,8 +19,7 @@ from ml_collections import ConfigDict
 from greenjax.benchmark.measure import Timed, interleaved_medians, machine
 from greenjax.benchmark.programs import memory_of, random_batch, sized
 from greenjax.errors import InputError
-from greenjax.models.attention import attend, split_heads
-from greenjax.models.layers import merge_heads
+from greenjax.models.attention import attend, merge_heads, split_heads
 from greenjax.planning import Grouping, dense_plan, stage_channels, stage_specs, token_grid
 from greenjax.planning.analysis import blocks_in_turn
 from greenjax.planning.planner import windowed_blocks

@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from greenjax.models.layers import linear, merge_heads, small_normal
+from greenjax.models.layers import linear, small_normal
 from greenjax.models.operations import permute
 from greenjax.planning import Grouping
 
@@ -168,6 +168,10 @@ def _split_heads_bwd(num_heads, saved, gradients):
 
 
 _split_heads.defvjp(_split_heads_fwd, _split_heads_bwd)
+
+
+def merge_heads(x: Float[Array, "b g k s d"]) -> Float[Array, "b g s k*d"]:
+    return rearrange(x, "b g k s d -> b g s (k d)")
 
 
 def enter_groups(x: Float[Array, "b n c"], grouping: Grouping) -> Float[Array, "b g s c"]:

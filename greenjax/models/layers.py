@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -145,7 +144,3 @@ def checkpointed(module: Callable[..., Array]) -> Callable[..., Array]:
 
     run.defvjp(forward, backward)
     return lambda x, *args: run(params, x, args)
-
-
-def merge_heads(x: Float[Array, "b g k s d"]) -> Float[Array, "b g s k*d"]:
-    return rearrange(x, "b g k s d -> b g s (k d)")

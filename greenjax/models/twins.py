@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from greenjax.models.attention import attend, enter_groups, leave_groups, split_heads
+from greenjax.models.attention import attend, enter_groups, leave_groups, merge_heads, split_heads
 from greenjax.models.layers import (
     Block,
     LayerNorm,
@@ -26,7 +26,6 @@ from greenjax.models.layers import (
     checkpointed,
     drop_path_rates,
     linear,
-    merge_heads,
     xavier,
 )
 from greenjax.models.sparse_conv import block_conv, check_backend, submanifold_conv
