@@ -211,8 +211,9 @@ def test_the_suite_explains_an_update(monkeypatch, capsys, method):
     parts, whole = {row["part"]: row for row in report["parts"]}, report["kernels"]
     expected = {"projections and MLPs", "norms", "activation functions", "attention", "optimizer"}
     assert expected < set(parts) and ("decoder" in parts) == (method == "green")
-    assert {name for name, row in parts.items() if row["flops"]} <= {"projections and MLPs", "attention", "decoder"}
-    assert parts["projections and MLPs"]["flops"] > 0.5 * whole["flops"]
+    products = ("projections and MLPs", "attention", "decoder")
+    # A fusion counts where its last operation was, which for a few is behind a product.
+    assert sum(parts[name]["flops"] for name in products if name in parts) > 0.9 * whole["flops"]
     for key in ("runs", "seconds", "flops", "bytes"):
         for rows in (report["parts"], report["kinds"]):
             assert sum(row[key] for row in rows) == pytest.approx(whole[key])
