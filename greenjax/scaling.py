@@ -17,18 +17,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from greenjax import flags
 from greenjax.atomic import replace_text
 from greenjax.config import flatten, resolve
-from greenjax.data import Batch
+from greenjax.data import blank_batch
 from greenjax.errors import InputError
 from greenjax.planning import Planner
 from greenjax.training.cost import matmul_flops
 from greenjax.training.optim import learning_rate, make_optimizer
-from greenjax.training.sharding import batch_sharding, make_mesh
+from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import abstract_state, model_graph
 from greenjax.training.step import make_train_step
 
@@ -100,10 +99,8 @@ def compiled(config: ConfigDict, fsdp: int) -> Program:
     mesh, tx = make_mesh(config), make_optimizer(config)
     update = make_train_step(model_graph(config), tx, learning_rate(config, total=2, warmup=1), config, mesh)
     state = abstract_state(config, tx, mesh)
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)), first_batch(config)
-    )
-    traced = update.trace(state, batch)
+    plans = Planner.from_config(config).plans(config.seed, 0, config.mask.groups)
+    traced = update.trace(state, batch_shapes(blank_batch(config, *plans), mesh))
     program = traced.lower().compile()
     memory, text, here = program.memory_analysis(), program.as_text(), sum(map(_bytes_here, jax.tree.leaves(state)))
     assert memory is not None and text is not None  # XLA's CPU compiler tells both
@@ -115,14 +112,6 @@ def compiled(config: ConfigDict, fsdp: int) -> Program:
         flops=matmul_flops(traced.jaxpr),
         collectives=list(collectives(text, set(parameter_shapes(state.params)))),
     )
-
-
-def first_batch(config: ConfigDict) -> Batch:
-    """A batch of the right shapes, without any data."""
-    groups, each = config.mask.groups, config.data.batch_size // config.mask.groups
-    plan, redrawn = Planner.from_config(config).plans(config.seed, 0, groups)
-    images = np.broadcast_to(np.uint8(0), (groups, each, *config.image_size, config.model.in_channels))
-    return Batch(images, plan, redrawn, np.zeros(groups, np.int32), np.ones((groups, each), bool))
 
 
 def parameter_shapes(params: Any) -> Iterator[tuple[int, ...]]:

@@ -10,13 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
-from greenjax.data import Batch
+from greenjax.data import Batch, blank_batch
 from greenjax.planning import Plan, Planner, dense_plan, stage_channels, stage_specs, token_grid
 from greenjax.planning.analysis import blocks_in_turn
 from greenjax.planning.planner import windowed_blocks
 from greenjax.training.cost import matmul_flops
 from greenjax.training.optim import learning_rate, make_optimizer
-from greenjax.training.sharding import Placement, batch_sharding, make_mesh
+from greenjax.training.sharding import Placement, batch_shapes, make_mesh
 from greenjax.training.state import State, abstract_state, init_state, model_graph
 from greenjax.training.step import drop_path_keys, make_train_step, pretraining_loss
 
@@ -47,14 +47,10 @@ def sized(config: ConfigDict, batch: int, **changes: Any) -> ConfigDict:
 
 def random_batch(config: ConfigDict, plan: Plan | None = None) -> Batch:
     """Noise under the masks of step 0, or under a plan for all mask groups."""
-    groups = config.mask.groups
     if plan is None:
-        plan, redrawn = Planner.from_config(config).plans(config.seed, 0, groups)
-    else:
-        redrawn = np.zeros(groups, np.int32)
-    shape = groups, config.data.batch_size // groups, *config.image_size, config.model.in_channels
-    images = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
-    return Batch(images, plan, redrawn, np.zeros(groups, np.int32), np.ones(shape[:2], bool))
+        plan, _ = Planner.from_config(config).plans(config.seed, 0, config.mask.groups)
+    batch = blank_batch(config, plan)
+    return batch._replace(images=np.random.default_rng(0).integers(256, size=batch.images.shape, dtype=np.uint8))
 
 
 def compile_part(config: ConfigDict, part: str, batch: Batch | None = None) -> Program:
@@ -110,10 +106,7 @@ def trace_part(config: ConfigDict, part: str, batch: Batch | None = None) -> jax
     """What `compile_part` compiles."""
     mesh, tx, graphdef = make_mesh(config), make_optimizer(config), model_graph(config)
     state = abstract_state(config, tx, mesh)
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)),
-        random_batch(config) if batch is None else batch,
-    )
+    shapes = batch_shapes(random_batch(config) if batch is None else batch, mesh)
     if part == "update":
         return make_train_step(graphdef, tx, learning_rate(config, STEPS, 1), config, mesh).trace(state, shapes)
     loss = pretraining_loss(graphdef)

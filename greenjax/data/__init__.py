@@ -11,6 +11,8 @@ from greenjax.data.labels import LabelledSource, check_classes, draw_of_each_cla
 from greenjax.data.loader import (
     Batch,
     LabelledBatch,
+    blank_batch,
+    blank_labelled_batch,
     eval_batches,
     labelled_batches,
     labelled_eval_batches,
@@ -25,6 +27,8 @@ __all__ = [
     "LabelledBatch",
     "LabelledSource",
     "Source",
+    "blank_batch",
+    "blank_labelled_batch",
     "check_classes",
     "draw_of_each_class",
     "eval_batches",

@@ -52,6 +52,24 @@ class LabelledBatch(NamedTuple):
     valid: Bool[np.ndarray, " b"]  # all True in training; False in evaluation: undecodable, or padding at the end
 
 
+def blank_batch(config: ConfigDict, plan: Plan, redrawn: Int32[np.ndarray, " m"] | None = None) -> Batch:
+    """A batch of pre-training under this plan of all mask groups, black: for its shapes. Its images take no memory."""
+    groups, each = config.mask.groups, config.data.batch_size // config.mask.groups
+    none = np.zeros(groups, np.int32)
+    redrawn = none if redrawn is None else redrawn
+    return Batch(_black(config, groups, each), plan, redrawn, none, np.ones((groups, each), bool))
+
+
+def blank_labelled_batch(config: ConfigDict) -> LabelledBatch:
+    """A batch for a classifier, black, all of class 0: for its shapes."""
+    none, valid = np.zeros(config.data.batch_size, np.int32), np.ones(config.data.batch_size, bool)
+    return LabelledBatch(_black(config, config.data.batch_size), none, none, valid)
+
+
+def _black(config: ConfigDict, *count: int) -> UInt8[np.ndarray, "..."]:
+    return np.broadcast_to(np.uint8(0), (*count, *config.image_size, config.model.in_channels))
+
+
 def train_batches(
     config: ConfigDict, source: Source, planner: Planner, start_step: int = 0, own: range | None = None
 ) -> grain.DatasetIterator[Batch]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from greenjax.checkpoint import Checkpointer
-from greenjax.data import check_classes, labelled_batches, open_labelled
+from greenjax.data import blank_labelled_batch, check_classes, labelled_batches, open_labelled
 from greenjax.evaluation import Evaluation, draw_accuracy_curve, read_metrics
 from greenjax.processes import leads
 from greenjax.training.evaluate import Judge, report
@@ -55,7 +55,8 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
         mesh,
         state,
         total,
-        update=make_classifier_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh),
+        step=make_classifier_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh),
+        like=blank_labelled_batch(config),
         batches=lambda position: labelled_batches(config, source, position, own),
         watch=watch,
         watch_every=(config.log.eval_every,),

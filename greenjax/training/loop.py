@@ -12,14 +12,15 @@ import numpy as np
 from absl import logging
 from grain import DatasetIterator
 from jax.sharding import Mesh
+from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from greenjax.checkpoint import Checkpointer
-from greenjax.training.cost import matmul_flops, peak_flops, peak_memory
+from greenjax.training.cost import peak_flops, peak_memory
 from greenjax.training.guard import DivergedError, Guard, Rollbacks
 from greenjax.training.interrupt import InterruptedRun, Interruption
 from greenjax.training.metrics import MetricsWriter, hours_so_far
-from greenjax.training.sharding import Placement
+from greenjax.training.sharding import Placement, batch_shapes
 from greenjax.training.state import State
 from greenjax.training.step import Metrics, Update
 
@@ -34,7 +35,8 @@ def train(
     state: State,
     total: int,
     *,
-    update: Update,
+    step: Wrapped,
+    like: Any,
     batches: Callable[[int], DatasetIterator],
     watch: Watch,
     watch_every: tuple[int, ...],
@@ -42,7 +44,8 @@ def train(
 ) -> State:
     """The state after step `total`. Leaves metrics and checkpoints in `workdir`.
 
-    `batches(position)` are those from there on in the stream. `watch(step, state, writer)` is called at the first and
+    `step` makes an update for batches like the whole one `like`. `batches(position)` are those from there on in the
+    stream, this process's part of each. `watch(step, state, writer)` is called at the first and
     the last step and where one of `watch_every` is due; the devices and the clock stand still meanwhile.
     `extra(position)` gives more numbers for a line of metrics.
 
@@ -53,7 +56,7 @@ def train(
     rollbacks = Rollbacks(workdir)
     if int(state.step) == 0:
         rollbacks.forget()
-    run = _Run(config, workdir, mesh, total, update, batches, watch, watch_every, extra)
+    run = _Run(config, workdir, mesh, total, step, like, batches, watch, watch_every, extra)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
     while True:
         try:
@@ -77,13 +80,15 @@ class _Run:
         workdir: Path,
         mesh: Mesh,
         total: int,
-        update: Update,
+        step: Wrapped,
+        like: Any,
         batches: Callable[[int], DatasetIterator],
         watch: Watch,
         watch_every: tuple[int, ...],
         extra: Callable[[int], dict[str, Any]],
     ):
-        self.config, self.workdir, self.mesh, self.total, self.update = config, workdir, mesh, total, update
+        self.config, self.workdir, self.mesh, self.total, self.step = config, workdir, mesh, total, step
+        self.shapes, self.update = batch_shapes(like, mesh), None
         self.batches, self.watch, self.extra, self.place = batches, watch, extra, Placement(mesh)
         self.look_every = (*watch_every, config.log.checkpoint_every)
 
@@ -102,6 +107,8 @@ class _Run:
             closing(self.batches(start + ahead)) as batches,  # ends its workers
         ):
             checkpointer.forget_after(start)  # damaged ones
+            update = self.update = self.update or Update(self.step, state, self.shapes)
+            meter.flops = update.flops
 
             def look(step: int) -> None:
                 if not any(due(step, every, total) for every in self.look_every):
@@ -122,9 +129,7 @@ class _Run:
             # A step's metrics are read after the next step is dispatched, so that the devices never wait.
             for step in range(start + 1, total + 1):
                 batch = place(meter.waiting_for(batches))
-                if step == start + 1:
-                    meter.flops = matmul_flops(self.update.trace(state, batch).jaxpr)
-                state, metrics = self.update(state, batch)
+                state, metrics = update(state, batch)
                 meter.add(step, metrics)
                 if step % log.every == 0 or step == total:
                     writer.write(step, meter.line() | self.extra(step + ahead) | rollbacks.told())

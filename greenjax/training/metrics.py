@@ -18,7 +18,6 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn
-from tensorboardX import SummaryWriter
 
 from greenjax import __version__
 from greenjax.atomic import replace_text
@@ -97,7 +96,7 @@ class MetricsWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         _drop_after(workdir, start)
         self._lines = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else 0)
+        self._board = _summary_writer()(str(workdir / "tensorboard"), purge_step=start + 1 if start else 0)
         self._progress: _Display = _Bar(total, start) if sys.stdout.isatty() else _Plain(total)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -140,6 +139,19 @@ class MetricsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _summary_writer() -> type:
+    """tensorboardX's writer, without PyTorch, which it imports where it can: a second, and no number here needs it."""
+    if "torch" in sys.modules:
+        from tensorboardX import SummaryWriter
+    else:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it raises ImportError
+        try:
+            from tensorboardX import SummaryWriter
+        finally:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 class _Clock:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from greenjax.checkpoint import Checkpointer
 from greenjax.config import flatten, resolve
-from greenjax.data import Batch, Source, eval_batches, open_source, train_batches
+from greenjax.data import Batch, Source, blank_batch, eval_batches, open_source, train_batches
 from greenjax.errors import InputError
 from greenjax.evaluation import HeldOut, Monitor, Pictures, draw_loss_curve, read_metrics, result
 from greenjax.planning import Planner
@@ -75,7 +75,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
         mesh,
         state,
         total,
-        update=make_train_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh),
+        step=make_train_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh),
+        like=blank_batch(config, *planner.plans(config.seed, 0, config.mask.groups)),
         batches=lambda position: train_batches(config, source, planner, position, place.own(config.mask.groups)),
         watch=watch,
         watch_every=(log.eval_every, log.picture_every, *((log.monitor_every,) if monitor else ())),

@@ -45,6 +45,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+def batch_shapes(batch: Any, mesh: Mesh) -> Any:
+    """What a program that takes batches like this whole one can be compiled for."""
+    split = batch_sharding(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split), batch)
+
+
 class Placement:
     """How host arrays get onto the devices of a mesh."""
 

@@ -1,7 +1,7 @@
 """What a checkpoint holds, and how it is born: placed on its mesh before the first step."""
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from greenjax.models import build
 from greenjax.training.sharding import spread, state_shardings
@@ -37,7 +37,14 @@ class State(NamedTuple):
 
 def model_graph(config: ConfigDict) -> nnx.GraphDef:
     """The structure of the model, without its parameters."""
-    return nnx.split(nnx.eval_shape(lambda: build(config, config.seed)))[0]
+    return _abstract_model(FrozenConfigDict(config))[0]
+
+
+@lru_cache(maxsize=8)
+def _abstract_model(config: FrozenConfigDict) -> tuple[nnx.GraphDef, Any]:
+    """The structure of the model and its abstract parameters: half a second for a large one, and asked for thrice."""
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: build(config, config.seed)), nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
 
 
 def _params(config: ConfigDict) -> Any:
@@ -60,7 +67,7 @@ def _first(config: ConfigDict, tx: optax.GradientTransformation, params: Any) ->
 
 def abstract_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh) -> State:
     """Shapes, types and shardings of the state, to restore a checkpoint onto."""
-    shapes = jax.eval_shape(lambda: _first(config, tx, _params(config)))
+    shapes = jax.eval_shape(partial(_first, config, tx), _abstract_model(FrozenConfigDict(config))[1])
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,

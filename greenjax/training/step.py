@@ -1,7 +1,8 @@
 """One update: traced once, sharded over the mesh. The same for every task; a task says what its loss is."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +13,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from greenjax.training.cost import matmul_flops
 from greenjax.training.mix import mix, one_hot
+from greenjax.training.optim import global_norm
 from greenjax.training.sharding import BATCH_AXES, batch_sharding, state_shardings
 from greenjax.training.state import Counts, State
 
 Metrics = dict[str, Array]
-
-
-@runtime_checkable
-class Update(Protocol):
-    """A compiled update: (state, batch) -> (state, metrics)."""
-
-    def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]: ...
-    def trace(self, state: State, batch: Any) -> jax.stages.Traced:
-        """Its program, as jax.jit gives it."""
-        ...
 
 
 # (batch, step) -> a tree whose leading axis is split over the devices and into the parts of an update.
@@ -41,7 +34,7 @@ def make_train_step(
     schedule: optax.Schedule,
     config: ConfigDict,
     mesh: Mesh,
-) -> Update:
+) -> jax.stages.Wrapped:
     """The compiled update of pre-training; the state is donated, batches are split over the mesh by mask group."""
 
     def inputs(batch: Any, step: Array) -> tuple:
@@ -71,7 +64,7 @@ def make_classifier_step(
     config: ConfigDict,
     mesh: Mesh,
     seed: int | Array | None = None,
-) -> Update:
+) -> jax.stages.Wrapped:
     """The compiled update of fine-tuning, or of a linear probe; batches are split over the mesh by image.
 
     Images are mixed before the batch is split into parts, so accumulation does not change who is mixed with whom.
@@ -107,7 +100,7 @@ def _make_update(
     schedule: optax.Schedule,
     config: ConfigDict,
     mesh: Mesh,
-) -> Update:
+) -> jax.stages.Wrapped:
     parts, everywhere = config.optim.accumulation, NamedSharding(mesh, P())
 
     def of_whole(params: Any, part: Any) -> tuple[Array, dict[str, Any]]:
@@ -132,7 +125,7 @@ def _make_update(
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
         (loss, untrained), grads = mean_grads(state.params, inputs(batch, state.step))
-        grad_norm, rate = optax.tree.norm(grads), schedule(state.step)
+        grad_norm, rate = global_norm(grads), schedule(state.step)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt = tx.update(grads, state.opt, state.params, finite=finite)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates) | untrained
@@ -140,7 +133,7 @@ def _make_update(
         params, ema = _where(finite, (params, ema), (state.params, state.ema))
         counts = _counted(state.counts, batch, finite)
         metrics = {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm}
-        metrics |= {"param_norm": optax.tree.norm(params), **counts._asdict()}
+        metrics |= {"param_norm": global_norm(params), **counts._asdict()}
         return State(state.step + 1, params, ema, opt, counts), metrics
 
     def sharded(state: State, batch: Any) -> tuple[State, Metrics]:
@@ -149,6 +142,25 @@ def _make_update(
         return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh)), metrics
 
     return jax.jit(sharded, donate_argnums=0, in_shardings=(None, batch_sharding(mesh)))
+
+
+class Update:
+    """A step for one kind of state and batch, compiled from their shapes alone: it can take no others.
+
+    Python traces it at once. XLA compiles it, or loads what an earlier run compiled, in a thread: the rest of what a
+    start needs goes on meanwhile, and the first call waits.
+    """
+
+    def __init__(self, step: jax.stages.Wrapped, state: State, batch: Any):
+        """`state` and `batch`: arrays, or their shapes and shardings."""
+        traced = step.trace(state, batch)
+        self.flops = matmul_flops(traced.jaxpr)
+        pool = ThreadPoolExecutor(max_workers=1)
+        self._compiled = pool.submit(traced.lower().compile)
+        pool.shutdown(wait=False)  # it ends with its work
+
+    def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
+        return self._compiled.result()(state, batch)
 
 
 def interleaved(x: Array, parts: int, mesh: Mesh) -> Array:
