@@ -180,7 +180,9 @@ def read_ahead(config: ConfigDict, batches: grain.MapDataset) -> grain.DatasetIt
     reader = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     reader = WithOptionsIterDataset(reader, DatasetOptions(min_shm_size=MIN_SHARED))
     ahead = iter(reader.mp_prefetch(grain.MultiprocessingOptions(config.data.workers), worker_init_fn=start_worker))
-    ahead.start_prefetch()  # workers take seconds to start: meanwhile others compile
+    # Workers take seconds to start: meanwhile others compile. Grain starts those only that a state was given for.
+    ahead.set_state(ahead.get_state())
+    ahead.start_prefetch()
     return ahead
 
 

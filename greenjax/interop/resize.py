@@ -9,7 +9,6 @@ from itertools import accumulate
 import jax
 import numpy as np
 from jaxtyping import Float
-from scipy.interpolate import RectBivariateSpline
 
 from greenjax.errors import InputError
 
@@ -45,6 +44,8 @@ def geometric(table: Float[np.ndarray, "offsets k"], source: int, target: int) -
     """
     if source < 3:
         raise InputError(f"the window is {source} in the weights: expected at least 3 for a geometric resize")
+    from scipy.interpolate import RectBivariateSpline  # a third of a second that no other run pays
+
     at = geometric_offsets(source, target)
     wanted = np.arange(-(target - 1), target, dtype=np.float64)
     side = 2 * source - 1

@@ -53,10 +53,11 @@ def train(
     most; then DivergedError ends it. InterruptedRun: SIGTERM or SIGINT did, and what was done is saved. SaveError: it
     was done to the end, and its last state could not be saved.
     """
+    update = Update(step, state, batch_shapes(like, mesh))  # before anything waits for the devices
+    run = _Run(config, workdir, mesh, total, update, batches, watch, watch_every, extra)
     rollbacks = Rollbacks(workdir)
     if int(state.step) == 0:
         rollbacks.forget()
-    run = _Run(config, workdir, mesh, total, step, like, batches, watch, watch_every, extra)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
     while True:
         try:
@@ -80,15 +81,13 @@ class _Run:
         workdir: Path,
         mesh: Mesh,
         total: int,
-        step: Wrapped,
-        like: Any,
+        update: Update,
         batches: Callable[[int], DatasetIterator],
         watch: Watch,
         watch_every: tuple[int, ...],
         extra: Callable[[int], dict[str, Any]],
     ):
-        self.config, self.workdir, self.mesh, self.total, self.step = config, workdir, mesh, total, step
-        self.shapes, self.update = batch_shapes(like, mesh), None
+        self.config, self.workdir, self.mesh, self.total, self.update = config, workdir, mesh, total, update
         self.batches, self.watch, self.extra, self.place = batches, watch, extra, Placement(mesh)
         self.look_every = (*watch_every, config.log.checkpoint_every)
 
@@ -97,7 +96,7 @@ class _Run:
         start = int(state.step)
         ahead = rollbacks.skipped(start)
         guard = Guard(config.optim.max_skipped, config.guard.spike)
-        meter = Meter(config, self.mesh, guard, hours_so_far(self.workdir) if start else 0.0)
+        meter = Meter(config, self.mesh, self.update.flops, guard, hours_so_far(self.workdir) if start else 0.0)
         with (
             Checkpointer(self.workdir, log.keep, log.keep_every) as checkpointer,
             MetricsWriter(self.workdir, total, start) as writer,
@@ -107,8 +106,6 @@ class _Run:
             closing(self.batches(start + ahead)) as batches,  # ends its workers
         ):
             checkpointer.forget_after(start)  # damaged ones
-            update = self.update = self.update or Update(self.step, state, self.shapes)
-            meter.flops = update.flops
 
             def look(step: int) -> None:
                 if not any(due(step, every, total) for every in self.look_every):
@@ -129,7 +126,7 @@ class _Run:
             # A step's metrics are read after the next step is dispatched, so that the devices never wait.
             for step in range(start + 1, total + 1):
                 batch = place(meter.waiting_for(batches))
-                state, metrics = update(state, batch)
+                state, metrics = self.update(state, batch)
                 meter.add(step, metrics)
                 if step % log.every == 0 or step == total:
                     writer.write(step, meter.line() | self.extra(step + ahead) | rollbacks.told())
@@ -152,9 +149,9 @@ def due(step: int, every: int, total: int) -> bool:
 class Meter:
     """Averages the loss and measures speed and cost between two lines of the log; hands losses to the guard."""
 
-    def __init__(self, config: ConfigDict, mesh: Mesh, guard: Guard, hours: float):
-        """`hours`: of all devices, spent on this run before."""
-        self.flops, self._guard = 0, guard  # FLOPs of an update
+    def __init__(self, config: ConfigDict, mesh: Mesh, flops: int, guard: Guard, hours: float):
+        """`flops`: of an update; `hours`: of all devices, spent on this run before."""
+        self.flops, self._guard = flops, guard
         self._batch_size, self._devices, self._hours = config.data.batch_size, mesh.size, hours
         self._peak = peak_flops(mesh.devices.flat[0].device_kind, config.model.dtype)
         self._pending: tuple[int, Metrics] | None = None
