@@ -122,25 +122,43 @@ def by_stage(value: float | tuple[float, ...], stages: int) -> tuple[float, ...]
     return value if isinstance(value, tuple) else (value,) * stages
 
 
-def checkpointed(module: Callable[..., Array]) -> Callable[..., Array]:
-    """`module(x, *args)`, which stores nothing but its arguments for the backward pass.
+def shared(module: Callable[..., Array]) -> Callable[..., Array]:
+    """`module(x, *args)`, traced once for all equal modules, shapes and types, with what differentiates it.
 
-    There it runs again, behind the gradient that arrives. jax.checkpoint alone promises no order, and XLA on the CPU
-    runs what it computes again long before, which saves no memory.
+    Python takes half as long to trace a deep model; the compiler sees the same program.
     """
     graphdef, params = nnx.split(module)
+    return lambda x, *args: _run(graphdef, params, x, args)
 
-    @jax.custom_vjp
-    def run(params: Any, x: Array, args: Any) -> Array:
-        return nnx.merge(graphdef, params)(x, *args)
 
-    def forward(params: Any, x: Array, args: Any) -> tuple[Array, Any]:
-        return run(params, x, args), (params, x, args)
+def checkpointed(module: Callable[..., Array]) -> Callable[..., Array]:
+    """`shared`, storing nothing but the arguments for the backward pass.
 
-    def backward(saved: Any, dy: Array) -> tuple[Any, Array, None]:
-        params, x, args = saved
-        _, pull = jax.vjp(lambda params, x: nnx.merge(graphdef, params)(x, *args), params, after(x, dy))
-        return *pull(dy), None
+    There the module runs again, behind the gradient that arrives. jax.checkpoint alone promises no order, and XLA on
+    the CPU runs what it computes again long before, which saves no memory.
+    """
+    graphdef, params = nnx.split(module)
+    return lambda x, *args: _run_again(graphdef, params, x, args)
 
-    run.defvjp(forward, backward)
-    return lambda x, *args: run(params, x, args)
+
+@partial(jax.jit, static_argnums=0)
+def _run(graphdef: nnx.GraphDef, params: Any, x: Array, args: tuple) -> Array:
+    return nnx.merge(graphdef, params)(x, *args)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run_again(graphdef: nnx.GraphDef, params: Any, x: Array, args: tuple) -> Array:
+    return _run(graphdef, params, x, args)
+
+
+def _run_again_fwd(graphdef: nnx.GraphDef, params: Any, x: Array, args: tuple) -> tuple[Array, Any]:
+    return _run(graphdef, params, x, args), (params, x, args)
+
+
+def _run_again_bwd(graphdef: nnx.GraphDef, saved: Any, dy: Array) -> tuple[Any, Array, None]:
+    params, x, args = saved
+    _, pull = jax.vjp(lambda params, x: _run(graphdef, params, x, args), params, after(x, dy))
+    return *pull(dy), None
+
+
+_run_again.defvjp(_run_again_fwd, _run_again_bwd)

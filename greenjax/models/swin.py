@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from greenjax.models.attention import WindowAttention
-from greenjax.models.layers import Block, LayerNorm, PatchEmbed, by_stage, checkpointed, drop_path_rates, linear
+from greenjax.models.layers import Block, LayerNorm, PatchEmbed, by_stage, checkpointed, drop_path_rates, linear, shared
 from greenjax.planning import Grouping, Plan, stage_channels, token_grid
 
 
@@ -41,7 +41,7 @@ class SwinStage(nnx.Module):
     ) -> Float[Array, "b n c"]:
         """The stage's tokens before merging."""
         for i, block in enumerate(self.blocks):
-            run = checkpointed(block) if self.remat else block
+            run = checkpointed(block) if self.remat else shared(block)
             x = run(x, windows[i % len(windows)], None if keys is None else keys[i])
         return x
 

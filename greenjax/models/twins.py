@@ -26,6 +26,7 @@ from greenjax.models.layers import (
     checkpointed,
     drop_path_rates,
     linear,
+    shared,
     xavier,
 )
 from greenjax.models.sparse_conv import block_conv, check_backend, submanifold_conv
@@ -139,7 +140,7 @@ class TwinsStage(nnx.Module):
         self, x: Float[Array, "b n c"], sites: Sites, keys: Key[Array, " blocks"] | None
     ) -> Float[Array, "b n c"]:
         for i, block in enumerate(self.blocks):
-            run = checkpointed(block) if self.remat else block
+            run = checkpointed(block) if self.remat else shared(block)
             x = run(x, sites, None if keys is None else keys[i])
             if i == 0:
                 x = self.peg(x, sites)

@@ -107,6 +107,7 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
         count = state.count + jnp.where(finite, 1, 0)
         correction1, correction2 = 1 - b1**count, 1 - b2**count
 
+        @partial(jax.jit, inline=True)  # traced once a shape: there are hundreds of leaves
         def of_leaf(g: Array, mu: Array, nu: Array) -> tuple[Array, Array, Array]:
             mu = jnp.where(finite, b1 * mu + (1 - b1) * g, mu)
             nu = jnp.where(finite, b2 * nu + (1 - b2) * g * g, nu)
