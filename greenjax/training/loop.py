@@ -12,7 +12,6 @@ import numpy as np
 from absl import logging
 from grain import DatasetIterator
 from jax.sharding import Mesh
-from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from greenjax.checkpoint import Checkpointer
@@ -20,7 +19,7 @@ from greenjax.training.cost import peak_flops, peak_memory
 from greenjax.training.guard import DivergedError, Guard, Rollbacks
 from greenjax.training.interrupt import InterruptedRun, Interruption
 from greenjax.training.metrics import MetricsWriter, hours_so_far
-from greenjax.training.sharding import Placement, batch_shapes
+from greenjax.training.sharding import Placement
 from greenjax.training.state import State
 from greenjax.training.step import Metrics, Update
 
@@ -35,8 +34,7 @@ def train(
     state: State,
     total: int,
     *,
-    step: Wrapped,
-    like: Any,
+    update: Update,
     batches: Callable[[int], DatasetIterator],
     watch: Watch,
     watch_every: tuple[int, ...],
@@ -44,16 +42,14 @@ def train(
 ) -> State:
     """The state after step `total`. Leaves metrics and checkpoints in `workdir`.
 
-    `step` makes an update for batches like the whole one `like`. `batches(position)` are those from there on in the
-    stream, this process's part of each. `watch(step, state, writer)` is called at the first and
-    the last step and where one of `watch_every` is due; the devices and the clock stand still meanwhile.
-    `extra(position)` gives more numbers for a line of metrics.
+    `batches(position)` are those from there on in the stream, this process's part of each. `watch(step, state, writer)`
+    is called at the first and the last step and where one of `watch_every` is due; the devices and the clock stand
+    still meanwhile. `extra(position)` gives more numbers for a line of metrics.
 
     A run that diverges goes back to the last checkpoint before that, and on with other data, `guard.rollbacks` times at
     most; then DivergedError ends it. InterruptedRun: SIGTERM or SIGINT did, and what was done is saved. SaveError: it
     was done to the end, and its last state could not be saved.
     """
-    update = Update(step, state, batch_shapes(like, mesh))  # before anything waits for the devices
     run = _Run(config, workdir, mesh, total, update, batches, watch, watch_every, extra)
     rollbacks = Rollbacks(workdir)
     if int(state.step) == 0:
@@ -96,7 +92,7 @@ class _Run:
         start = int(state.step)
         ahead = rollbacks.skipped(start)
         guard = Guard(config.optim.max_skipped, config.guard.spike)
-        meter = Meter(config, self.mesh, self.update.flops, guard, hours_so_far(self.workdir) if start else 0.0)
+        meter = Meter(config, self.mesh, self.update, guard, hours_so_far(self.workdir) if start else 0.0)
         with (
             Checkpointer(self.workdir, log.keep, log.keep_every) as checkpointer,
             MetricsWriter(self.workdir, total, start) as writer,
@@ -121,6 +117,8 @@ class _Run:
                     checkpointer.save(step, state)
                 meter.resume()
 
+            if jax.default_backend() == "gpu":
+                self.update.wait()  # XLA times kernels on the device to choose among them: nothing else may run there
             if start == 0:
                 look(0)
             # A step's metrics are read after the next step is dispatched, so that the devices never wait.
@@ -149,9 +147,9 @@ def due(step: int, every: int, total: int) -> bool:
 class Meter:
     """Averages the loss and measures speed and cost between two lines of the log; hands losses to the guard."""
 
-    def __init__(self, config: ConfigDict, mesh: Mesh, flops: int, guard: Guard, hours: float):
-        """`flops`: of an update; `hours`: of all devices, spent on this run before."""
-        self.flops, self._guard = flops, guard
+    def __init__(self, config: ConfigDict, mesh: Mesh, update: Update, guard: Guard, hours: float):
+        """`hours`: of all devices, spent on this run before."""
+        self._update, self._guard = update, guard
         self._batch_size, self._devices, self._hours = config.data.batch_size, mesh.size, hours
         self._peak = peak_flops(mesh.devices.flat[0].device_kind, config.model.dtype)
         self._pending: tuple[int, Metrics] | None = None
@@ -196,12 +194,12 @@ class Meter:
         hours = self._hours + (time.perf_counter() - self._began) * self._devices / 3600
         cost: dict[str, Any] = {
             "images_per_second": speed * self._batch_size,
-            "flops_per_second": speed * self.flops,
+            "flops_per_second": speed * self._update.flops,
             "waited": self._waited / self._seconds,
             "device_hours": hours,
         }
         if self._peak:
-            cost["mfu"] = speed * self.flops / self._devices / self._peak
+            cost["mfu"] = speed * self._update.flops / self._devices / self._peak
         memory = peak_memory()
         return cost if memory is None else cost | {"device_memory_peak": memory}
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import optax
 from flax import nnx
@@ -17,29 +18,42 @@ from greenjax.training.sharding import make_mesh
 from greenjax.training.state import State, abstract_state, init_state, on_the_cpu
 
 
-def begin(
-    config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh, checkpointer: Checkpointer, total: int
-) -> State:
-    """The state of the last checkpoint, on its devices; where there is none, the one before the first step."""
-    step = checkpointer.latest_intact_step()
-    if step is None:
-        return first_state(config, tx, mesh)
-    if step:
-        print(f"going on at step {step} of {total}" if step < total else f"finished: {total} steps were done before")
-    return checkpointer.restore(abstract_state(config, tx, mesh), step)
+def given_weights(config: ConfigDict, checkpointer: Checkpointer) -> Any:
+    """Those that `config.init` names, for a run that begins; None: it draws its own, or goes on from a checkpoint.
 
-
-def first_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh) -> State:
-    """The state before the first step, from `config.init`; says what its weights did not have."""
+    Says what they did not have. Raises InputError where they do not fit.
+    """
+    if checkpointer.latest_intact_step() is not None:
+        return None
     with on_the_cpu():
         found = initial_model(config)
     if found is None:
-        return init_state(config, tx, mesh)
+        return None
     model, report = found
     print(f"starting from {config.init}")
     for line in report.lines():
         print(f"  {line}")
-    return init_state(config, tx, mesh, _params(model))
+    return _params(model)
+
+
+def begin(
+    config: ConfigDict,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    checkpointer: Checkpointer,
+    total: int,
+    given: Any = None,
+) -> State:
+    """The state of the last checkpoint, on its devices; where there is none, the one before the first step.
+
+    `given`: weights to start from; None: fresh ones.
+    """
+    step = checkpointer.latest_intact_step()
+    if step is None:
+        return init_state(config, tx, mesh, given)
+    if step:
+        print(f"going on at step {step} of {total}" if step < total else f"finished: {total} steps were done before")
+    return checkpointer.restore(abstract_state(config, tx, mesh), step)
 
 
 def check_new(workdir: Path) -> None:

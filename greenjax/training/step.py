@@ -145,19 +145,22 @@ def _make_update(
 
 
 class Update:
-    """A step for one kind of state and batch, compiled from their shapes alone: it can take no others.
+    """A step for one kind of state and batch, compiled from their shapes and shardings alone: it can take no others.
 
-    Python traces it at once. XLA compiles it, or loads what an earlier run compiled, in a thread: the rest of what a
-    start needs goes on meanwhile, and the first call waits.
+    It is traced and compiled, or what an earlier run compiled is loaded, in a thread. The rest of what a start needs
+    goes on meanwhile; the first call waits.
     """
 
     def __init__(self, step: jax.stages.Wrapped, state: State, batch: Any):
-        """`state` and `batch`: arrays, or their shapes and shardings."""
         traced = step.trace(state, batch)
-        self.flops = matmul_flops(traced.jaxpr)
+        self.flops = matmul_flops(traced.jaxpr)  # of all matrix products, on all devices
         pool = ThreadPoolExecutor(max_workers=1)
         self._compiled = pool.submit(traced.lower().compile)
         pool.shutdown(wait=False)  # it ends with its work
+
+    def wait(self) -> None:
+        """Until it is compiled."""
+        self._compiled.result()
 
     def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
         return self._compiled.result()(state, batch)
