@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -123,6 +124,17 @@ def test_workers_change_nothing(planner):
     whole = take(train_batches(tiny_config(), source, planner, 0), 8)
     assert any(leaf is None for leaf in jax.tree.leaves(whole[0].plan, is_leaf=lambda leaf: leaf is None))
     assert_equal(take(train_batches(tiny_config(workers=2), source, planner, 3), 5), whole[3:])
+
+
+def test_workers_start_before_they_are_asked(planner):
+    source = open_source(tiny_config().data, "train[:20]")
+    with contextlib.closing(train_batches(tiny_config(workers=2), source, planner, 0)) as batches:
+        deadline = time.monotonic() + 60
+        while len(multiprocessing.active_children()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(multiprocessing.active_children()) == 2
+        next(batches)
+    assert not multiprocessing.active_children()
 
 
 def test_rows_plans_and_groups_belong_together(planner):

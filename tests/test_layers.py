@@ -1,11 +1,14 @@
 """Layers with gradients of their own against JAX's, in float64."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from greenjax.models.layers import drop_path
+from greenjax.models.layers import checkpointed, drop_path, shared
 from greenjax.models.operations import gelu, layer_norm, permute
 
 
@@ -61,3 +64,39 @@ def test_drop_path_keeps_the_expectation_and_whole_images():
     assert (out == out[:, :1, :1]).all()
     np.testing.assert_allclose(out.mean(), 1, atol=0.02)
     assert drop_path(x, 0.3, None) is x
+
+
+class Counted(nnx.Module):
+    """Counts how often it is traced, by kind."""
+
+    seen: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, kind, seed):
+        self.kind, self.kernel = kind, nnx.Param(jax.random.normal(jax.random.key(seed), (3, 3), jnp.float64))
+
+    def __call__(self, x, where, key):
+        self.seen[self.kind] = self.seen.get(self.kind, 0) + 1
+        return jnp.tanh(x @ self.kernel[...])[:, where] if key is None else x
+
+
+@pytest.mark.parametrize("how", [shared, checkpointed])
+def test_equal_modules_are_traced_once(how):
+    """Forward, backward and under vmap; a module with another attribute is another; values and gradients stay."""
+    graphdefs, params = zip(*(nnx.split(Counted(kind, seed)) for seed, kind in enumerate(("a", "a", "b", "a"))))
+
+    def chain(run, params, x):
+        for graphdef, mine in zip(graphdefs, params):
+            x = run(nnx.merge(graphdef, mine))(x, np.array([2, 0, 1]), None)
+        return x
+
+    def values(run):
+        def loss(params, x):
+            return jax.vmap(lambda x: chain(run, params, x))(x).sum()
+
+        Counted.seen = {}
+        return jax.value_and_grad(loss, argnums=(0, 1))(params, jax.random.normal(jax.random.key(9), (2, 4, 3)))
+
+    expected = values(lambda module: module)
+    assert Counted.seen == {"a": 3, "b": 1}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), values(how), expected)
+    assert Counted.seen == {"a": 1, "b": 1}

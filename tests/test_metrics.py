@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -169,3 +171,19 @@ def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"workdir '.*file/run' cannot be made: Not a directory"):
         record_config(tmp_path / "file" / "run", load_config(CONFIG), images=9, resuming=False)
+
+
+def test_metrics_are_written_without_pytorch(tmp_path):
+    """Its import takes longer than that of all else, and is still possible afterwards."""
+    script = """
+import sys
+from greenjax.training.metrics import MetricsWriter
+with MetricsWriter(sys.argv[1], total=1) as writer:
+    writer.write(1, {"loss": 0.5})
+assert "torch" not in sys.modules
+import torch
+torch.zeros(1)
+"""
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert any(e.summary.value for e in events(tmp_path))

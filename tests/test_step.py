@@ -12,19 +12,20 @@ from small import small_config
 
 import greenjax
 from greenjax.checkpoint import Checkpointer
-from greenjax.data import open_source, train_batches
+from greenjax.data import blank_batch, open_source, train_batches
 from greenjax.planning import Planner
 from greenjax.training.optim import (
     clip_by_global_norm,
     decayed,
+    global_norm,
     learning_rate,
     make_optimizer,
     run_length,
     scale_by_adam,
 )
-from greenjax.training.sharding import batch_sharding, make_mesh
+from greenjax.training.sharding import batch_shapes, batch_sharding, make_mesh
 from greenjax.training.state import abstract_state, init_state, model_graph
-from greenjax.training.step import make_train_step
+from greenjax.training.step import Update, make_train_step
 
 BASE = dict(model__depths=(1, 1), data__batch_size=16, optim__base_lr=1e-2, optim__warmup_steps=2)
 TWINS = dict(family="twins", model__depths=(2, 1))  # both kinds of attention
@@ -298,3 +299,31 @@ def test_the_optimizer_is_optax_adam_behind_its_clipping_and_keeps_its_state_whe
     broken = jax.tree.map(lambda g: g * jnp.nan, grads)
     _, after = ours.update(broken, mine, finite=False)
     jax.tree.map(np.testing.assert_array_equal, after, mine)
+
+
+def test_the_norm_of_all_is_that_of_optax():
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (5, 3), "bias": (3,), "scale": (7,), "token": (1, 2, 4), "rate": ()}
+    tree = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    for part in (tree, {"kernel": tree["kernel"]}, {"bias": tree["bias"]}):
+        np.testing.assert_allclose(global_norm(part), optax.tree.norm(part), rtol=1e-6)
+
+
+def test_an_update_compiled_ahead_is_the_step_and_takes_nothing_else():
+    config = small_config(**BASE, mask__groups=4, mesh__data=2, mesh__fsdp=2)
+    mesh, tx = make_mesh(config), make_optimizer(config)
+    step = make_train_step(model_graph(config), tx, learning_rate(config, 10, 2), config, mesh)
+    planner = Planner.from_config(config)
+    blank = blank_batch(config, *planner.plans(config.seed, 0, config.mask.groups))
+    update = Update(step, abstract_state(config, tx, mesh), batch_shapes(blank, mesh))
+    batches = train_batches(config, open_source(config.data, "train"), planner, 0)
+    ours, theirs = init_state(config, tx, mesh), init_state(config, tx, mesh)
+    for _ in range(2):  # the second time from its own result
+        batch = next(batches)
+        assert jax.tree.map(np.shape, batch) == jax.tree.map(np.shape, blank)
+        batch = jax.device_put(batch, batch_sharding(mesh))
+        (ours, metrics), (theirs, expected) = update(ours, batch), step(theirs, batch)
+    jax.tree.map(np.testing.assert_array_equal, (ours, metrics), (theirs, expected))
+    assert step._cache_size() == 1 and update.flops > 0
+    with pytest.raises(TypeError, match="compiled"):
+        update(ours, batch._replace(images=batch.images.astype(jnp.float32)))
