@@ -42,7 +42,9 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     graphdef, tx = model_graph(config), make_optimizer(config)
     step = make_classifier_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh)
     shapes = batch_shapes(blank_labelled_batch(config), mesh)
-    update = Update(step, abstract_state(config, tx, mesh), shapes)  # takes its time, meanwhile
+    update = Update(step, abstract_state(config, tx, mesh), shapes)
+    if start < total:
+        update.start()
     state = begin(config, tx, mesh, checkpointer, total, given)
     judge, own = Judge(config, graphdef, mesh), Placement(mesh).own(config.data.batch_size)
     judged: dict[int, Evaluation] = {}

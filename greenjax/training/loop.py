@@ -117,7 +117,7 @@ class _Run:
                     checkpointer.save(step, state)
                 meter.resume()
 
-            if jax.default_backend() == "gpu":
+            if jax.default_backend() == "gpu" and start < total:
                 self.update.wait()  # XLA times kernels on the device to choose among them: nothing else may run there
             if start == 0:
                 look(0)

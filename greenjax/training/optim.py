@@ -71,8 +71,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
 def global_norm(tree: Any) -> Array:
     """The L2 norm of all leaves together: optax.tree.norm.
 
-    Vectors, two of three leaves with hardly an element, are summed as one. With a sum for each XLA:CPU takes longer to
-    load the compiled update, in proportion to their square, and to begin with it.
+    Vectors, two of three leaves with hardly an element, are summed as one: for every sum XLA on the CPU looks through
+    the whole program when it loads it, and builds something when it first runs.
     """
     leaves = jax.tree.leaves(tree)
     vectors = [leaf.ravel() for leaf in leaves if leaf.ndim < 2]

@@ -54,7 +54,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     graphdef, tx = model_graph(config), make_optimizer(config)
     step = make_train_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh)
     batch = blank_batch(config, *planner.plans(config.seed, 0, config.mask.groups))
-    update = Update(step, abstract_state(config, tx, mesh), batch_shapes(batch, mesh))  # takes its time, meanwhile
+    update = Update(step, abstract_state(config, tx, mesh), batch_shapes(batch, mesh))
+    if start < total:
+        update.start()
     state = begin(config, tx, mesh, checkpointer, total, given)
 
     # What is watched on the way.

@@ -1,7 +1,8 @@
 """One update: traced once, sharded over the mesh. The same for every task; a task says what its loss is."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -147,23 +148,39 @@ def _make_update(
 class Update:
     """A step for one kind of state and batch, compiled from their shapes and shardings alone: it can take no others.
 
-    It is traced and compiled, or what an earlier run compiled is loaded, in a thread. The rest of what a start needs
-    goes on meanwhile; the first call waits.
+    Once started, XLA compiles it in a thread, or loads what an earlier run compiled: the rest of what a run begins with
+    goes on meanwhile. The first call waits.
     """
 
     def __init__(self, step: jax.stages.Wrapped, state: State, batch: Any):
-        traced = step.trace(state, batch)
-        self.flops = matmul_flops(traced.jaxpr)  # of all matrix products, on all devices
-        pool = ThreadPoolExecutor(max_workers=1)
-        self._compiled = pool.submit(traced.lower().compile)
-        pool.shutdown(wait=False)  # it ends with its work
+        self._step, self._shapes = step, (state, batch)
+
+    def start(self) -> None:
+        """Traces the step, and returns while it is compiled."""
+        _ = self._compiled
 
     def wait(self) -> None:
-        """Until it is compiled."""
+        """Returns when it is compiled."""
         self._compiled.result()
 
     def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
         return self._compiled.result()(state, batch)
+
+    @cached_property
+    def flops(self) -> int:
+        """Those of all matrix products, on all devices."""
+        return matmul_flops(self._traced.jaxpr)
+
+    @cached_property
+    def _traced(self) -> jax.stages.Traced:
+        return self._step.trace(*self._shapes)
+
+    @cached_property
+    def _compiled(self) -> Future[jax.stages.Compiled]:
+        pool = ThreadPoolExecutor(max_workers=1)
+        compiled = pool.submit(self._traced.lower().compile)
+        pool.shutdown(wait=False)  # it ends with its work
+        return compiled
 
 
 def interleaved(x: Array, parts: int, mesh: Mesh) -> Array:
