@@ -12,10 +12,10 @@ from greenjax.training.evaluate import Judge, report
 from greenjax.training.loop import due, train
 from greenjax.training.metrics import MetricsWriter, record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
-from greenjax.training.sharding import Placement, batch_shapes, make_mesh
-from greenjax.training.start import begin, given_weights
-from greenjax.training.state import State, abstract_state, model_graph
-from greenjax.training.step import Update, make_classifier_step
+from greenjax.training.sharding import Placement, make_mesh
+from greenjax.training.start import begin
+from greenjax.training.state import State, model_graph
+from greenjax.training.step import make_classifier_step
 
 
 def finetune(config: ConfigDict, workdir: Path) -> State:
@@ -37,15 +37,9 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     start = checkpointer.latest_intact_step() or 0
     record_config(workdir, config, len(source), resuming=start > 0)
 
-    given = given_weights(config, checkpointer)
-
     graphdef, tx = model_graph(config), make_optimizer(config)
     step = make_classifier_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh)
-    shapes = batch_shapes(blank_labelled_batch(config), mesh)
-    update = Update(step, abstract_state(config, tx, mesh), shapes)
-    if start < total:
-        update.start()
-    state = begin(config, tx, mesh, checkpointer, total, given)
+    update, state = begin(config, tx, mesh, checkpointer, total, step, blank_labelled_batch(config))
     judge, own = Judge(config, graphdef, mesh), Placement(mesh).own(config.data.batch_size)
     judged: dict[int, Evaluation] = {}
 

@@ -18,10 +18,10 @@ from greenjax.processes import leads
 from greenjax.training.loop import due, train
 from greenjax.training.metrics import MetricsWriter, record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
-from greenjax.training.sharding import Placement, batch_shapes, make_mesh
-from greenjax.training.start import begin, given_weights
-from greenjax.training.state import State, abstract_state, model_graph
-from greenjax.training.step import Update, make_train_step
+from greenjax.training.sharding import Placement, make_mesh
+from greenjax.training.start import begin
+from greenjax.training.state import State, model_graph
+from greenjax.training.step import make_train_step
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # main.py sets it
 
@@ -49,15 +49,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
         raise InputError(f"config.deterministic: XLA_FLAGS lacks {DETERMINISTIC}, to be set before JAX starts")
 
-    given = given_weights(config, checkpointer)
-
     graphdef, tx = model_graph(config), make_optimizer(config)
     step = make_train_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh)
     batch = blank_batch(config, *planner.plans(config.seed, 0, config.mask.groups))
-    update = Update(step, abstract_state(config, tx, mesh), batch_shapes(batch, mesh))
-    if start < total:
-        update.start()
-    state = begin(config, tx, mesh, checkpointer, total, given)
+    update, state = begin(config, tx, mesh, checkpointer, total, step, batch)
 
     # What is watched on the way.
     held_out = HeldOut(config, held_out_source, planner, graphdef, place) if held_out_source is not None else None

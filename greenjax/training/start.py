@@ -1,4 +1,7 @@
-"""Where a run starts: fresh weights, those that `config.init` names, or a workdir made of converted ones."""
+"""Where a run starts: fresh weights, those that `config.init` names, or a workdir made of converted ones.
+
+Meanwhile its update is compiled.
+"""
 
 import json
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from greenjax.atomic import replace_text
@@ -14,17 +18,40 @@ from greenjax.checkpoint import Checkpointer
 from greenjax.errors import InputError
 from greenjax.interop import initial_model
 from greenjax.models import Backbone
-from greenjax.training.sharding import make_mesh
+from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import State, abstract_state, init_state, on_the_cpu
+from greenjax.training.step import Update
 
 
-def given_weights(config: ConfigDict, checkpointer: Checkpointer) -> Any:
-    """Those that `config.init` names, for a run that begins; None: it draws its own, or goes on from a checkpoint.
+def begin(
+    config: ConfigDict,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    checkpointer: Checkpointer,
+    total: int,
+    step: Wrapped,
+    batch: Any,
+) -> tuple[Update, State]:
+    """The update that `step` is for batches like this whole one, being compiled; and the state to go on from.
 
-    Says what they did not have. Raises InputError where they do not fit.
+    That is the one of the last checkpoint, on its devices; where there is none, the one before the first step. Raises
+    InputError where the weights that `config.init` names do not fit.
     """
-    if checkpointer.latest_intact_step() is not None:
-        return None
+    last = checkpointer.latest_intact_step()
+    given = given_weights(config) if last is None else None  # before anything is compiled: they may be wrong
+    shapes = abstract_state(config, tx, mesh)
+    update = Update(step, shapes, batch_shapes(batch, mesh))
+    if (last or 0) < total:
+        update.start()
+    if last is None:
+        return update, init_state(config, tx, mesh, given)
+    if last:
+        print(f"going on at step {last} of {total}" if last < total else f"finished: {total} steps were done before")
+    return update, checkpointer.restore(shapes, last)
+
+
+def given_weights(config: ConfigDict) -> Any:
+    """Those that `config.init` names; says what they did not have. None: a run draws its own."""
     with on_the_cpu():
         found = initial_model(config)
     if found is None:
@@ -34,26 +61,6 @@ def given_weights(config: ConfigDict, checkpointer: Checkpointer) -> Any:
     for line in report.lines():
         print(f"  {line}")
     return _params(model)
-
-
-def begin(
-    config: ConfigDict,
-    tx: optax.GradientTransformation,
-    mesh: Mesh,
-    checkpointer: Checkpointer,
-    total: int,
-    given: Any = None,
-) -> State:
-    """The state of the last checkpoint, on its devices; where there is none, the one before the first step.
-
-    `given`: weights to start from; None: fresh ones.
-    """
-    step = checkpointer.latest_intact_step()
-    if step is None:
-        return init_state(config, tx, mesh, given)
-    if step:
-        print(f"going on at step {step} of {total}" if step < total else f"finished: {total} steps were done before")
-    return checkpointer.restore(abstract_state(config, tx, mesh), step)
 
 
 def check_new(workdir: Path) -> None:
