@@ -2,6 +2,7 @@
 
     python -m greenjax.benchmark --config configs/swin_b.py [--batch N] [--json FILE]
     python -m greenjax.benchmark --suite roofline --config configs/swin_b.py [--config.method=simmim] [--batch N]
+    python -m greenjax.benchmark --suite ahead --gpu h100 --config configs/swin_b.py [--batch N]
     python -m greenjax.benchmark --suite attention --config configs/swin_b.py [--batch N]
     python -m greenjax.benchmark --suite grouping --config configs/swin_b.py [--batch N] [--json FILE]
     python -m greenjax.benchmark --suite growth --config configs/swin_b.py [--batch N] [--json FILE] [--plot FILE.png]
@@ -9,6 +10,7 @@
 
 step: an update of a configuration, green, dense and in PyTorch; docs/performance.md explains it.
 roofline: an update of a configuration kernel by kernel, against what the machine can do at best.
+ahead: an update compiled for a GPU that need not be here: what it moves and holds, and the least it can take.
 attention: attention inside groups by greenjax, by JAX and by cuDNN, at the shapes of a configuration.
 grouping: ways to group the windows of visible tokens; docs/grouping_and_growth.md explains it.
 growth: an update against image size, batch, mask ratio and window; docs/grouping_and_growth.md explains it.
@@ -27,6 +29,7 @@ import jax
 from absl import logging
 
 from greenjax.atomic import replace_text
+from greenjax.benchmark.ahead import CARDS, ahead
 from greenjax.benchmark.attention import attention
 from greenjax.benchmark.grouping import grouping
 from greenjax.benchmark.growth import growth
@@ -39,9 +42,16 @@ from greenjax.flags import Parser, parse_beside
 from greenjax.planning.report import check_figure
 
 # Those that measure a configuration, and those that need none.
-CONFIGURED = {"step": step, "roofline": roofline, "attention": attention, "grouping": grouping, "growth": growth}
+CONFIGURED = {
+    "step": step,
+    "roofline": roofline,
+    "ahead": ahead,
+    "attention": attention,
+    "grouping": grouping,
+    "growth": growth,
+}
 SUITES = {"input": inputs, "sparse": sparse}
-OPTIONS = {"compiled": "step", "plot": "growth"}  # flags of one suite each
+OPTIONS = {"compiled": "step", "gpu": "ahead", "plot": "growth"}  # flags of one suite each
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--batch", type=positive, default=8, help="images at a time")
     parser.add_argument("--repeats", type=positive, default=15, help="measurements of each; the median counts")
     parser.add_argument("--compiled", action="store_true", help="step: PyTorch by torch.compile, too; on a GPU always")
+    parser.add_argument("--gpu", choices=CARDS, help="the card of --suite ahead; h100 by default")
     parser.add_argument("--json", type=Path, help="file to write the figures into")
     parser.add_argument("--plot", type=Path, help="file to draw the curves of --suite growth into, such as FILE.png")
     arguments = parser.parse_known_args(argv[1:])[0]

@@ -1,7 +1,7 @@
 """The programs of one update of greenjax - forward, forward + backward, the whole - and inputs to run them on."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from greenjax.training.state import State, abstract_state, init_state, model_gra
 from greenjax.training.step import drop_path_keys, make_train_step, pretraining_loss
 
 PARTS = ("forward", "backward", "update")  # "backward" is forward + backward
+LARGE = 64  # a batch on one device from which on memory per image is the slope towards a smaller one
 STEPS = 1000  # that the schedule of the learning rate believes in
 
 
@@ -43,6 +44,11 @@ def sized(config: ConfigDict, batch: int, **changes: Any) -> ConfigDict:
     keys = {name.replace("__", "."): value for name, value in changes.items()}
     fixed = {"data.batch_size": batch, "mask.groups": groups, "optim.accumulation": 1, "mesh.data": -1}
     return resolve(flatten(config) | fixed | keys)
+
+
+def other_batch(batch: int, devices: int) -> int:
+    """The second batch for a slope: three times as large, or a fourth where a larger one need not fit."""
+    return batch // 4 // devices * devices if batch >= LARGE * devices else 3 * batch
 
 
 def random_batch(config: ConfigDict, plan: Plan | None = None) -> Batch:
@@ -102,9 +108,11 @@ def padding_flops(config: ConfigDict, plan: Plan) -> int:
     return total * (config.data.batch_size // config.mask.groups if green else config.data.batch_size)
 
 
-def trace_part(config: ConfigDict, part: str, batch: Batch | None = None) -> jax.stages.Traced:
-    """What `compile_part` compiles."""
-    mesh, tx, graphdef = make_mesh(config), make_optimizer(config), model_graph(config)
+def trace_part(
+    config: ConfigDict, part: str, batch: Batch | None = None, devices: Sequence[jax.Device] | None = None
+) -> jax.stages.Traced:
+    """What `compile_part` compiles; `devices`: those to compile it for, by default those that are here."""
+    mesh, tx, graphdef = make_mesh(config, devices), make_optimizer(config), model_graph(config)
     state = abstract_state(config, tx, mesh)
     shapes = batch_shapes(random_batch(config) if batch is None else batch, mesh)
     if part == "update":

@@ -103,9 +103,13 @@ def kernel_costs(events: list[Event], kernels: dict[str, Kernel], rates: tuple[f
         flops, moved = (kernel.flops, kernel.bytes) if kernel else (0, 0)
         # An instruction may start several kernels on a GPU: it computes what it computes once.
         times = kernel.runs if kernel and kernel.runs is not None else count
-        limit = max(flops / rates[0], moved / rates[1])
-        costs[name] = Cost(count, seconds[name], times * flops, times * moved, times * limit)
+        costs[name] = Cost(count, seconds[name], times * flops, times * moved, times * least(flops, moved, rates))
     return costs
+
+
+def least(flops: int, moved: int, rates: tuple[float, float]) -> float:
+    """The roofline time of a kernel, in seconds."""
+    return max(flops / rates[0], moved / rates[1])
 
 
 def total(costs: Iterable[Cost]) -> Cost:

@@ -12,16 +12,12 @@ from ml_collections import ConfigDict
 
 from greenjax.benchmark.measure import Timed, copy, interleaved_medians, machine, medians_one_by_one, product
 from greenjax.benchmark.peers import Maker, Peers, find_peers
-from greenjax.benchmark.programs import PARTS, Program, compile_part, runnable, sized
+from greenjax.benchmark.programs import PARTS, Program, compile_part, other_batch, runnable, sized
 from greenjax.benchmark.whole_run import whole_run
 from greenjax.errors import InputError
 from greenjax.planning import Planner
 from greenjax.planning.analysis import planning_time
 from greenjax.training.cost import peak_flops, peak_memory
-
-SLOPE = 3  # memory per image: the slope between the batch and so many times it
-LARGE = 64  # a batch from which on the slope is taken towards a smaller one, because a larger need not fit
-
 
 def step(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) -> dict[str, Any]:
     """Prints the table of a resolved pre-training configuration and returns its figures.
@@ -89,9 +85,7 @@ def timed(
 
 def memory_slope(config: ConfigDict, update: Program, batch: int) -> float:
     """Bytes of temporary memory more for each image of a batch."""
-    other = (
-        batch // 4 // jax.device_count() * jax.device_count() if batch >= LARGE * jax.device_count() else SLOPE * batch
-    )
+    other = other_batch(batch, jax.device_count())
     return (compile_part(sized(config, other), "update").temporary - update.temporary) / (other - batch)
 
 

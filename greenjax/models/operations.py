@@ -5,6 +5,7 @@ gather into a scatter-add, and write a transposed copy of what arrives for the g
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,8 +68,8 @@ def _permute_fwd(x, index, inverse):
 
 def _permute_bwd(saved, dy):
     index, inverse = saved
-    # The barrier keeps XLA from gathering straight into the transposed layout that the product behind it wants.
-    return jax.lax.optimization_barrier(permute(dy, inverse, index)), None, None
+    # XLA would gather straight into the transposed layout that the product behind it wants.
+    return hold(permute(dy, inverse, index)), None, None
 
 
 permute.defvjp(_permute_fwd, _permute_bwd)
@@ -84,12 +85,12 @@ def layer_norm(
 
 def _layer_norm_fwd(x, scale, bias, epsilon):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = jax.lax.optimization_barrier(wide.mean(axis=-1, keepdims=True))
-    variance = jax.lax.optimization_barrier(jnp.square(wide - mean).mean(axis=-1, keepdims=True))
+    mean = hold(wide.mean(axis=-1, keepdims=True))
+    variance = hold(jnp.square(wide - mean).mean(axis=-1, keepdims=True))
     inverse_deviation = jax.lax.rsqrt(variance + epsilon)
     y = ((wide - mean) * inverse_deviation * _like(scale, x) + _like(bias, x)).astype(x.dtype)
-    # The barriers keep XLA from computing all this again in every consumer.
-    return jax.lax.optimization_barrier(y), (x, mean, inverse_deviation, scale)
+    # All this would be computed again in every consumer.
+    return hold(y), (x, mean, inverse_deviation, scale)
 
 
 def _layer_norm_bwd(epsilon, saved, dy):
@@ -102,11 +103,20 @@ def _layer_norm_bwd(epsilon, saved, dy):
     d_mean, projected = (total / x.shape[-1] for total in row_sums(d_normalised, d_normalised * normalised))
     dx = inverse_deviation * (d_normalised - d_mean - normalised * projected)
     d_scale, d_bias = (dy * normalised).sum(axis=rows), dy.sum(axis=rows)
-    dx = jax.lax.optimization_barrier(dx.astype(x.dtype))
+    dx = hold(dx.astype(x.dtype))
     return dx, d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
 
 
 layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+
+
+def hold(x: Any) -> Any:
+    """x, arrays that are computed once and stored where the program runs on a CPU.
+
+    Otherwise XLA would compute them again in all of their users. For a GPU it weighs that itself, and better: its
+    programs move more bytes with barriers than without.
+    """
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def after(x: Float[Array, "*b c"], done: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
@@ -142,14 +152,14 @@ def gelu(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
 
 def _gelu_fwd(x):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return jax.lax.optimization_barrier((wide * _normal_distribution(wide)).astype(x.dtype)), x
+    return hold((wide * _normal_distribution(wide)).astype(x.dtype)), x
 
 
 def _gelu_bwd(x, dy):
     wide = after(x.astype(jnp.promote_types(x.dtype, jnp.float32)), dy)
     density = jnp.exp(-0.5 * jnp.square(wide)) * (2 * jnp.pi) ** -0.5
     derivative = _normal_distribution(wide) + wide * density
-    return (jax.lax.optimization_barrier((dy * derivative).astype(x.dtype)),)
+    return (hold((dy * derivative).astype(x.dtype)),)
 
 
 def _normal_distribution(x):

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from greenjax.errors import InputError
+from greenjax.models.operations import hold
 
 
 def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
@@ -97,8 +98,8 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
     """Adam (arXiv 1412.6980): optax.scale_by_adam, whose results it gives, with less traffic to memory.
 
-    Left to itself XLA computes the new moments again where it updates the parameters, reads the old ones twice, and
-    has to copy them first, because the new ones are written in their place. The barrier makes it read the new ones.
+    Left to itself XLA on the CPU computes the new moments again where it updates the parameters, reads the old ones
+    twice, and has to copy them first, because the new ones are written in their place. Held, the new ones are read.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, finite: Any = True, **_: Any) -> tuple[Any, Any]:
@@ -111,7 +112,7 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
         def of_leaf(g: Array, mu: Array, nu: Array) -> tuple[Array, Array, Array]:
             mu = jnp.where(finite, b1 * mu + (1 - b1) * g, mu)
             nu = jnp.where(finite, b2 * nu + (1 - b2) * g * g, nu)
-            mu, nu = jax.lax.optimization_barrier((mu, nu))
+            mu, nu = hold((mu, nu))
             return (mu / correction1) / (jnp.sqrt(nu / correction2) + eps), mu, nu
 
         leaves = jax.tree.map(of_leaf, grads, state.mu, state.nu)

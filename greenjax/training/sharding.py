@@ -1,5 +1,6 @@
 """One mesh over all processes: batches are split over its devices, the state is replicated or split over `fsdp`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,9 +14,13 @@ from greenjax.errors import InputError
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
-    """The mesh of `config.mesh`; data = -1 takes all devices. Raises InputError where the numbers do not fit."""
-    devices, data, fsdp = jax.device_count(), config.mesh.data, config.mesh.fsdp
+def make_mesh(config: ConfigDict, available: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of `config.mesh`; data = -1 takes all devices. Raises InputError where the numbers do not fit.
+
+    `available`: the devices to take them from, by default those that JAX finds.
+    """
+    available = jax.devices() if available is None else available
+    devices, data, fsdp = len(available), config.mesh.data, config.mesh.fsdp
     if devices % fsdp:
         raise InputError(f"mesh.fsdp is {fsdp}: expected a divisor of the {devices} devices")
     data = devices // fsdp if data == -1 else data
@@ -35,7 +40,7 @@ def make_mesh(config: ConfigDict) -> Mesh:
             f" {config.optim.accumulation} x {data * fsdp}"
         )
     # The devices of a process are neighbours, fsdp's first: parameters stay inside a machine where they can.
-    used = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))[: data * fsdp]
+    used = sorted(available, key=lambda device: (device.process_index, device.id))[: data * fsdp]
     # Auto axes: with Explicit ones a callback inside shard_map inside vmap fails.
     return Mesh(np.array(used).reshape(data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
