@@ -43,7 +43,8 @@ def _attend_fwd(q, k, v, bias, window):
         padding = window[:, :, None] < 0
         hidden = jnp.where(padding, 0.0, -jnp.inf).astype(wide)
         logits = jnp.where((same & ~padding)[None, :, None], logits, hidden[None, :, None])
-    p = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    # XLA for GPUs would keep the float32 logits as well, and compute the softmax of them again in the backward pass.
+    p = jax.lax.optimization_barrier(jax.nn.softmax(logits, axis=-1).astype(v.dtype))
     return jnp.einsum("bgkst,bgktd->bgksd", p, v), (q, k, v, p, None if bias is None else bias[:0])
 
 
