@@ -1,5 +1,6 @@
 # Sourced by the other scripts: makes .venv once, installs a requirements file when it changed, sets $python.
 #   install_requirements requirements.txt
+#   install_gpu_compiler
 
 # The first Python that all requirements have wheels for; PYTHON=... names one.
 find_python() {
@@ -38,4 +39,24 @@ install_requirements() {
         return 1
     }
     echo "$wanted" >"$stamp" # last, so that a broken installation is tried again
+}
+
+# JAX's compiler for NVIDIA GPUs without CUDA's libraries, in a folder of its own: where Python's path has it, JAX
+# compiles for a card that is not there. Inside .venv every run on a machine without a GPU would complain.
+install_gpu_compiler() {
+    local version wanted
+    gpu_compiler=.venv/gpu_compiler
+    version=$("$python" -c 'import jaxlib; print(jaxlib.__version__)')
+    wanted="$("$python" --version) jaxlib $version"
+    if [ "$(cat "$gpu_compiler/installed" 2>/dev/null)" = "$wanted" ]; then
+        return
+    fi
+    echo "Installing JAX's compiler for NVIDIA GPUs into $gpu_compiler (once; 230 MB)"
+    rm -rf "$gpu_compiler"
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$gpu_compiler" \
+        "jax-cuda12-pjrt==$version" "jax-cuda12-plugin==$version" "nvidia-cuda-nvcc-cu12>=12.8" || {
+        echo "pip could not install JAX's compiler for NVIDIA GPUs: its message is above" >&2
+        return 1
+    }
+    echo "$wanted" >"$gpu_compiler/installed"
 }

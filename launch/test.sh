@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 install_requirements requirements-test.txt
+if [ "$(uname -s)" = Linux ]; then install_gpu_compiler; fi
 
 summary="" failed=0
 check() {

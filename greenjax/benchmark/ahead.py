@@ -80,11 +80,12 @@ def described(card: Card) -> jax.Device:
     """A device to compile for. Raises InputError without JAX's CUDA plugin."""
     jax.config.update("jax_platforms", "cpu")  # whatever GPU is here is not asked for, nor missed
     try:
-        return topologies.get_topology_desc(platform="cuda", target_config=description(card), topology="1x1x1").devices[0]
+        found = topologies.get_topology_desc(platform="cuda", target_config=description(card), topology="1x1x1")
     except NotImplementedError as error:
         raise InputError(
-            "--suite ahead needs JAX's CUDA plugin, though no GPU: expected it beside jax (pip install 'jax[cuda12]')"
+            "--suite ahead needs JAX's CUDA plugin, though no GPU: bash launch/ahead.sh installs it beside what is here"
         ) from error
+    return found.devices[0]
 
 
 def description(card: Card) -> str:

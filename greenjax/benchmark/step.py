@@ -19,6 +19,7 @@ from greenjax.planning import Planner
 from greenjax.planning.analysis import planning_time
 from greenjax.training.cost import peak_flops, peak_memory
 
+
 def step(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) -> dict[str, Any]:
     """Prints the table of a resolved pre-training configuration and returns its figures.
 

@@ -1,0 +1,84 @@
+"""Programs compiled for a GPU that is not here: the suite's figures, and what such programs must keep."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from small import small_config
+
+from greenjax.benchmark import ahead
+from greenjax.errors import InputError
+from greenjax.models.operations import hold
+
+ROOT = Path(__file__).parents[1]
+GPU_COMPILER = ROOT / ".venv" / "gpu_compiler"
+
+
+def test_what_a_cpu_holds_is_free_on_a_gpu():
+    """Checked where it matters, in the program that a compiler gets."""
+    export = jax.export.export(jax.jit(lambda x: hold((x + 1, x))), platforms=["cuda"])
+    shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+    assert "optimization_barrier" not in export(shape).mlir_module()
+    assert "optimization_barrier" in jax.jit(lambda x: hold((x + 1, x))).lower(shape).as_text()
+
+
+def test_the_suite_tells_what_programs_move_and_hold(monkeypatch, capsys):
+    """By programs for the CPU, which has the same figures of its own."""
+    monkeypatch.setattr(ahead, "described", lambda card: jax.devices()[0])
+    report = ahead.ahead(small_config(model__dtype="bfloat16"), batch=2, repeats=1, gpu="a100")
+    rows = {row["method"]: row for row in report["rows"]}
+    assert rows["green"]["flops"] < rows["dense"]["flops"] and report["memory_slope_ratio"] < 1
+    for name, row in rows.items():
+        parts = report["parts"][name]
+        assert row["least_seconds"] == pytest.approx(sum(part["seconds"] for part in parts))
+        assert row["bytes"] == sum(part["bytes"] for part in parts)
+        assert 1.000001 * row["least_seconds"] >= max(row["bytes"] / 2039e9, row["flops"] / 312e12)
+        assert row["most_mfu"] * row["least_seconds"] == pytest.approx(row["flops"] / 312e12)
+        assert row["memory_slope_bytes"] > 0
+    printed = capsys.readouterr().out
+    assert "compiled for one NVIDIA A100-SXM4-80GB (312 TFLOP/s, 2039 GB/s): not run" in printed
+    assert "memory for each image, green / dense" in printed and "attention" in printed
+
+
+def test_wrong_settings_and_a_missing_compiler_end_before_anything_is_compiled(monkeypatch):
+    def missing(**_):
+        raise NotImplementedError("topology not implemented for cuda")
+
+    platforms = jax.config.jax_platforms
+    monkeypatch.setattr(ahead.topologies, "get_topology_desc", missing)
+    with pytest.raises(InputError, match=r"model.dtype is 'float32': expected 'bfloat16'"):
+        ahead.ahead(small_config(), batch=2, repeats=1)
+    with pytest.raises(InputError, match=r"needs JAX's CUDA plugin.*launch/ahead.sh"):
+        ahead.ahead(small_config(model__dtype="bfloat16"), batch=2, repeats=1)
+    jax.config.update("jax_platforms", platforms)
+
+
+@pytest.mark.gpu_compiler
+@pytest.mark.slow
+def test_an_update_for_an_h100_keeps_what_the_backward_pass_reads_and_no_more():
+    """Such as float32 logits, which XLA for GPUs kept beside the weights of attention: 1.34 of it here."""
+    script = f"""
+        import sys
+        sys.path.insert(0, {str(ROOT / "tests")!r})
+        from small import small_config
+        from greenjax.benchmark.ahead import CARDS, compiled_for, described
+        from greenjax.benchmark.forecast import forecast
+        from greenjax.benchmark.programs import sized
+        device = described(CARDS["h100"])
+        config = small_config(model__dtype="bfloat16", model__embed_dim=32, decoder__depth=1)
+        small, large = (sized(config, batch, mask__groups=1, mesh__data=1) for batch in (64, 256))
+        temporary = [compiled_for(device, of)[0]["temporary"] for of in (small, large)]
+        print((temporary[1] - temporary[0]) / (256 - 64), forecast(small).kept / 64)
+    """
+    path = os.pathsep.join([str(GPU_COMPILER), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found, kept = map(float, done.stdout.split()[-2:])
+    assert 0.9 * kept < found < 1.25 * kept, found / kept
