@@ -109,7 +109,7 @@ def padding_flops(config: ConfigDict, plan: Plan) -> int:
 
 
 def trace_part(
-    config: ConfigDict, part: str, batch: Batch | None = None, devices: Sequence[jax.Device] | None = None
+    config: ConfigDict, part: str, batch: Batch | None = None, devices: Sequence[Any] | None = None
 ) -> jax.stages.Traced:
     """What `compile_part` compiles; `devices`: those to compile it for, by default those that are here."""
     mesh, tx, graphdef = make_mesh(config, devices), make_optimizer(config), model_graph(config)

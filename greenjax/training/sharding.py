@@ -14,7 +14,7 @@ from greenjax.errors import InputError
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(config: ConfigDict, available: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: ConfigDict, available: Sequence[Any] | None = None) -> Mesh:
     """The mesh of `config.mesh`; data = -1 takes all devices. Raises InputError where the numbers do not fit.
 
     `available`: the devices to take them from, by default those that JAX finds.
