@@ -7,9 +7,9 @@ other in it and share the bias. The backward pass keeps nothing but qkv and comp
 
 - Every token sits in one slot of one group, so programs write apart and together cover the whole result: no atomics,
   and the same bits in every run. The bias's gradient is summed over the images of a program, then by XLA over programs.
-- Tiles have sides that are powers of two. Whole rows of up to 64 slots are one tile, and one kernel does the backward
-  pass. Of longer rows a tile is some queries by all keys, for the gradients of queries and bias, and then some keys by
-  all queries, for those of keys and values.
+- Tiles have sides that are powers of two. Rows of up to 64 slots are one tile, and one kernel does the backward pass.
+  Of longer rows a tile is 16 queries by all keys, for the gradients of queries and bias, and then 16 keys by all
+  queries, for those of keys and values: compiled for Hopper, larger ones do not fit the registers.
 - XLA cannot split a kernel over a mesh: each device runs it on its own mask groups, or its own images.
 
 Source: written in Pallas for its Triton backend; the algorithm is that of models/attention.py, in tiles. Compare
@@ -35,9 +35,8 @@ from greenjax.errors import InputError
 from greenjax.planning import Grouping
 
 MOST_SLOTS = 256
-WHOLE = 64  # slots of a row whose pairs are one tile backward
-PAIRS = 8192  # of queries and keys in a tile: backward four such tiles share the registers, forward two
-PROGRAMS = 1024  # enough for all processors of a large GPU; with fewer images in each, more bias to read and sum
+WHOLE = 64  # the longest row that is one tile
+PROGRAMS = 1024  # enough for all processors of a large GPU; more have fewer images each, and more bias to read and sum
 
 
 def fused_group_attention(
@@ -140,11 +139,10 @@ class Tiling(NamedTuple):
     width: int
 
     @staticmethod
-    def of(qkv: Array, where: Where, rows: int) -> "Tiling":
-        """`rows`: at most, of a tile."""
+    def of(qkv: Array, where: Where) -> "Tiling":
         (batch, tokens, _, heads, width), (groups, slots) = qkv.shape, where.window.shape
         columns = max(16, pl.next_power_of_2(slots))
-        rows = min(rows, columns)
+        rows = columns if columns <= WHOLE else 16
         images = batch * heads * groups * pl.cdiv(slots, rows) // PROGRAMS
         return Tiling(min(max(images, 1), 16), batch, tokens, groups, slots, rows, columns, heads, width)
 
@@ -172,7 +170,7 @@ class Tiling(NamedTuple):
 
     @property
     def warps(self) -> int:
-        return min(max(self.rows * self.columns // 1024, 1), 8)
+        return 1 if self.rows * self.columns <= 1024 else 4
 
 
 class Program(NamedTuple):
@@ -212,7 +210,7 @@ class Tokens(NamedTuple):
 def _forward(interpret: bool, by_image: tuple[Array, ...], where: Where) -> Array:
     (qkv,) = by_image
     b, n, _, heads, width = qkv.shape
-    tiling = Tiling.of(qkv, where, rows=64)
+    tiling = Tiling.of(qkv, where)
     y = jax.ShapeDtypeStruct((b, n, heads, width), qkv.dtype)
     return tiling.call(_forward_kernel, 2, interpret, out_shape=y)(qkv, where)
 
@@ -236,11 +234,10 @@ def _backward(interpret: bool, by_image: tuple[Array, ...], where: Where) -> tup
     qkv, dy = by_image
     b, _, _, heads, _ = qkv.shape
     g, s = where.window.shape
-    columns = max(16, pl.next_power_of_2(s))
-    tiling = Tiling.of(qkv, where, rows=PAIRS // max(columns, PAIRS // WHOLE))
+    tiling = Tiling.of(qkv, where)
     d_qkv = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
     d_bias = None if where.bias is None else jax.ShapeDtypeStruct((tiling.parts, g, heads, s, s), jnp.float32)
-    if columns <= WHOLE:
+    if tiling.tiles == 1:
         call = tiling.call(_whole_kernel, 5, interpret, out_shape=(d_qkv, d_bias))
         return call(qkv, dy, where)
     of_rows = jax.ShapeDtypeStruct((b, heads, g, s), jnp.float32)
