@@ -16,7 +16,6 @@ Source: written in Pallas for its Triton backend; the algorithm is that of model
 FlashAttention-2 (arXiv 2307.08691), whose running maximum rows of this length do not need.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,6 +34,7 @@ from greenjax.errors import InputError
 from greenjax.planning import Grouping
 
 MOST_SLOTS = 256
+WIDTHS = (16, 32, 64, 128)
 WHOLE = 64  # the longest row that is one tile
 PROGRAMS = 1024  # enough for all processors of a large GPU; more have fewer images each, and more bias to read and sum
 
@@ -48,18 +48,19 @@ def fused_group_attention(
 ) -> Float[Array, "b n c"]:
     """Attention of ungrouped tokens inside their groups: enter_groups, split_heads, attend, merge_heads, leave_groups.
 
-    `interpret` runs the kernel's arithmetic without a GPU, slowly. Raises InputError for rows and heads that do not fit.
+    `interpret` runs the kernel's arithmetic without a GPU, slowly. Raises InputError for rows and heads that do not
+    fit.
     """
     b, n, channels = qkv.shape
-    g, s = np.shape(grouping.window)
-    width = channels // (3 * num_heads)
-    if s > MOST_SLOTS:
-        raise InputError(f"model.attention is 'pallas' and a group has {s} slots: expected at most {MOST_SLOTS}")
-    if width not in (16, 32, 64, 128):
-        raise InputError(f"model.attention is 'pallas' and a head has {width} channels: expected 16, 32, 64 or 128")
+    slots, width = np.shape(grouping.window)[1], channels // (3 * num_heads)
+    if slots > MOST_SLOTS:
+        raise InputError(f"model.attention is 'pallas' and a group has {slots} slots: expected at most {MOST_SLOTS}")
+    if width not in WIDTHS:
+        raise InputError(f"model.attention is 'pallas' and a head has {width} channels: expected one of {WIDTHS}")
     token = None if grouping.token is None else jnp.asarray(grouping.token)
     apart = qkv.reshape(b, n, 3, num_heads, width)
-    return _attend(interpret, apart, bias, token, jnp.asarray(grouping.window)).reshape(b, n, channels // 3)
+    y: Any = _attend(interpret, apart, bias, token, jnp.asarray(grouping.window))
+    return y.reshape(b, n, channels // 3)
 
 
 class Where(NamedTuple):
@@ -156,7 +157,7 @@ class Tiling(NamedTuple):
         return pl.cdiv(self.batch, self.images)
 
     def call(self, kernel: Callable[..., None], products: int, interpret: bool, **options: Any) -> Callable[..., Any]:
-        """pallas_call of kernel(tiling, ...), which has so many matrix products."""
+        """pallas_call of kernel(tiling, ...), which has so many matrix products, not counting those computed again."""
         pairs = self.batch * self.heads * self.groups * self.slots**2
         return pl.pallas_call(
             partial(kernel, self),
@@ -238,13 +239,13 @@ def _backward(interpret: bool, by_image: tuple[Array, ...], where: Where) -> tup
     d_qkv = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
     d_bias = None if where.bias is None else jax.ShapeDtypeStruct((tiling.parts, g, heads, s, s), jnp.float32)
     if tiling.tiles == 1:
-        call = tiling.call(_whole_kernel, 5, interpret, out_shape=(d_qkv, d_bias))
+        call = tiling.call(_whole_kernel, 4, interpret, out_shape=(d_qkv, d_bias))
         return call(qkv, dy, where)
     of_rows = jax.ShapeDtypeStruct((b, heads, g, s), jnp.float32)
-    by_queries = tiling.call(_queries_kernel, 3, interpret, out_shape=(d_qkv, d_bias, (of_rows, of_rows)))
+    by_queries = tiling.call(_queries_kernel, 2, interpret, out_shape=(d_qkv, d_bias, (of_rows, of_rows)))
     d_qkv, d_bias, statistics = by_queries(qkv, dy, where)
     # Writes keys' and values' gradients beside those of the queries, into the same array.
-    by_keys = tiling.call(_keys_kernel, 4, interpret, out_shape=d_qkv, input_output_aliases={0: 0})
+    by_keys = tiling.call(_keys_kernel, 2, interpret, out_shape=d_qkv, input_output_aliases={0: 0})
     return by_keys(d_qkv, qkv, dy, statistics, where), d_bias
 
 
