@@ -1,6 +1,7 @@
 """The fused attention, interpreted, is enter_groups, split_heads, attend, merge_heads and leave_groups."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from greenjax.models.fused_attention import fused_group_attention
 from greenjax.planning import Grouping
 from greenjax.training import run
 
+CPU = SimpleNamespace(platform="cpu", platform_version="cpu")
 interpreted = partial(fused_group_attention, interpret=True)
 composed = partial(group_attention, "xla")
 
@@ -110,7 +112,7 @@ def test_padding_reaches_nothing(slots, n):
 
 def test_images_of_one_program_share_its_bias(monkeypatch):
     """Several images in a program, and fewer in the last: the bias's gradient is summed inside and outside."""
-    monkeypatch.setattr(fused_attention, "PROGRAMS", 6)
+    monkeypatch.setattr(fused_attention, "WARPS", 6)
     rng = np.random.default_rng(0)
     grouping = grouping_of(rng, 2, 12, 20)
     inputs = inputs_of(rng, grouping, 20, 1, batch=7)  # two groups: 7 * 2 // 6 = 2 images a program
@@ -179,6 +181,7 @@ def test_models_take_it(monkeypatch, family):
         return jax.tree.leaves(loss(params))
 
     expected = value_and_grad()
+    monkeypatch.setattr(attention, "get_backend", lambda: CPU)
     with pytest.raises(InputError, match="it needs an NVIDIA GPU, found cpu; set it to 'xla'"):
         value_and_grad(model__attention="pallas")
     monkeypatch.setattr(attention, "check_attention", lambda _: None)
@@ -187,7 +190,7 @@ def test_models_take_it(monkeypatch, family):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
 
 
-def test_what_it_does_not_take(tmp_path):
+def test_what_it_does_not_take(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
     with pytest.raises(InputError, match="a group has 257 slots: expected at most 256"):
         fused_group_attention(jnp.zeros((1, 257, 48)), None, ungrouped(rng, 257), 1)
@@ -197,6 +200,16 @@ def test_what_it_does_not_take(tmp_path):
         small_config(model__attention="pallas")
     with pytest.raises(InputError, match=r"model.attention is 'pallas': expected xla for pcpvt_s"):
         small_config("pcpvt", model__attention="pallas")
+    monkeypatch.setattr(
+        attention, "get_backend", lambda: SimpleNamespace(platform="gpu", platform_version="cuda 12090")
+    )
+    check_attention("pallas")
+    monkeypatch.setattr(
+        attention, "get_backend", lambda: SimpleNamespace(platform="gpu", platform_version="rocm 60300")
+    )
+    with pytest.raises(InputError, match="found rocm"):
+        check_attention("pallas")
+    monkeypatch.setattr(attention, "get_backend", lambda: CPU)
     check_attention("xla")
     with pytest.raises(InputError, match=r"model.attention is 'pallas': it needs an NVIDIA GPU, found cpu"):
         run(small_config(model__attention="pallas", model__embed_dim=32), tmp_path / "run")

@@ -36,7 +36,8 @@ from greenjax.planning import Grouping
 MOST_SLOTS = 256
 WIDTHS = (16, 32, 64, 128)
 WHOLE = 64  # the longest row that is one tile
-PROGRAMS = 1024  # enough for all processors of a large GPU; more have fewer images each, and more bias to read and sum
+WARPS = 4096  # enough for all processors of a large GPU; more have fewer images each, and more bias to read and sum
+MOST_IMAGES = 16  # of a program
 
 
 def fused_group_attention(
@@ -96,7 +97,8 @@ _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 def _spread(run: Callable[..., Any], by_image: tuple[Array, ...], where: Where) -> Any:
-    """run(by_image, where), on each device for its part of the mask groups (jax.vmap) or of the images.
+    """run(1, by_image, where), or run(masks, ...) under jax.vmap over so many mask groups; on a mesh each device does
+    that for its part of the mask groups, or of the images.
 
     All results have what is split first: mask groups, or images and partial sums over images.
     """
@@ -108,15 +110,17 @@ def _spread(run: Callable[..., Any], by_image: tuple[Array, ...], where: Where) 
 
     @custom_vmap
     def of_images(by_image: tuple[Array, ...], where: Where) -> Any:
+        one = partial(run, 1)
         if alone:
-            return run(by_image, where)
+            return one(by_image, where)
         spec = part(by_image[0].shape[0])
-        return jax.shard_map(run, in_specs=(spec, P()), out_specs=spec, check_vma=False)(by_image, where)
+        return jax.shard_map(one, in_specs=(spec, P()), out_specs=spec, check_vma=False)(by_image, where)
 
     @of_images.def_vmap
     def of_mask_groups(size: int, mapped: Any, *args: Any) -> Any:
         axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, tuple(mapped))
-        mapped_run: Any = jax.vmap(run, in_axes=axes)
+        masks = size if alone or part(size) == P() else size // mesh.size
+        mapped_run: Any = jax.vmap(partial(run, masks), in_axes=axes)
         if not alone:
             specs = jax.tree.map(lambda is_mapped: part(size) if is_mapped else P(), tuple(mapped))
             mapped_run = jax.shard_map(mapped_run, in_specs=specs, out_specs=part(size), check_vma=False)
@@ -140,12 +144,14 @@ class Tiling(NamedTuple):
     width: int
 
     @staticmethod
-    def of(qkv: Array, where: Where) -> "Tiling":
+    def of(masks: int, qkv: Array, where: Where) -> "Tiling":
+        """`masks`: groups of so many masks are done at a time, each by programs of its own."""
         (batch, tokens, _, heads, width), (groups, slots) = qkv.shape, where.window.shape
         columns = max(16, pl.next_power_of_2(slots))
         rows = columns if columns <= WHOLE else 16
-        images = batch * heads * groups * pl.cdiv(slots, rows) // PROGRAMS
-        return Tiling(min(max(images, 1), 16), batch, tokens, groups, slots, rows, columns, heads, width)
+        tiling = Tiling(1, batch, tokens, groups, slots, rows, columns, heads, width)
+        images = masks * batch * heads * groups * tiling.tiles * tiling.warps // WARPS
+        return tiling._replace(images=min(max(images, 1), MOST_IMAGES))
 
     @property
     def tiles(self) -> int:
@@ -208,10 +214,10 @@ class Tokens(NamedTuple):
     real: Bool[Array, "t d"]  # where not, zeros are read and nothing is written
 
 
-def _forward(interpret: bool, by_image: tuple[Array, ...], where: Where) -> Array:
+def _forward(interpret: bool, masks: int, by_image: tuple[Array, ...], where: Where) -> Array:
     (qkv,) = by_image
     b, n, _, heads, width = qkv.shape
-    tiling = Tiling.of(qkv, where)
+    tiling = Tiling.of(masks, qkv, where)
     y = jax.ShapeDtypeStruct((b, n, heads, width), qkv.dtype)
     return tiling.call(_forward_kernel, 2, interpret, out_shape=y)(qkv, where)
 
@@ -230,12 +236,12 @@ def _forward_kernel(tiling: Tiling, qkv: Any, where: Where, y: Any) -> None:
     jax.lax.fori_loop(program.first, program.end, image, None)
 
 
-def _backward(interpret: bool, by_image: tuple[Array, ...], where: Where) -> tuple[Array, Array | None]:
+def _backward(interpret: bool, masks: int, by_image: tuple[Array, ...], where: Where) -> tuple[Array, Array | None]:
     """The gradient of qkv, and parts of that of the bias, which are to be summed."""
     qkv, dy = by_image
     b, _, _, heads, _ = qkv.shape
     g, s = where.window.shape
-    tiling = Tiling.of(qkv, where)
+    tiling = Tiling.of(masks, qkv, where)
     d_qkv = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
     d_bias = None if where.bias is None else jax.ShapeDtypeStruct((tiling.parts, g, heads, s, s), jnp.float32)
     if tiling.tiles == 1:
