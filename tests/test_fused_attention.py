@@ -17,6 +17,8 @@ from greenjax.errors import InputError
 from greenjax.models import attention, fused_attention
 from greenjax.models.attention import check_attention, group_attention
 from greenjax.models.fused_attention import fused_group_attention
+from greenjax.models.layers import checkpointed
+from greenjax.models.twins import Sites
 from greenjax.planning import Grouping
 from greenjax.training import run
 
@@ -168,26 +170,35 @@ def test_images_split_over_devices():
 
 @pytest.mark.parametrize("family", ["swin", "twins"])
 def test_models_take_it(monkeypatch, family):
-    """The same loss and gradient; in Twins with activations computed again."""
+    """All of their attention inside windows, with the same values and gradients where they are computed again."""
     wide = dict(model__embed_dim=32) if family == "swin" else dict(model__embed_dims=(32, 64))
-    few = dict(model__depths=(1, 1), model__num_heads=(2, 4))
-    images = np.random.default_rng(0).normal(size=(1, 32, 32, 1)).astype(np.float32)
-    visible = np.arange(64).reshape(8, 8) < 5
+    model = greenjax.build(small_config(family, **wide, model__attention="pallas"), seed=0)
+    blocks = [block.attn for stage in model.encoder.stages for block in stage.blocks]
+    assert [getattr(attn, "attention", None) for attn in blocks] == [
+        "pallas",
+        "pallas" if family == "swin" else None,
+    ] * 2
+    rng = np.random.default_rng(0)
+    grouping = grouping_of(rng, 2, 12, 20)._replace(position=rng.integers(16, size=(2, 12)).astype(np.int32))
+    where = grouping if family == "swin" else Sites(grouping, None)
+    x, dy = (jnp.asarray(rng.normal(size=(2, 20, 32)), jnp.float32) for _ in range(2))
 
-    def value_and_grad(**overrides):
-        config = small_config(family, **wide, **few, **overrides)
-        graphdef, params = nnx.split(greenjax.build(config, seed=0))
-        loss = jax.jit(jax.value_and_grad(lambda p: nnx.merge(graphdef, p)(images, visible).loss))
-        return jax.tree.leaves(loss(params))
+    def both_ways(kind):
+        blocks[0].attention = kind
+        graphdef, params = nnx.split(blocks[0])
 
-    expected = value_and_grad()
+        def loss(params, x, where):
+            return (checkpointed(nnx.merge(graphdef, params))(x, where) * dy).sum()
+
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x, where))
+
+    expected = both_ways("xla")
     monkeypatch.setattr(attention, "get_backend", lambda: CPU)
     with pytest.raises(InputError, match="it needs an NVIDIA GPU, found cpu; set it to 'xla'"):
-        value_and_grad(model__attention="pallas")
+        both_ways("pallas")
     monkeypatch.setattr(attention, "check_attention", lambda _: None)
     monkeypatch.setattr(fused_attention, "fused_group_attention", interpreted)
-    found = value_and_grad(model__attention="pallas", model__remat=family == "twins")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+    assert_close(both_ways("pallas"), expected, 1e-5)
 
 
 def test_what_it_does_not_take(monkeypatch, tmp_path):
