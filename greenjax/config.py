@@ -121,6 +121,7 @@ KEYS = {
     "model.sr_ratios": _counts_or_none(),  # Twins: tokens along a side of the blocks that become one key
     "model.norm_epsilon": _positive(None),  # Twins: not of patch embeddings and sub-sampling, which have 1e-5
     "model.drop_path": _share(0.0),  # stochastic depth at the last block, rising linearly from 0 at the first
+    "model.attention": _choice("xla", "xla", "pallas"),  # inside groups; pallas: our own kernel for NVIDIA GPUs
     "model.sparse_conv": _choice("native", "native", "spconv", "masked"),  # Twins: how visible tokens are convolved
     "model.spconv_callback": _choice("pure", "pure", "buffer"),  # how JAX calls spconv
     "model.in_channels": _count(3),

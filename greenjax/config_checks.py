@@ -72,6 +72,12 @@ def check_model(values: Values) -> None:
         if ratio & (ratio - 1) or ratio > side:
             allowed = f"a power of two, at most the {side} tokens along a mask unit of stage {stage + 1}"
             refuse(values, "model.sr_ratios", f"{allowed}, in place of {ratio}")
+    if values["model.attention"] != "xla" and not values["model.window"]:
+        refuse(values, "model.attention", f"xla for {values['model.name']}, which has no attention inside windows")
+    for width, count in zip(channels, heads):
+        if values["model.attention"] == "pallas" and width // count not in (16, 32, 64, 128):
+            allowed = f"xla where a head has {width // count} channels: pallas takes 16, 32, 64 or 128"
+            refuse(values, "model.attention", allowed)
     if values["model.sparse_conv"] != "native" and not values["model.sr_ratios"]:
         refuse(values, "model.sparse_conv", f"native for {values['model.name']}, which has no sparse convolutions")
 

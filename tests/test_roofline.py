@@ -82,6 +82,20 @@ def test_what_kernels_compute_and_move_is_read_from_a_gpu_s_program():
     assert (kernels["loop_fusion.7"].runs, kernels["loop_fusion.7"].bytes) == (6, 2 * 16)  # an operand counts once
 
 
+def test_a_kernel_that_completes_an_array_in_place_does_not_read_it():
+    program = """ENTRY %main (a: bf16[64,32], b: bf16[64,16]) -> bf16[64,32] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %b = bf16[64,16]{1,0} parameter(1)
+  ROOT %k = bf16[64,32]{1,0} custom-call(%a, %b), custom_call_target="TARGET", output_to_operand_aliasing={{}: (0, {})}
+}
+"""
+    ours, others = (
+        read_kernels(program.replace("TARGET", target))["k"].bytes for target in ("__gpu$xla.gpu.triton", "other")
+    )
+    assert ours == 2 * (64 * 32 + 64 * 16)
+    assert others == 2 * (2 * 64 * 32 + 64 * 16)
+
+
 @pytest.mark.parametrize("surplus", [0, 1])
 def test_stacks_are_read_as_either_way_of_printing_them(surplus):
     stack = read_kernels(gpu_program(surplus))["cublas-gemm.1"].stack

@@ -11,7 +11,7 @@
 step: an update of a configuration, green, dense and in PyTorch; docs/performance.md explains it.
 roofline: an update of a configuration kernel by kernel, against what the machine can do at best.
 ahead: an update compiled for a GPU that need not be here: what it moves and holds, and the least it can take.
-attention: attention inside groups by greenjax, by JAX and by cuDNN, at the shapes of a configuration.
+attention: attention inside groups by greenjax, its own kernel, JAX and cuDNN, at the shapes of a configuration.
 grouping: ways to group the windows of visible tokens; docs/grouping_and_growth.md explains it.
 growth: an update against image size, batch, mask ratio and window; docs/grouping_and_growth.md explains it.
 input: decoding and cropping of photographs, from files and from prepared records; docs/data.md explains it.

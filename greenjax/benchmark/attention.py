@@ -1,8 +1,9 @@
 """Attention inside groups by several programs, at the shapes of each stage of a configuration.
 
-All take what the projection gives, in groups, and return what the next one takes: [b, g, s, 3 k d] -> [b, g, s, k d].
-On a GPU this suite decides which of them models/attention.py keeps: the fastest over all blocks of an update, in
-bfloat16, on the card that runs are made on. On a CPU there is no fused one to choose.
+All take what the projection gives and return what the next one takes, token by token: [b, n, 3 k d] -> [b, n, k d]. So
+what it costs to put tokens into groups and out again counts, which a kernel of our own does on the way. On a GPU this
+suite decides which of them models/attention.py keeps: the fastest over all blocks of an update, in bfloat16, on the
+card that runs are made on. On a CPU there is no fused one to choose.
 """
 
 from collections.abc import Callable
@@ -13,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from greenjax.benchmark.measure import Timed, interleaved_medians, machine
 from greenjax.benchmark.programs import memory_of, random_batch, sized
 from greenjax.errors import InputError
-from greenjax.models.attention import attend, merge_heads, split_heads
+from greenjax.models.attention import check_attention, enter_groups, group_attention, leave_groups
 from greenjax.planning import Grouping, dense_plan, stage_channels, stage_specs, token_grid
 from greenjax.planning.analysis import blocks_in_turn
 from greenjax.planning.planner import windowed_blocks
@@ -28,9 +29,9 @@ from greenjax.planning.planner import windowed_blocks
 # errs where much larger numbers are subtracted.
 HIDDEN = -(2.0**15)
 
-QKV = Float[Array, "b g s qkv"]
+QKV = Float[Array, "b n qkv"]
 Bias = Float[Array, "g k s s"] | None
-Candidate = Callable[[QKV, Bias, Int[Array, "g s"], int], Float[Array, "b g s c"]]  # the number is that of heads
+Candidate = Callable[[QKV, Bias, Grouping, int], Float[Array, "b n c"]]  # the number is that of heads
 
 
 class Case(NamedTuple):
@@ -41,32 +42,30 @@ class Case(NamedTuple):
     blocks: int
     heads: int
     inputs: tuple[QKV, Bias]
-    window: Int[Array, "g s"]
-    dy: Float[Array, "b g s c"]  # 0 in padding slots, as in training, where nothing reads them
-
-
-def by_attend(qkv: QKV, bias: Bias, window: Int[Array, "g s"], heads: int) -> Float[Array, "b g s c"]:
-    """greenjax's own."""
-    return merge_heads(attend(*split_heads(qkv, heads), bias, window))
+    grouping: Grouping
+    dy: Float[Array, "b n c"]
 
 
 def by_jax(
-    implementation: Literal["xla", "cudnn"], qkv: QKV, bias: Bias, window: Int[Array, "g s"], heads: int
-) -> Float[Array, "b g s c"]:
+    implementation: Literal["xla", "cudnn"], qkv: QKV, bias: Bias, grouping: Grouping, heads: int
+) -> Float[Array, "b n c"]:
     """jax.nn.dot_product_attention, to which groups are heads: so all images share one bias, none has its own copy."""
+    window = jnp.asarray(grouping.window)
     g = window.shape[0]
-    q, k, v = rearrange(qkv, "b g s (three k d) -> three b s (g k) d", three=3, k=heads)
+    grouped = enter_groups(qkv, grouping)
+    q, k, v = rearrange(grouped, "b g s (three k d) -> three b s (g k) d", three=3, k=heads)
     same = (window[:, :, None] == window[:, None, :])[:, None]
     hidden = jnp.where(same, 0.0, HIDDEN)
     hidden = jnp.broadcast_to(hidden, (g, heads, *hidden.shape[2:]))
     allowed = hidden if bias is None else jnp.where(same, bias, hidden)
     whole = rearrange(allowed, "g k s t -> 1 (g k) s t").astype(qkv.dtype)
     y = jax.nn.dot_product_attention(q, k, v, whole, implementation=implementation)
-    return rearrange(y, "b s (g k) d -> b g s (k d)", g=g)
+    return leave_groups(rearrange(y, "b s (g k) d -> b g s (k d)", g=g), grouping)
 
 
 CANDIDATES: dict[str, Candidate] = {
-    "greenjax": by_attend,
+    "greenjax": partial(group_attention, "xla"),
+    "pallas": partial(group_attention, "pallas"),
     "xla": partial(by_jax, "xla"),
     "cudnn": partial(by_jax, "cudnn"),
 }
@@ -100,6 +99,11 @@ def attention(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
 
 def why_not(name: str, dtype: str) -> str | None:
     """Why a candidate cannot run here; None: it can."""
+    if name == "pallas":
+        try:
+            check_attention(name)
+        except InputError:
+            return f"it needs an NVIDIA GPU, found {jax.default_backend()}"
     if name != "cudnn":
         return None
     if jax.default_backend() != "gpu":
@@ -134,19 +138,21 @@ def case(
     rng: np.random.Generator,
 ) -> Case:
     """One grouping's. `names`: the first fields of a Case."""
-    window = np.asarray(grouping.window)
-    (g, s), heads, dtype = window.shape, names[3], config.model.dtype
-    qkv = jnp.asarray(rng.normal(size=(config.data.batch_size, g, s, 3 * channels)).astype(np.float32), dtype)
+    (g, s), heads, dtype = np.shape(grouping.window), names[3], config.model.dtype
+    n = s if grouping.slot is None else len(grouping.slot)
+    qkv, dy = (
+        jnp.asarray(rng.normal(size=(config.data.batch_size, n, c)).astype(np.float32), dtype)
+        for c in (3 * channels, channels)
+    )
     bias = jnp.asarray(rng.normal(size=(g, heads, s, s)), jnp.float32) if biased else None
-    dy = rng.normal(size=(config.data.batch_size, g, s, channels)) * (window >= 0)[None, :, :, None]
-    return Case(*names, (qkv, bias), jnp.asarray(window), jnp.asarray(dy.astype(np.float32), dtype))
+    return Case(*names, (qkv, bias), jax.tree.map(jnp.asarray, grouping), dy)
 
 
 def both_ways(candidate: Candidate, case: Case) -> Callable[..., Any]:
-    """(qkv, bias, dy) -> the values, and the gradients of qkv and bias."""
+    """(qkv and bias, grouping, dy) -> the values, and the gradients of qkv and bias."""
 
-    def run(inputs: tuple[QKV, Bias], dy: Array) -> Any:
-        y, pull = jax.vjp(lambda qkv, bias: candidate(qkv, bias, case.window, case.heads), *inputs)
+    def run(inputs: tuple[QKV, Bias], grouping: Grouping, dy: Array) -> Any:
+        y, pull = jax.vjp(lambda qkv, bias: candidate(qkv, bias, grouping, case.heads), *inputs)
         return y, pull(dy)
 
     return run
@@ -154,37 +160,35 @@ def both_ways(candidate: Candidate, case: Case) -> Callable[..., Any]:
 
 def measured(case: Case, names: list[str], repeats: int) -> list[dict[str, Any]]:
     """A row for every candidate; `difference` is that from greenjax's own in float32, as a share of the largest."""
-    g, s = case.window.shape
+    g, s = case.grouping.window.shape
     shape = {"stage": case.stage, "shifted": case.shifted, "blocks": case.blocks, "groups": g, "slots": s}
-    shape |= {"heads": case.heads, "head_dim": case.dy.shape[3] // case.heads}
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (case.inputs, case.dy))
-    reference = jax.jit(both_ways(by_attend, case))(*wide)
+    shape |= {"heads": case.heads, "head_dim": case.dy.shape[2] // case.heads}
+    wide, dy = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (case.inputs, case.dy))
+    reference = jax.jit(both_ways(CANDIDATES["greenjax"], case))(wide, case.grouping, dy)
+    arguments = case.inputs, case.grouping, case.dy
     runs: dict[str, Timed] = {}
     rows = {name: shape | {"candidate": name} for name in names}
     for name in names:
         try:
-            program = jax.jit(both_ways(CANDIDATES[name], case)).lower(case.inputs, case.dy).compile()
+            program = jax.jit(both_ways(CANDIDATES[name], case)).lower(*arguments).compile()
         except (NotImplementedError, ValueError, RuntimeError) as error:  # shapes that a library does not take
             rows[name]["error"] = str(error).strip().splitlines()[0]
             continue
-        runs[name] = program, (case.inputs, case.dy)
-        values = program(case.inputs, case.dy)
-        rows[name]["difference"] = difference(values, reference, np.asarray(case.window) >= 0)
+        runs[name] = program, arguments
+        rows[name]["difference"] = difference(program(*arguments), reference)
         rows[name]["temporary"] = memory_of(program)[0]
     for name, seconds in interleaved_medians(runs, repeats).items():
         rows[name]["ms"] = 1e3 * seconds
     return list(rows.values())
 
 
-def difference(values: Any, reference: Any, real: Bool[np.ndarray, "g s"]) -> float:
-    """The largest of all arrays. Values of padding slots are nobody's."""
+def difference(values: Any, reference: Any) -> float:
+    """The largest of all arrays."""
 
     def share(a: Array, b: Array) -> float:
         return float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max())
 
-    (y, gradients), (expected, wanted) = values, reference
-    pairs = [(y[:, real], expected[:, real]), *zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted), strict=True)]
-    return max(share(a, b) for a, b in pairs)
+    return max(share(a, b) for a, b in zip(jax.tree.leaves(values), jax.tree.leaves(reference), strict=True))
 
 
 def line(row: dict[str, Any]) -> str:

@@ -205,6 +205,10 @@ def _bytes(instruction: Instruction, computation: Computation, computations: dic
         rest = [computation[name].size for name in set(instruction.operands[1:]) if name in computation]
         return 2 * written + sum(rest)
     read = {name: computation[name].size for name in instruction.operands if name in computation}
+    if '"__gpu$xla.gpu.triton"' in instruction.rest:
+        # A kernel of ours that completes an operand in place only writes it.
+        for index in re.findall(r"\{[\d, ]*\}: \((\d+), \{", instruction.rest):
+            read.pop(instruction.operands[int(index)], None)
     if instruction.opcode == "fusion":
         body = next((computations[name] for name in _called(instruction) if name in computations), {})
         for index, name in enumerate(instruction.operands):

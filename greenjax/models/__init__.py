@@ -1,7 +1,7 @@
 """Models: Flax NNX modules over visible tokens. They hold parameters only; plans and random keys are arguments.
 
-Read in this order: attention (group window attention), swin, sparse_conv, twins, backbone (images in, encoder),
-decoder, mim, classifier; layers holds what they are made of.
+Read in this order: attention (group window attention; fused_attention has it as one kernel), swin, sparse_conv, twins,
+backbone (images in, encoder), decoder, mim, classifier; layers holds what they are made of.
 """
 
 from typing import Any

@@ -11,6 +11,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from greenjax.errors import InputError
 from greenjax.models.layers import linear, small_normal
 from greenjax.models.operations import permute
 from greenjax.planning import Grouping
@@ -113,6 +114,41 @@ def _window_of(offsets: int) -> int:
     return (math.isqrt(offsets) + 1) // 2
 
 
+def check_attention(attention: str) -> None:
+    """Raises InputError where this attention cannot run; while a step is traced, on what that is compiled for."""
+    device = device_kind()
+    if attention == "pallas" and "NVIDIA" not in device:
+        raise InputError(
+            f"model.attention is 'pallas': it needs an NVIDIA GPU, an A100 or newer, found {device}; set it to 'xla'"
+        )
+
+
+def device_kind() -> str:
+    """The name of the devices of the mesh that a step is traced for, or of the first one here."""
+    of_mesh = jax.sharding.get_abstract_mesh().abstract_device
+    return of_mesh.device_kind if of_mesh is not None else jax.devices()[0].device_kind
+
+
+def group_attention(
+    attention: str,
+    qkv: Float[Array, "b n qkv"],
+    bias: Float[Array, "g k s s"] | None,
+    grouping: Grouping,
+    num_heads: int,
+) -> Float[Array, "b n c"]:
+    """Attention of ungrouped tokens inside their groups, by XLA, or by a kernel of our own ("pallas").
+
+    Raises InputError where that kernel cannot run.
+    """
+    if attention == "pallas":
+        from greenjax.models.fused_attention import fused_group_attention  # Pallas is needed by nothing else
+
+        check_attention(attention)
+        return fused_group_attention(qkv, bias, grouping, num_heads)
+    q, k, v = split_heads(enter_groups(qkv, grouping), num_heads)
+    return leave_groups(merge_heads(attend(q, k, v, bias, jnp.asarray(grouping.window))), grouping)
+
+
 class WindowAttention(nnx.Module):
     """Multi-head attention inside local windows, with relative position bias, on grouped visible tokens.
 
@@ -120,8 +156,10 @@ class WindowAttention(nnx.Module):
     Source: Swin Transformer (arXiv 2103.14030), section 3.2, equation 4; paper, section 3.3.
     """
 
-    def __init__(self, dim: int, window: int, num_heads: int, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, dim: int, window: int, num_heads: int, *, attention: str = "xla", dtype: Any, rngs: nnx.Rngs):
+        """`attention`: as group_attention has it."""
         self.num_heads = num_heads
+        self.attention = attention
         self.qkv = linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.relative_position_bias_table = nnx.Param(
             small_normal(rngs.params(), ((2 * window - 1) ** 2, num_heads), jnp.float32)
@@ -129,10 +167,8 @@ class WindowAttention(nnx.Module):
         self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"], grouping: Grouping) -> Float[Array, "b n c"]:
-        q, k, v = split_heads(enter_groups(self.qkv(x), grouping), self.num_heads)
         bias = relative_position_bias(self.relative_position_bias_table[...], jnp.asarray(grouping.position))
-        out = attend(q, k, v, bias, jnp.asarray(grouping.window))
-        return self.proj(leave_groups(merge_heads(out), grouping))
+        return self.proj(group_attention(self.attention, self.qkv(x), bias, grouping, self.num_heads))
 
 
 class SelfAttention(nnx.Module):

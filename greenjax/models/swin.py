@@ -62,7 +62,8 @@ class Swin(nnx.Module):
             window = min(model.window, *grid.shape(i))
             blocks = []
             for rate in rates[i]:
-                attention = WindowAttention(dim, window, heads, dtype=model.dtype, rngs=rngs)
+                kind = dict(attention=model.attention, dtype=model.dtype)
+                attention = WindowAttention(dim, window, heads, **kind, rngs=rngs)
                 blocks.append(Block(attention, dim, hidden[i], drop_path=rate, **shared))
             downsample = PatchMerging(dim, **shared) if i + 1 < len(dims) else None
             stages.append(SwinStage(blocks, downsample, model.remat))

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from greenjax.models.attention import attend, enter_groups, leave_groups, merge_heads, split_heads
+from greenjax.models.attention import attend, group_attention, merge_heads
 from greenjax.models.layers import (
     Block,
     LayerNorm,
@@ -95,15 +95,15 @@ class LocalAttention(nnx.Module):
     never a key. (Other implementations pad with zeros that are keys.) Source: section 3.2, LSA.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, dim: int, num_heads: int, *, attention: str = "xla", dtype: Any, rngs: nnx.Rngs):
+        """`attention`: as group_attention has it."""
         self.num_heads = num_heads
+        self.attention = attention
         self.qkv = linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"], sites: Sites) -> Float[Array, "b n c"]:
-        q, k, v = split_heads(enter_groups(self.qkv(x), sites.window), self.num_heads)
-        out = attend(q, k, v, None, jnp.asarray(sites.window.window))
-        return self.proj(leave_groups(merge_heads(out), sites.window))
+        return self.proj(group_attention(self.attention, self.qkv(x), None, sites.window, self.num_heads))
 
 
 class GlobalAttention(nnx.Module):
@@ -197,7 +197,7 @@ def _blocks(config: ConfigDict, stage: int, rates: list[float], backend: Backend
 
     def attention(block: int) -> nnx.Module:
         if model.window is not None and block % 2 == 0:  # in Twins-SVT local attention comes first
-            return LocalAttention(dim, heads, dtype=model.dtype, rngs=rngs)
+            return LocalAttention(dim, heads, attention=model.attention, dtype=model.dtype, rngs=rngs)
         return GlobalAttention(dim, heads, model.sr_ratios[stage], backend, dtype=model.dtype, rngs=rngs)
 
     shared = dict(epsilon=model.norm_epsilon, dtype=model.dtype, rngs=rngs)

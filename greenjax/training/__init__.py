@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from greenjax.models.attention import check_attention
 from greenjax.training.evaluate import evaluate_classifier, evaluate_knn
 from greenjax.training.finetune import finetune
 from greenjax.training.guard import DivergedError
@@ -36,5 +37,6 @@ TASKS = {
 
 
 def run(config: ConfigDict, workdir: Path) -> Any:
-    """Does the task of a resolved configuration."""
+    """Does the task of a resolved configuration. Raises InputError for one that cannot run here."""
+    check_attention(config.model.attention)
     return TASKS[config.task](config, workdir)

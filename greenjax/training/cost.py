@@ -37,7 +37,8 @@ def matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
     """FLOPs of all matrix products and convolutions of a traced program, on all devices, loops counted as often as run.
 
     Multiplications and additions count one each. What a callback computes is not seen; of branches the dearest counts;
-    a loop of unknown length counts once. What nothing uses, the gradient of pixels, does not count: XLA drops it.
+    a loop of unknown length counts once; of a kernel of ours counts what it says of itself. What nothing uses, the
+    gradient of pixels, does not count: XLA drops it.
     """
     plain: Any = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     return _products(dce_jaxpr(plain, [True] * len(plain.outvars))[0])
@@ -51,6 +52,8 @@ def _products(jaxpr: ClosedJaxpr | Jaxpr) -> int:
             total += _product(eqn)
         elif name == "conv_general_dilated":
             total += _convolution(eqn)
+        elif name == "pallas_call":
+            total += params["cost_estimate"].flops if params["cost_estimate"] else 0
         elif name == "cond":
             total += max(_products(branch) for branch in params["branches"])
         else:

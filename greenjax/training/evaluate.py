@@ -85,7 +85,8 @@ def evaluate_classifier(config: ConfigDict, workdir: Path) -> dict[str, Evaluati
     model, params = _initial(config, mesh)
     judge, found = Judge(config, nnx.graphdef(model), mesh), {}
     for each, source in sets:
-        found[each.name] = judge.evaluate(params, source, predictions=True)
+        with jax.set_mesh(mesh):  # kernels want to know it: models/fused_attention.py
+            found[each.name] = judge.evaluate(params, source, predictions=True)
         report(config, workdir, each.name, found[each.name], source)
     return found
 
@@ -99,7 +100,8 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
     train, held_out = (open_labelled(config.data, split) for split in splits)
     model, params = _initial(config, mesh)
     pooled, place = pooled_features(nnx.graphdef(model)), Placement(mesh)
-    bank, queries = (features_of(config, pooled, params, source, place) for source in (train, held_out))
+    with jax.set_mesh(mesh):  # as above
+        bank, queries = (features_of(config, pooled, params, source, place) for source in (train, held_out))
     if max(config.knn.k) > len(bank[1]):
         raise InputError(
             f"knn.k is {config.knn.k}: expected at most the {len(bank[1])} images of {config.data.split!r}"

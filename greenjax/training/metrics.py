@@ -28,7 +28,7 @@ from greenjax.processes import leads
 
 # These may change between the parts of a run: weights, masks, sample order and schedule do not hang on them.
 HARMLESS = ("log.", "mesh.", "knn.", "monitor", "data.workers", "data.path", "data.eval")
-HARMLESS += ("model.remat", "optim.max_skipped", "guard.")
+HARMLESS += ("model.attention", "model.remat", "optim.max_skipped", "guard.")
 
 LIBRARIES = (
     "jax",
