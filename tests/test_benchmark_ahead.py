@@ -42,7 +42,9 @@ def test_the_suite_tells_what_programs_move_and_hold(monkeypatch, capsys):
         assert row["most_mfu"] * row["least_seconds"] == pytest.approx(row["flops"] / 312e12)
         assert row["memory_slope_bytes"] > 0
     printed = capsys.readouterr().out
-    assert "compiled for one NVIDIA A100-SXM4-80GB (312 TFLOP/s, 2039 GB/s): not run" in printed
+    assert (
+        "attention by xla, batch 2, compiled for one NVIDIA A100-SXM4-80GB (312 TFLOP/s, 2039 GB/s): not run" in printed
+    )
     assert "memory for each image, green / dense" in printed and "attention" in printed
 
 

@@ -56,8 +56,7 @@ def ahead(config: ConfigDict, batch: int, repeats: int, gpu: str = "h100") -> di
     device, rates = described(card), (peak, float(card.bandwidth))
     report: dict[str, Any] = {"suite": "ahead", "device": card.name, "jax": jax.__version__}
     report |= {"model": config.model.name, "dtype": config.model.dtype, "attention": config.model.attention}
-    report |= {"batch": batch}
-    report |= {"flops_per_second": rates[0], "bytes_per_second": rates[1], "rows": [], "parts": {}}
+    report |= {"batch": batch, "flops_per_second": rates[0], "bytes_per_second": rates[1], "rows": [], "parts": {}}
     for name, method in METHODS.items():
         of = sized(config, batch, method=method, mesh__data=1, mesh__fsdp=1, mask__groups=1)
         row, kernels = compiled_for(device, of)
@@ -159,8 +158,9 @@ def table(report: dict[str, Any]) -> list[str]:
         return f"  {row['part']:24}{figures}"
 
     lines = [
-        f"{report['model']}, {report['dtype']}, attention by {report['attention']}, batch {report['batch']}, compiled for one {report['device']}"
-        f" ({report['flops_per_second'] / 1e12:.0f} TFLOP/s, {report['bytes_per_second'] / 1e9:.0f} GB/s): not run",
+        f"{report['model']}, {report['dtype']}, attention by {report['attention']}, batch {report['batch']}, compiled for"
+        f" one {report['device']} ({report['flops_per_second'] / 1e12:.0f} TFLOP/s,"
+        f" {report['bytes_per_second'] / 1e9:.0f} GB/s): not run",
         f"{'':14}" + "".join(f"{heading:>{column[2]}}" for heading, column in COLUMNS.items()),
         *map(line, report["rows"]),
         f"memory for each image, green / dense: {report['memory_slope_ratio']:.2f}",
