@@ -158,8 +158,8 @@ def table(report: dict[str, Any]) -> list[str]:
         return f"  {row['part']:24}{figures}"
 
     lines = [
-        f"{report['model']}, {report['dtype']}, attention by {report['attention']}, batch {report['batch']}, compiled for"
-        f" one {report['device']} ({report['flops_per_second'] / 1e12:.0f} TFLOP/s,"
+        f"{report['model']}, {report['dtype']}, attention by {report['attention']}, batch {report['batch']},"
+        f" compiled for one {report['device']} ({report['flops_per_second'] / 1e12:.0f} TFLOP/s,"
         f" {report['bytes_per_second'] / 1e9:.0f} GB/s): not run",
         f"{'':14}" + "".join(f"{heading:>{column[2]}}" for heading, column in COLUMNS.items()),
         *map(line, report["rows"]),
