@@ -8,5 +8,4 @@ source launch/environment.sh
 python=.venv/bin/python
 if ! "$python" -c 'import jax' 2>/dev/null; then install_requirements requirements.txt; fi
 install_gpu_compiler
-export TF_CPP_MIN_LOG_LEVEL=2 # CUDA's absence is no news
 PYTHONPATH="$gpu_compiler${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m greenjax.benchmark --suite ahead "$@"
