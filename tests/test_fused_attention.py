@@ -13,7 +13,7 @@ from small import small_config
 
 import greenjax
 from greenjax.errors import InputError
-from greenjax.models import attention, fused_attention
+from greenjax.models import attention, fused_attention, fused_attention_kernel
 from greenjax.models.attention import check_attention, group_attention
 from greenjax.models.fused_attention import fused_group_attention
 from greenjax.models.layers import checkpointed
@@ -112,7 +112,7 @@ def test_padding_reaches_nothing(slots, n):
 
 def test_images_of_one_program_share_its_bias(monkeypatch):
     """Several images in a program, and fewer in the last: the bias's gradient is summed inside and outside."""
-    monkeypatch.setattr(fused_attention, "WARPS", 6)
+    monkeypatch.setattr(fused_attention_kernel, "WARPS", 6)
     rng = np.random.default_rng(0)
     grouping = grouping_of(rng, 2, 12, 20)
     inputs = inputs_of(rng, grouping, 20, 1, batch=7)  # two groups: 7 * 2 // 6 = 2 images a program

@@ -33,7 +33,7 @@ PARTS = {
     r"enter_groups|leave_groups|operations\.py:_permute": "gathers",
     r"models/sparse|BlockEmbed\.|PositionalEncoding\.": "convolutions",
     r"Mlp\.|operations\.py:_(gelu|normal)": "activation functions",
-    r"models/(fused_)?attention\.py|(Local|Global)Attention\.": "attention",
+    r"models/(fused_)?attention(_kernel)?\.py|(Local|Global)Attention\.": "attention",
     r"greenjax/models/(?!operations)": "the rest of the model",  # what an operation shares belongs to its caller
     r"training/optim\.py|/optax/|training/step\.py": "optimizer",
 }

@@ -1,0 +1,295 @@
+"""The kernels of group window attention for NVIDIA GPUs: tokens enter groups, attend and leave inside them.
+
+A program gathers the tokens of one group and one head, keeps the pairs of slots in registers, and writes where the
+tokens came from; images that share a mask follow each other in it and share the bias.
+
+- Every token sits in one slot of one group, so programs write apart and together cover the whole result: no atomics,
+  and the same bits in every run. The bias's gradient is summed over the images of a program, then by XLA over programs.
+- Tiles have sides that are powers of two. Rows of up to 64 slots are one tile, and one kernel does the backward pass.
+  Of longer rows a tile is 16 queries by all keys, for the gradients of queries and bias, and then 16 keys by all
+  queries, for those of keys and values: compiled for Hopper, larger ones do not fit the registers.
+
+Source: written in Pallas for its Triton backend; the algorithm is that of models/attention.py, in tiles. Compare
+FlashAttention-2 (arXiv 2307.08691), whose running maximum rows of this length do not need.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Bool, Float, Int
+
+MOST_SLOTS = 256
+WIDTHS = (16, 32, 64, 128)
+WHOLE = 64  # the longest row that is one tile
+WARPS = 4096  # enough for all processors of a large GPU; more have fewer images each, and more bias to read and sum
+MOST_IMAGES = 16  # of a program
+
+
+class Where(NamedTuple):
+    """What a kernel knows of the groups: arrays, and inside it references to them."""
+
+    bias: Any  # [g, k, s, s], or None
+    token: Any  # [g, s]; None: the tokens in their order
+    window: Any  # [g, s]
+
+
+class Tiling(NamedTuple):
+    """Who does what: a program one head and group, `rows` of its slots (by all of them), and `images` images."""
+
+    images: int
+    batch: int
+    tokens: int
+    groups: int
+    slots: int
+    rows: int
+    columns: int  # all slots, and what is missing to a power of two
+    heads: int
+    width: int
+
+    @staticmethod
+    def of(masks: int, qkv: Array, where: Where) -> "Tiling":
+        """`masks`: groups of so many masks are done at a time, each by programs of its own."""
+        (batch, tokens, _, heads, width), (groups, slots) = qkv.shape, where.window.shape
+        columns = max(16, pl.next_power_of_2(slots))
+        rows = columns if columns <= WHOLE else 16
+        tiling = Tiling(1, batch, tokens, groups, slots, rows, columns, heads, width)
+        images = masks * batch * heads * groups * tiling.tiles * tiling.warps // WARPS
+        return tiling._replace(images=min(max(images, 1), MOST_IMAGES))
+
+    @property
+    def tiles(self) -> int:
+        return pl.cdiv(self.slots, self.rows)
+
+    @property
+    def parts(self) -> int:
+        """Of the batch, each with a sum of its own over its images."""
+        return pl.cdiv(self.batch, self.images)
+
+    def call(self, kernel: Callable[..., None], products: int, interpret: bool, **options: Any) -> Callable[..., Any]:
+        """pallas_call of kernel(tiling, ...), which has so many matrix products, not counting those computed again."""
+        pairs = self.batch * self.heads * self.groups * self.slots**2
+        return pl.pallas_call(
+            partial(kernel, self),
+            # Two axes, because a GPU has three and jax.vmap adds one. Heads first: neighbours share lines of memory.
+            grid=(self.heads, self.parts * self.groups * self.tiles),
+            compiler_params=triton.CompilerParams(num_warps=self.warps, num_stages=2),
+            cost_estimate=pl.CostEstimate(2 * products * pairs * self.width, pairs, 0),
+            interpret=interpret,
+            **options,
+        )
+
+    @property
+    def warps(self) -> int:
+        return 1 if self.rows * self.columns <= 1024 else 4
+
+
+class Program(NamedTuple):
+    """What is one program's."""
+
+    head: Array
+    group: Array
+    part: Array
+    first: Array  # image
+    end: Array
+    rows: Int[Array, " r"]  # slots
+    columns: Int[Array, " c"]
+
+    @staticmethod
+    def this(tiling: Tiling) -> "Program":
+        rest, tile = _divided(pl.program_id(1), tiling.tiles)
+        part, group = _divided(rest, tiling.groups)
+        first = part * tiling.images
+        end = jnp.minimum(first + tiling.images, tiling.batch)
+        rows = tile * tiling.rows + jnp.arange(tiling.rows, dtype=jnp.int32)
+        return Program(pl.program_id(0), group, part, first, end, rows, jnp.arange(tiling.columns, dtype=jnp.int32))
+
+
+def _divided(index: Array, by: int) -> tuple[Array, Array]:
+    by_ = jnp.int32(by)
+    return jax.lax.div(index, by_), jax.lax.rem(index, by_)
+
+
+class Tokens(NamedTuple):
+    """Those of some slots of one group, channel by channel of a head."""
+
+    token: Int[Array, "t d"]
+    channel: Int[Array, "t d"]
+    real: Bool[Array, "t d"]  # where not, zeros are read and nothing is written
+
+
+def forward(interpret: bool, masks: int, by_image: tuple[Array, ...], where: Where) -> Array:
+    """[b, n, k, d] of (qkv,), [b, n, 3, k, d]; `masks`: so many such calls run at a time."""
+    (qkv,) = by_image
+    b, n, _, heads, width = qkv.shape
+    tiling = Tiling.of(masks, qkv, where)
+    y = jax.ShapeDtypeStruct((b, n, heads, width), qkv.dtype)
+    return tiling.call(_forward_kernel, 2, interpret, out_shape=y)(qkv, where)
+
+
+def _forward_kernel(tiling: Tiling, qkv: Any, where: Where, y: Any) -> None:
+    program = Program.this(tiling)
+    queries, keys = (_tokens(tiling, program, where, slots) for slots in (program.rows, program.columns))
+    offset = _offsets(tiling, program, where, program.rows, program.columns, of_padding=0.0)
+
+    def image(i: Array, carry: None) -> None:
+        q = _read(qkv, i, queries, 0, program.head)
+        k, v = (_read(qkv, i, keys, part, program.head) for part in (1, 2))
+        p, _ = _softmax(triton.dot(q, k, trans_b=True) * tiling.width**-0.5 + offset)
+        _write(y, triton.dot(p.astype(v.dtype), v), i, queries, program.head)
+
+    jax.lax.fori_loop(program.first, program.end, image, None)
+
+
+def backward(interpret: bool, masks: int, by_image: tuple[Array, ...], where: Where) -> tuple[Array, Array | None]:
+    """Of (qkv, dy) the gradient of qkv, and parts of that of the bias, [parts, g, k, s, s], which are to be summed."""
+    qkv, dy = by_image
+    b, _, _, heads, _ = qkv.shape
+    g, s = where.window.shape
+    tiling = Tiling.of(masks, qkv, where)
+    d_qkv = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
+    d_bias = None if where.bias is None else jax.ShapeDtypeStruct((tiling.parts, g, heads, s, s), jnp.float32)
+    if tiling.tiles == 1:
+        call = tiling.call(_whole_kernel, 4, interpret, out_shape=(d_qkv, d_bias))
+        return call(qkv, dy, where)
+    of_rows = jax.ShapeDtypeStruct((b, heads, g, s), jnp.float32)
+    by_queries = tiling.call(_queries_kernel, 2, interpret, out_shape=(d_qkv, d_bias, (of_rows, of_rows)))
+    d_qkv, d_bias, statistics = by_queries(qkv, dy, where)
+    # Writes keys' and values' gradients beside those of the queries, into the same array.
+    by_keys = tiling.call(_keys_kernel, 2, interpret, out_shape=d_qkv, input_output_aliases={0: 0})
+    return by_keys(d_qkv, qkv, dy, statistics, where), d_bias
+
+
+def _whole_kernel(tiling: Tiling, qkv: Any, dy: Any, where: Where, d_qkv: Any, d_bias: Any) -> None:
+    """All gradients, of rows that are one tile."""
+    _queries_kernel(tiling, qkv, dy, where, d_qkv, d_bias, None)
+
+
+def _queries_kernel(
+    tiling: Tiling, qkv: Any, dy: Any, where: Where, d_qkv: Any, d_bias: Any, statistics: tuple[Any, Any] | None
+) -> None:
+    """The gradients of queries and bias; those of keys and values, too, where no statistics are wanted for them."""
+    program = Program.this(tiling)
+    queries, keys = (_tokens(tiling, program, where, slots) for slots in (program.rows, program.columns))
+    offset = _offsets(tiling, program, where, program.rows, program.columns, of_padding=0.0)
+
+    def image(i: Array, total: Array | None) -> Array | None:
+        q = _read(qkv, i, queries, 0, program.head)
+        k, v = (_read(qkv, i, keys, part, program.head) for part in (1, 2))
+        dy_of_rows = _read(dy, i, queries, program.head)
+        exact, log_sum = _softmax(triton.dot(q, k, trans_b=True) * tiling.width**-0.5 + offset)
+        rounded = exact.astype(v.dtype)
+        p = rounded.astype(jnp.float32)
+        weighted = triton.dot(dy_of_rows, v, trans_b=True) * p
+        mean = weighted.sum(axis=1)
+        d_logits = weighted - p * mean[:, None]
+        scaled = (d_logits * tiling.width**-0.5).astype(q.dtype)
+        _write(d_qkv, triton.dot(scaled, k), i, queries, 0, program.head)
+        if statistics is None:
+            _write(d_qkv, triton.dot(scaled, q, trans_a=True), i, keys, 1, program.head)
+            _write(d_qkv, triton.dot(rounded, dy_of_rows, trans_a=True), i, keys, 2, program.head)
+        else:
+            for reference, values in zip(statistics, (log_sum, mean)):
+                rows = reference.at[i, program.head, program.group, program.rows]
+                triton.store(rows, values, mask=program.rows < tiling.slots)
+        return None if total is None else total + d_logits
+
+    zeros = None if d_bias is None else jnp.zeros(offset.shape, jnp.float32)
+    total = jax.lax.fori_loop(program.first, program.end, image, zeros)
+    if d_bias is not None:
+        place, real = _pairs(tiling, program.rows, program.columns)
+        triton.store(d_bias.at[program.part, program.group, program.head, *place], total, mask=real)
+
+
+def _keys_kernel(
+    tiling: Tiling, _: Any, qkv: Any, dy: Any, statistics: tuple[Any, Any], where: Where, d_qkv: Any
+) -> None:
+    """The gradients of some keys and values, from all queries, by what _queries_kernel knows of each."""
+    program = Program.this(tiling)
+    keys, queries = (_tokens(tiling, program, where, slots) for slots in (program.rows, program.columns))
+    offset = _offsets(tiling, program, where, program.columns, program.rows, of_padding=-jnp.inf).T
+
+    def image(i: Array, carry: None) -> None:
+        k, v = (_read(qkv, i, keys, part, program.head) for part in (1, 2))
+        q, dy_of_columns = _read(qkv, i, queries, 0, program.head), _read(dy, i, queries, program.head)
+        log_sum, mean = (
+            triton.load(
+                reference.at[i, program.head, program.group, program.columns],
+                mask=program.columns < tiling.slots,
+                other=0.0,
+            )[None]
+            for reference in statistics
+        )
+        logits = triton.dot(k, q, trans_b=True) * tiling.width**-0.5 + offset
+        rounded = jnp.exp(logits - log_sum).astype(v.dtype)
+        d_logits = (triton.dot(v, dy_of_columns, trans_b=True) - mean) * rounded.astype(jnp.float32)
+        scaled = (d_logits * tiling.width**-0.5).astype(q.dtype)
+        _write(d_qkv, triton.dot(scaled, q), i, keys, 1, program.head)
+        _write(d_qkv, triton.dot(rounded, dy_of_columns), i, keys, 2, program.head)
+
+    jax.lax.fori_loop(program.first, program.end, image, None)
+
+
+def _tokens(tiling: Tiling, program: Program, where: Where, slots: Int[Array, " t"]) -> Tokens:
+    """Padding has a token beyond the last."""
+    inside = slots < tiling.slots
+    if where.token is None:
+        token, real = slots, inside
+    else:
+        token = triton.load(where.token.at[program.group, slots], mask=inside, other=tiling.tokens)
+        real = inside & (_windows(tiling, program, where, slots) >= 0)
+    channel = jnp.arange(tiling.width, dtype=jnp.int32)
+    shape = slots.size, tiling.width
+    return Tokens(*(jnp.broadcast_to(a, shape) for a in (token[:, None], channel[None, :], real[:, None])))
+
+
+def _windows(tiling: Tiling, program: Program, where: Where, slots: Int[Array, " t"]) -> Int[Array, " t"]:
+    return triton.load(where.window.at[program.group, slots], mask=slots < tiling.slots, other=-1)
+
+
+def _offsets(
+    tiling: Tiling,
+    program: Program,
+    where: Where,
+    queries: Int[Array, " q"],
+    keys: Int[Array, " t"],
+    of_padding: float,
+) -> Float[Array, "q t"]:
+    """What is added to logits: the bias, and -inf where a query does not see a key; of queries that are padding, which
+    see none, `of_padding`."""
+    of_query, of_key = (_windows(tiling, program, where, slots) for slots in (queries, keys))
+    of_query, of_key = of_query[:, None], of_key[None, :]
+    place, real = _pairs(tiling, queries, keys)
+    bias: Any = 0.0
+    if where.bias is not None:
+        bias = triton.load(where.bias.at[program.group, program.head, *place], mask=real, other=0.0)
+    hidden = jnp.where(of_query < 0, jnp.float32(of_padding), jnp.float32(-jnp.inf))
+    return jnp.where((of_query == of_key) & (of_query >= 0), bias, jnp.broadcast_to(hidden, real.shape))
+
+
+def _pairs(tiling: Tiling, queries: Int[Array, " q"], keys: Int[Array, " t"]) -> tuple[tuple[Array, Array], Array]:
+    """Slot by slot of a pair, and whether both are there."""
+    shape = queries.size, keys.size
+    place = jnp.broadcast_to(queries[:, None], shape), jnp.broadcast_to(keys[None, :], shape)
+    return place, (place[0] < tiling.slots) & (place[1] < tiling.slots)
+
+
+def _softmax(logits: Float[Array, "q t"]) -> tuple[Float[Array, "q t"], Float[Array, " q"]]:
+    """And the logarithm of what it divides by."""
+    largest = logits.max(axis=1)
+    powers = jnp.exp(logits - largest[:, None])
+    total = powers.sum(axis=1)
+    return powers / total[:, None], largest + jnp.log(total)
+
+
+def _read(array: Any, image: Array, tokens: Tokens, *place: Any) -> Float[Array, "t d"]:
+    """The channels of one head of some tokens; zeros of padding."""
+    return triton.load(array.at[image, tokens.token, *place, tokens.channel], mask=tokens.real, other=0.0)
+
+
+def _write(array: Any, values: Float[Array, "t d"], image: Array, tokens: Tokens, *place: Any) -> None:
+    triton.store(array.at[image, tokens.token, *place, tokens.channel], values.astype(array.dtype), mask=tokens.real)
