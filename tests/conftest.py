@@ -12,6 +12,11 @@ _DEVICES = "--xla_force_host_platform_device_count=8"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
 
+# XLA's passes stay as they are: the same programs, memory and bits from run to run. LLVM makes machine code of them
+# without its expensive passes, which take half of the suite's time. JAX_DISABLE_MOST_OPTIMIZATIONS=0 brings them back.
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 # Equal programs are compiled once for all tests, workers and child processes: XLA is slow on two cores.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

@@ -7,7 +7,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from small import small_config
+from small import ONE_STAGE, small_config
 
 from greenjax.benchmark import __main__, inputs, measure, peers, programs, sparse, step, whole_run
 from greenjax.errors import InputError
@@ -76,7 +76,7 @@ def test_the_step_suite_compares_with_the_dense_step_and_pytorch(monkeypatch, ca
     monkeypatch.setattr(measure, "COPIED", {"cpu": 2**20})
     monkeypatch.setattr(step, "peak_flops", lambda kind, dtype: 1e9)
     monkeypatch.setattr(step, "whole_run", lambda config, batch: WHOLE_RUN)
-    report = step.step(small_config(mask__groups=8), batch=8, repeats=1)
+    report = step.step(small_config(model__depths=(1, 1), mask__groups=8), batch=8, repeats=1)
     rows = {row["method"]: row for row in report["rows"]}
     assert set(rows) == {"green", "dense", "transformers"} and not report["left_out"]
     assert all(row["seconds"] > 0 for row in rows.values())
@@ -153,7 +153,7 @@ def test_the_peer_is_left_out_where_it_cannot_run():
 def test_a_whole_run_tells_what_a_user_waits_for(monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(whole_run.tempfile, "tempdir", None)
-    found = whole_run.whole_run(small_config(model__depths=(1, 1)), batch=8)
+    found = whole_run.whole_run(small_config(**ONE_STAGE), batch=8)
     seconds = found["first_step_seconds"]
     assert 0 < seconds["cached"] < seconds["cold"]
     assert found["images_per_second"] > 0 and found["input_images_per_second"] > 0 and 0 <= found["waited"] < 1

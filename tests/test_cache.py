@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from small import ONE_STAGE
 from test_processes import ROOT, config_file, ended, spawned
 
 MAIN = ("-m", "greenjax.main")
@@ -77,7 +78,7 @@ def test_a_folder_that_cannot_be_written_costs_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_from_the_cache_has_the_same_bits(tmp_path):
-    config = config_file(tmp_path, dict(model__depths=(1, 1), steps=3, optim__base_lr=1e-2))
+    config = config_file(tmp_path, dict(**ONE_STAGE, steps=3, optim__base_lr=1e-2, mesh__data=1))
     lines = []
     for workdir in ("new", "kept"):
         _, complaint = run(tmp_path, (*MAIN, "--config", config, "--workdir", tmp_path / workdir))
@@ -90,7 +91,7 @@ def test_a_run_from_the_cache_has_the_same_bits(tmp_path):
 
 def test_several_processes_share_a_folder_beside_their_results(tmp_path):
     """The one place that all machines of a run are known to see."""
-    config = config_file(tmp_path, dict(model__depths=(1, 1), steps=2))
+    config = config_file(tmp_path, dict(**ONE_STAGE, steps=2))
     workdir = tmp_path / "run"
     told = {"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "home")}
     ended(spawned(2, *MAIN, "--config", config, "--workdir", workdir, **told), 0)

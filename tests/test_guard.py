@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from small import small_config
+from small import ONE_STAGE, small_config
 
 from greenjax.checkpoint import Checkpointer
 from greenjax.training import DivergedError, pretrain
@@ -55,7 +55,7 @@ def test_the_position_in_the_stream_after_rollbacks(tmp_path):
     assert Rollbacks(tmp_path).made == []
 
 
-RUN = dict(model__depths=(1, 1), steps=8, log__checkpoint_every=2, mesh__data=1)
+RUN = dict(**ONE_STAGE, steps=8, log__checkpoint_every=2, mesh__data=1)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small import small_config
+from small import ONE_STAGE, small_config
 
 from greenjax import processes
 from greenjax.checkpoint import Checkpointer
@@ -30,7 +30,7 @@ from greenjax.training.state import abstract_state, init_state, model_graph
 
 ROOT = Path(__file__).parent.parent
 SWIN = dict(
-    model__depths=(1, 1),
+    **ONE_STAGE,
     steps=300,
     data__eval_split="test[:20]",
     optim__base_lr=1e-2,
@@ -39,7 +39,7 @@ SWIN = dict(
     ema=0.9,
 )
 TWINS = dict(family="twins", model__depths=(1, 1), steps=10, optim__base_lr=1e-2)
-CLASSIFIER = dict(task="finetune", model__depths=(1, 1), model__num_classes=10, data__eval_split="test[:103]")
+CLASSIFIER = dict(**ONE_STAGE, task="finetune", model__num_classes=10, data__eval_split="test[:103]")
 
 
 def spawned(count, *command, **environment):

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from PIL import Image
-from small import small_config
+from small import ONE_STAGE, small_config
 
 from greenjax import sweep as module
 from greenjax.evaluation import read_results
 from greenjax.sweep import sweep, sweep_axes
 
-RUN = dict(model__depths=(1, 1), steps=2, optim__warmup_steps=1, data__split="train[:60]", data__eval_split="test[:20]")
+RUN = dict(**ONE_STAGE, steps=2, optim__warmup_steps=1, data__split="train[:60]", data__eval_split="test[:20]")
 
 
 def test_every_point_is_computed_once_and_drawn(tmp_path, monkeypatch):

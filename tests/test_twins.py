@@ -152,7 +152,7 @@ def test_the_masked_backend_gives_the_same_model():
     def value_and_grad(backend):
         config = small_config("twins", model__depths=(2, 1), model__sparse_conv=backend)
         graphdef, params = nnx.split(greenjax.build(config, seed=0))
-        found = jax.value_and_grad(lambda params: nnx.merge(graphdef, params)(images, visible).loss)(params)
+        found = jax.jit(jax.value_and_grad(lambda params: nnx.merge(graphdef, params)(images, visible).loss))(params)
         return found[0], nnx.to_pure_dict(found[1])
 
     native, masked = value_and_grad("native"), value_and_grad("masked")

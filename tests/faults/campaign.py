@@ -207,8 +207,8 @@ class Campaign:
         assert read_metrics(workdir)[-1]["undecodable"] > 0
         assert "cannot be decoded" in self.log()
 
-    def finish(self, workdir: Path) -> dict[str, np.ndarray]:
-        process = self.start(workdir)
+    def finish(self, workdir: Path, *overrides: str) -> dict[str, np.ndarray]:
+        process = self.start(workdir, *overrides)
         self.ended(process, 0, 20 * PATIENCE)
         return everything(workdir)
 
@@ -234,7 +234,8 @@ class Campaign:
             counts[fault.__name__] += 1
             took = time.monotonic() - since
             print(f"{number}/{faults} {fault.__name__}: step {self.before}, {took:.0f} s", flush=True)
-        disturbed, calm = self.finish(self.workdir), self.finish(self.folder / "calm")
+        # A batch depends on the step alone: the undisturbed run makes its own, without a worker.
+        disturbed, calm = self.finish(self.workdir), self.finish(self.folder / "calm", "--config.data.workers=0")
         assert disturbed.keys() == calm.keys()
         differing = [key for key in calm if disturbed[key].tobytes() != calm[key].tobytes()]
         assert not differing, f"not the same bits: {differing}"
