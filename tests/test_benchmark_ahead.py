@@ -31,7 +31,7 @@ def test_what_a_cpu_holds_is_free_on_a_gpu():
 def test_the_suite_tells_what_programs_move_and_hold(monkeypatch, capsys):
     """By programs for the CPU, which has the same figures of its own."""
     monkeypatch.setattr(ahead, "described", lambda card: jax.devices()[0])
-    report = ahead.ahead(small_config(model__dtype="bfloat16"), batch=2, repeats=1, gpu="a100")
+    report = ahead.ahead(small_config(model__dtype="bfloat16", model__depths=(1, 1)), batch=2, repeats=1, gpu="a100")
     rows = {row["method"]: row for row in report["rows"]}
     assert rows["green"]["flops"] < rows["dense"]["flops"] and report["memory_slope_ratio"] < 1
     for name, row in rows.items():
@@ -64,7 +64,7 @@ def test_wrong_settings_and_a_missing_compiler_end_before_anything_is_compiled(m
 @pytest.mark.gpu_compiler
 @pytest.mark.slow
 def test_an_update_for_an_h100_keeps_what_the_backward_pass_reads_and_no_more():
-    """Such as float32 logits, which XLA for GPUs kept beside the weights of attention: 1.34 of it here. The fused
+    """Such as float32 logits, which XLA for GPUs kept beside the weights of attention: 1.38 of it here. The fused
     kernel, machine code by now, keeps less, and moves less."""
     script = f"""
         import json, sys
@@ -76,7 +76,9 @@ def test_an_update_for_an_h100_keeps_what_the_backward_pass_reads_and_no_more():
         device = described(CARDS["h100"])
         programs = {{}}
         for attention, batch in (("xla", 64), ("xla", 256), ("pallas", 256)):
-            config = small_config(model__dtype="bfloat16", model__embed_dim=32, model__attention=attention)
+            config = small_config(
+                model__dtype="bfloat16", model__embed_dim=32, model__depths=(2, 1), model__attention=attention
+            )
             config = sized(config, batch, mask__groups=1, mesh__data=1)
             row, kernels = compiled_for(device, config)
             moved, ours = (sum(k.bytes for k in kernels.values()), sum("pallas" in k.op_name for k in kernels.values()))
@@ -91,5 +93,5 @@ def test_an_update_for_an_h100_keeps_what_the_backward_pass_reads_and_no_more():
     found = json.loads(done.stdout.splitlines()[-1])
     kept, moved, kernels = zip(found["xla 64"], found["xla 256"], found["pallas 256"])
     slope = (kept[1] - kept[0]) / (256 - 64)
-    assert 0.9 * found["kept"] < slope < 1.25 * found["kept"], slope / found["kept"]
-    assert kept[2] < kept[1] and moved[2] < moved[1] and kernels == (0, 0, 8)  # of 4 blocks, forward and backward
+    assert 0.9 * found["kept"] < slope < 1.3 * found["kept"], slope / found["kept"]
+    assert kept[2] < kept[1] and moved[2] < moved[1] and kernels == (0, 0, 6)  # of 3 blocks, forward and backward
