@@ -158,9 +158,9 @@ class Bench:
 
     def frozen(self, params: Any, labelled: LabelledSource, seed: int) -> dict[str, float]:
         """Accuracies of the pooled features under a linear probe and the first k of k-NN."""
-        bank, queries = (
-            features_of(self.config, self.pooled, params, source, self.place) for source in (labelled, self.held_out)
-        )
+        sources = labelled, self.held_out
+        with jax.set_mesh(self.mesh):  # kernels want to know it: models/fused_attention.py
+            bank, queries = (features_of(self.config, self.pooled, params, source, self.place) for source in sources)
         classes = len(self.images.classes)
         linear = fit_linear(*bank, classes, l2=choose_l2(*bank, classes, seed=seed)).logits(queries[0])
         nearest = next(iter(knn(self.config, bank, queries, classes).values()))
@@ -171,7 +171,8 @@ class Bench:
     ) -> dict[str, float]:
         """Accuracy of the classifier that the config's recipe makes of these weights."""
         state = self.train(params, labelled, seed, base_lr)
-        return {FINETUNE: self.judge.evaluate(weights(state), self.held_out).metrics["top1"]}
+        with jax.set_mesh(self.mesh):  # as above
+            return {FINETUNE: self.judge.evaluate(weights(state), self.held_out).metrics["top1"]}
 
     def train(self, params: Any, labelled: LabelledSource, seed: int, base_lr: float | None = None) -> State:
         state = init_state(self.config, self.tx, self.mesh, params)

@@ -5,7 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
-python=.venv/bin/python
-if ! "$python" -c 'import jax' 2>/dev/null; then install_requirements requirements.txt; fi
+requirements=requirements.txt
+if [ -e .venv/installed-requirements-test.txt ]; then requirements=requirements-test.txt; fi # which has the other's
+install_requirements "$requirements"
 install_gpu_compiler
 PYTHONPATH="$gpu_compiler${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m greenjax.benchmark --suite ahead "$@"

@@ -51,7 +51,7 @@ install_gpu_compiler() {
     if [ "$(cat "$gpu_compiler/installed" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
-    echo "Installing JAX's compiler for NVIDIA GPUs into $gpu_compiler (once; 230 MB)"
+    echo "Installing JAX's compiler for NVIDIA GPUs into $gpu_compiler (once; 230 MB to download)"
     rm -rf "$gpu_compiler"
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$gpu_compiler" \
         "jax-cuda12-pjrt==$version" "jax-cuda12-plugin==$version" "nvidia-cuda-nvcc-cu12>=12.8" || {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tables of the benchmark on one GPU, in at most 40 minutes:
+# The tables of the benchmark on one GPU, as many as fit into 40 minutes:
 #   bash launch/gpu_figures.sh runs/figures [TABLE ...]          without names all tables, the most important first
 # Leaves TABLE.txt and TABLE.json in the folder, and TABLE.log with what the libraries said. Read by the script, with
 # their defaults: CONFIG, LARGER (the second configuration), BATCH, SPARSE_BATCH, REPEATS, DTYPE, TOTAL (seconds).

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items):
     # Where the tests are the gate, a missing package is a failure, not a skip.
     if not os.environ.get("CI") and not all(importlib.util.find_spec(name) for name in ("torch", "spconv")):
         missing["spconv"] = "needs torch and spconv"
-    if not os.environ.get("CI") and not (Path(__file__).parents[1] / ".venv" / "gpu_compiler").exists():
+    if not os.environ.get("CI") and not (Path(__file__).parents[1] / ".venv" / "gpu_compiler" / "installed").exists():
         missing["gpu_compiler"] = "needs JAX's compiler for NVIDIA GPUs: launch/test.sh installs it"
     for item in items:
         for marker, reason in missing.items():

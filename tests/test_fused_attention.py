@@ -13,7 +13,9 @@ from small import small_config
 
 import greenjax
 from greenjax.errors import InputError
-from greenjax.models import attention, fused_attention, fused_attention_kernel
+from greenjax.interop import loading
+from greenjax.interop.weights import flat_weights
+from greenjax.models import attention, build, fused_attention, fused_attention_kernel
 from greenjax.models.attention import check_attention, group_attention
 from greenjax.models.fused_attention import fused_group_attention
 from greenjax.models.layers import checkpointed
@@ -191,7 +193,8 @@ def test_models_take_it(monkeypatch, family):
         return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x, where))
 
     expected = both_ways("xla")
-    with pytest.raises(InputError, match="it needs an NVIDIA GPU, an A100 or newer, found cpu; set it to 'xla'"):
+    with pytest.raises(InputError, match="it needs an NVIDIA GPU, found cpu; set it to 'xla'"):
+        monkeypatch.setattr(attention, "device_kind", lambda: "cpu")
         both_ways("pallas")
     monkeypatch.setattr(attention, "device_kind", lambda: "NVIDIA H200")
     monkeypatch.setattr(fused_attention, "fused_group_attention", interpreted)
@@ -212,9 +215,21 @@ def test_what_it_does_not_take(monkeypatch, tmp_path):
         patched.setattr(attention, "device_kind", lambda: "AMD Instinct MI300X")
         check_attention("pallas")
     check_attention("xla")
+    monkeypatch.setattr(attention, "device_kind", lambda: "cpu")
     with pytest.raises(InputError, match=r"model.attention is 'pallas': it needs an NVIDIA GPU.*found cpu"):
         run(small_config(model__attention="pallas", model__embed_dim=32), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_elsewhere_a_run_by_the_kernel_is_loaded_for_xla(monkeypatch):
+    config = small_config(model__attention="pallas", model__embed_dim=32)
+    weights = flat_weights(build(config, 1))
+    monkeypatch.setattr(loading, "read_run", lambda *_: (weights, config, 3))
+    for device, expected in (("cpu", "xla"), ("NVIDIA H200", "pallas")):
+        monkeypatch.setattr(attention, "device_kind", lambda device=device: device)
+        model, step = loading.load_run("run")
+        assert model.encoder.stages[0].blocks[0].attn.attention == expected and step == 3
+        jax.tree.map(np.testing.assert_array_equal, flat_weights(model), weights)
 
 
 @pytest.mark.parametrize(("slots", "biased"), [(56, True), (56, False), (216, True)])

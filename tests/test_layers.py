@@ -99,4 +99,5 @@ def test_equal_modules_are_traced_once(how):
     expected = values(lambda module: module)
     assert Counted.seen == {"a": 3, "b": 1}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), values(how), expected)
-    assert Counted.seen == {"a": 1, "b": 1}
+    # Three as often as one: once, or once forward and once backward.
+    assert Counted.seen["a"] == Counted.seen["b"] <= 2

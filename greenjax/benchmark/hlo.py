@@ -206,9 +206,9 @@ def _bytes(instruction: Instruction, computation: Computation, computations: dic
         return 2 * written + sum(rest)
     read = {name: computation[name].size for name in instruction.operands if name in computation}
     if '"__gpu$xla.gpu.triton"' in instruction.rest:
-        # A kernel of ours that completes an operand in place only writes it.
+        # A kernel of ours completes an operand in place: with what wrote the rest of it, it writes it once.
         for index in re.findall(r"\{[\d, ]*\}: \((\d+), \{", instruction.rest):
-            read.pop(instruction.operands[int(index)], None)
+            written -= read.pop(instruction.operands[int(index)], 0)
     if instruction.opcode == "fusion":
         body = next((computations[name] for name in _called(instruction) if name in computations), {})
         for index, name in enumerate(instruction.operands):

@@ -20,6 +20,7 @@ from greenjax.interop.layouts import check_geometry, describe, family, find_layo
 from greenjax.interop.resize import METHODS
 from greenjax.interop.weights import Report, Weights, fit, flat_weights, folded, from_tensors, put_weights, to_tensors
 from greenjax.models import Backbone, build
+from greenjax.models.attention import check_attention
 
 GREENMIM_EPSILON = 1e-6  # of the norms in GreenMIM's pre-training
 
@@ -117,8 +118,12 @@ def load(workdir: str | Path, step: int | None = None) -> Any:
 
 
 def load_run(workdir: str | Path, step: int | None = None) -> tuple[Any, int]:
-    """As `load`, and the step."""
+    """As `load`, and the step. A run by a kernel that cannot run here is computed by XLA: the weights are the same."""
     weights, config, step = read_run(workdir, step)
+    try:
+        check_attention(config.model.attention)
+    except InputError:
+        config = resolve(flatten(config) | {"model.attention": "xla"})
     return _filled(config, config.seed, weights), step
 
 

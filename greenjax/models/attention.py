@@ -116,11 +116,8 @@ def _window_of(offsets: int) -> int:
 
 def check_attention(attention: str) -> None:
     """Raises InputError where this attention cannot run; while a step is traced, on what that is compiled for."""
-    device = device_kind()
-    if attention == "pallas" and "NVIDIA" not in device:
-        raise InputError(
-            f"model.attention is 'pallas': it needs an NVIDIA GPU, an A100 or newer, found {device}; set it to 'xla'"
-        )
+    if attention == "pallas" and "NVIDIA" not in (found := device_kind()):
+        raise InputError(f"model.attention is 'pallas': it needs an NVIDIA GPU, found {found}; set it to 'xla'")
 
 
 def device_kind() -> str:

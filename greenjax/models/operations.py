@@ -116,7 +116,11 @@ def hold(x: Any) -> Any:
     Otherwise XLA would compute them again in all of their users. For a GPU it weighs that itself, and better: its
     programs move more bytes with barriers than without.
     """
-    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=_itself)
+
+
+def _itself(x: Any) -> Any:  # one function, so that JAX traces it once for equal arrays
+    return x
 
 
 def after(x: Float[Array, "*b c"], done: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
