@@ -69,9 +69,10 @@ def test_an_update_for_an_h100_keeps_what_the_backward_pass_reads_and_no_more():
         import json, sys
         sys.path.insert(0, {str(ROOT / "tests")!r})
         from small import small_config
-        from greenjax.benchmark.ahead import CARDS, compiled_for, described
+        from greenjax.benchmark.ahead import CARDS, described
         from greenjax.benchmark.forecast import forecast
-        from greenjax.benchmark.programs import sized
+        from greenjax.benchmark.hlo import read_kernels
+        from greenjax.benchmark.programs import compile_part, sized
         device = described(CARDS["h100"])
         programs = {{}}
         for attention, batch in (("xla", 64), ("xla", 256), ("pallas", 256)):
@@ -79,9 +80,10 @@ def test_an_update_for_an_h100_keeps_what_the_backward_pass_reads_and_no_more():
                 model__dtype="bfloat16", model__embed_dim=32, model__depths=(2, 1), model__attention=attention
             )
             config = sized(config, batch, mask__groups=1, mesh__data=1)
-            row, kernels = compiled_for(device, config)
+            program = compile_part(config, "update", devices=[device])
+            kernels = read_kernels(program.compiled.as_text())
             moved, ours = (sum(k.bytes for k in kernels.values()), sum("pallas" in k.op_name for k in kernels.values()))
-            programs[f"{{attention}} {{batch}}"] = row["temporary"], moved, ours
+            programs[f"{{attention}} {{batch}}"] = program.temporary, moved, ours
         print(json.dumps(programs | {{"kept": forecast(config).kept / 256}}))
     """
     path = os.pathsep.join([str(GPU_COMPILER), os.environ.get("PYTHONPATH", "")])

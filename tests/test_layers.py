@@ -96,8 +96,9 @@ def test_equal_modules_are_traced_once(how):
         Counted.seen = {}
         return jax.value_and_grad(loss, argnums=(0, 1))(params, jax.random.normal(jax.random.key(9), (2, 4, 3)))
 
+    jax.clear_caches()  # of what the other case traced
     expected = values(lambda module: module)
     assert Counted.seen == {"a": 3, "b": 1}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), values(how), expected)
-    # Three as often as one: once, or once forward and once backward.
-    assert Counted.seen["a"] == Counted.seen["b"] <= 2
+    times = 1 if how is shared else 2  # checkpointed: once forward, once backward
+    assert Counted.seen == {"a": times, "b": times}

@@ -82,7 +82,7 @@ def test_what_kernels_compute_and_move_is_read_from_a_gpu_s_program():
     assert (kernels["loop_fusion.7"].runs, kernels["loop_fusion.7"].bytes) == (6, 2 * 16)  # an operand counts once
 
 
-def test_a_kernel_that_completes_an_array_in_place_does_not_read_it():
+def test_an_array_that_a_kernel_completes_in_place_counts_where_it_was_begun():
     program = """ENTRY %main (a: bf16[64,32], b: bf16[64,16]) -> bf16[64,32] {
   %a = bf16[64,32]{1,0} parameter(0)
   %b = bf16[64,16]{1,0} parameter(1)

@@ -5,7 +5,6 @@ timing on it: which of several kernels computes a product. Nothing is run; times
 kernel by kernel, as benchmark/roofline.py defines them.
 """
 
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +12,11 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from greenjax.benchmark.hlo import Kernel, read_kernels
-from greenjax.benchmark.programs import memory_of, other_batch, padding_flops, products, random_batch, sized, trace_part
+from greenjax.benchmark.programs import compile_part, memory_slope, sized
 from greenjax.benchmark.roofline import Cost, grouped, least, part, rows, total
+from greenjax.benchmark.step import Columns, cells, headings
 from greenjax.errors import InputError
-from greenjax.training.cost import matmul_flops, peak_flops
+from greenjax.training.cost import peak_flops
 
 
 class Card(NamedTuple):
@@ -59,15 +59,15 @@ def ahead(config: ConfigDict, batch: int, repeats: int, gpu: str = "h100") -> di
     report |= {"batch": batch, "flops_per_second": rates[0], "bytes_per_second": rates[1], "rows": [], "parts": {}}
     for name, method in METHODS.items():
         of = sized(config, batch, method=method, mesh__data=1, mesh__fsdp=1, mask__groups=1)
-        row, kernels = compiled_for(device, of)
-        second = other_batch(batch, 1)
-        other, _ = compiled_for(device, sized(of, second, mesh__data=1, mask__groups=1))
-        row["memory_slope_bytes"] = (row["temporary"] - other["temporary"]) / (batch - second)
+        program = compile_part(of, "update", devices=[device])
+        kernels = read_kernels(program.compiled.as_text())
         costs = at_best(kernels, rates)
         whole = total(costs.values())
-        row |= {"bytes": whole.bytes, "kernels": whole.runs, "least_seconds": whole.seconds}
+        row = {"method": name, "flops": program.unpadded_flops, "bytes": whole.bytes, "kernels": whole.runs}
+        row |= {"temporary": program.temporary, "memory": program.memory, "compile_seconds": program.compile_seconds}
+        row |= {"memory_slope_bytes": memory_slope(of, program, [device]), "least_seconds": whole.seconds}
         row |= {"most_images_per_second": batch / whole.seconds, "most_mfu": row["flops"] / peak / whole.seconds}
-        report["rows"].append({"method": name} | row)
+        report["rows"].append(row)
         report["parts"][name] = rows(grouped(costs, lambda kernel, of=kernels: (part(of[kernel]),)), ("part",))
     green, dense = report["rows"]
     report["memory_slope_ratio"] = green["memory_slope_bytes"] / dense["memory_slope_bytes"]
@@ -105,22 +105,6 @@ def description(card: Card) -> str:
         dnn_version_info {{ major: 9 minor: 8 }} runtime_version {{ major: 12 minor: 8 patch: 0 }}"""
 
 
-def compiled_for(device: Any, config: ConfigDict) -> tuple[dict[str, Any], dict[str, Kernel]]:
-    """Figures of an update's program, and its kernels."""
-    batch = random_batch(config)
-    start = time.perf_counter()
-    traced = trace_part(config, "update", batch, [device])
-    compiled = traced.lower().compile()
-    took = time.perf_counter() - start
-    temporary, memory = memory_of(compiled)
-    flops = matmul_flops(traced.jaxpr)
-    flops -= products(config, "update") * padding_flops(config, batch.plan)
-    return (
-        {"flops": flops, "temporary": temporary, "memory": memory, "compile_seconds": took},
-        read_kernels(compiled.as_text() or ""),
-    )
-
-
 def at_best(kernels: dict[str, Kernel], rates: tuple[float, float]) -> dict[str, Cost]:
     """Every kernel at its roofline time. `rates`: FLOPs of matrix products, and bytes, a second."""
     costs = {}
@@ -132,7 +116,7 @@ def at_best(kernels: dict[str, Kernel], rates: tuple[float, float]) -> dict[str,
     return costs
 
 
-COLUMNS = {  # heading: key, unit, width, digits
+COLUMNS: Columns = {
     "GFLOP": ("flops", 1e9, 10, 1),
     "GB moved": ("bytes", 1e9, 10, 1),
     "kernels": ("kernels", 1, 9, 0),
@@ -149,10 +133,6 @@ COLUMNS = {  # heading: key, unit, width, digits
 def table(report: dict[str, Any]) -> list[str]:
     """The report as text."""
 
-    def line(row: dict[str, Any]) -> str:
-        cells = (f"{row[key] / unit:{width}.{digits}f}" for key, unit, width, digits in COLUMNS.values())
-        return f"{row['method'] + ' update':14}{''.join(cells)}"
-
     def part_line(row: dict[str, Any]) -> str:
         figures = f"{1e3 * row['seconds']:13.2f}{row['flops'] / 1e9:10.1f}{row['bytes'] / 1e9:10.2f}{row['runs']:9}"
         return f"  {row['part']:24}{figures}"
@@ -161,8 +141,8 @@ def table(report: dict[str, Any]) -> list[str]:
         f"{report['model']}, {report['dtype']}, attention by {report['attention']}, batch {report['batch']},"
         f" compiled for one {report['device']} ({report['flops_per_second'] / 1e12:.0f} TFLOP/s,"
         f" {report['bytes_per_second'] / 1e9:.0f} GB/s): not run",
-        f"{'':14}" + "".join(f"{heading:>{column[2]}}" for heading, column in COLUMNS.items()),
-        *map(line, report["rows"]),
+        f"{'':14}{headings(COLUMNS)}",
+        *(f"{row['method'] + ' update':14}{cells(row, COLUMNS)}" for row in report["rows"]),
         f"memory for each image, green / dense: {report['memory_slope_ratio']:.2f}",
         f"dense / green, each at its limit: {report['least_seconds_ratio']:.2f}",
     ]

@@ -46,11 +46,6 @@ def sized(config: ConfigDict, batch: int, **changes: Any) -> ConfigDict:
     return resolve(flatten(config) | fixed | keys)
 
 
-def other_batch(batch: int, devices: int) -> int:
-    """The second batch for a slope: three times as large, or a fourth where a larger one need not fit."""
-    return batch // 4 // devices * devices if batch >= LARGE * devices else 3 * batch
-
-
 def random_batch(config: ConfigDict, plan: Plan | None = None) -> Batch:
     """Noise under the masks of step 0, or under a plan for all mask groups."""
     if plan is None:
@@ -59,20 +54,35 @@ def random_batch(config: ConfigDict, plan: Plan | None = None) -> Batch:
     return batch._replace(images=np.random.default_rng(0).integers(256, size=batch.images.shape, dtype=np.uint8))
 
 
-def compile_part(config: ConfigDict, part: str, batch: Batch | None = None) -> Program:
-    """Compiles one of PARTS for all devices, for batches like the given or random one; nothing is computed."""
+def compile_part(
+    config: ConfigDict, part: str, batch: Batch | None = None, devices: Sequence[Any] | None = None
+) -> Program:
+    """Compiles one of PARTS, for batches like the given or random one; nothing is computed.
+
+    `devices`: those to compile it for, by default those that are here.
+    """
     batch = random_batch(config) if batch is None else batch
     start = time.perf_counter()
-    traced = trace_part(config, part, batch)
+    traced = trace_part(config, part, batch, devices)
     compiled = traced.lower().compile()
     took = time.perf_counter() - start
-    costs = compiled.cost_analysis()
-    assert costs is not None  # every backend of XLA's has them
+    costs = compiled.cost_analysis() or {"flops": 0.0, "bytes accessed": 0.0}  # not of devices that are not here
     flops = matmul_flops(traced.jaxpr)
     unpadded = flops - products(config, part) * padding_flops(config, batch.plan)
     return Program(
         compiled, flops, unpadded, costs["flops"], costs["bytes accessed"], *memory_of(compiled), compile_seconds=took
     )
+
+
+def memory_slope(config: ConfigDict, update: Program, devices: Sequence[Any] | None = None) -> float:
+    """Bytes of temporary memory more for each image of a batch; `update` is that of a configuration by `sized`.
+
+    Between its batch and one three times as large, or a fourth of it where a larger one need not fit.
+    """
+    batch, groups = config.data.batch_size, config.mask.groups
+    other = batch // 4 // groups * groups if batch >= LARGE * groups else 3 * batch
+    second = sized(config, other, mask__groups=groups, mesh__data=config.mesh.data)
+    return (compile_part(second, "update", devices=devices).temporary - update.temporary) / (other - batch)
 
 
 def memory_of(compiled: Any) -> tuple[int, int]:
@@ -111,7 +121,7 @@ def padding_flops(config: ConfigDict, plan: Plan) -> int:
 def trace_part(
     config: ConfigDict, part: str, batch: Batch | None = None, devices: Sequence[Any] | None = None
 ) -> jax.stages.Traced:
-    """What `compile_part` compiles; `devices`: those to compile it for, by default those that are here."""
+    """What `compile_part` compiles."""
     mesh, tx, graphdef = make_mesh(config, devices), make_optimizer(config), model_graph(config)
     state = abstract_state(config, tx, mesh)
     shapes = batch_shapes(random_batch(config) if batch is None else batch, mesh)

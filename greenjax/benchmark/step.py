@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from greenjax.benchmark.measure import Timed, copy, interleaved_medians, machine, medians_one_by_one, product
 from greenjax.benchmark.peers import Maker, Peers, find_peers
-from greenjax.benchmark.programs import PARTS, Program, compile_part, other_batch, runnable, sized
+from greenjax.benchmark.programs import PARTS, Program, compile_part, memory_slope, runnable, sized
 from greenjax.benchmark.whole_run import whole_run
 from greenjax.errors import InputError
 from greenjax.planning import Planner
@@ -43,7 +43,7 @@ def step(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) -
     report["peak_flops_per_second"] = peak and peak * jax.device_count()
     report["planning_ms"] = planning_time(Planner.from_config(methods["green"]), 100)
     report["rows"] = [row(name, part, time, programs, peers, report) for (name, part), time in seconds.items()]
-    slopes = {name: memory_slope(of, programs[name]["update"], batch) for name, of in methods.items()}
+    slopes = {name: memory_slope(of, programs[name]["update"]) for name, of in methods.items()}
     report["memory_slope_bytes"] = slopes
     report["memory_slope_ratio"] = slopes["green"] / slopes["dense"] if slopes["dense"] else None
     report["ratios"] = {
@@ -84,12 +84,6 @@ def timed(
     return {key: found[key] for key in sorted(found, key=lambda key: order.index(key[0]))}, rates
 
 
-def memory_slope(config: ConfigDict, update: Program, batch: int) -> float:
-    """Bytes of temporary memory more for each image of a batch."""
-    other = other_batch(batch, jax.device_count())
-    return (compile_part(sized(config, other), "update").temporary - update.temporary) / (other - batch)
-
-
 def row(
     name: str,
     part: str,
@@ -118,7 +112,8 @@ def row(
     return found
 
 
-COLUMNS = {  # heading: key, unit, width, digits
+Columns = dict[str, tuple[str, int | float, int, int]]  # heading: key, unit, width, digits
+COLUMNS: Columns = {
     "s": ("seconds", 1, 9, 3),
     "images/s": ("images_per_second", 1, 10, 1),
     "GFLOP": ("flops", 1e9, 10, 1),
@@ -131,23 +126,31 @@ COLUMNS = {  # heading: key, unit, width, digits
 }
 
 
+def headings(columns: Columns) -> str:
+    return "".join(f"{heading:>{width}}" for heading, (_, _, width, _) in columns.items())
+
+
+def cells(row: dict[str, Any], columns: Columns) -> str:
+    """The row under these headings; a dash where it has no figure."""
+    return "".join(
+        f"{row[key] / unit:{width}.{digits}f}" if row.get(key) is not None else f"{'-':>{width}}"
+        for key, unit, width, digits in columns.values()
+    )
+
+
 def table(report: dict[str, Any]) -> list[str]:
     """The report as text."""
 
     def line(each: dict[str, Any]) -> str:
-        cells = [
-            f"{each[key] / unit:{width}.{digits}f}" if each.get(key) is not None else f"{'-':>{width}}"
-            for key, unit, width, digits in COLUMNS.values()
-        ]
         missing = "   out of memory" if each["seconds"] is None else ""
-        return f"{each['method'] + ' ' + each['part']:32}{''.join(cells)}{missing}"
+        return f"{each['method'] + ' ' + each['part']:32}{cells(each, COLUMNS)}{missing}"
 
     lines = [
         f"{report['model']}, {report['dtype']}, batch {report['batch']}, on {report['cores']} cores of"
         f" {report['device']}: median of {report['repeats']} runs",
         f"matrix products at {report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, a copy at"
         f" {report['copy_bytes_per_second'] / 1e9:.1f} GB/s; one mask planned in {report['planning_ms']:.2f} ms",
-        f"{'':32}" + "".join(f"{heading:>{column[2]}}" for heading, column in COLUMNS.items()),
+        f"{'':32}{headings(COLUMNS)}",
         *map(line, report["rows"]),
     ]
     lines += [f"{name}: {ratio:.2f}" for name, ratio in report["ratios"].items()]
