@@ -13,6 +13,9 @@ SETTINGS = {
 }
 
 
+_programs: Path | None = None  # where this process keeps those that need no tracing
+
+
 def cache_folder() -> Path:
     """XDG_CACHE_HOME/greenjax, or ~/.cache/greenjax."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "greenjax"
@@ -28,8 +31,12 @@ def keep_compiled(folder: Path | None = None) -> None:
     """
     import jax  # planning uses this module without it
 
+    global _programs
     now = jax.config.values
-    if now["jax_compilation_cache_dir"] or not now["jax_enable_compilation_cache"]:
+    if not now["jax_enable_compilation_cache"]:
+        return
+    if told := now["jax_compilation_cache_dir"]:
+        _programs = None if "://" in told else Path(told) / "programs"
         return
     folder = folder or cache_folder() / "compiled"
     try:
@@ -40,10 +47,16 @@ def keep_compiled(folder: Path | None = None) -> None:
     except OSError as error:
         logging.warning("compiled programs are not kept: %s", error)
         return
+    _programs = folder / "programs"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     for name, value in SETTINGS.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
+
+
+def programs_folder() -> Path | None:
+    """Where greenjax.programs keeps its own; None: nowhere, as before `keep_compiled`."""
+    return _programs
 
 
 def _drop_unfinished(folder: Path) -> None:

@@ -25,21 +25,29 @@ def main(argv: list[str]) -> None:
     workdir = Path(
         WORKDIR.value or Path("runs") / Path(config_flags.get_config_filename(absl_flags.FLAGS["config"])).stem
     )
+    again = f"the same command goes on from the last checkpoint in {workdir}"
+    # What is imported stays. The garbage collector would look through it again and again: meanwhile, a quarter of the
+    # time, and later while a large model is traced, as much.
+    gc.disable()
     import jax  # reads its environment now
 
-    from greenjax import processes
+    from greenjax import processes, programs
     from greenjax.cache import keep_compiled
-    from greenjax.checkpoint import SaveError
-    from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, run
 
-    # What was imported stays. The garbage collector, which the tracing of a large model calls hundreds of times, would
-    # look through it again and again: a quarter of that time.
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
-    again = f"the same command goes on from the last checkpoint in {workdir}"
     try:
         processes.connect()
         keep_compiled(workdir / "compiled" if jax.process_count() > 1 else None)  # a folder that all processes see
+        programs.foresee(config)
+    except InputError as error:
+        processes.end(f"greenjax: {error}")
+
+    from greenjax.checkpoint import SaveError  # takes as long as loading a program
+    from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, run
+
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    gc.enable()
+    try:
         run(config, workdir)
     except InterruptedRun as stop:
         print(f"greenjax: {stop}; {again}", file=sys.stderr)

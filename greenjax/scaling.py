@@ -22,10 +22,10 @@ from ml_collections import ConfigDict
 from greenjax import flags
 from greenjax.atomic import replace_text
 from greenjax.config import flatten, resolve
+from greenjax.cost import matmul_flops
 from greenjax.data import blank_batch
 from greenjax.errors import InputError
 from greenjax.planning import Planner
-from greenjax.training.cost import matmul_flops
 from greenjax.training.optim import learning_rate, make_optimizer
 from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import abstract_state, model_graph

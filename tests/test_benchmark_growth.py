@@ -10,8 +10,8 @@ from small import small_config
 from greenjax.benchmark import __main__, growth
 from greenjax.benchmark.forecast import forecast
 from greenjax.benchmark.programs import sized, trace_part
+from greenjax.cost import matmul_flops
 from greenjax.errors import InputError
-from greenjax.training.cost import matmul_flops
 
 PNG = b"\x89PNG\r\n\x1a\n"
 AXES = {"image_size": (32, 48, 50), "batch": (0.5, 1, 2), "mask_ratio": (0.5, 0.75), "window": (2, 4)}

@@ -20,6 +20,21 @@ keep_compiled()
 print(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.full((3, 3), 0.1))[0, 0].item().hex())
 print(said.count("cache_hits"), said.count("compile_requests_use_cache"))
 """
+# A program of ours, from its text as JAX keeps it or as we do; what it computes, and whether it was traced.
+KEPT = """
+import sys, jax, jax.numpy as jnp
+from small import small_config
+from greenjax import cache
+from greenjax.programs import Program
+traced = []
+def wave(x):
+    traced.append(x)
+    return jnp.sort(jnp.sin(x) @ x + jnp.arange(3.0)[:, None], axis=0)
+cache.keep_compiled()
+if "by JAX" in sys.argv:
+    cache._programs = None
+print(Program(jax.jit(wave), "wave", small_config())(jnp.full((3, 3), 0.1)).sum().item().hex(), len(traced))
+"""
 
 
 def run(cache, command=("-c", PROGRAM), **environment):
@@ -87,6 +102,16 @@ def test_a_run_from_the_cache_has_the_same_bits(tmp_path):
         exact = ("step", "loss", "grad_norm", "param_norm")
         lines.append([[json.loads(line).get(key) for key in exact] for line in written])
     assert lines[0] == lines[1] and len(lines[0]) == 3 and names(tmp_path)
+    kept = {path.name.partition("-")[2] for path in (tmp_path / "greenjax/compiled/programs").glob("*-*")}
+    assert kept == {"update", "pictures"}
+
+
+def test_what_jax_kept_is_compiled_once_more_to_be_kept_here(tmp_path):
+    """XLA does not write the whole of what it has loaded: the first run sees to it that the second compiles."""
+    said = [run(tmp_path, ("-c", KEPT, *how)) for how in (["by JAX"], [], [], [])]
+    assert [int(traced) for (_, traced), _ in said] == [1, 1, 1, 0]
+    assert len({value for (value, _), _ in said}) == 1 and not any(complaint for _, complaint in said)
+    assert not [name for name in names(tmp_path) if name.startswith("jit_wave")]
 
 
 def test_several_processes_share_a_folder_beside_their_results(tmp_path):
@@ -95,5 +120,5 @@ def test_several_processes_share_a_folder_beside_their_results(tmp_path):
     workdir = tmp_path / "run"
     told = {"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "home")}
     ended(spawned(2, *MAIN, "--config", config, "--workdir", workdir, **told), 0)
-    assert list((workdir / "compiled").glob("jit_sharded*-cache"))
+    assert list((workdir / "compiled").glob("jit_update*-cache"))
     assert not (tmp_path / "home" / "greenjax" / "compiled").exists()

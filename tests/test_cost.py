@@ -9,8 +9,8 @@ from small import small_config
 
 import greenjax
 from greenjax.benchmark.programs import compile_part, sized
+from greenjax.cost import matmul_flops, peak_flops
 from greenjax.planning import Planner
-from greenjax.training.cost import matmul_flops, peak_flops
 from greenjax.training.state import model_graph
 from greenjax.training.step import pretraining_loss
 

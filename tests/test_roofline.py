@@ -8,8 +8,8 @@ from small import small_config
 from greenjax.benchmark import measure, roofline
 from greenjax.benchmark.hlo import read_kernels
 from greenjax.benchmark.profile import Event, profiled, read_events, shared_seconds, without_callers
+from greenjax.cost import matmul_flops
 from greenjax.errors import InputError
-from greenjax.training.cost import matmul_flops
 
 # As XLA writes it for a GPU, shortened: a product by cuBLAS, a fusion that takes rows of its first operand and copies
 # its second, and a loop.

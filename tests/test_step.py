@@ -14,6 +14,7 @@ import greenjax
 from greenjax.checkpoint import Checkpointer
 from greenjax.data import blank_batch, open_source, train_batches
 from greenjax.planning import Planner
+from greenjax.programs import Program
 from greenjax.training.optim import (
     clip_by_global_norm,
     decayed,
@@ -25,7 +26,7 @@ from greenjax.training.optim import (
 )
 from greenjax.training.sharding import batch_shapes, batch_sharding, make_mesh
 from greenjax.training.state import abstract_state, init_state, model_graph
-from greenjax.training.step import Update, make_train_step
+from greenjax.training.step import make_train_step
 
 BASE = dict(model__depths=(1, 1), data__batch_size=16, optim__base_lr=1e-2, optim__warmup_steps=2)
 TWINS = dict(family="twins", model__depths=(2, 1))  # both kinds of attention
@@ -315,7 +316,8 @@ def test_an_update_compiled_ahead_is_the_step_and_takes_nothing_else():
     step = make_train_step(model_graph(config), tx, learning_rate(config, 10, 2), config, mesh)
     planner = Planner.from_config(config)
     blank = blank_batch(config, *planner.plans(config.seed, 0, config.mask.groups))
-    update = Update(step, abstract_state(config, tx, mesh), batch_shapes(blank, mesh))
+    update = Program(step, "update", config)
+    update.start(abstract_state(config, tx, mesh), batch_shapes(blank, mesh))
     batches = train_batches(config, open_source(config.data, "train"), planner, 0)
     ours, theirs = init_state(config, tx, mesh), init_state(config, tx, mesh)
     for _ in range(2):  # the second time from its own result

@@ -15,8 +15,8 @@ from greenjax.benchmark.hlo import Kernel, read_kernels
 from greenjax.benchmark.programs import compile_part, memory_slope, sized
 from greenjax.benchmark.roofline import Cost, grouped, least, part, rows, total
 from greenjax.benchmark.step import Columns, cells, headings
+from greenjax.cost import peak_flops
 from greenjax.errors import InputError
-from greenjax.training.cost import peak_flops
 
 
 class Card(NamedTuple):

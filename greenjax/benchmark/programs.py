@@ -10,11 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
+from greenjax.cost import matmul_flops
 from greenjax.data import Batch, blank_batch
 from greenjax.planning import Plan, Planner, dense_plan, stage_channels, stage_specs, token_grid
 from greenjax.planning.analysis import blocks_in_turn
 from greenjax.planning.planner import windowed_blocks
-from greenjax.training.cost import matmul_flops
 from greenjax.training.optim import learning_rate, make_optimizer
 from greenjax.training.sharding import Placement, batch_shapes, make_mesh
 from greenjax.training.state import State, abstract_state, init_state, model_graph

@@ -14,10 +14,10 @@ from greenjax.benchmark.measure import Timed, copy, interleaved_medians, machine
 from greenjax.benchmark.peers import Maker, Peers, find_peers
 from greenjax.benchmark.programs import PARTS, Program, compile_part, memory_slope, runnable, sized
 from greenjax.benchmark.whole_run import whole_run
+from greenjax.cost import peak_flops, peak_memory
 from greenjax.errors import InputError
 from greenjax.planning import Planner
 from greenjax.planning.analysis import planning_time
-from greenjax.training.cost import peak_flops, peak_memory
 
 
 def step(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) -> dict[str, Any]:

@@ -25,12 +25,8 @@ class Canvas:
 
     def picture(self, pixels: UInt8[np.ndarray, "h w 3"], left: int, top: int, scale: int = 1) -> None:
         """Every pixel becomes `scale` x `scale` pixels of the sheet."""
-        h, w = (side * scale for side in pixels.shape[:2])
-        bottom = self._height - top - h
-        box = (left / self._width, bottom / self._height, w / self._width, h / self._height)
-        axes = self._figure.add_axes(box)
-        axes.set_axis_off()
-        axes.imshow(pixels, interpolation="nearest", aspect="auto")
+        large = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+        self._figure.figimage(large, left, self._height - top - len(large), origin="upper")
 
     def text(self, left: float | int, top: float | int, text: str, size: float | int = 8, **style: Any) -> None:
         """`size` in points; `style` is matplotlib's. The place is that of the text's top left corner by default."""

@@ -15,6 +15,7 @@ from greenjax.evaluation.checks import Place, Placement
 from greenjax.evaluation.reconstruct import draw_reconstructions
 from greenjax.planning import Planner, token_grid
 from greenjax.processes import gathered, leads
+from greenjax.programs import Program
 
 FITTED_VALUES = 1 << 25  # target values that the constant prediction is fitted to: 128 MB
 PICTURES = 8  # images in a grid
@@ -39,7 +40,8 @@ class HeldOut:
         def targets(params: Any, batch: Batch) -> Float[Array, "m b u p"]:
             return jax.vmap(nnx.merge(graphdef, params).masked_target)(batch.images, batch.plan)
 
-        self._losses, self._targets = losses, targets
+        self._losses = Program(losses, "held_out_losses", config)
+        self._targets = Program(targets, "held_out_targets", config)
 
     def batches(self) -> Iterator[Batch]:
         """This process's held-out images, in parts as large as those of a training step: they fit where it fits."""
@@ -98,7 +100,7 @@ class Pictures:
             model = nnx.merge(graphdef, params)
             return jax.vmap(lambda images, plan: model.forward(images, plan).prediction)(batch.images, batch.plan)
 
-        self._predict = predict
+        self._predict = Program(predict, "pictures", config)
 
     def draw(self, path: Path, params: Any) -> None:
         """Writes a PNG: original, visible part, reconstruction. All processes take part, one writes."""

@@ -6,12 +6,13 @@ backbone (images in, encoder), decoder, mim, classifier; layers holds what they 
 
 from typing import Any
 
-from flax import nnx
+import jax
 from ml_collections import ConfigDict
 
 from greenjax.config import resolve
 from greenjax.models.backbone import Backbone, features
 from greenjax.models.classifier import Classifier
+from greenjax.models.layers import Keys
 from greenjax.models.mim import GreenMIM, MaskedImageModel, Output, SimMIM
 
 __all__ = ["Backbone", "Classifier", "GreenMIM", "MaskedImageModel", "Output", "SimMIM", "build", "features"]
@@ -25,4 +26,4 @@ def build(config: ConfigDict, seed: int = 0) -> Any:
     config = resolve(config)
     masked = {"green": GreenMIM, "simmim": SimMIM}
     model = masked[config.method] if config.task == "pretrain" else Classifier
-    return model(config, rngs=nnx.Rngs(seed))
+    return jax.device_put(model(config, rngs=Keys(seed)))  # constants are still NumPy's: layers.py

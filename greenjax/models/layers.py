@@ -20,12 +20,42 @@ small_normal = _compiled(nnx.initializers.truncated_normal(0.02, lower=-100.0, u
 token_normal = _compiled(nnx.initializers.normal(0.02))
 
 
+class Keys(nnx.Rngs):
+    """The keys that nnx.Rngs(seed) gives, counted in Python: a traced counter takes longer than all else of a model."""
+
+    def __init__(self, seed: int):
+        self._key, self._drawn = jax.random.key(seed), 0
+
+    def params(self) -> Key[Array, ""]:
+        """Another one at each call."""
+        self._drawn += 1
+        return jax.random.fold_in(self._key, self._drawn - 1)
+
+
+def constant(value: int, shape: int | Sequence[int]) -> np.ndarray:
+    """What a parameter starts as. NumPy's: one of JAX's is a program to compile, or to load, for every shape."""
+    return np.full(shape, value, np.float32)
+
+
+def _zeros(key: Any, shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """What nnx.Linear asks an initialiser of biases for."""
+    del key, dtype
+    return constant(0, shape)
+
+
 def linear(
     inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs, use_bias: bool = True, init: Callable[..., Array] = xavier
 ) -> nnx.Linear:
     """A dense layer with float32 parameters, Xavier-uniform by default, that computes in `dtype`."""
     return nnx.Linear(
-        inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=init, dot_general=_product, rngs=rngs
+        inputs,
+        outputs,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=init,
+        bias_init=_zeros,
+        dot_general=_product,
+        rngs=rngs,
     )
 
 
@@ -40,8 +70,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, dim: int, *, epsilon: float, rngs: nnx.Rngs):
         del rngs  # starts as the identity
-        self.scale = nnx.Param(jnp.ones(dim))
-        self.bias = nnx.Param(jnp.zeros(dim))
+        self.scale = nnx.Param(constant(1, dim))
+        self.bias = nnx.Param(constant(0, dim))
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:

@@ -24,6 +24,7 @@ from greenjax.models.layers import (
     PatchEmbed,
     by_stage,
     checkpointed,
+    constant,
     drop_path_rates,
     linear,
     shared,
@@ -61,7 +62,7 @@ class BlockEmbed(nnx.Module):
         """`backend`: of the tokens that come in."""
         kernel = xavier(rngs.params(), (side * side * inputs, outputs), jnp.float32)
         self.kernel = nnx.Param(kernel.reshape(side, side, inputs, outputs))
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.bias = nnx.Param(constant(0, outputs))
         self.norm = LayerNorm(outputs, epsilon=EPSILON, rngs=rngs)
         self.backend = backend
 
@@ -80,7 +81,7 @@ class PositionalEncoding(nnx.Module):
         # Each channel is a map of nine values to one, drawn as Xavier's matrices are with nine inputs and outputs.
         bound = (6 / (9 + 9)) ** 0.5
         self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (3, 3, 1, dim), jnp.float32, -bound, bound))
-        self.bias = nnx.Param(jnp.zeros(dim))
+        self.bias = nnx.Param(constant(0, dim))
         self.backend = backend
 
     def __call__(self, x: Float[Array, "b n c"], sites: Sites) -> Float[Array, "b n c"]:

@@ -8,6 +8,7 @@ from greenjax.checkpoint import Checkpointer
 from greenjax.data import blank_labelled_batch, check_classes, labelled_batches, open_labelled
 from greenjax.evaluation import Evaluation, draw_accuracy_curve, read_metrics
 from greenjax.processes import leads
+from greenjax.programs import Program
 from greenjax.training.evaluate import Judge, report
 from greenjax.training.loop import due, train
 from greenjax.training.metrics import MetricsWriter, record_config
@@ -39,7 +40,8 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
 
     graphdef, tx = model_graph(config), make_optimizer(config)
     step = make_classifier_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh)
-    update, state = begin(config, tx, mesh, checkpointer, total, step, blank_labelled_batch(config))
+    update = Program(step, "update", config, total, warmup)
+    state = begin(config, tx, mesh, checkpointer, total, update, blank_labelled_batch(config))
     judge, own = Judge(config, graphdef, mesh), Placement(mesh).own(config.data.batch_size)
     judged: dict[int, Evaluation] = {}
 

@@ -15,6 +15,7 @@ from greenjax.errors import InputError
 from greenjax.evaluation import HeldOut, Monitor, Pictures, draw_loss_curve, read_metrics, result
 from greenjax.planning import Planner
 from greenjax.processes import leads
+from greenjax.programs import Program
 from greenjax.training.loop import due, train
 from greenjax.training.metrics import MetricsWriter, record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
@@ -51,8 +52,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
 
     graphdef, tx = model_graph(config), make_optimizer(config)
     step = make_train_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh)
+    update = Program(step, "update", config, total, warmup)
     batch = blank_batch(config, *planner.plans(config.seed, 0, config.mask.groups))
-    update, state = begin(config, tx, mesh, checkpointer, total, step, batch)
+    state = begin(config, tx, mesh, checkpointer, total, update, batch)
 
     # What is watched on the way.
     held_out = HeldOut(config, held_out_source, planner, graphdef, place) if held_out_source is not None else None

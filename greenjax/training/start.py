@@ -10,7 +10,6 @@ from typing import Any
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from greenjax.atomic import replace_text
@@ -18,9 +17,9 @@ from greenjax.checkpoint import Checkpointer
 from greenjax.errors import InputError
 from greenjax.interop import initial_model
 from greenjax.models import Backbone
+from greenjax.programs import Program
 from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import State, abstract_state, init_state, on_the_cpu
-from greenjax.training.step import Update
 
 
 def begin(
@@ -29,25 +28,24 @@ def begin(
     mesh: Mesh,
     checkpointer: Checkpointer,
     total: int,
-    step: Wrapped,
+    update: Program,
     batch: Any,
-) -> tuple[Update, State]:
-    """The update that `step` is for batches like this whole one, being compiled; and the state to go on from.
+) -> State:
+    """The state to go on from; meanwhile the update is compiled, for batches like this whole one.
 
-    That is the one of the last checkpoint, on its devices; where there is none, the one before the first step. Raises
+    The state is that of the last checkpoint, on its devices; where there is none, the one before the first step. Raises
     InputError where the weights that `config.init` names do not fit.
     """
     last = checkpointer.latest_intact_step()
     given = given_weights(config) if last is None else None  # before anything is compiled: they may be wrong
     shapes = abstract_state(config, tx, mesh)
-    update = Update(step, shapes, batch_shapes(batch, mesh))
     if (last or 0) < total:
-        update.start()
+        update.start(shapes, batch_shapes(batch, mesh))
     if last is None:
-        return update, init_state(config, tx, mesh, given)
+        return init_state(config, tx, mesh, given)
     if last:
         print(f"going on at step {last} of {total}" if last < total else f"finished: {total} steps were done before")
-    return update, checkpointer.restore(shapes, last)
+    return checkpointer.restore(shapes, last)
 
 
 def given_weights(config: ConfigDict) -> Any:

@@ -1,8 +1,6 @@
 """One update: traced once, sharded over the mesh. The same for every task; a task says what its loss is."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -14,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from greenjax.training.cost import matmul_flops
 from greenjax.training.mix import mix, one_hot
 from greenjax.training.optim import global_norm
 from greenjax.training.sharding import BATCH_AXES, batch_sharding, state_shardings
@@ -137,50 +134,12 @@ def _make_update(
         metrics |= {"param_norm": global_norm(params), **counts._asdict()}
         return State(state.step + 1, params, ema, opt, counts), metrics
 
-    def sharded(state: State, batch: Any) -> tuple[State, Metrics]:
+    def update(state: State, batch: Any) -> tuple[State, Metrics]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # callbacks want to know it: spconv_bridge.py
             state, metrics = step(state, batch)
         return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh)), metrics
 
-    return jax.jit(sharded, donate_argnums=0, in_shardings=(None, batch_sharding(mesh)))
-
-
-class Update:
-    """A step for one kind of state and batch, compiled from their shapes and shardings alone: it can take no others.
-
-    Once started, XLA compiles it in a thread, or loads what an earlier run compiled: the rest of what a run begins with
-    goes on meanwhile. The first call waits.
-    """
-
-    def __init__(self, step: jax.stages.Wrapped, state: State, batch: Any):
-        self._step, self._shapes = step, (state, batch)
-
-    def start(self) -> None:
-        """Traces the step, and returns while it is compiled."""
-        _ = self._compiled
-
-    def wait(self) -> None:
-        """Returns when it is compiled."""
-        self._compiled.result()
-
-    def __call__(self, state: State, batch: Any) -> tuple[State, Metrics]:
-        return self._compiled.result()(state, batch)
-
-    @cached_property
-    def flops(self) -> int:
-        """Those of all matrix products, on all devices."""
-        return matmul_flops(self._traced.jaxpr)
-
-    @cached_property
-    def _traced(self) -> jax.stages.Traced:
-        return self._step.trace(*self._shapes)
-
-    @cached_property
-    def _compiled(self) -> Future[jax.stages.Compiled]:
-        pool = ThreadPoolExecutor(max_workers=1)
-        compiled = pool.submit(self._traced.lower().compile)
-        pool.shutdown(wait=False)  # it ends with its work
-        return compiled
+    return jax.jit(update, donate_argnums=0, in_shardings=(None, batch_sharding(mesh)))
 
 
 def interleaved(x: Array, parts: int, mesh: Mesh) -> Array:

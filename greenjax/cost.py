@@ -64,8 +64,15 @@ def _products(jaxpr: ClosedJaxpr | Jaxpr) -> int:
 
 def _inner(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
     for value in params.values():
-        if isinstance(value, ClosedJaxpr | Jaxpr):
-            yield value
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(each, ClosedJaxpr | Jaxpr):
+                yield each
+
+
+def calls_back(jaxpr: ClosedJaxpr | Jaxpr) -> bool:
+    """Whether a traced program calls functions of Python while it runs."""
+    plain: Any = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    return any("callback" in eqn.primitive.name or any(map(calls_back, _inner(eqn.params))) for eqn in plain.eqns)
 
 
 def _product(eqn: JaxprEqn) -> int:
