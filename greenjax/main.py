@@ -1,12 +1,13 @@
 """The front door: python -m greenjax.main --config configs/digits.py [--workdir DIR] [--config.key=value ...]"""
 
 import gc
+import os
 import sys
 from pathlib import Path
 
 from absl import app
 from absl import flags as absl_flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from greenjax import flags
 from greenjax.config import resolve
@@ -26,6 +27,15 @@ def main(argv: list[str]) -> None:
         WORKDIR.value or Path("runs") / Path(config_flags.get_config_filename(absl_flags.FLAGS["config"])).stem
     )
     again = f"the same command goes on from the last checkpoint in {workdir}"
+    try:
+        _run(config, workdir, again)
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        print(f"greenjax: interrupted; {again}", file=sys.stderr, flush=True)
+        os._exit(130)  # at once: an ordinary exit would wait for XLA, which may be compiling
+
+
+def _run(config: ConfigDict, workdir: Path, again: str) -> None:
     # What is imported stays. The garbage collector would look through it again and again: meanwhile, a quarter of the
     # time, and later while a large model is traced, as much.
     gc.disable()
@@ -41,7 +51,7 @@ def main(argv: list[str]) -> None:
     except InputError as error:
         processes.end(f"greenjax: {error}")
 
-    from greenjax.checkpoint import SaveError  # takes as long as loading a program
+    from greenjax.checkpoint import SaveError  # meanwhile: imports take half as long as loading a large program
     from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, run
 
     gc.freeze()
@@ -54,9 +64,6 @@ def main(argv: list[str]) -> None:
         sys.exit(EXIT_CODE)
     except (InputError, DivergedError, SaveError) as error:
         processes.end(f"greenjax: {error}")
-    except KeyboardInterrupt:
-        print(f"greenjax: interrupted; {again}", file=sys.stderr)
-        sys.exit(130)
     except Exception as error:
         processes.end(error)
 
