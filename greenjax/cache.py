@@ -13,7 +13,7 @@ SETTINGS = {
 }
 
 
-_programs: Path | None = None  # where this process keeps those that need no tracing
+_programs: Path | None = None  # where this process keeps programs of its own: programs.py
 
 
 def cache_folder() -> Path:
@@ -26,8 +26,9 @@ def keep_compiled(folder: Path | None = None) -> None:
 
     `folder`: by default `compiled` in the user's. The processes of a run need the same one: if some of them found a
     program and others compiled it, those would wait in vain for what GPUs tune together. A folder that the user gave
-    JAX (JAX_COMPILATION_CACHE_DIR) is left alone, and JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing. Programs are known
-    by their text, JAX's version, XLA's flags and the kind of device, with what instructions a CPU has.
+    JAX (JAX_COMPILATION_CACHE_DIR) is taken instead, its settings are left alone, and JAX_ENABLE_COMPILATION_CACHE=0
+    keeps nothing. Programs are known by their text, JAX's version, XLA's flags and the kind of device, with what
+    instructions a CPU has; those that greenjax.programs keeps, in a folder there, by what it says.
     """
     import jax  # planning uses this module without it
 

@@ -63,6 +63,12 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
+def cores() -> int:
+    """Those of the processor that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def leads() -> bool:
     """Is this the process that writes for all?"""
     return jax.process_index() == 0

@@ -9,13 +9,15 @@ import os
 import pickle
 import platform
 import re
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
-from importlib.metadata import version
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +31,9 @@ from ml_collections import ConfigDict
 from greenjax.cache import programs_folder
 from greenjax.config import flatten
 from greenjax.cost import calls_back, matmul_flops
+from greenjax.processes import cores
 
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "einops", "ml-dtypes")  # they trace and compile
+LIBRARIES = ("jax", "nvidia", "flax", "optax", "numpy", "einops", "ml_dtypes")  # whose names begin so: they compile
 HARMLESS = "cache|transfer_guard"  # in names of JAX's settings that no program follows from
 LARGEST = 2 << 30  # bytes of all kept programs; those that were not used for longest go first
 
@@ -38,9 +41,20 @@ LARGEST = 2 << 30  # bytes of all kept programs; those that were not used for lo
 class Ready(NamedTuple):
     """A program that can run."""
 
-    compiled: Compiled
+    call: Callable[..., Any]
     flops: int  # of all matrix products, on all devices
-    takes: str  # what it was compiled for: `Program.start`
+
+
+class Loaded(NamedTuple):
+    """A program as it was kept.
+
+    It takes and returns leaves only. To unpickle their trees imports the modules of what is in them: nothing for a
+    thread beside the imports of the main one.
+    """
+
+    call: Callable[..., list[Any]]
+    trees: bytes  # of the arguments and of what it returns
+    flops: int
 
 
 class Program:
@@ -53,36 +67,37 @@ class Program:
     def __init__(self, jitted: Wrapped, name: str, config: ConfigDict, *others: Any):
         """`name`: which one of the configuration's programs it is; `others`: what it follows from beside that."""
         self._jitted, self._name, self._config, self._others = jitted, name, config, others
-        self._ready: Future[Ready | None] | None = None
+        self._coming: Future[Ready | Loaded | None] | None = None
+        self._ready: Ready | None = None
 
     def start(self, *shapes: Any) -> None:
-        """`shapes`: those of the arguments, with shardings. Returns when the program is traced, or found."""
+        """`shapes`: those of the arguments, all on the same devices. Returns when the program is traced, or found."""
         leaves, tree = jax.tree.flatten(shapes)
         arguments = [(leaf.shape, leaf.dtype, leaf.sharding, _devices(leaf.sharding)) for leaf in leaves]
-        self._shapes = shapes
-        self._takes = _hash(tree, arguments, jax.sharding.get_abstract_mesh(), self._others)
-        self._link = _link(self._name, self._config)
+        takes = _hash(tree, arguments, jax.sharding.get_abstract_mesh(), self._others)
+        self._shapes, self._link = shapes, _link(self._config, f"{self._name}-{takes}")
         if self._link in _foreseen:
-            self._ready = _foreseen.pop(self._link)
+            self._coming = _foreseen.pop(self._link)
         elif self._link and self._link.exists():
-            self._ready = _in_a_thread(_load, self._link)
+            (self._coming,) = _in_a_thread(partial(_load, self._link))
         else:
             self._compile()
 
     def wait(self) -> Ready:
         """Returns when it can run."""
-        assert self._ready is not None
-        ready = self._ready.result()
-        if ready is None or ready.takes != self._takes:  # it cannot be loaded; it is for other arguments
-            self._compile()
-            ready = self._ready.result()
-            assert ready is not None
-        return ready
+        if self._ready is None:
+            assert self._coming is not None
+            if self._coming.result() is None:  # it could not be loaded
+                self._compile()
+            found = self._coming.result()
+            assert found is not None
+            self._ready = _restored(found) if isinstance(found, Loaded) else found
+        return self._ready
 
     def __call__(self, *arguments: Any) -> Any:
-        if self._ready is None:
+        if self._coming is None:
             self.start(*jax.tree.map(_shape, arguments))
-        return self.wait().compiled(*arguments)
+        return self.wait().call(*arguments)
 
     @property
     def flops(self) -> int:
@@ -91,42 +106,34 @@ class Program:
 
     def _compile(self) -> None:
         traced = self._jitted.trace(*self._shapes)
-        lowered, flops = traced.lower(), matmul_flops(traced.jaxpr)
-        if self._link is None or calls_back(traced.jaxpr):  # a function of Python's is in this process only
-            self._ready = _in_a_thread(lambda: Ready(lowered.compile(), flops, self._takes))
-        else:
-            about = (flops, self._takes, _devices(jax.tree.leaves(self._shapes)[0].sharding))
-            self._ready = _in_a_thread(_compile, lowered, about, self._link)
+        link = None if calls_back(traced.jaxpr) else self._link  # a function of Python's is in this process only
+        devices = _devices(jax.tree.leaves(self._shapes)[0].sharding)
+        (self._coming,) = _in_a_thread(
+            partial(_compile, traced.lower(), matmul_flops(traced.jaxpr), devices, link),
+        )
 
 
 def foresee(config: ConfigDict) -> None:
     """Begins to load what earlier runs of a resolved configuration kept, the smallest first.
 
-    Worth it before imports, data and weights, without which no program can start. One that does goes on from there.
+    Worth it before imports, data and weights, without which no program can start; one that starts takes over.
     """
-    link = _link("*", config)
-    if link is not None:
-        links = sorted(link.parent.glob(link.name), key=lambda link: link.stat().st_size)
-        with _Thread() as thread:
-            _foreseen.update((link, thread.submit(_load, link)) for link in links)
+    every = _link(config, "*")
+    if every is not None:
+        with suppress(FileNotFoundError):  # another run just dropped one
+            links = sorted(filter(Path.exists, every.parent.glob(every.name)), key=os.path.getsize)
+            _foreseen.update(zip(links, _in_a_thread(*(partial(_load, link) for link in links)), strict=True))
 
 
-_foreseen: dict[Path | None, Future[Ready | None]] = {}
+_foreseen: dict[Path | None, Future[Ready | Loaded | None]] = {}  # by their links
 
 
-class _Thread(ThreadPoolExecutor):
-    """Does one thing after the other, and ends with the last; `with` does not wait for it."""
-
-    def __init__(self):
-        super().__init__(max_workers=1)
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown(wait=False)
-
-
-def _in_a_thread(work: Any, *arguments: Any) -> Future:
-    with _Thread() as thread:
-        return thread.submit(work, *arguments)
+def _in_a_thread(*works: Callable[[], Any]) -> list[Future]:
+    """The results of one work after the other."""
+    pool = ThreadPoolExecutor(max_workers=1)
+    results = [pool.submit(work) for work in works]
+    pool.shutdown(wait=False)  # it ends with the last
+    return results
 
 
 def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
@@ -135,28 +142,30 @@ def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _devices(sharding: Sharding) -> list[int]:
     """Ids, in the order of the mesh."""
-    mesh = isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) and sharding.mesh
-    return [device.id for device in (mesh.devices.flat if mesh else sharding.device_set)]
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        return [device.id for device in sharding.mesh.devices.flat]
+    (device,) = sharding.device_set
+    return [device.id]
 
 
-About = tuple[int, str, Sequence[int]]  # FLOPs; what it takes; ids of its devices, in the order of their mesh
-
-
-def _compile(lowered: Lowered, about: About, link: Path) -> Ready:
-    """From the file of a program of the same text, to which other links lead, or by XLA; writes file and link."""
+def _compile(lowered: Lowered, flops: int, devices: list[int], link: Path | None) -> Ready | Loaded:
+    """By XLA, or from the file of a program of the same text, to which another link leads. None: it is not kept."""
+    if link is None:
+        return Ready(lowered.compile(), flops)
     text = lowered.as_text()
-    path = link.with_name(_hash(text, lowered.in_tree, lowered.out_tree, about, _surroundings()))
+    path = link.with_name(_hash(text, lowered.in_tree, lowered.out_tree, flops, devices, _surroundings()))
     if path.exists() and (kept := _load(path)):
-        _write_link(link, path)
+        _lead(link, path)
         return kept
     began, found = time.time(), _found_by_jax()
     compiled = lowered.compile()
-    # What JAX found cannot be written: on a CPU XLA leaves out parts of what it has loaded.
-    if _found_by_jax() == found:
-        _write(path, compiled, about)
-        _write_link(link, path)
+    # Nothing is written of what JAX found, of which XLA leaves out parts on a CPU; nor of what another state of this
+    # package traced than the one that the link names.
+    if _found_by_jax() == found and _code() == CODE:
+        _write(path, compiled, flops, devices)
+        _lead(link, path)
     _forget(text, began)
-    return Ready(compiled, *about[:2])
+    return Ready(compiled, flops)
 
 
 def _forget(text: str, since: float) -> None:
@@ -169,70 +178,95 @@ def _forget(text: str, since: float) -> None:
                     path.with_name(f"{path.name.rpartition('-')[0]}-{suffix}").unlink(missing_ok=True)
 
 
-def _load(path: Path) -> Ready | None:
-    """None where that fails: the folder may hold anything."""
+def _load(path: Path) -> Loaded | None:
+    """`path`: of a program or of a link to it. None where that fails: the folder may hold anything."""
     try:
-        program, trees, (flops, takes, devices) = pickle.loads(path.read_bytes())
+        program, counts, trees, flops, devices = pickle.loads(path.read_bytes())
         by_id = {device.id: device for device in jax.devices()}
-        compiled = deserialize_and_load(program, *trees, execution_devices=[by_id[each] for each in devices])
+        takes, gives = (tuple(range(count)) for count in counts)
+        flat = jax.tree.structure((takes, {})), jax.tree.structure(gives)
+        call = deserialize_and_load(program, *flat, execution_devices=[by_id[each] for each in devices])
         os.utime(path)
     except Exception as error:
         logging.warning("the program kept in %s cannot be loaded, and is compiled again: %s", path, error)
         with suppress(OSError):
             path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         return None
-    return Ready(compiled, flops, takes)
+    return Loaded(call, trees, flops)
 
 
-def _write(path: Path, compiled: Compiled, about: About) -> None:
+def _restored(loaded: Loaded) -> Ready:
+    takes, gives = pickle.loads(loaded.trees)
+
+    def call(*arguments: Any) -> Any:
+        leaves, tree = jax.tree.flatten((arguments, {}))
+        if tree != takes:
+            raise TypeError(f"the program was compiled for arguments {takes}, not {tree}")
+        return gives.unflatten(loaded.call(*leaves))
+
+    return Ready(call, loaded.flops)
+
+
+def _write(path: Path, compiled: Compiled, flops: int, devices: list[int]) -> None:
     try:
         program, *trees = serialize(compiled)  # before it runs: XLA's CPU backend cannot write a sort that ran
+        counts = [tree.num_leaves for tree in trees]
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_bytes(pickle.dumps((program, trees, about)))
-        draft.replace(path)
-        _drop_oldest(path.parent)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as draft:
+            pickle.dump((program, counts, pickle.dumps(trees), flops, devices), draft)
+        os.replace(draft.name, path)
     except Exception as error:  # a full disk; a device whose programs cannot be written
         logging.warning("a compiled program is not kept: %s", error)
+        return
+    with suppress(FileNotFoundError):  # another run drops, too
+        _drop_oldest(path.parent)
 
 
-def _write_link(link: Path, path: Path) -> None:
-    draft = link.with_suffix(f".{os.getpid()}")
+def _lead(link: Path, path: Path) -> None:
+    """The one link from this name of this configuration: foresee() would load what others lead to."""
     with suppress(OSError):
+        for other in link.parent.glob(f"{link.name.rpartition('-')[0]}-*"):
+            other.unlink(missing_ok=True)
+        draft = link.with_name(f".{uuid.uuid4().hex}")
         draft.symlink_to(path.name)
         draft.replace(link)
 
 
 def _drop_oldest(folder: Path) -> None:
-    found = [(path.lstat(), path) for path in folder.iterdir()]
+    files = [(path.stat(), path) for path in folder.iterdir() if not path.is_symlink()]
     total = 0
-    for stat, path in sorted(found, key=lambda each: each[0].st_mtime, reverse=True):
+    for stat, path in sorted(files, key=lambda file: file[0].st_mtime, reverse=True):
         total += stat.st_size
-        if total > LARGEST or not path.exists():  # a link that leads nowhere
+        if total > LARGEST:
             path.unlink(missing_ok=True)
+    for link in folder.iterdir():
+        if not link.exists():
+            link.unlink(missing_ok=True)
 
 
-def _link(name: str, config: ConfigDict) -> Path | None:
+def _link(config: ConfigDict, name: str) -> Path | None:
     """What leads to a program; None where none are kept."""
     folder = programs_folder()
     if folder is None or jax.process_count() > 1:  # those agree on what to compile by JAX's cache
         return None
-    return folder / f"{_hash(_code(), sorted(flatten(config).items()), _surroundings())}-{name}"
+    return folder / f"{_hash(CODE, sorted(flatten(config).items()), _surroundings())}-{name}"
 
 
 def _surroundings() -> tuple:
     """What decides how a program is traced and compiled, beside what it is made of."""
     settings = [(name, value) for name, value in sorted(jax.config.values.items()) if not re.search(HARMLESS, name)]
-    machine = (platform.python_version(), platform.machine(), _instructions(), os.cpu_count())
+    flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NPROC")]
+    machine = (platform.python_version(), platform.machine(), _instructions(), cores())
     devices = [(device.id, device.device_kind, device.client.platform_version) for device in jax.devices()]
-    return [version(name) for name in LIBRARIES], machine, devices, settings, os.environ.get("XLA_FLAGS")
+    return _libraries(), machine, devices, settings, flags
 
 
 @cache
-def _code() -> str:
-    """Of this package."""
-    package = Path(__file__).parent
-    return _hash([(path.relative_to(package), path.read_bytes()) for path in sorted(package.rglob("*.py"))])
+def _libraries() -> list[str]:
+    """With their versions."""
+    installed = (path.name for folder in sys.path for path in Path(folder).glob("*.dist-info"))
+    return sorted(name for name in installed if name.startswith(LIBRARIES))
 
 
 @cache
@@ -248,6 +282,14 @@ def _instructions() -> str:
 def _hash(*parts: Any) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
+
+def _code() -> str:
+    """Of this package, as it stands on the disk."""
+    package = Path(__file__).parent
+    return _hash([(path.relative_to(package), path.read_bytes()) for path in sorted(package.rglob("*.py"))])
+
+
+CODE = _code()  # before most of it is imported
 
 _count = threading.local()
 

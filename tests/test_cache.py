@@ -94,16 +94,18 @@ def test_a_folder_that_cannot_be_written_costs_one_line(tmp_path):
 @pytest.mark.slow
 def test_a_run_from_the_cache_has_the_same_bits(tmp_path):
     config = config_file(tmp_path, dict(**ONE_STAGE, steps=3, optim__base_lr=1e-2, mesh__data=1))
-    lines = []
+    lines, links = [], []
     for workdir in ("new", "kept"):
         _, complaint = run(tmp_path, (*MAIN, "--config", config, "--workdir", tmp_path / workdir))
         assert not complaint
         written = (tmp_path / workdir / "metrics.jsonl").read_text().splitlines()
         exact = ("step", "loss", "grad_norm", "param_norm")
+        found = (tmp_path / "greenjax/compiled/programs").glob("*-*")
+        links.append(sorted((path.name, path.lstat().st_mtime_ns) for path in found))
         lines.append([[json.loads(line).get(key) for key in exact] for line in written])
     assert lines[0] == lines[1] and len(lines[0]) == 3 and names(tmp_path)
-    kept = {path.name.partition("-")[2] for path in (tmp_path / "greenjax/compiled/programs").glob("*-*")}
-    assert kept == {"update", "pictures"}
+    assert {name.split("-")[1] for name, _ in links[0]} == {"update", "pictures"}
+    assert links[0] == links[1]  # what is traced writes its link anew
 
 
 def test_what_jax_kept_is_compiled_once_more_to_be_kept_here(tmp_path):

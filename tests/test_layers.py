@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from greenjax.models.layers import checkpointed, drop_path, shared
+from greenjax.models.layers import Keys, checkpointed, drop_path, shared
 from greenjax.models.operations import gelu, layer_norm, permute
 
 
@@ -102,3 +102,11 @@ def test_equal_modules_are_traced_once(how):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), values(how), expected)
     times = 1 if how is shared else 2  # checkpointed: once forward, once backward
     assert Counted.seen == {"a": times, "b": times}
+
+
+def test_keys_are_those_of_flax():
+    def several(rngs):
+        return jnp.stack([jax.random.key_data(rngs.params()) for _ in range(5)])
+
+    for draw in (lambda: several(Keys(3)), jax.jit(lambda: several(Keys(3)))):
+        np.testing.assert_array_equal(draw(), several(nnx.Rngs(3)))

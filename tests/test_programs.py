@@ -1,6 +1,7 @@
 """Programs that an earlier run kept: found without tracing, the same bits, and never one that is another."""
 
 import os
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +38,10 @@ class Run:
 
         return Program(jax.jit(wave, donate_argnums=1), name, config, *others)
 
-    def __call__(self, rows=4, devices=1, first=0, **program):
-        one = self.program(**program)
-        return jax.device_get(one(*arguments(rows, devices, first))), one.flops
+    def __call__(self, rows=4, devices=1, first=0, within=None, **program):
+        one, given = self.program(**program), arguments(rows, devices, first)
+        with jax.set_mesh(within) if within else nullcontext():
+            return jax.device_get(one(*given)), one.flops
 
 
 @pytest.fixture
@@ -87,30 +89,42 @@ OTHERS = {
     "length": dict(others=(10, 2)),
     "name": dict(name="another"),
     "config": dict(config=small_config(optim__clip=1.0)),
+    "mesh around it": dict(within=Mesh(np.array(jax.devices()[:1]), ("another",))),
 }
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 def test_what_a_program_follows_from_finds_it(run, other):
     before, _ = run()
-    run(**other)
+    run(**other), run(**other)
     assert len(run.traced) == 2
     again, _ = run()
     assert len(run.traced) == (2 if {"name", "config"} & set(other) else 3)  # one for each name and configuration
     jax.tree.map(np.testing.assert_array_equal, before, again)
 
 
-def test_so_do_the_code_the_processor_and_the_settings_of_jax(run, monkeypatch):
+def test_so_do_code_libraries_processor_and_settings(run, monkeypatch):
     run()
-    for what in ("_code", "_instructions"):
+    names = ("_code", "CODE"), ("_instructions",), ("_libraries",), ("cores",)
+    for what in names:
         with monkeypatch.context() as changed:
-            changed.setattr(programs, what, lambda: "another")
+            for name in what:
+                changed.setattr(programs, name, "another" if name == "CODE" else lambda: "another")
             run(), run()
+    with monkeypatch.context() as changed:
+        changed.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} ")
+        run(), run()
     with jax.default_matmul_precision("float32"):
         run(), run()
     with jax.transfer_guard("allow"):  # no program follows from it
         run()
-    assert len(run.traced) == 4
+    assert len(run.traced) == 1 + len(names) + 2
+
+
+def test_what_code_that_changed_since_has_traced_is_not_kept(run, monkeypatch, folder):
+    monkeypatch.setattr(programs, "_code", lambda: "edited")
+    run()
+    assert not folder.exists()
 
 
 def test_a_program_of_the_same_text_is_not_compiled_again(run, folder):
@@ -156,17 +170,21 @@ def test_a_folder_that_cannot_be_written_costs_one_line(run, folder, caplog):
     assert "is not kept" in line
 
 
-def test_a_program_that_calls_python_is_not_kept(run, folder):
-    calls = []
+CALLS = {
+    "pure": lambda seen, x: jax.pure_callback(lambda x: seen.append(0) or np.asarray(x) + 1, x, x),
+    "debug": lambda seen, x: jax.debug.callback(lambda x: seen.append(0), x) or x + 1,
+    "print": lambda seen, x: jax.debug.print("{}", x) or x + 1,
+}
 
-    def host(x):
-        calls.append(x)
-        return np.asarray(x) + 1
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_program_that_calls_python_is_not_kept(run, folder, caplog, call):
+    seen = []
 
     def program():
         def calling(x, y):
             run.traced.append("calling")
-            return jax.lax.cond(x[0, 0] < 1, lambda: jax.pure_callback(host, x, x), lambda: x), y
+            return jax.lax.cond(x[0, 0] < 1, lambda: call(seen, x), lambda: x), y
 
         return Program(jax.jit(calling), "calling", CONFIG)
 
@@ -174,7 +192,9 @@ def test_a_program_that_calls_python_is_not_kept(run, folder):
         x, y = arguments()
         result, _ = program()(x, y)
         np.testing.assert_array_equal(result, np.asarray(x) + 1)
-    assert len(run.traced) == len(calls) == 2 and not folder.exists()
+    jax.effects_barrier()
+    assert len(run.traced) == 2 and not folder.exists() and not caplog.messages
+    assert len(seen) == (0 if call is CALLS["print"] else 2)
 
 
 def test_nothing_is_kept_unasked(run, monkeypatch, folder):
@@ -185,21 +205,37 @@ def test_nothing_is_kept_unasked(run, monkeypatch, folder):
 
 
 def test_what_was_not_used_for_longest_goes(run, monkeypatch, folder):
-    run(name="first")
-    run(name="second", scale=0.2)
-    assert len(kept(folder)[0]) == 2
-    for age, path in enumerate(sorted(kept(folder)[0], key=lambda path: path.stat().st_mtime)):
-        os.utime(path, (1e9 - age, 1e9 - age))  # the first is the younger one
+    for age, name in enumerate(("first", "second")):  # the first is the younger one; links are older than all
+        run(name=name, scale=0.2 * age)
+        (newest,) = (path for path in kept(folder)[0] if path.stat().st_mtime > 1e9)
+        os.utime(newest, (1e9 - age, 1e9 - age))
+    for link in kept(folder)[1]:
+        os.utime(link, (1e8, 1e8), follow_symlinks=False)
     monkeypatch.setattr(programs, "LARGEST", 2.5 * max(path.stat().st_size for path in kept(folder)[0]))
     run(name="third", scale=0.3)
-    run(name="first")
+    assert [len(paths) for paths in kept(folder)] == [2, 2]
+    run(name="first", scale=0.0)
     assert run.traced == ["first", "second", "third"]
     run(name="second", scale=0.2)
     assert run.traced == ["first", "second", "third", "second"]
 
 
+def test_a_link_that_leads_nowhere_costs_nothing_but_the_compilation(run, folder, caplog):
+    before, _ = run()
+    (file,), (link,) = kept(folder)
+    file.unlink()
+    foresee(CONFIG)
+    again, _ = run()
+    assert len(run.traced) == 2 and not caplog.messages and link.resolve() == file
+    jax.tree.map(np.testing.assert_array_equal, before, again)
+
+
 def test_arguments_of_another_kind_are_refused(run):
-    one = run.program()
-    one(*arguments())
-    with pytest.raises(TypeError, match="compiled"):
-        one(*arguments(rows=5))
+    for _ in range(2):  # compiled, loaded
+        one = run.program()
+        one(*arguments())
+        with pytest.raises(TypeError, match="compiled"):
+            one(*arguments(rows=5))
+        with pytest.raises(TypeError, match="compiled"):
+            one(arguments(), 1.0)
+    assert len(run.traced) == 1

@@ -87,6 +87,7 @@ RNGS = nnx.Rngs(0)
 )
 def test_modules_equal_pytorch(ours, theirs, copy):
     randomise(theirs, seed=5)
+    ours = jax.device_put(ours)  # as build() does
     copy(ours, theirs)
     x = np.random.default_rng(1).normal(size=(2, *GRID.shape(0), 16)).astype(np.float32)
     seen = torch.tensor(np.kron(VISIBLE, np.ones((4, 4), bool)))

@@ -1,6 +1,5 @@
 """How programs are timed, and on what; what the machine can do at best."""
 
-import os
 import platform
 import re
 import statistics
@@ -11,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from greenjax.processes import cores
 
 Timed = tuple[Callable[..., Any], tuple[Any, ...]]  # a compiled program and its arguments
 
@@ -95,7 +96,5 @@ def ratio_quartiles(seconds: Sequence[float], reference: Sequence[float]) -> lis
 
 def machine() -> dict[str, Any]:
     """Where and with what a suite ran."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count()
     device = jax.devices()[0].device_kind
-    return {"device": device, "cores": cores, "python": platform.python_version(), "jax": jax.__version__}
+    return {"device": device, "cores": cores(), "python": platform.python_version(), "jax": jax.__version__}

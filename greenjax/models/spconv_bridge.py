@@ -36,6 +36,7 @@ from greenjax.errors import InputError
 from greenjax.models import spconv_torch
 from greenjax.models.spconv_torch import Conv, torch
 from greenjax.planning.sites import Footprint
+from greenjax.processes import cores
 
 try:
     from jax.experimental.buffer_callback import buffer_callback
@@ -123,14 +124,12 @@ def _pure_would_hang(devices: int) -> bool:
     """
     if jax.default_backend() != "cpu":
         return False
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     # As XLA counts its threads.
-    if max(int(os.environ.get("NPROC", cores)), jax.local_device_count()) > devices:
+    if max(int(os.environ.get("NPROC", cores())), jax.local_device_count()) > devices:
         return False
     if buffer_callback is None:
         raise InputError(
-            f"model.sparse_conv is 'spconv' on {devices} CPU devices with {cores} cores, where callbacks may wait for"
+            f"model.sparse_conv is 'spconv' on {devices} CPU devices with {cores()} cores, where callbacks may wait for"
             f" ever: set NPROC={devices + 1} in the environment, or model.sparse_conv to 'native'"
         )
     return True
