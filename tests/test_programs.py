@@ -72,6 +72,13 @@ def test_a_kept_program_is_not_traced_and_computes_the_same_bits(run, folder):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.gpu
+def test_programs_of_a_gpu_are_kept(run, caplog):
+    (before, _), (again, _) = run(), run()
+    assert run.traced == ["wave"] and not caplog.messages
+    jax.tree.map(np.testing.assert_array_equal, before, again)
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 def test_it_runs_where_it_did_and_takes_what_it_may(run, devices):
     for _ in range(2):
