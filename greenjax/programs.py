@@ -4,12 +4,8 @@ JAX's own cache finds what XLA compiled by a program's text, for which the progr
 link leads to it from what the text follows from: the code of this package, its libraries, configuration and devices.
 """
 
-import hashlib
 import os
 import pickle
-import platform
-import re
-import sys
 import tempfile
 import threading
 import time
@@ -17,24 +13,23 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from absl import logging
+from filelock import FileLock
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.stages import Compiled, Lowered, Wrapped
 from ml_collections import ConfigDict
 
+from greenjax import fingerprint
 from greenjax.cache import programs_folder
 from greenjax.config import flatten
 from greenjax.cost import calls_back, matmul_flops
-from greenjax.processes import cores
 
-LIBRARIES = ("jax", "nvidia", "flax", "optax", "numpy", "einops", "ml_dtypes")  # whose names begin so: they compile
-HARMLESS = "cache|transfer_guard"  # in names of JAX's settings that no program follows from
 LARGEST = 2 << 30  # bytes of all kept programs; those that were not used for longest go first
 
 
@@ -74,7 +69,7 @@ class Program:
         """`shapes`: those of the arguments, all on the same devices. Returns when the program is traced, or found."""
         leaves, tree = jax.tree.flatten(shapes)
         arguments = [(leaf.shape, leaf.dtype, leaf.sharding, _devices(leaf.sharding)) for leaf in leaves]
-        takes = _hash(tree, arguments, jax.sharding.get_abstract_mesh(), self._others)
+        takes = fingerprint.of(tree, arguments, jax.sharding.get_abstract_mesh(), self._others)
         self._shapes, self._link = shapes, _link(self._config, f"{self._name}-{takes}")
         if self._link in _foreseen:
             self._coming = _foreseen.pop(self._link)
@@ -153,29 +148,30 @@ def _compile(lowered: Lowered, flops: int, devices: list[int], link: Path | None
     if link is None:
         return Ready(lowered.compile(), flops)
     text = lowered.as_text()
-    path = link.with_name(_hash(text, lowered.in_tree, lowered.out_tree, flops, devices, _surroundings()))
+    about = (text, lowered.in_tree, lowered.out_tree, flops, devices)
+    path = link.with_name(fingerprint.of(about, fingerprint.surroundings()))
     if path.exists() and (kept := _load(path)):
         _lead(link, path)
         return kept
     began, found = time.time(), _found_by_jax()
     compiled = lowered.compile()
-    # Nothing is written of what JAX found, of which XLA leaves out parts on a CPU; nor of what another state of this
-    # package traced than the one that the link names.
-    if _found_by_jax() == found and _code() == CODE:
+    if _found_by_jax() > found:  # of that XLA would write a part only, on a CPU
+        _forget(text, began)
+    elif fingerprint.code() == fingerprint.CODE:  # the state of this package that the link names has traced it
         _write(path, compiled, flops, devices)
         _lead(link, path)
-    _forget(text, began)
     return Ready(compiled, flops)
 
 
 def _forget(text: str, since: float) -> None:
-    """Takes a program out of JAX's own cache: what is found there is not written here."""
+    """Takes a program that was found since then out of JAX's own cache, so that the next run compiles and keeps it."""
     name = text[: text.index(" ", len("module @"))].removeprefix("module @")
-    for path in Path(jax.config.values["jax_compilation_cache_dir"]).glob(f"{name}-*"):
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime >= since:
-                for suffix in ("cache", "atime"):
-                    path.with_name(f"{path.name.rpartition('-')[0]}-{suffix}").unlink(missing_ok=True)
+    folder = Path(jax.config.values["jax_compilation_cache_dir"])
+    with suppress(OSError), FileLock(folder / ".lockfile", timeout=10):  # JAX's: it counts the files in other threads
+        for used in folder.glob(f"{name}-*-atime"):
+            if used.stat().st_mtime >= since:
+                used.with_name(used.name.removesuffix("atime") + "cache").unlink(missing_ok=True)
+                used.unlink()
 
 
 def _load(path: Path) -> Loaded | None:
@@ -250,46 +246,9 @@ def _link(config: ConfigDict, name: str) -> Path | None:
     folder = programs_folder()
     if folder is None or jax.process_count() > 1:  # those agree on what to compile by JAX's cache
         return None
-    return folder / f"{_hash(CODE, sorted(flatten(config).items()), _surroundings())}-{name}"
+    key = fingerprint.of(fingerprint.CODE, sorted(flatten(config).items()), fingerprint.surroundings())
+    return folder / f"{key}-{name}"
 
-
-def _surroundings() -> tuple:
-    """What decides how a program is traced and compiled, beside what it is made of."""
-    settings = [(name, value) for name, value in sorted(jax.config.values.items()) if not re.search(HARMLESS, name)]
-    flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NPROC")]
-    machine = (platform.python_version(), platform.machine(), _instructions(), cores())
-    devices = [(device.id, device.device_kind, device.client.platform_version) for device in jax.devices()]
-    return _libraries(), machine, devices, settings, flags
-
-
-@cache
-def _libraries() -> list[str]:
-    """With their versions."""
-    installed = (path.name for folder in sys.path for path in Path(folder).glob("*.dist-info"))
-    return sorted(name for name in installed if name.startswith(LIBRARIES))
-
-
-@cache
-def _instructions() -> str:
-    """What the processor can do: programs for a CPU use it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-
-
-def _hash(*parts: Any) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-
-def _code() -> str:
-    """Of this package, as it stands on the disk."""
-    package = Path(__file__).parent
-    return _hash([(path.relative_to(package), path.read_bytes()) for path in sorted(package.rglob("*.py"))])
-
-
-CODE = _code()  # before most of it is imported
 
 _count = threading.local()
 

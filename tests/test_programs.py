@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from small import small_config
 
-from greenjax import cache, programs
+from greenjax import cache, fingerprint, programs
 from greenjax.programs import Program, foresee
 
 CONFIG = small_config()
@@ -112,11 +112,11 @@ def test_what_a_program_follows_from_finds_it(run, other):
 
 def test_so_do_code_libraries_processor_and_settings(run, monkeypatch):
     run()
-    names = ("_code", "CODE"), ("_instructions",), ("_libraries",), ("cores",)
+    names = ("code", "CODE"), ("_instructions",), ("_libraries",), ("cores",)
     for what in names:
         with monkeypatch.context() as changed:
             for name in what:
-                changed.setattr(programs, name, "another" if name == "CODE" else lambda: "another")
+                changed.setattr(fingerprint, name, "another" if name == "CODE" else lambda: "another")
             run(), run()
     with monkeypatch.context() as changed:
         changed.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} ")
@@ -129,7 +129,7 @@ def test_so_do_code_libraries_processor_and_settings(run, monkeypatch):
 
 
 def test_what_code_that_changed_since_has_traced_is_not_kept(run, monkeypatch, folder):
-    monkeypatch.setattr(programs, "_code", lambda: "edited")
+    monkeypatch.setattr(fingerprint, "code", lambda: "edited")
     run()
     assert not folder.exists()
 
