@@ -1,7 +1,6 @@
 """What a run costs: the matrix products of an update, against what the devices can do; memory; hours."""
 
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,13 +67,6 @@ def _inner(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
         for each in value if isinstance(value, tuple | list) else (value,):
             if isinstance(each, ClosedJaxpr | Jaxpr):
                 yield each
-
-
-def calls_back(jaxpr: ClosedJaxpr | Jaxpr) -> bool:
-    """Whether a traced program calls functions of Python while it runs."""
-    plain: Any = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    here = (re.search("callback|debug_print", eqn.primitive.name) for eqn in plain.eqns)
-    return any(here) or any(calls_back(inner) for eqn in plain.eqns for inner in _inner(eqn.params))
 
 
 def _product(eqn: JaxprEqn) -> int:

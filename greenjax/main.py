@@ -36,26 +36,23 @@ def main(argv: list[str]) -> None:
 
 
 def _run(config: ConfigDict, workdir: Path, again: str) -> None:
-    # What is imported stays. The garbage collector would look through it again and again: meanwhile, a quarter of the
-    # time, and later while a large model is traced, as much.
-    gc.disable()
+    gc.disable()  # imported modules live until exit: collecting during imports takes a quarter of their time
     import jax  # reads its environment now
 
-    from greenjax import processes, programs
+    from greenjax import processes
     from greenjax.cache import keep_compiled
 
     try:
         processes.connect()
         keep_compiled(workdir / "compiled" if jax.process_count() > 1 else None)  # a folder that all processes see
-        programs.foresee(config)
     except InputError as error:
         processes.end(f"greenjax: {error}")
 
-    from greenjax.checkpoint import SaveError  # meanwhile: imports take half as long as loading a large program
+    from greenjax.checkpoint import SaveError
     from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, run
 
     gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
+    gc.set_threshold(10_000, 10, 10)  # tracing a large model makes many objects that live
     gc.enable()
     try:
         run(config, workdir)

@@ -23,15 +23,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".pytest_cache" / "home")  # not the user's
 
 
-@pytest.fixture(autouse=True)
-def _programs_are_traced():
-    """Whatever a test replaces in the code: a command that keeps programs would find those of the code as it is."""
-    from greenjax import cache
-
-    yield
-    cache._programs = None
-
-
 def pytest_collection_modifyitems(items):
     # Long tests first, so that no worker is left alone with one at the end.
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

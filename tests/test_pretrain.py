@@ -10,10 +10,10 @@ import pytest
 from small import small_config
 
 from greenjax.checkpoint import Checkpointer
+from greenjax.compile import BackgroundJit
 from greenjax.data import open_source
 from greenjax.evaluation import result
 from greenjax.planning import Planner
-from greenjax.programs import Program
 from greenjax.training import DivergedError, pretrain
 from greenjax.training.pretrain import pool_use
 
@@ -77,8 +77,8 @@ def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(finished, t
 def test_a_finished_run_started_again_changes_nothing_and_compiles_no_update(finished, tmp_path, monkeypatch):
     workdir, state = finished
     shutil.copytree(workdir, tmp_path / "run")
-    monkeypatch.delattr(Program, "start")
-    monkeypatch.delattr(Program, "__call__")
+    monkeypatch.delattr(BackgroundJit, "start")
+    monkeypatch.delattr(BackgroundJit, "__call__")
     again = pretrain(small_config(**RUN), tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, again, state)
     assert lines_of(tmp_path / "run") == lines_of(workdir)

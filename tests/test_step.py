@@ -12,9 +12,9 @@ from small import small_config
 
 import greenjax
 from greenjax.checkpoint import Checkpointer
+from greenjax.compile import BackgroundJit
 from greenjax.data import blank_batch, open_source, train_batches
 from greenjax.planning import Planner
-from greenjax.programs import Program
 from greenjax.training.optim import (
     clip_by_global_norm,
     decayed,
@@ -316,7 +316,7 @@ def test_an_update_compiled_ahead_is_the_step_and_takes_nothing_else():
     step = make_train_step(model_graph(config), tx, learning_rate(config, 10, 2), config, mesh)
     planner = Planner.from_config(config)
     blank = blank_batch(config, *planner.plans(config.seed, 0, config.mask.groups))
-    update = Program(step, "update", config)
+    update = BackgroundJit(step)
     update.start(abstract_state(config, tx, mesh), batch_shapes(blank, mesh))
     batches = train_batches(config, open_source(config.data, "train"), planner, 0)
     ours, theirs = init_state(config, tx, mesh), init_state(config, tx, mesh)

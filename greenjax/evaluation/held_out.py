@@ -15,7 +15,6 @@ from greenjax.evaluation.checks import Place, Placement
 from greenjax.evaluation.reconstruct import draw_reconstructions
 from greenjax.planning import Planner, token_grid
 from greenjax.processes import gathered, leads
-from greenjax.programs import Program
 
 FITTED_VALUES = 1 << 25  # target values that the constant prediction is fitted to: 128 MB
 PICTURES = 8  # images in a grid
@@ -40,8 +39,7 @@ class HeldOut:
         def targets(params: Any, batch: Batch) -> Float[Array, "m b u p"]:
             return jax.vmap(nnx.merge(graphdef, params).masked_target)(batch.images, batch.plan)
 
-        self._losses = Program(losses, "held_out_losses", config)
-        self._targets = Program(targets, "held_out_targets", config)
+        self._losses, self._targets = losses, targets
 
     def batches(self) -> Iterator[Batch]:
         """This process's held-out images, in parts as large as those of a training step: they fit where it fits."""
@@ -100,7 +98,7 @@ class Pictures:
             model = nnx.merge(graphdef, params)
             return jax.vmap(lambda images, plan: model.forward(images, plan).prediction)(batch.images, batch.plan)
 
-        self._predict = Program(predict, "pictures", config)
+        self._predict = predict
 
     def draw(self, path: Path, params: Any) -> None:
         """Writes a PNG: original, visible part, reconstruction. All processes take part, one writes."""

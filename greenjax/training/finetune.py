@@ -5,10 +5,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from greenjax.checkpoint import Checkpointer
+from greenjax.compile import BackgroundJit
 from greenjax.data import blank_labelled_batch, check_classes, labelled_batches, open_labelled
 from greenjax.evaluation import Evaluation, draw_accuracy_curve, read_metrics
 from greenjax.processes import leads
-from greenjax.programs import Program
 from greenjax.training.evaluate import Judge, report
 from greenjax.training.loop import due, train
 from greenjax.training.metrics import MetricsWriter, record_config
@@ -40,7 +40,7 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
 
     graphdef, tx = model_graph(config), make_optimizer(config)
     step = make_classifier_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh)
-    update = Program(step, "update", config, total, warmup)
+    update = BackgroundJit(step)
     state = begin(config, tx, mesh, checkpointer, total, update, blank_labelled_batch(config))
     judge, own = Judge(config, graphdef, mesh), Placement(mesh).own(config.data.batch_size)
     judged: dict[int, Evaluation] = {}

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from greenjax.checkpoint import Checkpointer
+from greenjax.compile import BackgroundJit
 from greenjax.cost import peak_flops, peak_memory
-from greenjax.programs import Program
 from greenjax.training.guard import DivergedError, Guard, Rollbacks
 from greenjax.training.interrupt import InterruptedRun, Interruption
 from greenjax.training.metrics import MetricsWriter, hours_so_far
@@ -35,7 +35,7 @@ def train(
     state: State,
     total: int,
     *,
-    update: Program,
+    update: BackgroundJit,
     batches: Callable[[int], DatasetIterator],
     watch: Watch,
     watch_every: tuple[int, ...],
@@ -78,7 +78,7 @@ class _Run:
         workdir: Path,
         mesh: Mesh,
         total: int,
-        update: Program,
+        update: BackgroundJit,
         batches: Callable[[int], DatasetIterator],
         watch: Watch,
         watch_every: tuple[int, ...],
@@ -148,7 +148,7 @@ def due(step: int, every: int, total: int) -> bool:
 class Meter:
     """Averages the loss and measures speed and cost between two lines of the log; hands losses to the guard."""
 
-    def __init__(self, config: ConfigDict, mesh: Mesh, update: Program, guard: Guard, hours: float):
+    def __init__(self, config: ConfigDict, mesh: Mesh, update: BackgroundJit, guard: Guard, hours: float):
         """`hours`: of all devices, spent on this run before."""
         self._update, self._guard = update, guard
         self._batch_size, self._devices, self._hours = config.data.batch_size, mesh.size, hours

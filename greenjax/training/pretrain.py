@@ -9,13 +9,13 @@ import jax
 from ml_collections import ConfigDict
 
 from greenjax.checkpoint import Checkpointer
+from greenjax.compile import BackgroundJit
 from greenjax.config import flatten, resolve
 from greenjax.data import Batch, Source, blank_batch, eval_batches, open_source, train_batches
 from greenjax.errors import InputError
 from greenjax.evaluation import HeldOut, Monitor, Pictures, draw_loss_curve, read_metrics, result
 from greenjax.planning import Planner
 from greenjax.processes import leads
-from greenjax.programs import Program
 from greenjax.training.loop import due, train
 from greenjax.training.metrics import MetricsWriter, record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
@@ -52,7 +52,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
 
     graphdef, tx = model_graph(config), make_optimizer(config)
     step = make_train_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh)
-    update = Program(step, "update", config, total, warmup)
+    update = BackgroundJit(step)
     batch = blank_batch(config, *planner.plans(config.seed, 0, config.mask.groups))
     state = begin(config, tx, mesh, checkpointer, total, update, batch)
 

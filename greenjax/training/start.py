@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from greenjax.atomic import replace_text
 from greenjax.checkpoint import Checkpointer
+from greenjax.compile import BackgroundJit
 from greenjax.errors import InputError
 from greenjax.interop import initial_model
 from greenjax.models import Backbone
-from greenjax.programs import Program
 from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import State, abstract_state, init_state, on_the_cpu
 
@@ -28,7 +28,7 @@ def begin(
     mesh: Mesh,
     checkpointer: Checkpointer,
     total: int,
-    update: Program,
+    update: BackgroundJit,
     batch: Any,
 ) -> State:
     """The state to go on from; meanwhile the update is compiled, for batches like this whole one.

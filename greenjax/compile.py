@@ -1,0 +1,56 @@
+"""A jitted function that XLA compiles in a background thread, while weights are drawn and data workers start."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+from jax.stages import Compiled, Wrapped
+
+from greenjax.cost import matmul_flops
+
+
+class _Traced(NamedTuple):
+    flops: int
+    compiled: Future[Compiled]
+
+
+class BackgroundJit:
+    """A jitted function for arguments of one kind: once started or called, it refuses other shapes and shardings."""
+
+    def __init__(self, jitted: Wrapped):
+        self._jitted = jitted
+        self._traced: _Traced | None = None
+
+    def start(self, *shapes: Any) -> None:
+        """Traces the function for arguments of these shapes and shardings; XLA compiles it while the caller goes on.
+
+        `shapes`: trees of jax.ShapeDtypeStruct, all on the same devices.
+        """
+        traced = self._jitted.trace(*shapes)
+        pool = ThreadPoolExecutor(max_workers=1)
+        self._traced = _Traced(matmul_flops(traced.jaxpr), pool.submit(traced.lower().compile))
+        pool.shutdown(wait=False)  # the thread ends with the compilation
+
+    def wait(self) -> Compiled:
+        """The executable, as soon as it is compiled."""
+        return self._started().compiled.result()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs the executable. Compiles it for these arguments where `start` was not called."""
+        if self._traced is None:
+            self.start(*jax.tree.map(_shape, arguments))
+        return self.wait()(*arguments)
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of all matrix products of one call, on all devices together."""
+        return self._started().flops
+
+    def _started(self) -> _Traced:
+        if self._traced is None:
+            raise RuntimeError("the function was neither started nor called")
+        return self._traced
+
+
+def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
