@@ -1,11 +1,14 @@
 """A run is killed, stopped, starved and damaged, again and again; it has to end as if nothing had happened.
 
-    python -m tests.faults.campaign [--faults 50] [--seed 0] [--workdir DIR]
+    python -m tests.faults.campaign [--faults 100] [--seed 0] [--workdir DIR]
 
-One run of pre-training on a folder of small images, with a data worker, is disturbed by so many faults of all kinds, in
-a random order and at random moments. After each the same command goes on. At the end its weights have to be, bit for
-bit, those of a run that nothing disturbed. Images cut short change what is trained on: those faults have a run of their
-own, which only has to go on and to count them. Prints what was tried, what survived and how many steps were done again.
+The campaign disturbs one run of pre-training on a folder of small images, in a random order and at random moments.
+After each fault the same command goes on, from the last checkpoint that is intact. At the end its weights are, bit for
+bit, those of a run that nothing disturbed. Faults that change what is trained on, or that a run refuses, have a run of
+their own. One line a fault says its kind and what came of it; the last lines count faults, losses and repeated steps.
+
+A wait of more than PATIENCE seconds counts as a hang. Time limits are checked here and not by the test suite, so run
+the campaign on a machine that does nothing else.
 """
 
 import argparse
@@ -30,7 +33,7 @@ from greenjax.checkpoint import Checkpointer
 from greenjax.evaluation import read_metrics
 
 IMAGES = 64
-PATIENCE = 120  # seconds for whatever is waited for
+PATIENCE = 60  # seconds for whatever is waited for
 ENDS_WITHIN = 20  # seconds after the death of a data worker
 SMALL_FILES = 200_000  # bytes: less than a checkpoint's largest file, more than the metrics
 CONFIG = """
@@ -71,7 +74,7 @@ class Campaign:
 
     def __init__(self, folder: Path, faults: int, seed: int):
         self.folder, self.workdir, self.images = folder, folder / "run", folder / "images"
-        self.dice, self.lost = random.Random(seed), 0
+        self.dice, self.repeated, self.before = random.Random(seed), 0, 0
         write_images(self.images)
         self.config = folder / "config.py"
         self.config.write_text(CONFIG.format(steps=150 + 120 * faults, images=str(self.images)))
@@ -80,14 +83,11 @@ class Campaign:
         command = [sys.executable, "-m", "greenjax.main", f"--config={self.config}", f"--workdir={workdir}", *overrides]
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
 
-        def limit() -> None:
-            if file_limit:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing says so instead
-                resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=limit
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        if file_limit:  # Python ignores SIGXFSZ: a write beyond the limit fails
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_limit, file_limit))
         self.said = said = []
         self.reader = threading.Thread(target=lambda: said.extend(process.stdout), daemon=True)
         self.reader.start()
@@ -114,18 +114,20 @@ class Campaign:
             time.sleep(0.002)
 
     def underway(self, **how) -> subprocess.Popen:
-        """The run, started again, some random steps after where it goes on."""
+        """The run, started again, some random steps after the last intact checkpoint, where it has to go on."""
+        saved = Checkpointer(self.workdir).latest_intact_step() or 0
         process = self.start(self.workdir, **how)
         self.wait_for(process, lambda: "going on at" in self.log() or " loss " in self.log(), "the start")
         begun = re.search(r"going on at step (\d+)", self.log())
         begun = int(begun[1]) if begun else 0
-        self.lost += max(0, self.before - begun)
+        assert begun == saved, f"the run goes on at step {begun}, step {saved} was saved"
+        self.repeated += max(0, self.before - begun)
         wanted = begun + self.dice.randrange(5, 100)
         self.wait_for(process, lambda: self.said_step() >= wanted, f"step {wanted}")
         time.sleep(self.dice.random() * 0.2)
         return process
 
-    def ended(self, process: subprocess.Popen, code: int, within: float = PATIENCE) -> None:
+    def ended(self, process: subprocess.Popen, code: int, within: float = PATIENCE) -> str:
         try:
             found = process.wait(within)
             self.reader.join(PATIENCE)
@@ -133,31 +135,34 @@ class Campaign:
             process.kill()
             raise AssertionError(f"the run did not end within {within} s:\n{self.log()}") from None
         assert found == code, f"exit code {found}, expected {code}:\n{self.log()}"
+        return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
-    # The faults. Each leaves the run stopped.
+    # The faults. Each leaves the run stopped and says what came of it.
 
-    def kill_run(self) -> None:
+    def kill_run(self) -> str:
         process = self.underway()
         process.kill()
-        self.ended(process, -signal.SIGKILL)
+        return self.ended(process, -signal.SIGKILL)
 
-    def kill_worker(self) -> None:
+    def kill_worker(self) -> str:
         process = self.underway()
         os.kill(worker_of(process.pid), signal.SIGKILL)
-        self.ended(process, 1, ENDS_WITHIN)
+        outcome = self.ended(process, 1, ENDS_WITHIN)
         assert "terminated unexpectedly" in self.log(), self.log()
+        return outcome
 
-    def terminate(self, number: int = signal.SIGTERM) -> None:
+    def terminate(self, number: int = signal.SIGTERM) -> str:
         process = self.underway()
         process.send_signal(number)
-        self.ended(process, 75)
+        outcome = self.ended(process, 75)
         done = int(re.search(r"stopped by SIG\w+ after step (\d+)", self.log())[1])
         assert Checkpointer(self.workdir).latest_step() == done
+        return f"{outcome}, saved"
 
-    def interrupt(self) -> None:
-        self.terminate(signal.SIGINT)
+    def interrupt(self) -> str:
+        return self.terminate(signal.SIGINT)
 
-    def fill_disk(self) -> None:
+    def fill_disk(self) -> str:
         """Files that grow beyond a limit fail as on a full disk; the run goes on, and can't save when it is stopped."""
         kept = Checkpointer(self.workdir).steps()
         process = self.underway(file_limit=SMALL_FILES)
@@ -165,10 +170,11 @@ class Campaign:
         seen = self.step()
         self.wait_for(process, lambda: self.step() > seen, "another step")
         process.terminate()
-        self.ended(process, 1)
+        outcome = self.ended(process, 1)
         assert set(Checkpointer(self.workdir).steps()) <= set(kept)  # a damaged one may be gone
+        return f"trained on without saving, {outcome}"
 
-    def damage_newest(self) -> None:
+    def damage_newest(self) -> str:
         """Some bytes of the newest checkpoint change: it is passed over."""
         self.terminate()
         files = [path for path in self.newest().glob("state/**/d/*") if path.stat().st_size > 1000]
@@ -177,8 +183,9 @@ class Campaign:
         place = self.dice.randrange(len(data))
         data[place : place + 8] = bytes(255 - byte for byte in data[place : place + 8])
         path.write_bytes(data)
+        return f"{path.parent.name}/{path.name} changed"
 
-    def tear_newest(self) -> None:
+    def tear_newest(self) -> str:
         """A file of the newest checkpoint is cut short, or gone."""
         self.terminate()
         path = self.dice.choice([path for path in self.newest().rglob("*") if path.is_file()])
@@ -186,11 +193,12 @@ class Campaign:
             path.unlink()
         else:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        return f"{path.name} {'cut short' if path.exists() else 'removed'}"
 
     def newest(self) -> Path:
         return self.workdir / "checkpoints" / str(Checkpointer(self.workdir).latest_step())
 
-    def truncate_images(self) -> None:
+    def truncate_images(self) -> str:
         """A run of its own: images are cut short under it; it goes on, and says how many it had to replace."""
         workdir = self.folder / f"truncated{self.dice.random()}"
         process = self.start(workdir)
@@ -206,34 +214,28 @@ class Campaign:
             path.write_bytes(data)
         assert read_metrics(workdir)[-1]["undecodable"] > 0
         assert "cannot be decoded" in self.log()
+        return "replaced, named and counted"
 
     def finish(self, workdir: Path, *overrides: str) -> dict[str, np.ndarray]:
         process = self.start(workdir, *overrides)
         self.ended(process, 0, 20 * PATIENCE)
         return everything(workdir)
 
+    def drawn(self, faults: int) -> list[str]:
+        """Names of faults in a random order, every kind about equally often."""
+        kinds = [KINDS[i % len(KINDS)] for i in range(faults)]
+        self.dice.shuffle(kinds)
+        return kinds
+
     def run(self, faults: int) -> None:
-        kinds = [
-            self.fill_disk,
-            self.damage_newest,
-            self.kill_worker,
-            self.kill_run,
-            self.terminate,
-            self.interrupt,
-            self.tear_newest,
-            self.truncate_images,
-        ]
-        # Every kind about equally often; nothing can be damaged before there is something.
-        chosen = [kinds[i % len(kinds)] for i in range(faults)]
-        self.dice.shuffle(chosen)
-        self.before, counts = 0, Counter()
-        for number, fault in enumerate(chosen, 1):
+        counts: Counter[str] = Counter()
+        for number, name in enumerate(self.drawn(faults), 1):
             since = time.monotonic()
-            fault()
+            outcome = getattr(self, name)()
             self.before = self.step()
-            counts[fault.__name__] += 1
+            counts[name] += 1
             took = time.monotonic() - since
-            print(f"{number}/{faults} {fault.__name__}: step {self.before}, {took:.0f} s", flush=True)
+            print(f"{number}/{faults} {name}: {outcome}; step {self.before}, {took:.0f} s", flush=True)
         # A batch depends on the step alone: the undisturbed run makes its own, without a worker.
         disturbed, calm = self.finish(self.workdir), self.finish(self.folder / "calm", "--config.data.workers=0")
         assert disturbed.keys() == calm.keys()
@@ -242,7 +244,21 @@ class Campaign:
         steps = [line["step"] for line in read_metrics(self.workdir)]
         assert steps == sorted(set(steps)), "a step is told twice"
         print(f"faults tried: {faults} ({', '.join(f'{name} {count}' for name, count in sorted(counts.items()))})")
-        print(f"survived: {sum(counts.values())}; steps done again: {self.lost}; {len(calm)} arrays with the same bits")
+        print(f"survived: {sum(counts.values())}; hangs: 0; lost beyond the last checkpoint: 0", end="; ")
+        print(f"steps done again: {self.repeated}; {len(calm)} arrays with the same bits")
+
+
+# Methods of Campaign; every name is tried about equally often.
+KINDS = (
+    "fill_disk",
+    "damage_newest",
+    "kill_worker",
+    "kill_run",
+    "terminate",
+    "interrupt",
+    "tear_newest",
+    "truncate_images",
+)
 
 
 def write_images(folder: Path) -> None:
@@ -278,7 +294,7 @@ def everything(workdir: Path) -> dict[str, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=50)
+    parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=Path, help="a new folder; default: a temporary one")
     arguments = parser.parse_args()
