@@ -5,8 +5,6 @@ differs; `load_config` and the command line (greenjax.flags) change single keys 
 what follows from `model.name`, checks every value and what values forbid each other, and locks the result.
 """
 
-import difflib
-import importlib.util
 import math
 import numbers
 from collections.abc import Callable, Mapping
@@ -18,6 +16,8 @@ from ml_collections.config_dict import FieldReference
 
 from greenjax import config_checks as checks
 from greenjax.architectures import ARCHITECTURES
+from greenjax.config_file import read_config
+from greenjax.config_names import nearest
 from greenjax.errors import InputError
 
 SIZE = (int, tuple)  # the type of image_size: a side in pixels, or height and width
@@ -199,25 +199,25 @@ def default_config() -> ConfigDict:
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config of a file under overrides such as {"model.window": 14}, resolved and locked."""
-    return resolve({**flatten(read_config(path)), **flatten(overrides or {})})
+    return resolve(override(flatten(read_config(path)), flatten(overrides or {})))
 
 
-def read_config(path: str | Path) -> ConfigDict | Mapping[str, Any]:
-    """What the get_config() of a file returns. Raises InputError where there is no such thing."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"config {str(path)!r}: no such file; expected a Python file with get_config()")
-    spec = importlib.util.spec_from_file_location("greenjax_config_file", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"config {str(path)!r}: expected a Python file, named *.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise InputError(f"config {str(path)!r}: expected a function get_config()")
-    found = module.get_config()
-    if not isinstance(found, ConfigDict | Mapping):
-        raise InputError(f"config {str(path)!r}: get_config() returned {found!r}, expected a ConfigDict")
-    return found
+def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings with `changes` on top.
+
+    A length in the other unit, such as steps for a file's epochs, unsets the file's. Its warm-up keeps its share of the
+    run, unless `changes` has one.
+    """
+    settings = dict(settings)
+    for unit, other in (("steps", "epochs"), ("epochs", "steps")):
+        warmup, other_warmup = f"optim.warmup_{unit}", f"optim.warmup_{other}"
+        length, before = changes.get(unit), settings.get(other)
+        if not (length and before) or changes.get(other) or not isinstance(length, int):
+            continue
+        if settings.get(other_warmup) and not {warmup, other_warmup} & changes.keys():
+            settings[warmup] = settings[other_warmup] * length // before
+        settings[other] = settings[other_warmup] = None
+    return settings | dict(changes)
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
@@ -260,15 +260,13 @@ def check_key(key: str) -> None:
     """Raises InputError with the nearest names where `key` is not a setting."""
     if key in KEYS:
         return
-    last = {known.rpartition(".")[2]: known for known in KEYS}
-    nearest = difflib.get_close_matches(key, KEYS, 3)
-    nearest += [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, 2, 0.75)]
+    near = nearest(key, KEYS)
     if any(known.startswith(f"{key}.") for known in KEYS):
         hint = f"{key!r} is a section: its keys are set one by one"
-    elif nearest:
-        hint = "nearest are " + ", ".join(dict.fromkeys(nearest))
+    elif near:
+        hint = f"nearest are {', '.join(near)}"
     else:
-        hint = "greenjax/config.py lists all keys"
+        hint = "--helpfull lists all keys"
     raise InputError(f"config has no key {key!r}: {hint}")
 
 
@@ -297,7 +295,7 @@ def _checked(key: str, value: Any) -> Any:
     try:
         value = _convert(value, entry.kind)
         good = entry.ok(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         good = False
     if not good:
         raise InputError(f"{key} is {value!r}: expected {entry.allowed}")

@@ -12,7 +12,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from absl import flags as absl_flags
 from absl import logging as absl_logging
 
 from greenjax import flags
@@ -41,9 +40,7 @@ def main(argv: list[str]) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m greenjax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = flags.Parser("python -m greenjax.convert", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     out = commands.add_parser("to-torch", help="a checkpoint -> a file for PyTorch")
     out.add_argument("--workdir", required=True, help="the run's folder")
@@ -99,11 +96,7 @@ def image_size(text: str) -> tuple[int, ...]:
 
 def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Makes a workdir whose checkpoint of step 0 holds the file's weights: training there starts from them."""
-    values = absl_flags.FlagValues()
-    command = ["greenjax.convert", *rest]
-    flag = flags.define_config(flag_values=values, argv=command)
-    flags.parse(command, values)
-    config = resolve(flag.value)
+    _, config = flags.parse_beside(flags.Parser("python -m greenjax.convert"), ["greenjax.convert", *rest])
 
     from greenjax.interop import read_torch
     from greenjax.training.optim import make_optimizer

@@ -1,96 +1,116 @@
-"""The flag `--config FILE` with its overrides `--config.a.b=value`, for every command of the project.
+"""The command line of every command: `--config FILE`, overrides `--config.a.b=VALUE`, and flags of its own.
 
-    flag = flags.define_config()
-    absl.app.run(main, flags_parser=flags.parse)     # in main: config = resolve(flag.value)
+    parser = Parser("python -m greenjax.study", __doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments, config = parse_beside(parser, sys.argv)
 
-ml_collections reads each override by the type of its key; an unknown key or a wrong value ends in one line.
+A flag given twice counts as its last. An unknown key or a wrong value ends the program with one line.
 """
 
 import argparse
 import ast
+import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn, get_origin
 
-from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import logging
+from ml_collections import ConfigDict
 
 from greenjax import config
+from greenjax.config_names import nearest
 from greenjax.errors import InputError
 
+SETTINGS = """settings:
+  --config FILE            a Python file with get_config(), such as configs/digits.py
+  --config.KEY=VALUE       overrides one of its settings, such as --config.optim.base_lr=1e-3;
+                           tuples as 2,2,6,2 or "(2, 2, 6, 2)"; 0 or None unsets where that is allowed
+  --config.KEY             of a setting that is True or False: True; --noconfig.KEY: False
+  --helpfull               lists every key with its default and what is allowed
+"""
+TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
-class _OneOrMoreParser(flags.ArgumentParser):
-    """`224`, `224,192` or `(224, 192)`: ml_collections has no parser for a key of two types."""
-
-    def __init__(self, expected: str):
-        self.expected = expected
-
-    def parse(self, argument: Any) -> Any:
-        try:
-            value = ast.literal_eval(argument) if isinstance(argument, str) else argument
-        except (SyntaxError, ValueError):
-            value = None
-        if not isinstance(value, int | float | tuple | list):
-            raise InputError(f"expected {self.expected}")
-        return tuple(value) if isinstance(value, list) else value
-
-    def flag_type(self) -> str:
-        return self.expected
+_SETTING = re.compile(r"--?(?P<no>no)?config(?:\.(?P<key>[^=]*))?(?P<given>=(?P<text>.*))?", re.DOTALL)
 
 
 class Parser(argparse.ArgumentParser):
     """Flags that a command has of its own; wrong ones end in one line. `prog` is "python -m " and its module."""
 
-    def __init__(self, prog: str, description: str | None):
-        super().__init__(prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, prog: str, description: str | None = None):
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, description=description, epilog=SETTINGS, formatter_class=raw, allow_abbrev=False)
+        self.add_argument("--helpfull", action=_HelpFull, help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(f"{self.prog.removeprefix('python -m ')}: {message}")
+        sys.exit(f"{self.prog.removeprefix('python -m ').removesuffix('.main')}: {message}")
 
 
-def define_config(
-    default: str | None = None, flag_values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None
-) -> flags.FlagHolder:
-    """Defines `--config`. `argv` is the command line that is going to be parsed, where it is not sys.argv."""
-    config_flags.register_flag_parser_for_type(config.SIZE, _OneOrMoreParser("one side or height,width, in pixels"))
-    config_flags.register_flag_parser_for_type(config.RATIO, _OneOrMoreParser("one number, or one a stage"))
-    text = "A file of configs/; --config.key=value overrides one of its settings."
-    argv = None if argv is None else list(argv)
-    flag = config_flags.DEFINE_config_file("config", default, text, flag_values=flag_values, sys_argv=argv)
-    flag_values.register_key_flag_for_module(sys.argv[0], flag_values["config"])  # --help lists it
-    return flag
+class _HelpFull(argparse.Action):
+    """Prints the help and the table of all keys."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None):
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        parser.print_help()
+        print("\nkeys:")
+        for key, entry in config.KEYS.items():
+            print(f"  {key:24} {'not given' if entry.default is None else entry.default!r:28} {entry.allowed}")
+        parser.exit()
 
 
-def parse(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Parses the command line and checks the config; what is wrong ends the program with one line."""
-    try:
-        for argument in argv[1:]:
-            if override := re.match(r"--?(?:no)?config\.([^=]+)", argument):
-                config.check_key(override[1])
-        if path := re.search(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv)):
-            config.read_config(path[1])  # its errors say more than those of the flag
-        rest = flag_values(argv)
-        if len(rest) > 1:
-            raise InputError(f"argument {rest[1]!r} is not understood: expected --config.key=value")
-        if flag_values["config"].value is None:
-            raise InputError("no config given: expected --config configs/NAME.py")
-        config.resolve(flag_values["config"].value)
-    except (flags.Error, ValueError, TypeError, OSError) as error:
-        sys.exit(f"greenjax: {error}")
-    return rest
+class Settings(NamedTuple):
+    """What a command line says of the config."""
+
+    path: str | None
+    overrides: dict[str, Any]
+    rest: list[str]  # the other arguments
+
+
+def split(arguments: Sequence[str]) -> Settings:
+    """Takes the settings out of a command line. Raises InputError for an unknown key, or one without its value."""
+    path, overrides, rest = None, {}, []
+    words = iter(arguments)
+    for word in words:
+        match = _SETTING.fullmatch(word)
+        if match is None:
+            rest.append(word)
+        elif match["key"] is None and not match["no"]:
+            path = match["text"] if match["given"] else _next(words, "--config", "FILE")
+        else:
+            key = match["key"] or ""
+            config.check_key(key)
+            overrides[key] = _value(key, match, words)
+    return Settings(path, overrides, rest)
 
 
 def parse_beside(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
-    """What a command has of its own, by `parser`, and the resolved config; for commands that tests call with argv."""
-    arguments, rest = parser.parse_known_args(argv[1:])
-    values, command = flags.FlagValues(), [argv[0], *rest]
-    flag = define_config(flag_values=values, argv=command)
-    parse(command, values)
-    resolved = config.resolve(flag.value)
+    """What a command has of its own, by `parser`, with the file's path as `config`; and the resolved config.
+
+    What is wrong ends the program with one line. `argv` begins with the program's name.
+    """
+    try:
+        path, overrides, rest = split(argv[1:])
+        arguments, unknown = parser.parse_known_args(rest)
+        if unknown:
+            raise InputError(f"argument {unknown[0]!r} is not understood: {_meant(parser, unknown[0])}")
+        if path is None:
+            raise InputError("no config given: expected --config FILE, such as configs/digits.py; --help says more")
+        resolved = config.load_config(path, overrides)
+    except (InputError, OSError) as error:
+        sys.exit(f"greenjax: {error}")
+    arguments.config = path
     prepare_process(resolved)
     return arguments, resolved
+
+
+def positive(text: str) -> int:
+    """The type of a flag that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, at least 1")
+    return int(text)
 
 
 def prepare_process(config: ConfigDict) -> None:
@@ -98,3 +118,48 @@ def prepare_process(config: ConfigDict) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax and Grain tell every file they touch
     if config.deterministic:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+
+
+def _next(words: Iterator[str], flag: str, what: str) -> str:
+    """The value of a flag that is written without `=`."""
+    word = next(words, None)
+    if word is None or word.startswith("--"):
+        raise InputError(f"{flag} has no value: expected {flag}={what}")
+    return word
+
+
+def _value(key: str, match: re.Match[str], words: Iterator[str]) -> Any:
+    """The value of `--config.key=text`, `--config.key text`, `--config.key` or `--noconfig.key`."""
+    boolean, flag = config.KEYS[key].kind is bool, match[0].partition("=")[0]
+    if match["no"] and (not boolean or match["given"]):
+        raise InputError(f"{match[0]!r} is not understood: expected --config.{key}={config.KEYS[key].allowed}")
+    if boolean and not match["given"]:
+        return not match["no"]
+    return _read(key, match["text"] if match["given"] else _next(words, flag, "VALUE"))
+
+
+def _read(key: str, text: str) -> Any:
+    """A text as what the key takes; as it is where it cannot be that: the config's check names it then."""
+    kind, default, _, _ = config.KEYS[key]
+    if text == "None" and default is None:
+        return None
+    if kind is str:
+        return text
+    if kind is bool:
+        return TRUTHS.get(text.lower(), text)
+    try:
+        if kind in (int, float):
+            return kind(text)
+        value = ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return (value,) if get_origin(kind) is tuple and not isinstance(value, tuple | list) else value
+
+
+def _meant(parser: argparse.ArgumentParser, argument: str) -> str:
+    """What may have been meant by an argument that no flag has."""
+    name = argument.lstrip("-").partition("=")[0]
+    own = re.findall(r"--[\w-]+", parser.format_usage())
+    near = difflib.get_close_matches(f"--{name}", own, 1, 0.75)
+    near += [f"--config.{key}=VALUE" for key in nearest(name, config.KEYS)] if argument.startswith("-") else []
+    return f"expected {near[0]}" if near else "expected --config.KEY=VALUE; --help lists the flags"

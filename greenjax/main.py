@@ -5,27 +5,23 @@ import os
 import sys
 from pathlib import Path
 
-from absl import app
-from absl import flags as absl_flags
-from ml_collections import ConfigDict, config_flags
+from absl import logging
+from ml_collections import ConfigDict
 
 from greenjax import flags
-from greenjax.config import resolve
 from greenjax.errors import InputError
 
-CONFIG = flags.define_config()
-WORKDIR = absl_flags.DEFINE_string(
-    "workdir", None, "Where results go, and where an interrupted run goes on. Default: runs/NAME of the config file."
-)
+WORKDIR = "where results go, and where an interrupted run goes on; default: runs/NAME of the config file"
 
 
 def main(argv: list[str]) -> None:
-    del argv
-    config = resolve(CONFIG.value)
-    flags.prepare_process(config)
-    workdir = Path(
-        WORKDIR.value or Path("runs") / Path(config_flags.get_config_filename(absl_flags.FLAGS["config"])).stem
-    )
+    parser = flags.Parser("python -m greenjax.main", __doc__)
+    parser.add_argument("--workdir", metavar="DIR", help=WORKDIR)
+    arguments, config = flags.parse_beside(parser, argv)
+    logging.use_absl_handler()
+    if arguments.workdir == "":
+        parser.error("--workdir is '': expected a folder")
+    workdir = Path(arguments.workdir or Path("runs") / Path(arguments.config).stem).expanduser()
     again = f"the same command goes on from the last checkpoint in {workdir}"
     try:
         _run(config, workdir, again)
@@ -66,4 +62,4 @@ def _run(config: ConfigDict, workdir: Path, again: str) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=flags.parse)
+    main(sys.argv)

@@ -7,7 +7,6 @@ what every device holds and which collectives there are, with their bytes. From 
 time of an update on 8, 64 and 512 GPUs at given speeds. docs/scaling.md explains it.
 """
 
-import argparse
 import json
 import math
 import re
@@ -62,10 +61,8 @@ class Program(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m greenjax.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--devices", type=int, default=8, help="how many are simulated")
+    parser = flags.Parser("python -m greenjax.scaling", __doc__)
+    parser.add_argument("--devices", type=flags.positive, default=8, help="how many are simulated")
     parser.add_argument("--fsdp", type=int, nargs="+", help="degrees to compare; default: 1 and all devices")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments, config = flags.parse_beside(parser, argv)

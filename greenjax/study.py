@@ -8,7 +8,6 @@ the labels of `data.per_class` images a class. A seed stands for the random enco
 and what is done to them, and for which few of them have labels; `config.seed` is the first.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -55,11 +54,9 @@ Row = dict[str, Any]
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m greenjax.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = flags.Parser("python -m greenjax.study", __doc__)
     parser.add_argument("--workdir", required=True, type=Path, help="where the table and the numbers go")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--seeds", type=flags.positive, default=3, help="how many")
     parser.add_argument("--scratch-lr", type=float, help="optim.base_lr from scratch; default: the config's")
     arguments, config = flags.parse_beside(parser, argv)
     keep_compiled()

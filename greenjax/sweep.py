@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app
-from absl import flags as absl_flags
+from absl import logging
 from flax import nnx
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -30,23 +29,22 @@ from greenjax.evaluation import accuracy, features_of, knn, linear, pooled_featu
 from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, finetune, pretrain
 from greenjax.training.sharding import Placement, make_mesh
 
-CONFIG = flags.define_config()
-WORKDIR = absl_flags.DEFINE_string("workdir", "runs/sweep", "Where the runs and their results go.")
-RATIOS = absl_flags.DEFINE_list("ratios", ["0.5", "0.625", "0.75", "0.875"], "Values of mask.ratio.")
-DEPTHS = absl_flags.DEFINE_list("depths", ["1", "2", "4"], "Values of decoder.depth.")
-LENGTHS = absl_flags.DEFINE_list("lengths", ["0.25", "0.5", "1", "2"], "Lengths, as multiples of the config's.")
-FINETUNE = absl_flags.DEFINE_string("finetune", None, "A config file to fine-tune every point with.")
-
 METRICS = {"finetune": "fine-tuned", "linear": "linear probe", "knn": "k-NN"}  # as they are drawn
 
 
-def main(_: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
+    parser = flags.Parser("python -m greenjax.sweep", __doc__)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/sweep"), help="where the runs and their results go")
+    parser.add_argument("--ratios", default="0.5,0.625,0.75,0.875", help="values of mask.ratio")
+    parser.add_argument("--depths", default="1,2,4", help="values of decoder.depth")
+    parser.add_argument("--lengths", default="0.25,0.5,1,2", help="lengths, as multiples of the config's")
+    parser.add_argument("--finetune", help="a config file to fine-tune every point with")
+    arguments, config = flags.parse_beside(parser, argv)
+    logging.use_absl_handler()
     try:
-        config = resolve(CONFIG.value)
-        flags.prepare_process(config)
         keep_compiled()
-        axes = sweep_axes(config, RATIOS.value, DEPTHS.value, LENGTHS.value)
-        sweep(config, axes, Path(WORKDIR.value), FINETUNE.value)
+        axes = sweep_axes(config, *(getattr(arguments, name).split(",") for name in ("ratios", "depths", "lengths")))
+        sweep(config, axes, arguments.workdir, arguments.finetune)
     except InterruptedRun as stop:
         print(f"greenjax.sweep: {stop}; the same command goes on", file=sys.stderr)
         sys.exit(EXIT_CODE)
@@ -149,4 +147,4 @@ def draw(path: Path, axes: Sequence[str], results: Mapping[str, Mapping[str, Any
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=flags.parse)
+    main(sys.argv)

@@ -1,10 +1,10 @@
 """Settings: what a file, an override and a flag give, and that what can't work is refused in one line."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
-from absl import flags as absl_flags
 
 import greenjax
 from greenjax import flags
@@ -16,12 +16,24 @@ SWIN_B = ROOT / "configs" / "swin_b.py"
 
 
 def parse(*overrides, config=SWIN_B):
-    """The resolved config of a command line, through absl and ml_collections."""
-    values = absl_flags.FlagValues()
-    argv = ["greenjax", f"--config={config}", *overrides]
-    flag = flags.define_config(flag_values=values, argv=argv)
-    assert flags.parse(argv, values) == ["greenjax"]
-    return resolve(flag.value)
+    """The resolved config of a command line."""
+    return command("--config", str(config), *overrides)[1]
+
+
+def command(*arguments):
+    """What a command that has a flag --workdir makes of its arguments."""
+    parser = flags.Parser("python -m greenjax.main")
+    parser.add_argument("--workdir")
+    return flags.parse_beside(parser, ["greenjax", *map(str, arguments)])
+
+
+def said(*arguments):
+    """The line that a wrong command line ends with."""
+    with pytest.raises(SystemExit) as caught:
+        command(*arguments)
+    line = caught.value.code
+    assert isinstance(line, str) and line.startswith("greenjax: ") and "\n" not in line
+    return line
 
 
 def refusal(overrides, config=SWIN_B):
@@ -106,6 +118,33 @@ def test_flags_of_every_kind(override, key, value):
 def test_flags_split_by_a_space():
     config = parse("--config.image_size", "192", "--config.model.window", "6", "--config.data.std", "1,1,1")
     assert (config.image_size, config.model.window, config.data.std) == ((192, 192), 6, (1.0, 1.0, 1.0))
+    assert parse("--config.data.mean", "-1,-1,-1", "-config.seed", "3").data.mean == (-1.0, -1.0, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "value"),
+    [
+        (["--config.model.depths=(1,1,1,1)", "--config.model.depths=(2,2,2,2)"], "model.depths", (2, 2, 2, 2)),
+        (["--config.model.depths", "1,1,1,1", "--config.model.depths=2,2,2,2"], "model.depths", (2, 2, 2, 2)),
+        (["--config.model.depths=2,2,2,2", "-config.model.depths", "1,1,1,1"], "model.depths", (1, 1, 1, 1)),
+        (["--config.image_size=192,320", "--config.image_size=192"], "image_size", (192, 192)),
+        (["--config.model.mlp_ratio=2,2,2,2", "--config.model.mlp_ratio=3"], "model.mlp_ratio", 3.0),
+        (["--config.data.mean=0,0,0", "--config.data.mean=1,1,1"], "data.mean", (1.0, 1.0, 1.0)),
+        (["--config.seed=1", "--config.seed=2"], "seed", 2),
+        (["--config.data.path=a", "--config.data.path=b"], "data.path", "b"),
+        (["--config.model.remat", "--noconfig.model.remat"], "model.remat", False),
+        (["--noconfig.model.remat", "--config.model.remat=1"], "model.remat", True),
+        (["--config.data.flip=false", "--config.data.flip"], "data.flip", True),
+        (["--config.seed=x", "--config.seed=2"], "seed", 2),
+        (["--config", ROOT / "configs" / "digits.py", "--config", SWIN_B], "epochs", 100),
+        (["--config.seed=4", "--config", ROOT / "configs" / "digits.py", f"-config={SWIN_B}"], "seed", 4),
+        (["--workdir=a", "--config.seed=4", "--workdir", "b"], "seed", 4),
+    ],
+)
+def test_the_last_of_a_flag_given_twice_counts(arguments, key, value):
+    found, config = command("--config", SWIN_B, *arguments)
+    assert flatten(config)[key] == value
+    assert found.workdir in (None, "b")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -115,10 +154,27 @@ def test_every_key_of_every_file_can_be_set_by_a_flag(path):
     assert parse(*overrides, config=path) == config
 
 
-def test_steps_in_place_of_a_file_s_epochs():
-    config = parse("--config.epochs=0", "--config.optim.warmup_epochs=0", "--config.steps=5")
-    assert (config.epochs, config.optim.warmup_epochs) == (None, None)
-    assert (config.steps, config.optim.warmup_steps) == (5, 0)
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"steps": 50}, (50, 20)),  # 40 of the file's 100 epochs are warm-up
+        ({"steps": 51, "epochs": 0}, (51, 20)),
+        ({"steps": 2}, (2, 0)),
+        ({"steps": 50, "optim.warmup_steps": 3}, (50, 3)),
+        ({"steps": 50, "optim.warmup_steps": 0}, (50, 0)),
+        ({"steps": 50, "epochs": 0, "optim.warmup_epochs": 0}, (50, 0)),
+    ],
+)
+def test_steps_take_the_place_of_a_file_s_epochs(changes, expected):
+    for config in (load_config(SWIN_B, changes), parse(*(f"--config.{key}={value}" for key, value in changes.items()))):
+        assert (config.epochs, config.optim.warmup_epochs) == (None, None)
+        assert (config.steps, config.optim.warmup_steps) == expected
+
+
+def test_epochs_take_the_place_of_a_file_s_steps():
+    config = load_config(ROOT / "configs" / "digits.py", {"epochs": 50})
+    assert (config.steps, config.optim.warmup_steps) == (None, None)
+    assert (config.epochs, config.optim.warmup_epochs) == (50, 3)  # 150 of 2,500 steps
 
 
 @pytest.mark.parametrize(
@@ -127,33 +183,58 @@ def test_steps_in_place_of_a_file_s_epochs():
         (["--config.model.windw=14"], "model.window"),
         (["--config.modl.window=14"], "model.window"),
         (["--config.model=3"], "section"),
-        (["--config.model.window=x"], "model.window"),
-        (["--config.image_size=224x192"], "image_size=224x192: expected one side or height,width"),
+        (["--config.model.window=x"], "model.window is 'x': expected a whole number, at least 0"),
+        (["--config.seed"], "--config.seed has no value: expected --config.seed=VALUE"),
+        (["--config.seed", "--config.steps=3"], "--config.seed has no value"),
+        (["--config.model.remat", "yes"], "argument 'yes' is not understood"),
+        (["--config.model.remat=yes"], "model.remat is 'yes': expected True or False"),
+        (["--noconfig.seed"], "'--noconfig.seed' is not understood: expected --config.seed=a whole number"),
+        (["--noconfig.model.remat=true"], "'--noconfig.model.remat=true' is not understood"),
+        (["--noconfig"], "config has no key ''"),
+        (["--config"], "--config has no value: expected --config=FILE"),
+        (["--config="], "config '.': no such file"),
+        (["--config.image_size=224x192"], "image_size is '224x192': expected pixels"),
         (["--config.image_size=225"], "multiples of the mask unit, 32"),
         (["--config.mask.ratio=0.999"], "mask.ratio"),
         (["swin_b"], "'swin_b' is not understood"),
         (["--confg.seed=1"], "confg.seed"),
+        (["--learning-rate=1e-3"], "expected --config.optim.base_lr=VALUE"),
+        (["--work-dir=runs/a"], "expected --workdir"),
+        (["--config.steps=3", "--config.epochs=3"], "epochs is 3: expected none beside steps 3"),
     ],
 )
 def test_a_wrong_command_line_ends_in_one_line(arguments, expected):
+    assert expected in said("--config", SWIN_B, *arguments)
+
+
+def test_a_config_is_needed():
+    assert "no config given: expected --config FILE" in said()
+    assert "no such file; nearest are configs/swin_" in said("--config=configs/swin_bb.py")
+    assert f"nearest are {SWIN_B}" in said(f"--config={SWIN_B.with_name('swinb.py')}")
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull"])
+def test_help_ends_well_and_says_how_settings_are_changed(flag, capsys):
     with pytest.raises(SystemExit) as caught:
-        parse(*arguments)
-    assert expected in str(caught.value.code)
-    assert "\n" not in str(caught.value.code)
-
-
-@pytest.mark.parametrize("argv", [["greenjax"], ["greenjax", "--config=nowhere.py"]])
-def test_a_config_is_needed(argv):
-    values = absl_flags.FlagValues()
-    flags.define_config(flag_values=values, argv=argv)
-    with pytest.raises(SystemExit, match="config"):
-        flags.parse(argv, values)
+        command(flag)
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(part in text for part in ("--workdir", "--config FILE", "--config.KEY=VALUE", "--helpfull"))
+    assert flag != "--helpfull" or all(f"  {key} " in text for key in KEYS)
 
 
 def test_unknown_keys_are_refused_with_the_nearest():
     assert "nearest are model.window" in refusal({"model.windw": 7})
     assert "model.window" in refusal({"window": 7})
     assert "optim.base_lr" in refusal({"optim": {"base_rl": 1.0}})
+    for name, key in (
+        *(("lr", "optim.base_lr"), ("optim.lr", "optim.base_lr"), ("learning-rate", "optim.base_lr")),
+        *(("batch_size", "data.batch_size"), ("wd", "optim.weight_decay"), ("num_epochs", "epochs")),
+        *(("max_steps", "steps"), ("workers", "data.workers"), ("dataset", "data.name"), ("arch", "model.name")),
+        *(("optim.weight", "optim.weight_decay"), ("model.drop_path_rate", "model.drop_path"), ("Seed", "seed")),
+    ):
+        assert key in refusal({name: 1}).partition("nearest are ")[2].split(", "), name
+    assert "--helpfull lists all keys" in refusal({"zzz": 1})
     config = default_config()
     config.model.windw = 7  # a config file is not locked while it is being written
     with pytest.raises(ValueError, match=r"no key 'model.windw': nearest are model.window"):
@@ -167,10 +248,10 @@ WRONG = [
     ({"seed": -1}, "seed is -1"),
     ({"seed": True}, "seed is True"),
     ({"deterministic": "maybe"}, "deterministic is 'maybe': expected True or False"),
-    ({"steps": 10}, "epochs is 100: expected none beside steps 10"),
+    ({"steps": 10, "epochs": 100}, "epochs is 100: expected none beside steps 10"),
     ({"epochs": None}, "neither epochs nor steps"),
     ({"epochs": 40}, "optim.warmup_epochs is 40: expected less than epochs, 40"),
-    ({"epochs": 0, "steps": 50}, "optim.warmup_epochs is 40: expected none in a run measured in steps"),
+    ({"steps": 50, "optim.warmup_epochs": 4}, "optim.warmup_epochs is 4: expected none in a run measured in steps"),
     ({"image_size": 200}, "image_size is (200, 200): expected multiples of the mask unit, 32"),
     ({"image_size": (224, 225)}, "image_size is (224, 225)"),
     ({"image_size": (32, 32, 32)}, "image_size is (32, 32, 32)"),
@@ -279,11 +360,8 @@ def test_what_cannot_work_is_refused(overrides, expected):
 def test_the_command_ends_in_one_line_too(overrides, expected):
     """Before JAX is imported by anything that it calls; a text as exit code is printed, and means 1."""
     flags = [f"--config.{key}={0 if value is None else value}" for key, value in overrides.items()]
-    with pytest.raises(SystemExit) as caught:
-        parse(*flags)
-    said = caught.value.code
-    assert isinstance(said, str) and said.startswith("greenjax: ") and "\n" not in said
-    assert any(name in said for name in (*overrides, expected.partition(" is ")[0]))
+    line = said("--config", SWIN_B, *flags)
+    assert any(name in line for name in (*overrides, expected.partition(" is ")[0]))
 
 
 def test_what_needs_labels_is_for_classifiers():
@@ -303,3 +381,44 @@ def test_a_file_without_a_config_is_refused(tmp_path):
     empty.write_text("")
     assert "expected a function get_config()" in refusal({}, empty)
     assert "no such file" in refusal({}, tmp_path / "none.py")
+
+
+def test_a_file_may_import_its_neighbours(tmp_path):
+    """Those of its own folder, whatever another folder's are called; nothing of it stays."""
+    path = list(sys.path)
+    for seed in (1, 2):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        (folder / "neighbour.py").write_text(f"SEED = {seed}\n")
+        text = "import greenjax\nfrom neighbour import SEED\n\ndef get_config():\n    import neighbour as again\n"
+        text += f"    config = greenjax.load_config({str(SWIN_B)!r})\n    config.unlock()\n"
+        (folder / "mine.py").write_text(text + "    config.seed = SEED * again.SEED\n    return config\n")
+        assert parse(config=folder / "mine.py").seed == seed**2
+    assert sys.path == path
+    assert "neighbour" not in sys.modules and not any(
+        "greenjax_config_file" in name for name in set(sys.modules) - modules
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "expected"),
+    [
+        ("x = 1\ndef get_config(:\n", 2, "SyntaxError: invalid syntax"),
+        ("def get_config():\n\n    return 1 / 0\n", 3, "ZeroDivisionError: division by zero"),
+        ("import nothing_like_it\n", 1, "ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("from . import base\n", 1, "ImportError: attempted relative import"),
+        ("import greenjax\nconfig = greenjax.default_config()\nconfig.seed = 'x'\n", 3, "TypeError: "),
+        ("import greenjax\nconfig = greenjax.default_config()\nconfig.modl.name = 'x'\n", 3, "AttributeError: "),
+        ("def get_config():\n    raise RuntimeError('two\\nlines')\n", 2, "RuntimeError: two lines"),
+        ("import neighbour\n", 1, "neighbour.py:1: NameError: name 'oops' is not defined"),
+        ("get_config = 3\n", None, "expected a function get_config()"),
+        ("def get_config():\n    return 3\n", None, "get_config() returned 3, expected a ConfigDict"),
+    ],
+)
+def test_a_file_that_fails_is_named_with_the_line(text, line, expected, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    (tmp_path / "neighbour.py").write_text("oops\n")
+    found = said("--config", path)
+    assert expected in found and str(path) in found
+    assert line is None or f".py:{line}: " in found

@@ -38,7 +38,7 @@ from greenjax.benchmark.roofline import roofline
 from greenjax.benchmark.sparse import sparse
 from greenjax.benchmark.step import step
 from greenjax.errors import InputError
-from greenjax.flags import Parser, parse_beside
+from greenjax.flags import Parser, parse_beside, positive
 from greenjax.planning.report import check_figure
 
 # Those that measure a configuration, and those that need none.
@@ -89,12 +89,6 @@ def check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--json is {str(arguments.json)!r}: expected a file in a folder")
     if arguments.plot:
         check_figure(arguments.plot)
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Every split that the config names is prepared whole, under its own name: slices 
 is read. Stopped or killed, the same command goes on where it was. docs/data.md has sizes and speeds.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -85,18 +84,14 @@ def main(argv: list[str]) -> None:
 def make_parser() -> flags.Parser:
     parser = flags.Parser("python -m greenjax.data.prepare", __doc__)
     parser.add_argument("--output", required=True, help="directory for the records, a new one or one to go on with")
-    parser.add_argument("--size", type=positive, default=256, help="the shorter side in pixels; smaller images stay")
+    parser.add_argument(
+        "--size", type=flags.positive, default=256, help="the shorter side in pixels; smaller ones stay"
+    )
     parser.add_argument("--encoding", choices=ENCODINGS, default="raw", help="raw: fastest; jpeg: a tenth of the space")
     parser.add_argument("--splits", nargs="+", help="default: data.split and data.eval_split")
     parser.add_argument("--unlabelled", action="store_true", help="leave labels out")
-    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="threads")
+    parser.add_argument("--workers", type=flags.positive, default=os.cpu_count() or 1, help="threads")
     return parser
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, at least 1")
-    return int(text)
 
 
 def prepare(

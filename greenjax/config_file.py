@@ -1,0 +1,77 @@
+"""Reading a config file: a Python file with get_config(), which may import modules beside it."""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from greenjax.errors import InputError
+
+
+def read_config(path: str | Path) -> ConfigDict | Mapping[str, Any]:
+    """What the get_config() of a file returns; the file may import modules beside it.
+
+    Raises InputError, one line with the place in the file, where there is no such thing or it fails.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"config {str(path)!r}: no such file; {_near_files(path)}")
+    spec = importlib.util.spec_from_file_location("greenjax_config_file", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"config {str(path)!r}: expected a Python file, named *.py")
+    module = importlib.util.module_from_spec(spec)
+    with _importable(path.resolve().parent):
+        try:
+            spec.loader.exec_module(module)
+            if not callable(getattr(module, "get_config", None)):
+                raise InputError(f"config {str(path)!r}: expected a function get_config()")
+            found = module.get_config()
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(_place(path, error)) from error
+    if not isinstance(found, ConfigDict | Mapping):
+        raise InputError(f"config {str(path)!r}: get_config() returned {found!r}, expected a ConfigDict")
+    return found
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Inside, modules of a folder can be imported. They are forgotten after: another folder may have the same names."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and folder in Path(file).parents:
+                del sys.modules[name]
+
+
+def _place(path: Path, error: Exception) -> str:
+    """The line of the config file or of its neighbour that failed, and why."""
+    folder = path.resolve().parent
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).parents]
+    places = [f"{frame.filename}:{frame.lineno}" for frame in frames]
+    reason = " ".join(str(error).replace("\\n", " ").split())  # ml_collections quotes line breaks
+    if isinstance(error, SyntaxError) and error.filename:
+        places, reason = [*places, f"{error.filename}:{error.lineno}"], error.msg
+    return ": ".join((f"config {str(path)!r}", *places[-1:], f"{type(error).__name__}: {reason}"))
+
+
+def _near_files(path: Path) -> str:
+    """What may have been meant by a path that is no file."""
+    found = [file for folder in dict.fromkeys((path.parent, Path("configs"))) for file in folder.glob("*.py")]
+    names = difflib.get_close_matches(path.stem, [file.stem for file in found], 3)
+    near = [str(file) for name in names for file in found if file.stem == name]
+    return f"nearest are {', '.join(near)}" if near else "expected a Python file with get_config()"

@@ -1,0 +1,59 @@
+"""What may have been meant by a name that is no key."""
+
+import difflib
+from collections.abc import Collection
+
+# Each key's names in other projects: timm, MMPretrain, Detectron2, MAE, transformers.
+SYNONYMS = {
+    "data.batch_size": "bs ims_per_batch samples_per_gpu per_device_train_batch_size",
+    "data.erasing": "reprob random_erasing",
+    "data.eval_split": "val_split test_split",
+    "data.flip": "hflip",
+    "data.name": "dataset",
+    "data.path": "data_dir data_path data_root root",
+    "data.randaugment": "aa auto_augment rand_augment",
+    "data.source": "dataset",
+    "data.workers": "num_workers workers_per_gpu dataloader_num_workers",
+    "ema": "ema_decay model_ema model_ema_decay",
+    "epochs": "epoch max_epochs num_epochs num_train_epochs",
+    "image_size": "img_size input_size resolution size",
+    "init": "checkpoint finetune load_from pretrained resume resume_from weights",
+    "log.checkpoint_every": "save_every save_freq save_interval save_steps",
+    "log.eval_every": "eval_freq eval_interval eval_steps val_interval",
+    "log.every": "log_interval logging_steps print_freq",
+    "mesh.data": "devices gpus num_gpus world_size",
+    "model.dtype": "amp bf16 fp16 precision",
+    "model.in_channels": "in_chans",
+    "model.name": "arch backbone",
+    "model.num_classes": "classes nb_classes num_labels",
+    "model.remat": "checkpointing grad_checkpointing gradient_checkpointing use_checkpoint with_cp",
+    "optim.accumulation": "accum_iter accumulate_grad_batches grad_accum gradient_accumulation_steps",
+    "optim.b1": "adam_beta1 beta1 betas",
+    "optim.b2": "adam_beta2 beta2 betas",
+    "optim.base_lr": "blr learning_rate lr",
+    "optim.clip": "clip_grad clip_norm grad_clip gradient_clip max_grad_norm max_norm",
+    "optim.label_smoothing": "smoothing",
+    "optim.name": "opt optimizer",
+    "optim.warmup_epochs": "warmup",
+    "optim.warmup_steps": "warmup warmup_iters",
+    "optim.weight_decay": "decay wd",
+    "steps": "iterations iters max_iter max_iters max_steps num_iterations num_steps total_steps",
+}
+
+
+def nearest(name: str, keys: Collection[str]) -> list[str]:
+    """At most three of `keys` that `name` may mean: by other names, without its section, by spelling, by its words."""
+    name = name.lower().replace("-", "_")
+    last = name.rpartition(".")[2]
+    by_last: dict[str, list[str]] = {}
+    for key in keys:
+        by_last.setdefault(key.rpartition(".")[2], []).append(key)
+    found = [key for key, names in SYNONYMS.items() if last in names.split()] + by_last.get(last, [])
+    if not found:
+        found = difflib.get_close_matches(name, keys, 3)
+        found += [key for close in difflib.get_close_matches(last, by_last, 2, 0.75) for key in by_last[close]]
+    if not found:
+        words = set(last.split("_"))
+        shared = {key: len(words & set(key.rpartition(".")[2].split("_"))) for key in keys}
+        found = sorted(filter(shared.get, keys), key=lambda key: -shared[key])
+    return list(dict.fromkeys(found))[:3]
