@@ -12,18 +12,17 @@ import shlex
 import sys
 from pathlib import Path
 
-from absl import logging as absl_logging
-
 from greenjax import flags
 from greenjax.cache import keep_compiled
 from greenjax.config import flatten, resolve
+from greenjax.console import say, set_up
 from greenjax.errors import InputError
 
 LAYOUTS = ("swin", "twins", "timm", "hf", "mmdet", "torchvision", "greenmim", "simmim")
 
 
 def main(argv: list[str]) -> None:
-    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every file it touches
+    set_up()
     logging.getLogger("jax").setLevel(logging.ERROR)
     parser = make_parser()
     arguments, rest = parser.parse_known_args(argv[1:])
@@ -82,9 +81,9 @@ def to_torch(arguments: argparse.Namespace) -> None:
         prefix=arguments.prefix,
         step=step,
     )
-    print(f"{output}: {model.config.model.name} of step {step}, layout {arguments.layout}")
+    say(f"{output}: {model.config.model.name} of step {step}, layout {arguments.layout}")
     for line in lines:
-        print(f"  {line}")
+        say(f"  {line}")
 
 
 def image_size(text: str) -> tuple[int, ...]:
@@ -114,12 +113,12 @@ def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
         seed=config.seed,
     )
     write_start(workdir, model, resolve(model.config), make_optimizer(config))
-    print(f"{workdir}: {config.model.name} from {arguments.input}, layout {arguments.layout}")
+    say(f"{workdir}: {config.model.name} from {arguments.input}, layout {arguments.layout}")
     for line in report.lines():
-        print(f"  {line}")
+        say(f"  {line}")
     changed = {key: value for key, value in flatten(model.config).items() if value != flatten(config)[key]}
     again = [*rest, *(f"--config.{key}={value}" for key, value in changed.items()), "--workdir", str(workdir)]
-    print(f"  training goes on from there: python -m greenjax.main {shlex.join(again)}")
+    say(f"  training goes on from there: python -m greenjax.main {shlex.join(again)}")
 
 
 if __name__ == "__main__":

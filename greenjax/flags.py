@@ -16,10 +16,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn, get_origin
 
-from absl import logging
 from ml_collections import ConfigDict
 
-from greenjax import config
+from greenjax import config, console
 from greenjax.config_names import nearest
 from greenjax.errors import InputError
 
@@ -115,7 +114,7 @@ def positive(text: str) -> int:
 
 def prepare_process(config: ConfigDict) -> None:
     """What has to be set before JAX starts."""
-    logging.set_verbosity(logging.WARNING)  # Orbax and Grain tell every file they touch
+    console.set_up()
     if config.deterministic:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
 

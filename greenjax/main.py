@@ -5,10 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from absl import logging
 from ml_collections import ConfigDict
 
-from greenjax import flags
+from greenjax import __version__, flags
+from greenjax.console import complain, say
 from greenjax.errors import InputError
 
 WORKDIR = "where results go, and where an interrupted run goes on; default: runs/NAME of the config file"
@@ -18,16 +18,16 @@ def main(argv: list[str]) -> None:
     parser = flags.Parser("python -m greenjax.main", __doc__)
     parser.add_argument("--workdir", metavar="DIR", help=WORKDIR)
     arguments, config = flags.parse_beside(parser, argv)
-    logging.use_absl_handler()
     if arguments.workdir == "":
         parser.error("--workdir is '': expected a folder")
     workdir = Path(arguments.workdir or Path("runs") / Path(arguments.config).stem).expanduser()
+    if not os.environ.get("JAX_PROCESS_ID", "").strip("0"):  # the first process speaks for all
+        say(f"greenjax {__version__}: {arguments.config}, task {config.task}, workdir {workdir}")
     again = f"the same command goes on from the last checkpoint in {workdir}"
     try:
         _run(config, workdir, again)
     except KeyboardInterrupt:
-        sys.stdout.flush()
-        print(f"greenjax: interrupted; {again}", file=sys.stderr, flush=True)
+        complain(f"greenjax: interrupted; {again}")
         os._exit(130)  # at once: an ordinary exit would wait for XLA, which may be compiling
 
 
@@ -53,7 +53,7 @@ def _run(config: ConfigDict, workdir: Path, again: str) -> None:
     try:
         run(config, workdir)
     except InterruptedRun as stop:
-        print(f"greenjax: {stop}; {again}", file=sys.stderr)
+        complain(f"greenjax: {stop}; {again}")
         sys.exit(EXIT_CODE)
     except (InputError, DivergedError, SaveError) as error:
         processes.end(f"greenjax: {error}")

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import jax
 from jax.experimental import multihost_utils
 
+from greenjax.console import complain
 from greenjax.errors import InputError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -41,7 +42,7 @@ def connect() -> None:
         raise InputError(f"{INDEX} is {index}: expected 0 to {count - 1}, as {COUNT} is {count}")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM: training/interrupt.py does
     if not index and count > 1:
-        print(f"waiting at {given[ADDRESS]} for the other {count - 1} of {count} processes", file=sys.stderr)
+        complain(f"waiting at {given[ADDRESS]} for the other {count - 1} of {count} processes")
     try:
         jax.distributed.initialize(
             given[ADDRESS],
@@ -92,7 +93,7 @@ def end(error: str | Exception) -> NoReturn:
             sys.exit(error)
         raise error
     if isinstance(error, str):
-        print(error, file=sys.stderr)
+        complain(error)
     else:
         traceback.print_exception(error)
     sys.stderr.flush()

@@ -24,6 +24,7 @@ from greenjax import flags
 from greenjax.atomic import replace_text
 from greenjax.cache import keep_compiled
 from greenjax.config import flatten, resolve
+from greenjax.console import say
 from greenjax.data import LabelledSource, check_classes, draw_of_each_class, labelled_batches, open_labelled
 from greenjax.errors import InputError
 from greenjax.evaluation import (
@@ -82,12 +83,12 @@ def study(config: ConfigDict, workdir: Path, seeds: int, scratch_lr: float | Non
     for row in measure(bench, range(config.seed, config.seed + seeds), scratch_lr):
         name = f"{row['labels']} labels, {row['encoder']}, seed {row['seed']}"
         numbers = ", ".join(f"{key} {row[key]:.4f}" for key in (PROBE, KNN, FINETUNE) if key in row)
-        print(f"{name}: {numbers}", flush=True)
+        say(f"{name}: {numbers}")
         write_results(workdir, name, row)
         rows.append(row)
     table = results_table(rows, ("labels", "encoder"), (PROBE, KNN, FINETUNE))
     replace_text(workdir / "table.txt", table + "\n")
-    print(f"\nTop-1 on {config.data.eval_split!r}, mean and standard deviation over seeds:\n\n{table}")
+    say(f"\nTop-1 on {config.data.eval_split!r}, mean and standard deviation over seeds:\n\n{table}")
     return rows
 
 

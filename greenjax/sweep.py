@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import logging
 from flax import nnx
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -23,6 +22,7 @@ from greenjax import flags, interop
 from greenjax.cache import keep_compiled
 from greenjax.checkpoint import SaveError
 from greenjax.config import flatten, load_config, resolve
+from greenjax.console import complain, say
 from greenjax.data import open_labelled
 from greenjax.errors import InputError
 from greenjax.evaluation import accuracy, features_of, knn, linear, pooled_features, read_results, write_results
@@ -40,13 +40,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--lengths", default="0.25,0.5,1,2", help="lengths, as multiples of the config's")
     parser.add_argument("--finetune", help="a config file to fine-tune every point with")
     arguments, config = flags.parse_beside(parser, argv)
-    logging.use_absl_handler()
     try:
         keep_compiled()
         axes = sweep_axes(config, *(getattr(arguments, name).split(",") for name in ("ratios", "depths", "lengths")))
         sweep(config, axes, arguments.workdir, arguments.finetune)
     except InterruptedRun as stop:
-        print(f"greenjax.sweep: {stop}; the same command goes on", file=sys.stderr)
+        complain(f"greenjax.sweep: {stop}; the same command goes on")
         sys.exit(EXIT_CODE)
     except (InputError, DivergedError, SaveError) as error:
         sys.exit(f"greenjax.sweep: {error}")
@@ -96,7 +95,7 @@ def sweep(config: ConfigDict, axes: Axes, workdir: Path, finetune_file: str | No
         found = read_results(workdir)[settings]
         write_results(workdir, settings, found | {axis: value})
         numbers = ", ".join(f"{label} {found[key]:.4f}" for key, label in METRICS.items() if key in found)
-        print(f"{axis} {value:g}: {numbers}")
+        say(f"{axis} {value:g}: {numbers}")
         draw(workdir / "figure5.png", list(axes), read_results(workdir))
 
 

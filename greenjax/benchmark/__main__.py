@@ -26,7 +26,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from absl import logging
 
 from greenjax.atomic import replace_text
 from greenjax.benchmark.ahead import CARDS, ahead
@@ -37,6 +36,7 @@ from greenjax.benchmark.inputs import inputs
 from greenjax.benchmark.roofline import roofline
 from greenjax.benchmark.sparse import sparse
 from greenjax.benchmark.step import step
+from greenjax.console import set_up
 from greenjax.errors import InputError
 from greenjax.flags import Parser, parse_beside, positive
 from greenjax.planning.report import check_figure
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, help="file to write the figures into")
     parser.add_argument("--plot", type=Path, help="file to draw the curves of --suite growth into, such as FILE.png")
     arguments = parser.parse_known_args(argv[1:])[0]
-    logging.set_verbosity(logging.WARNING)  # JAX tells of every kind of device that is not there
+    set_up()
     try:
         check(arguments)
         options = {name: given for name in OPTIONS if (given := getattr(arguments, name))}

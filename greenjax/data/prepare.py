@@ -25,11 +25,11 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from greenjax import flags
 from greenjax.atomic import replace_text
+from greenjax.console import rich_console, say
 from greenjax.data.augment import shrinkage
 from greenjax.data.encoded import DecodeError, Encoded, Image, Need, Size, load, size_of, undecoded
 from greenjax.data.labels import open_labelled
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
         arguments, config = flags.parse_beside(parser, argv)
         output, how = Path(arguments.output).expanduser(), How(arguments.size, arguments.encoding)
         for line in prepare(config, output, how, arguments.splits, arguments.unlabelled, arguments.workers):
-            print(line)
+            say(line)
     except (InputError, OSError) as error:  # a full disk, say: finished shards stay
         sys.exit(f"greenjax.data.prepare: {error}")
     except KeyboardInterrupt:
@@ -193,7 +193,7 @@ def convert(split: Split, output: Path, how: How, description: dict[str, Any], w
 def progress(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
     """A line on the terminal; what it gives counts one image more, from any thread."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=rich_console(stderr=True)) as bar:
         task = bar.add_task(name, total=total, completed=done)
         yield lambda: bar.advance(task)
 

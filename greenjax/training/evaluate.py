@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
+from greenjax.console import say
 from greenjax.data import CentreView, LabelledSource, check_classes, labelled_eval_batches, open_labelled
 from greenjax.errors import InputError
 from greenjax.evaluation import (
@@ -113,7 +114,7 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
         numbers = dict(k=k, temperature=config.knn.temperature, bank_images=len(bank[1]))
         if leads():
             write_results(workdir, f"{config.data.eval_split} k={k}", about | numbers | found[k])
-        print(f"{config.data.eval_split}: k-NN, k {k}: top-1 {found[k]['top1']:.4f}, {found[k]['images']:,} images")
+        say(f"{config.data.eval_split}: k-NN, k {k}: top-1 {found[k]['top1']:.4f}, {found[k]['images']:,} images")
     return found
 
 
@@ -138,7 +139,7 @@ def report(
     images = np.stack(shown) if shown else np.zeros((0, *config.image_size, channels), np.uint8)
     draw_examples(workdir / f"mistakes_{plain}.png", images, worst, names)
     metrics = found.metrics
-    print(
+    say(
         f"{name}: top-1 {metrics['top1']:.4f}, top-5 {metrics['top5']:.4f}, loss {metrics['loss']:.4f},"
         f" calibration error {metrics['ece']:.4f}, {metrics['images']:,} images"
     )
@@ -154,7 +155,7 @@ def _initial(config: ConfigDict, mesh: Mesh) -> tuple[Any, Any]:
     if found is not None and config.task == "eval" and any(key.startswith("head/") for key in found[1].new):
         raise InputError(f"init is {config.init!r}, which has no head: expected a classifier, to be evaluated")
     for line in lines:
-        print(f"  {line}")
+        say(f"  {line}")
     params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     return model, Placement(mesh).everywhere(params)
 

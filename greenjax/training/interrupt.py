@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run that is asked to stop ends its step, saves, and says so with an exit code of its own."""
+"""SIGTERM, SIGINT, SIGHUP: a run that is asked to stop ends its step, saves, and says so by an exit code of its own."""
 
 import signal
 import threading
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from greenjax.console import complain
 from greenjax.training.sharding import Placement
 
 EXIT_CODE = 75  # EX_TEMPFAIL: "try again"; launch/slurm.sbatch requeues on it
@@ -19,11 +20,16 @@ class InterruptedRun(Exception):
 
 
 class Interruption:
-    """Takes both signals while it is open, in the main thread; a second one has its usual effect at once."""
+    """Takes the signals while it is open, in the main thread; a second one has its usual effect at once.
+
+    SIGHUP comes when the terminal closes, often twice, from the shell and from the system: the second is ignored. So
+    are all of them where the run was started to outlive its terminal, by nohup.
+    """
 
     def __init__(self, place: Placement):
         self.signal = ""
-        self._place, self._usual = place, {}
+        self._place = place
+        self._usual: dict[signal.Signals, Any] = {}
         self._asked: Any = None
         self._any = jax.jit(jnp.any, out_shardings=place.copies)
 
@@ -41,6 +47,11 @@ class Interruption:
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name
         self._restore()
+        if signal.SIGHUP in self._usual:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # In a thread: the signal may have come in the middle of another line.
+        text = f"{self.signal}: stopping after the step under way, which is saved; a second signal stops at once"
+        threading.Thread(target=complain, args=(text,), daemon=True).start()
 
     def _restore(self) -> None:
         for number, handler in self._usual.items():
@@ -48,7 +59,10 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            self._usual = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
+            numbers = [signal.SIGTERM, signal.SIGINT]
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+                numbers.append(signal.SIGHUP)
+            self._usual = {number: signal.signal(number, self._take) for number in numbers}
         return self
 
     def __exit__(

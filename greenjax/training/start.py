@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from greenjax.atomic import replace_text
 from greenjax.checkpoint import Checkpointer
 from greenjax.compile import BackgroundJit
+from greenjax.console import say
 from greenjax.errors import InputError
 from greenjax.interop import initial_model
 from greenjax.models import Backbone
@@ -44,7 +45,7 @@ def begin(
     if last is None:
         return init_state(config, tx, mesh, given)
     if last:
-        print(f"going on at step {last} of {total}" if last < total else f"finished: {total} steps were done before")
+        say(f"going on at step {last} of {total}" if last < total else f"finished: {total} steps were done before")
     return checkpointer.restore(shapes, last)
 
 
@@ -55,9 +56,9 @@ def given_weights(config: ConfigDict) -> Any:
     if found is None:
         return None
     model, report = found
-    print(f"starting from {config.init}")
+    say(f"starting from {config.init}")
     for line in report.lines():
-        print(f"  {line}")
+        say(f"  {line}")
     return _params(model)
 
 

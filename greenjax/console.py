@@ -1,0 +1,149 @@
+"""Where a command speaks: lines for the reader, warnings in one form, above a progress bar where there is one.
+
+A run outlives its output. A line that cannot be written, to a closed pipe, a full disk or a terminal that is gone, is
+dropped: results are in files. Nothing here imports JAX, so that a command can speak before it does.
+"""
+
+import atexit
+import errno
+import io
+import logging
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any, TextIO
+
+from absl import logging as absl_logging
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+GONE = (errno.EPIPE, errno.EIO)
+
+
+def say(text: str = "") -> None:
+    """One or more lines on standard output."""
+    _line("stdout", text)
+
+
+def warn(text: str) -> None:
+    """A line on standard error: `warning: text`."""
+    _line("stderr", f"warning: {text}")
+
+
+def complain(text: str) -> None:
+    """A line on standard error, as it is: why a command ends."""
+    _line("stderr", text)
+
+
+def rich_console(stderr: bool = False) -> "Console":
+    """A console of rich's whose output may be lost like any other."""
+    from rich.console import Console  # 50 ms, and not every command draws
+
+    return Console(file=_OUTPUTS["stderr" if stderr else "stdout"])  # type: ignore[arg-type]
+
+
+def set_up() -> None:
+    """Warnings of this package, its libraries and Python all become lines of one form. For commands, not for users."""
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax and Grain tell every file they touch
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, absl_logging.ABSLHandler | _Handler):
+            root.removeHandler(handler)
+    root.addHandler(_Handler(logging.WARNING))
+    warnings.showwarning = _show_warning
+
+
+class _Output(io.TextIOBase):
+    """Standard output or error, whatever stream that is now. Writing never raises."""
+
+    def __init__(self, name: str):
+        self._name, self._lost = name, False
+
+    def write(self, text: str) -> int:
+        stream = self._stream()
+        if stream is None or stream.closed:
+            return len(text)
+        try:
+            stream.write(text)
+            stream.flush()
+        except UnicodeEncodeError:  # a file's name, say, on a terminal that has ASCII only
+            self.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding))
+        except OSError as error:
+            self._lose(stream, error)
+        return len(text)
+
+    def isatty(self) -> bool:
+        stream = self._stream()
+        return stream is not None and not stream.closed and stream.isatty()
+
+    def fileno(self) -> int:
+        stream = self._stream()
+        if stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream(), "encoding", None) or "utf-8"
+
+    def _stream(self) -> Any:
+        """None: the process was started without it. A bar puts a proxy in its place, which writes here in turn."""
+        stream = getattr(sys, self._name)
+        return getattr(stream, "rich_proxied_file", stream)
+
+    def _lose(self, stream: Any, error: OSError) -> None:
+        """A full disk may have room again later; a reader or a terminal that is gone does not come back."""
+        if error.errno in GONE:
+            _to_nowhere(stream)
+        if not self._lost:
+            self._lost = True
+            atexit.register(_to_nowhere, stream)  # the interpreter's last flush would change the exit code
+            name = {"stdout": "standard output", "stderr": "standard error"}[self._name]
+            warn(f"{name} cannot be written ({error.strerror}): the command goes on without it")
+
+
+_OUTPUTS = {name: _Output(name) for name in ("stdout", "stderr")}
+
+
+def _line(name: str, text: str) -> None:
+    stream = getattr(sys, name)
+    output = stream if hasattr(stream, "rich_proxied_file") else _OUTPUTS[name]
+    output.write(text + "\n")
+
+
+def _to_nowhere(stream: Any) -> None:
+    """Whatever this process still writes there, C libraries included, is lost without an error."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):  # closed, or none of the system's
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
+class _Handler(logging.Handler):
+    """Log records as lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _line("stderr", f"{record.levelname.lower()}: {self.format(record)}")
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Takes the place of warnings.showwarning."""
+    del category, file, line
+    warn(f"{message} ({filename.rpartition('site-packages/')[2]}:{lineno})")
+
+
+def table(rows: list[tuple[str, Any]]) -> list[str]:
+    """Lines of a name and what there is to say of it, aligned."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"  {name:<{width}}  {value}" for name, value in rows]
