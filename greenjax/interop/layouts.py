@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -96,48 +96,78 @@ def fixed_tensors(name: str, layout: Layout, config: ConfigDict, *, whole: bool)
     return fixed
 
 
+class Fault(NamedTuple):
+    """Why a library does not compute as here: what is so, and what follows there."""
+
+    because: str
+    there: str
+    kind: Literal["refused", "differs", "small images"]  # the last: on larger ones, as here
+
+    def __str__(self) -> str:
+        return f"{self.because}{', which ' if self.kind == 'refused' else ': there, '}{self.there}"
+
+
 def check_geometry(name: str, layout: Layout, config: ConfigDict) -> list[str]:
     """Raises InputError where the library cannot hold or run this model; returns what will differ there, in words."""
-    notes = []
+    faults = list(geometry_faults(name, layout, config))
+    for fault in faults:
+        if fault.kind == "refused":
+            raise InputError(f"layout {name!r}: {fault}")
+    notes = [str(fault) for fault in faults]
     if abs(config.model.norm_epsilon - layout.epsilon) > 1e-12:
-        notes.append(f"norms there have epsilon {layout.epsilon:g}, here {config.model.norm_epsilon:g}")
+        notes.insert(0, f"norms there have epsilon {layout.epsilon:g}, here {config.model.norm_epsilon:g}")
+    return notes
+
+
+def export_line(config: ConfigDict) -> str:
+    """Which layouts take a resolved config's weights as they are at its image size, and why others do not: one line."""
+    fits, faulty = [], {}
+    for name, families in LAYOUTS.items():
+        if (layout := families.get(family(config))) is None:
+            continue
+        faults = list(geometry_faults(name, layout, config))
+        grave = [fault for fault in faults if fault.kind != "small images"]
+        if grave:
+            first = next((fault for fault in grave if fault.kind == "refused"), grave[0])
+            faulty.setdefault(first.because, []).append(name)
+        else:
+            fits.append(f"{name} (on larger images)" if faults else name)
+    reasons = "; ".join(f"{', '.join(names)} ({because})" for because, names in faulty.items())
+    return f"weights as they are: {', '.join(fits) or 'none'}" + (f"; not: {reasons}" if reasons else "")
+
+
+def geometry_faults(name: str, layout: Layout, config: ConfigDict) -> Iterable[Fault]:
+    """What of a resolved config's channels, grids and windows a library does not have, or has otherwise."""
     if name == "torchvision" and config.model.in_channels != 3:
-        raise InputError(f"layout 'torchvision': model.in_channels is {config.model.in_channels}: expected 3")
+        yield Fault(f"model.in_channels is {config.model.in_channels}", "it cannot have: expected 3", "refused")
     window, grid = config.model.window, token_grid(config)
     if window is None:
-        return notes
+        return
     for stage in range(grid.stages):
-        (rows, columns), at = (
-            grid.shape(stage),
-            f"stage {stage + 1} has a grid of {' x '.join(map(str, grid.shape(stage)))}",
-        )
+        rows, columns = grid.shape(stage)
+        at = f"stage {stage + 1} has a grid of {rows} x {columns} tokens"
         if layout.whole_windows and min(rows, columns) < window:
-            raise InputError(
-                f"layout {name!r}: {at} tokens, smaller than the window of {window}, which it cannot have:"
-                f" expected an image_size of at least {window * config.model.patch * 2**stage} a side there"
-            )
+            least = window * config.model.patch * 2**stage
+            there = f"it cannot have: expected an image_size of at least {least} a side there"
+            yield Fault(f"{at}, smaller than the window of {window}", there, "refused")
         if name == "timm" and family(config) == "swin" and rows != columns and min(rows, columns) <= window:
-            raise InputError(
-                f"layout 'timm': {at} tokens with a window of {window}, which timm cuts on each axis by itself:"
-                " expected a square grid, or one with both sides above the window"
-            )
+            there = "timm cuts on each axis by itself: expected a square grid, or one with both sides above the window"
+            yield Fault(f"{at} with a window of {window}", there, "refused")
         side = stage_windows(config)[stage][0]
         if rows % side or columns % side:
+            because = f"{at}, no multiple of the window of {side}"
             if layout.multiples:
-                raise InputError(f"layout {name!r}: {at} tokens, which it cannot run: expected multiples of {side}")
-            if (name, family(config)) != ("mmdet", "twins"):  # mmpretrain hides its padding, if both axes have some
-                notes.append(
-                    f"{at} tokens, no multiple of the window of {side}: there, padding attends; here it does not"
-                )
+                yield Fault(because, f"it cannot run: expected multiples of {side}", "refused")
+            elif (name, family(config)) != ("mmdet", "twins") or not (rows % side and columns % side):
+                # mmpretrain's Twins hides its padding, if both axes have some.
+                yield Fault(because, "padding attends; here it does not", "differs")
         elif (
             (name, family(config)) == ("mmdet", "swin")
             and min(rows, columns) <= window
             and config.model.depths[stage] > 1
         ):
-            notes.append(
-                f"{at} tokens, no more than one window: there, odd blocks shift it; in larger images all is equal"
-            )
-    return notes
+            there = "odd blocks shift it; in larger images all is equal"
+            yield Fault(f"{at}, no more than one window", there, "small images")
 
 
 def describe(config: ConfigDict) -> dict[str, str]:
