@@ -1,5 +1,8 @@
 """Augmentation: a view is a function of (seed, index), crops have the asked-for statistics, sizes are as configured."""
 
+import math
+
+import cv2
 import numpy as np
 import pytest
 from small import small_config
@@ -76,6 +79,46 @@ def test_eval_crop_is_the_share_of_the_shorter_side(size, share):
         assert np.ptp(view) == pytest.approx(64 * share * 27 / 28, abs=1.5)  # from first to last pixel's centre
         assert view.mean() == pytest.approx((size[axis] - 1) / 2, abs=0.7)
     assert CentreView.from_config(small_config(data__eval_crop=share)).share == share
+
+
+def whole_then_cut(view, image):
+    """The definition of CentreView: the whole image resized until it covers, then its centre."""
+    height, width = image.shape[:2]
+    scale = max(view.size[0] / height, view.size[1] / width) / view.share
+    covering = max(view.size[0], round(height * scale)), max(view.size[1], round(width * scale))
+    top, left = ((side - shown) // 2 for side, shown in zip(covering, view.size))
+    return resize(image, covering)[top : top + view.size[0], left : left + view.size[1]]
+
+
+@pytest.mark.parametrize("size", [(40, 50), (50, 40), (7, 50), (300, 77), (9, 9), (1, 6), (64, 250), (400, 50)])
+@pytest.mark.parametrize("share", [1.0, 0.875])
+def test_an_ordinary_image_is_resized_whole(size, share):
+    for view in (CentreView((16, 16), 3, share), CentreView((16, 24), 3, share)):
+        if view.box(size)[2:] == size:
+            image = noise(*size)
+            assert np.array_equal(view(image, 0), whole_then_cut(view, image))
+    assert CentreView((16, 16), 3, share).box((700, 100)) == (0, 0, 700, 100)
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (2, 999), (10, 3001), (3001, 10), (100, 2000), (51, 4000)])
+@pytest.mark.parametrize("share", [1.0, 0.875])
+def test_a_thin_image_loses_its_ends_before_it_is_enlarged(size, share, monkeypatch):
+    """The view stays where it was, to half a pixel of it, and no image much larger than the view is made."""
+    made, cv2_resize = [], cv2.resize
+
+    def noted(image, size, **how):
+        made.append(math.prod(size))
+        return cv2_resize(image, size, **how)
+
+    waves = (np.sin(np.linspace(0, 2 * np.pi * side / min(size), side) / 3) for side in size)
+    image = np.uint8(127.5 + 60 * np.add.outer(*waves))[..., None]
+    view = CentreView((24, 24), 1, share)
+    expected = whole_then_cut(view, image)
+    with monkeypatch.context() as patch:
+        patch.setattr(cv2, "resize", noted)
+        found = view(image, 0)
+    assert len(made) == 1 and made[0] <= (10 / share) * (24 / share) * 24
+    assert np.abs(found.astype(int) - expected).max() <= 3  # of 255, where half a pixel is 2.5
 
 
 def test_shrinking_averages_and_enlarging_is_bicubic():

@@ -1,6 +1,7 @@
 """Resizing and decoding: close to Pillow's bicubic, whatever short cut was taken; EXIF data are followed."""
 
 import struct
+from functools import partial
 
 import cv2
 import numpy as np
@@ -9,9 +10,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from tiny_data import encode
 
-from greenjax.data.augment import CentreView, RandomView, resize, uniforms
+from greenjax.data.augment import CentreView, RandomView, cut, resize, uniforms
 from greenjax.data.augment import generator as new_generator
-from greenjax.data.encoded import DecodeError, Encoded, jpeg_header
+from greenjax.data.encoded import DecodeError, Encoded, extent, jpeg_header
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,72 @@ def test_what_need_not_shrink_is_decoded_whole(large, monkeypatch):
     png = Encoded(encode(image.decode()), "large.png")
     small = CentreView((32, 32), 3)
     assert np.array_equal(small(png, 0), small(png.decode(), 0)) and set(taken) == {1}
+
+
+def drawn_sizes(count):
+    """Sizes of 1 to 5,000 a side, both orientations, with those of cameras and the smallest and thinnest among them."""
+    rng = np.random.default_rng(0)
+    sizes = [tuple(map(int, np.exp(rng.uniform(0, np.log(5000.99), 2)))) for _ in range(count)]
+    sizes += [(480, 640), (600, 800), (1080, 1920), (375, 500), (4000, 6000)] * (count // 20)
+    sizes += [(1, 1), (1, 5000), (2, 4999), (447, 448), (448, 448), (449, 448), (1793, 1792)] * 5
+    return [turned for size in sizes for turned in (size, size[::-1])]
+
+
+SCALES = ((0.08, 1.0), (0.2, 1.0), (0.5, 0.5), (1.0, 1.0), (0.001, 0.01))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("target", [(224, 224), (96, 320), (16, 16)])
+def test_a_jpeg_is_never_shrunk_below_its_view(scale, target):
+    """Whichever way EXIF data turn it, every crop has the pixels it needs, inside of what is decoded."""
+    view, taken = RandomView(0, target, 3, scale, (3 / 4, 4 / 3), True), set()
+    for index, size in enumerate(drawn_sizes(160)):
+        drawn = uniforms(0, index, 23)
+        factor, rows = extent(partial(view.need, drawn=drawn), size)
+        taken.add(factor)
+        for full in (size, size[::-1]):
+            height, width = (-(-side // factor) for side in full)
+            top, left, tall, wide = view.box(full, drawn)
+            crop = cut(np.broadcast_to(np.uint8(0), (height, width, 1)), (top, left, tall, wide), factor).shape
+            assert abs(crop[0] - tall / factor) <= 1 and abs(crop[1] - wide / factor) <= 1 and min(crop[:2]) >= 1
+            assert factor == 1 or (tall >= factor * target[0] and wide >= factor * target[1])
+        assert (rows is None) == (factor > 1)
+        assert rows is None or sum(view.box(size, drawn)[::2]) == rows <= size[0]
+    assert taken == {1, 2, 4, 8} or scale[1] < 0.5 or target[0] > 16
+
+
+@pytest.mark.parametrize("share", [1.0, 0.875, 0.3])
+@pytest.mark.parametrize("target", [(224, 224), (96, 320), (16, 16)])
+def test_a_centre_view_has_the_pixels_it_needs(share, target):
+    view = CentreView(target, 3, share)
+    for size in drawn_sizes(160):
+        factor, rows = extent(view.need, size)
+        top, left, height, width = view.box(size)
+        assert min(top, left) >= 0 and top + height <= size[0] and left + width <= size[1]
+        assert rows in (None, top + height)
+        covering = view.covering(size)
+        assert factor == 1 or (height >= factor * covering[0] and width >= factor * covering[1])
+        assert all(shown <= side for shown, side in zip(target, covering))
+        assert max(covering) <= 8 * max(target) / share + 3 * view.scale(size) + 1  # whole pixels of the image; parity
+
+
+@pytest.mark.parametrize("size", [(480, 640), (640, 480), (600, 800)])
+def test_views_of_ordinary_photographs(photographs, size):
+    """Sizes of cameras: their crops shrink by two in one orientation, and are enlarged in the other."""
+    pixels = cv2.resize(photographs[0], size[::-1], interpolation=cv2.INTER_CUBIC)
+    jpeg = encode(pixels, ".jpg")
+    image, turned = Encoded(jpeg, "photograph.jpg"), Encoded(exif(jpeg, 6), "turned.jpg")
+    view, whole = RandomView(0, (224, 224), 3, (0.08, 1.0), (3 / 4, 4 / 3), True), (image.decode(), turned.decode())
+    hard = [index for index in range(4000) if disagree(view, size, uniforms(0, index, 23))]
+    assert hard
+    for index in hard[:3]:
+        for encoded, pixels in zip((image, turned), whole):
+            assert difference(view(encoded, index), view(pixels, index)) < 4
+
+
+def disagree(view, size, drawn):
+    """The crop is shrunk by two, that of the turned image is enlarged."""
+    return view.need(size, drawn).spare >= 2 and view.need(size[::-1], drawn).spare < 1
 
 
 def test_a_grey_jpeg_stays_grey(photographs):

@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -20,6 +21,7 @@ from greenjax.errors import InputError
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 TRIES = 10  # of a random crop that fits, as in torchvision
+LONGEST = 8  # times the view's side: what a centre crop resizes of an image, at most
 
 Step = Callable[[UInt8[np.ndarray, "h w c"], int], UInt8[np.ndarray, "h w c"]]  # (image, index) -> image
 
@@ -44,16 +46,8 @@ class RandomView:
 
     def __call__(self, image: Image, index: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
         drawn = uniforms(self.seed, index, 2 * TRIES + 3)
-
-        def crop(size: Size) -> Box:
-            return random_box(size, self.scale, self.ratio, drawn)
-
-        def need(size: Size) -> Need:
-            top, _, height, width = crop(size)
-            return Need(top + height, shrinkage((height, width), self.size))
-
-        pixels, size, factor = load(image, need)
-        view = to_channels(resize(cut(pixels, crop(size), factor), self.size), self.channels)
+        pixels, size, factor = load(image, partial(self.need, drawn=drawn))
+        view = to_channels(resize(cut(pixels, self.box(size, drawn), factor), self.size), self.channels)
         if self.flip and drawn[-1] < 0.5:
             view = cv2.flip(view, 1).reshape(view.shape)  # 30 times as fast as copying NumPy's view
         view = np.ascontiguousarray(view)
@@ -61,10 +55,21 @@ class RandomView:
             view = step(view, index)
         return view
 
+    def box(self, size: Size, drawn: Sequence[float]) -> Box:
+        """The crop of an image of this size."""
+        return random_box(size, self.scale, self.ratio, drawn)
+
+    def need(self, size: Size, drawn: Sequence[float]) -> Need:
+        top, _, height, width = self.box(size, drawn)
+        return Need(top + height, shrinkage((height, width), self.size))
+
 
 @dataclass(frozen=True)
 class CentreView:
-    """Resizes until the size is covered, then crops the centre: `share` of the shorter side, 1 = just covered."""
+    """Resizes until the size is covered, then crops the centre: `share` of the shorter side, 1 = just covered.
+
+    The resized image is at most about LONGEST times as long as the view: the ends of a longer one are cut off before.
+    """
 
     size: tuple[int, int]
     channels: int
@@ -76,16 +81,35 @@ class CentreView:
         return cls(config.image_size, image_channels(config), config.data.eval_crop)
 
     def __call__(self, image: Image, index: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
-        pixels, size, _ = load(image, lambda size: Need(size[0], shrinkage(size, self._covering(size))))
-        covering, (height, width) = self._covering(size), self.size
+        pixels, size, factor = load(image, self.need)
+        box = self.box(size)
+        if box[2:] != size:
+            pixels = cut(pixels, box, factor)
+        covering, (height, width) = self.covering(size), self.size
         view = resize(pixels, covering)
         top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
         return np.ascontiguousarray(to_channels(view[top : top + height, left : left + width], self.channels))
 
-    def _covering(self, size: Size) -> Size:
-        """The size at which an image just covers the view, or its `share` the view."""
-        scale = max(self.size[0] / size[0], self.size[1] / size[1]) / self.share
-        return max(self.size[0], round(size[0] * scale)), max(self.size[1], round(size[1] * scale))
+    def scale(self, size: Size) -> float:
+        """Pixels of the resized image for one of an image of this size."""
+        return max(self.size[0] / size[0], self.size[1] / size[1]) / self.share
+
+    def box(self, size: Size) -> Box:
+        """The part of an image that is resized: all of it, unless that is far longer than the view."""
+        scale = self.scale(size)
+        most = (math.ceil(LONGEST * side / scale) for side in self.size)
+        # Cut on both ends alike, so that the centre stays where it is.
+        height, width = (side - max(0, side - kept) // 2 * 2 for side, kept in zip(size, most))
+        return (size[0] - height) // 2, (size[1] - width) // 2, height, width
+
+    def covering(self, size: Size) -> Size:
+        """The size to which that part of an image is resized."""
+        scale, (_, _, height, width) = self.scale(size), self.box(size)
+        return max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale))
+
+    def need(self, size: Size) -> Need:
+        top, _, height, width = self.box(size)
+        return Need(top + height, shrinkage((height, width), self.covering(size)))
 
 
 def generator(seed: int, index: int, part: int = 0) -> np.random.Generator:

@@ -105,13 +105,23 @@ def load(image: Image, need: Callable[[Size], Need]) -> tuple[UInt8[np.ndarray, 
         pixels = image.decode()
         return pixels, size_of(pixels), 1
     size, turned_size = (header.height, header.width), (header.width, header.height)
-    needed = need(size)
-    # EXIF data may turn the image, and then the view is another one: the factor is one that suits both.
-    spare = min(needed.spare, need(turned_size).spare) if needed.spare >= 2 else 1
-    factor = max(factor for factor in REDUCED if factor <= spare)
-    pixels = image.decode(factor, needed.rows if factor == 1 else None)
+    factor, rows = extent(need, size)
+    pixels = image.decode(factor, rows)
     turned = pixels.shape[1] != -(-header.width // factor)
     return pixels, turned_size if turned else size, factor
+
+
+def extent(need: Callable[[Size], Need], size: Size) -> tuple[int, int | None]:
+    """By what to shrink a JPEG of `size` while it is decoded, and how many of its rows to decode; None: all.
+
+    EXIF data may turn the image, and then its view is another one: the factor suits both.
+    """
+    needed = need(size)
+    if needed.spare < 2:
+        return 1, needed.rows
+    spare = min(needed.spare, need((size[1], size[0])).spare)  # below 1 where the view of the turned image is enlarged
+    factor = max((factor for factor in REDUCED if factor <= spare), default=1)
+    return factor, needed.rows if factor == 1 else None
 
 
 def size_of(image: UInt8[np.ndarray, "h w c"]) -> Size:
