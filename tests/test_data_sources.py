@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from tiny_data import encode, picture, prepare, settings
 
-from greenjax.data import DecodeError, open_source
+from greenjax.data import DecodeError, open_labelled, open_source, warn_of_overlap
 from greenjax.data.encoded import Encoded
+from greenjax.data.overlap import images_in_both
 from greenjax.data.sources import find_images, parse_split
 from greenjax.errors import InputError
 
@@ -110,6 +112,75 @@ def test_a_new_file_moves_no_other(tree):
 
 def test_images_are_listed_in_an_order_of_their_own(tree):
     assert find_images(tree / "train") == sorted(find_images(tree / "train"))
+
+
+def test_only_regular_files_are_images(tree, caplog):
+    """To open a pipe would wait for ever. A link to a file is a file; a folder is a folder, whatever its name."""
+    odd = tree / "train" / "odd"
+    odd.mkdir()
+    os.mkfifo(odd / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(odd / "socket.png"))
+    (odd / "zero.jpg").symlink_to("/dev/zero")
+    (odd / "gone.jpg").symlink_to(odd / "nowhere.jpg")
+    (odd / "round.jpg").symlink_to(odd / "round.jpg")
+    (odd / "folder.jpg").mkdir()
+    (odd / "folder.jpg" / "31.jpg").write_bytes(encode(picture(248), ".jpg"))
+    (odd / "link.jpg").symlink_to(tree / "train" / "a" / "0.png")
+    names = [name for name in open_source(settings("folder", tree), "train").names if name.startswith("odd")]
+    assert sorted(names) == ["odd/folder.jpg/31.jpg", "odd/link.jpg"]
+    assert f"{tree / 'train'}: 5 files are left out: 5 no regular file: expected .avif" in caplog.text
+
+
+def test_what_is_left_out_is_told_once(tree, caplog):
+    for i, suffix in enumerate([".heic"] * 4 + [".SVG"] * 2 + [".txt", ".tga"]):
+        (tree / "train" / f"x{i}{suffix}").write_bytes(b"x")
+    for split in ("train", "train[:50%]", "train[50%:]"):
+        open_source(settings("folder", tree), split)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"{tree / 'train'}: 7 files are left out: 4 .heic, 2 .svg, 1 .tga: expected .avif, .bmp, ")
+    caplog.clear()
+    open_source(settings("folder", tree), "all")
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"{tree}: 7 files are left out")
+
+
+@pytest.mark.parametrize(
+    "source, split, other, expected",
+    [
+        ("digits", "all[:90%]", "all[:99%]", 1617),
+        ("digits", "train", "all[1400:1510]", 100),
+        ("digits", "train", "test", 0),
+        ("folder", "train[:20]", "train[15:]", 5),
+        ("folder", "train[:50%]", "train[50%:]", 0),
+        ("folder", "train", "all", 30),
+        ("folder", "train/a", "train[:50%]", None),
+        ("folder", "train/a", "train/b", 0),
+    ],
+)
+def test_images_that_two_splits_share_are_counted(tree, source, split, other, expected, monkeypatch):
+    monkeypatch.chdir(tree)
+    for path in (tree, ".") if source == "folder" else ("",):
+        first, second = (open_source(settings(source, path), name) for name in (split, other))
+        pixels = [{source[i].tobytes() for i in range(len(source))} for source in (first, second)]
+        assert images_in_both(first, second) == len(pixels[0] & pixels[1])
+        assert expected in (None, images_in_both(second, first))
+    if source == "digits" or (split, other) == ("train[:20]", "train[15:]"):
+        labelled = (
+            open_labelled(settings(source, tree, split=name.partition("[")[0]), name) for name in (split, other)
+        )
+        assert images_in_both(*labelled) == expected
+
+
+def test_held_out_images_that_are_trained_on_are_told(caplog):
+    data = settings("digits", split="all[:90%]") | {"eval_split": "all[:99%]"}
+    sources = [open_source(data, split) for split in (data.split, data.eval_split)]
+    warn_of_overlap(data, *sources)
+    warn_of_overlap(data, sources[0], open_source(data, "all[90%:]"))
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(
+        "1,617 of the 1,779 images of data.eval_split 'all[:99%]' are in data.split 'all[:90%]' too: "
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from greenjax.data.loader import (
     labelled_eval_batches,
     train_batches,
 )
+from greenjax.data.overlap import warn_of_overlap
 from greenjax.data.sources import Source, open_source
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "open_labelled",
     "open_source",
     "train_batches",
+    "warn_of_overlap",
 ]

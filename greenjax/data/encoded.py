@@ -3,8 +3,16 @@
 A view draws its crop from the image's size alone, which a JPEG tells in its first bytes. So the rows below the crop
 need not be decoded; and where the crop of a large photograph is going to shrink by two or more, the decoder shrinks it
 in a fraction of the time.
+
+OpenCV decodes JPEG, PNG and WebP, sooner than Pillow. Pillow decodes the formats of which OpenCV reads some files
+wrongly: it multiplies a TIFF by its alpha, wraps signed pixels round, takes any PNM for one of 255 levels and a 24-bit
+OS/2 bitmap for grey, and shows transparent pixels of a GIF in another colour and a rotated AVIF as it is stored.
 """
 
+import io
+import logging
+import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,16 +20,32 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 from jaxtyping import UInt8
 
 Size = tuple[int, int]  # height, width in pixels
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")  # that Pillow decodes
+# What an image of Pillow's is read as, by its mode; without its transparency.
+MODES = {"1": "L", "L": "L", "LA": "L"} | dict.fromkeys(("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"), "RGB")
+# Of 16 bits OpenCV takes the upper 8, as it does of a PNG's; Pillow rounds them.
+DEEP_PNM = re.compile(rb"P[2356]((\s|#.*\n)+\d+){2}(\s|#.*\n)+65535\s")
+BITS, PHOTOMETRIC, PLANES, KIND = 258, 262, 284, 339  # tags of a TIFF
+KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}  # values of KIND
+WHITE_IS_ZERO, SEPARATE = 0, 2  # values of PHOTOMETRIC and PLANES
+PIL.Image.MAX_IMAGE_PIXELS = 1 << 29  # Pillow refuses images of twice as many pixels, and so does OpenCV
+# An image that cannot be decoded is named in one line, by DecodeError.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module="PIL")
 
 # Flags of the decoder by the factor; the name is misleading, colours stay as other flags have them.
 REDUCED = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 REDUCED[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
 BLOCK = 16  # rows that most JPEGs are decoded by; fewer are not worth leaving out
-# Markers of a JPEG's segments: frame headers, the one of the plainest kind; and three more.
-FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Markers of a JPEG's segments: headers of frames that can be shrunk (not lossless ones), the plainest one; three more.
+FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 BASELINE, SCAN, RESTART, EXIF = 0xC0, 0xDA, 0xDD, 0xE1
 
 
@@ -57,11 +81,14 @@ class Encoded:
         return jpeg_header(self.data)
 
     def decode(self, factor: int = 1, rows: int | None = None) -> UInt8[np.ndarray, "h w c"]:
-        """RGB or grey. Drops transparency, makes 8 bits of 16, applies EXIF rotation.
+        """RGB or grey. Drops transparency, takes the upper 8 of 16 bits, applies EXIF rotation, ignores ICC profiles.
 
-        A JPEG is shrunk by 1, 2, 4 or 8, and may end anywhere below its first `rows`. Raises DecodeError.
+        Of several images in a file (pages, frames) it is the first. A JPEG is shrunk by 1, 2, 4 or 8, and may end
+        anywhere below its first `rows`. Raises DecodeError, also for what cannot be 8 bits of grey or RGB.
         """
         header, data = self.header, self.data
+        if not for_opencv(data):
+            return self._decode_by_pillow()
         colour = header is not None and header.channels > 1
         flags = cv2.IMREAD_COLOR_RGB if colour else cv2.IMREAD_ANYCOLOR  # the latter keeps grey as it is, but has BGR
         if header is not None:
@@ -78,6 +105,14 @@ class Encoded:
         if image.ndim == 2:
             return image[:, :, None]
         return image if colour else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+    def _decode_by_pillow(self) -> UInt8[np.ndarray, "h w c"]:
+        try:
+            with PIL.Image.open(io.BytesIO(self.data), formats=FORMATS) as image:
+                return pixels_of(image)
+        except Exception as error:  # a damaged file has Pillow raise errors of many classes
+            why = "" if isinstance(error, PIL.UnidentifiedImageError) else f": {' '.join(str(error).split())}"
+            raise DecodeError(f"{self.name} cannot be decoded as an image{why}") from error
 
 
 Image = UInt8[np.ndarray, "h w c"] | Encoded
@@ -124,6 +159,37 @@ def extent(need: Callable[[Size], Need], size: Size) -> tuple[int, int | None]:
     return factor, needed.rows if factor == 1 else None
 
 
+def for_opencv(data: bytes) -> bool:
+    """Whether OpenCV reads files of this format rightly, and not only some of them."""
+    start = data[:12]
+    if start[:2] == b"\xff\xd8" or start[:8] == b"\x89PNG\r\n\x1a\n":
+        return True
+    return (start[:4], start[8:]) == (b"RIFF", b"WEBP") or DEEP_PNM.match(data) is not None
+
+
+def pixels_of(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w c"]:
+    """Grey or RGB of a file that Pillow opened. Raises ValueError for pixels that are neither."""
+    bits, inverted = 16, False
+    if image.format == "TIFF":
+        tags: Any = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
+        bits, kind = max(tags.get(BITS, (1,))), KINDS.get(max(tags.get(KIND, (1,))), "untyped")
+        if kind != "unsigned" or bits > 16 or (bits > 8 and tags.get(PLANES) == SEPARATE):
+            planes = " in separate planes" * (tags.get(PLANES) == SEPARATE)
+            raise ValueError(f"its pixels are {kind} of {bits} bits{planes}: expected unsigned ones of 8 or 16 bits")
+        inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO  # Pillow sees to it up to 8 bits
+    image.load()
+    PIL.ImageOps.exif_transpose(image, in_place=True)
+    image.info.pop("transparency", None)
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
+        pixels = (np.asarray(image) >> (bits - 8)).astype(np.uint8)[:, :, None]
+        return ~pixels if inverted else pixels
+    mode = MODES.get(image.mode)
+    if mode is None:
+        raise ValueError(f"its pixels are of mode {image.mode!r}: expected 8 or 16 bits of grey or RGB")
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
 def size_of(image: UInt8[np.ndarray, "h w c"]) -> Size:
     return image.shape[0], image.shape[1]
 
@@ -138,7 +204,9 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
         marker = data[at + 1]
         if marker == SCAN:
             plain = plain and header is not None and data[at + 4] == header.channels
-            return header._replace(height_at=header.height_at if plain else 0) if header else None
+            if header is None or not header.height or not header.width:  # sizes that no decoder takes
+                return None
+            return header if plain else header._replace(height_at=0)
         if marker in FRAMES:
             height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
             header = JpegHeader(height, width, data[at + 9], at + 5)

@@ -7,8 +7,10 @@ end.
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,7 +24,11 @@ from greenjax.data.encoded import DecodeError, Encoded, Image, decoded, undecode
 from greenjax.data.records import open_records
 from greenjax.errors import InputError, listed
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png")
+SUFFIXES += (".pnm", ".ppm", ".tif", ".tiff", ".webp")
+# Of images and of what cameras write, that are not read. Other files beside the images are none of a user's concern.
+UNREAD = (".apng", ".arw", ".cr2", ".cr3", ".dds", ".dng", ".eps", ".exr", ".hdr", ".heic", ".heif", ".hif", ".ico")
+UNREAD += (".jxl", ".jxr", ".nef", ".orf", ".pcx", ".pfm", ".psd", ".raf", ".rw2", ".sgi", ".svg", ".tga", ".xcf")
 
 Opener = Callable[[ConfigDict, str], Any]  # config.data and the NAME of a split -> a source
 
@@ -144,12 +150,15 @@ class FolderSource:
         return self.encoded(index).decode()
 
     def encoded(self, index: int) -> Encoded:
-        path = os.path.join(self.root, self.names[index])
+        path = self.name_of(index)
         try:
             with open(path, "rb", buffering=0) as file:  # read at once, without a buffer between
                 return Encoded(file.read(), path)
         except OSError as error:
             raise DecodeError(f"{path} cannot be read: {error.strerror}") from error
+
+    def name_of(self, index: int) -> str:
+        return os.path.join(self.root, self.names[index])
 
 
 def open_folder(data: ConfigDict, name: str) -> FolderSource:
@@ -180,23 +189,65 @@ def split_folder(data: ConfigDict, name: str) -> Path:
 
 
 def find_images(root: Path) -> list[str]:
-    """Paths of all images below `root`, relative to it, sorted; hidden files and folders are left out."""
-    names, seen = [], set()
+    """Paths of all images below `root`, relative to it, sorted; hidden files and folders are left out.
 
-    def warn(error: OSError) -> None:
-        logging.warning("%s cannot be read: %s", error.filename, error.strerror)
-
-    for folder, folders, files in os.walk(root, onerror=warn, followlinks=True):
-        real = os.path.realpath(folder)
+    Only regular files are images: to open a pipe would wait for ever. One warning tells how many files look like
+    images and are left out.
+    """
+    names, left_out, seen, folders = [], Counter(), set(), [""]
+    while folders:
+        folder = folders.pop()
+        real = os.path.realpath(root / folder)
         if real in seen:  # a symbolic link back up
-            folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = os.path.relpath(folder, root)
-        images = [name for name in files if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
-        names += [os.path.normpath(os.path.join(relative, name)) for name in images]
+        inside = []
+        for entry in scan(root / folder):
+            path = os.path.join(folder, entry.name)
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if is_kind(entry.is_dir):
+                inside.append(path)
+            elif suffix not in SUFFIXES:
+                left_out[suffix] += suffix in UNREAD
+            elif is_kind(entry.is_file):
+                names.append(path)
+            else:
+                left_out["no regular file"] += 1
+        folders += reversed(inside)
+    tell_left_out(root, left_out)
     return sorted(names)
+
+
+def scan(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, sorted by name, without hidden files and folders."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        warn_once(f"{folder} cannot be read: {error.strerror}")
+        return []
+
+
+def is_kind(test: Callable[[], bool]) -> bool:
+    """What a test of a directory's entry says; False of a symbolic link that cannot be followed."""
+    try:
+        return test()
+    except OSError:
+        return False
+
+
+def tell_left_out(root: Path, left_out: Counter[str]) -> None:
+    counts = [f"{count} {what}" for what, count in left_out.most_common() if count]
+    if counts:
+        total = left_out.total()
+        files = "1 file is" if total == 1 else f"{total} files are"
+        warn_once(f"{root}: {files} left out: {', '.join(counts)}: expected {', '.join(SUFFIXES)}")
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Once a run, however many splits are read from the same folder."""
+    logging.warning("%s", message)
 
 
 # TFDS

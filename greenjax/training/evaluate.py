@@ -11,7 +11,14 @@ from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
 from greenjax.console import say
-from greenjax.data import CentreView, LabelledSource, check_classes, labelled_eval_batches, open_labelled
+from greenjax.data import (
+    CentreView,
+    LabelledSource,
+    check_classes,
+    labelled_eval_batches,
+    open_labelled,
+    warn_of_overlap,
+)
 from greenjax.errors import InputError
 from greenjax.evaluation import (
     MOST_CLASSES,
@@ -99,6 +106,7 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
     mesh = make_mesh(config)
     splits = (config.data.split, config.data.eval_split)
     train, held_out = (open_labelled(config.data, split) for split in splits)
+    warn_of_overlap(config.data, train, held_out)
     model, params = _initial(config, mesh)
     pooled, place = pooled_features(nnx.graphdef(model)), Placement(mesh)
     with jax.set_mesh(mesh):  # as above

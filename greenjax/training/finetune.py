@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from greenjax.checkpoint import Checkpointer
 from greenjax.compile import BackgroundJit
-from greenjax.data import blank_labelled_batch, check_classes, labelled_batches, open_labelled
+from greenjax.data import blank_labelled_batch, check_classes, labelled_batches, open_labelled, warn_of_overlap
 from greenjax.evaluation import Evaluation, draw_accuracy_curve, read_metrics
 from greenjax.processes import leads
 from greenjax.training.evaluate import Judge, report
@@ -32,6 +32,7 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     held_out = open_labelled(config.data, config.data.eval_split) if config.data.eval_split else None
     if held_out is not None:
         check_classes(config, held_out)
+        warn_of_overlap(config.data, source, held_out)
     total, warmup = run_length(config, len(source))
 
     checkpointer = Checkpointer(workdir, config.log.keep)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from greenjax.checkpoint import Checkpointer
 from greenjax.compile import BackgroundJit
 from greenjax.config import flatten, resolve
-from greenjax.data import Batch, Source, blank_batch, eval_batches, open_source, train_batches
+from greenjax.data import Batch, Source, blank_batch, eval_batches, open_source, train_batches, warn_of_overlap
 from greenjax.errors import InputError
 from greenjax.evaluation import HeldOut, Monitor, Pictures, draw_loss_curve, read_metrics, result
 from greenjax.planning import Planner
@@ -39,6 +39,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     place = Placement(mesh)
     source = open_source(config.data, config.data.split)
     held_out_source = open_source(config.data, config.data.eval_split) if config.data.eval_split else None
+    if held_out_source is not None:
+        warn_of_overlap(config.data, source, held_out_source)
     monitor = Monitor(config, model_graph(config), place) if config.monitor != "none" else None
     total, warmup = run_length(config, len(source))
     planner = Planner.from_config(config)
