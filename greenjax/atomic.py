@@ -1,9 +1,12 @@
 """Files that are written as a whole or not at all."""
 
+import errno
 import os
 from pathlib import Path
 
 from greenjax.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, or what one may use of it
 
 
 def replace_text(path: Path, text: str) -> None:

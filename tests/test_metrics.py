@@ -1,6 +1,8 @@
 """What a run leaves to look at, also when it is cut short and resumed."""
 
+import io
 import json
+import resource
 import struct
 import subprocess
 import sys
@@ -8,12 +10,15 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
+from greenjax import console
 from greenjax.config import load_config, resolve
 from greenjax.errors import InputError
-from greenjax.training import metrics
-from greenjax.training.metrics import MetricsWriter, duration, record_config
+from greenjax.evaluation import read_metrics
+from greenjax.training import progress
+from greenjax.training.metrics import MetricsWriter, record_config
 
 
 def lines(workdir):
@@ -68,45 +73,157 @@ def test_a_run_from_the_beginning_starts_an_empty_file(tmp_path):
     assert lines(tmp_path) == [{"step": 0, "held_out_loss": 1.0}]
 
 
-def test_the_progress_line(tmp_path, capsys, monkeypatch):
-    now = iter([0.0, 5.0, 105.0, 205.0])  # opening, step 0, then one line each 100 s
-    monkeypatch.setattr(metrics, "monotonic", lambda: next(now))
+def loss_and_speed(loss, speed=64.0):
+    return lambda: {"loss": loss, "images_per_second": speed}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds since the start, to be set."""
+    now = [1000.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    return now
+
+
+def test_lines_of_text(tmp_path, capsys, clock):
     with MetricsWriter(tmp_path, total=400) as writer:
+        writer.phase("compiling")
         writer.write(0, {"held_out_loss": 1.5})
-        writer.write(100, {"loss": 0.51239, "images_per_second": 1234.5, "grad_norm": 2.0, "skipped": 0})
-        writer.write(200, {"loss": 0.4, "images_per_second": 80.0, "skipped": 2})
+        for step in range(1, 201):
+            clock[0] += 1
+            if step % 100 == 0:
+                writer.write(
+                    step, {"loss": 0.51239, "images_per_second": 1234.5, "grad_norm": 2.0, "skipped": step // 99}
+                )
+            writer.moved(step, loss_and_speed(step))
+            writer.phase("held-out loss")
     assert capsys.readouterr().out.splitlines() == [
+        "compiling ...",
         "step 0/400  held_out_loss 1.5",
-        "step 100/400  loss 0.5124  images/s 1,234  5 min 00 s left",
-        "step 200/400  loss 0.4  images/s 80  skipped 2  3 min 20 s left",
+        "step 1/400  loss 1  images/s 64",  # at once
+        "step 61/400  loss 61  images/s 64  5 min 39 s left",  # a minute without a word
+        "step 100/400  loss 0.5124  images/s 1,234  skipped 1  5 min 00 s left",
+        "step 160/400  loss 160  images/s 64  4 min 00 s left",
+        "step 200/400  loss 0.5124  images/s 1,234  skipped 2  3 min 20 s left",
     ]
 
 
-def test_a_terminal_gets_a_moving_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(metrics.sys.stdout, "isatty", lambda: True, raising=False)
+def test_steps_that_lines_of_metrics_tell_are_not_told_twice(tmp_path, capsys, clock):
+    with MetricsWriter(tmp_path, total=44, start=41) as writer:
+        writer.moved(41, loss_and_speed(9.0))  # done by the process before
+        for step in (42, 43):
+            clock[0] += 100
+            writer.write(step, {"loss": 0.5, "images_per_second": 64.0})
+            writer.moved(step, loss_and_speed(0.5))
+    assert [line[:10] for line in capsys.readouterr().out.splitlines()] == ["step 42/44", "step 43/44"]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Standard output and error are the same terminal."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(console._Output, "isatty", lambda self: True)
+
+
+def test_a_terminal_gets_a_line_that_moves_with_every_step(tmp_path, terminal, capsys, clock):
     with MetricsWriter(tmp_path, total=20) as writer:
+        display = writer._display
+        writer.phase("compiling the update")
+        assert "step 0/20" in drawn(display) and "compiling the update" in drawn(display)
         writer.write(0, {"held_out_loss": 1.5})
+        writer.moved(1, loss_and_speed(0.75))
+        assert "step 1/20" in drawn(display) and "loss 0.75" in drawn(display)
+        clock[0] += 0.01
+        writer.moved(2, loss_and_speed(0.7))  # sooner than anybody can read
+        assert "step 1/20" in drawn(display)
+        clock[0] += 1
         writer.write(10, {"loss": 0.25, "images_per_second": 64.0})
-    out = capsys.readouterr().out
-    assert "held_out_loss 1.5" in out
-    assert "step 10/20" in out and "loss 0.25" in out and "images/s 64" in out
+        writer.moved(10, loss_and_speed(float("nan")))  # nothing is known since the line
+        assert "step 10/20" in drawn(display) and "loss 0.25  images/s 64" in drawn(display)
+    assert "step 0/20  held_out_loss 1.5" in capsys.readouterr().out
+
+
+def drawn(display):
+    """The bar as it is now."""
+    console = Console(file=io.StringIO(), width=100)
+    console.print(display._bar.get_renderable())
+    return console.file.getvalue()
+
+
+def test_warnings_stand_above_the_bar(tmp_path, terminal, capsys):
+    with MetricsWriter(tmp_path, total=20):
+        console.warn("one image is damaged")
+        console.say("a line")
+        out, err = capsys.readouterr()
+    assert "\nwarning: one image is damaged\n" in out.replace("\x1b[2K", "").replace("\r", "\n")
+    assert not err
+
+
+def test_warnings_stay_in_the_file_that_standard_error_is(tmp_path, terminal, monkeypatch, capsys):
+    monkeypatch.setattr(console._OUTPUTS["stderr"], "isatty", lambda: False)
+    with MetricsWriter(tmp_path, total=20):
+        console.warn("one image is damaged")
+    assert capsys.readouterr().err == "warning: one image is damaged\n"
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path, terminal, monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "dumb")
+    with MetricsWriter(tmp_path, total=20) as writer:
+        writer.write(10, {"loss": 0.25, "images_per_second": 64.0})
+    assert capsys.readouterr().out == "step 10/20  loss 0.25  images/s 64\n"
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (192, "3 min 12 s"), (25500, "7 h 05 min")]
 )
 def test_durations(seconds, text):
-    assert duration(seconds) == text
+    assert progress.duration(seconds) == text
 
 
 def test_pictures(tmp_path):
-    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    Image.fromarray(picture).save(tmp_path / "p.png")
+    Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3)).save(tmp_path / "p.png")
     with MetricsWriter(tmp_path, total=20) as writer:
         writer.image(5, tmp_path / "p.png")
-        writer.image(6, picture)
-    found = {event.step: v.image for event in events(tmp_path) for v in event.summary.value}
-    assert found[5].height == 4 and found[5].encoded_image_string == found[6].encoded_image_string
+    (found,) = [value.image for event in events(tmp_path) for value in event.summary.value]
+    assert (found.height, found.width, found.colorspace) == (2, 4, 3)
+    assert found.encoded_image_string == (tmp_path / "p.png").read_bytes()
+
+
+@pytest.fixture
+def small_files():
+    """Has files of this process end after so many bytes, as on a full disk; None: as before."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, before if size is None else (size, before[1]))
+
+    yield limit
+    limit(None)
+
+
+def test_a_full_disk_delays_metrics_and_tears_none(tmp_path, small_files, caplog):
+    with MetricsWriter(tmp_path, total=20) as writer:
+        writer.write(1, {"loss": 1.0})
+        small_files((tmp_path / "metrics.jsonl").stat().st_size + 10)  # in the middle of a line
+        for step in range(2, 15):  # tensorboardX's own writer stands still at the twelfth event
+            writer.write(step, {"loss": float(step)})
+        assert len(caplog.messages) == 2 and "metrics.jsonl cannot be written (File too large)" in caplog.messages[0]
+        small_files(None)
+        writer.write(15, {"loss": 15.0})
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 16))
+    assert [event.step for event in events(tmp_path) if event.summary.value] == list(range(1, 16))
+
+
+def test_what_a_full_disk_never_took_is_told(tmp_path, small_files, caplog):
+    with MetricsWriter(tmp_path, total=20) as writer:
+        writer.write(1, {"loss": 1.0})
+        small_files(40)
+        writer.write(2, {"loss": 2.0})
+    small_files(None)
+    assert "metrics.jsonl lacks its last" in caplog.messages[-1]
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1]
 
 
 CONFIG = "configs/digits.py"

@@ -59,6 +59,7 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
         mesh,
         state,
         total,
+        warmup=warmup,
         update=update,
         batches=lambda position: labelled_batches(config, source, position, own),
         watch=watch,

@@ -1,9 +1,8 @@
 """The loop of every training task: updates, metrics, what is watched on the way, checkpoints, and what may go wrong."""
 
-import errno
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,21 @@ from grain import DatasetIterator
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from greenjax.atomic import FULL
 from greenjax.checkpoint import Checkpointer
 from greenjax.compile import BackgroundJit
 from greenjax.cost import peak_flops, peak_memory
+from greenjax.evaluation import read_metrics
+from greenjax.processes import leads
 from greenjax.training.guard import DivergedError, Guard, Rollbacks
 from greenjax.training.interrupt import InterruptedRun, Interruption
+from greenjax.training.learning import nothing_learnt, time_to_tell
 from greenjax.training.metrics import MetricsWriter, hours_so_far
 from greenjax.training.sharding import Placement
 from greenjax.training.state import State
 from greenjax.training.step import Metrics
 
 Watch = Callable[[int, State, MetricsWriter], None]
-FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what one may use of it
 
 
 def train(
@@ -35,23 +37,24 @@ def train(
     state: State,
     total: int,
     *,
+    warmup: int,
     update: BackgroundJit,
     batches: Callable[[int], DatasetIterator],
     watch: Watch,
     watch_every: tuple[int, ...],
     extra: Callable[[int], dict[str, Any]] = lambda position: {},
 ) -> State:
-    """The state after step `total`. Leaves metrics and checkpoints in `workdir`.
+    """The state after step `total`, `warmup` of them with a rising rate. Leaves metrics and checkpoints in `workdir`.
 
     `batches(position)` are those from there on in the stream, this process's part of each. `watch(step, state, writer)`
     is called at the first and the last step and where one of `watch_every` is due; the devices and the clock stand
     still meanwhile. `extra(position)` gives more numbers for a line of metrics.
 
     A run that diverges goes back to the last checkpoint before that, and on with other data, `guard.rollbacks` times at
-    most; then DivergedError ends it. InterruptedRun: SIGTERM or SIGINT did, and what was done is saved. SaveError: it
-    was done to the end, and its last state could not be saved.
+    most; then DivergedError ends it. InterruptedRun: a signal did, and what was done is saved. SaveError: it was done
+    to the end, and its last state could not be saved.
     """
-    run = _Run(config, workdir, mesh, total, update, batches, watch, watch_every, extra)
+    run = _Run(config, workdir, mesh, total, warmup, update, batches, watch, watch_every, extra)
     rollbacks = Rollbacks(workdir)
     if int(state.step) == 0:
         rollbacks.forget()
@@ -78,6 +81,7 @@ class _Run:
         workdir: Path,
         mesh: Mesh,
         total: int,
+        warmup: int,
         update: BackgroundJit,
         batches: Callable[[int], DatasetIterator],
         watch: Watch,
@@ -87,6 +91,7 @@ class _Run:
         self.config, self.workdir, self.mesh, self.total, self.update = config, workdir, mesh, total, update
         self.batches, self.watch, self.extra, self.place = batches, watch, extra, Placement(mesh)
         self.look_every = (*watch_every, config.log.checkpoint_every)
+        self.tell_at = time_to_tell(total, warmup)
 
     def __call__(self, state: State, rollbacks: Rollbacks) -> State:
         config, total, log, place = self.config, self.total, self.config.log, self.place
@@ -97,7 +102,6 @@ class _Run:
         with (
             Checkpointer(self.workdir, log.keep, log.keep_every) as checkpointer,
             MetricsWriter(self.workdir, total, start) as writer,
-            Interruption(place) as interruption,
             jax.transfer_guard("disallow"),
             jax.set_mesh(self.mesh),  # callbacks want to know it: models/spconv_bridge.py
             closing(self.batches(start + ahead)) as batches,  # ends its workers
@@ -108,36 +112,66 @@ class _Run:
                 if not any(due(step, every, total) for every in self.look_every):
                     return
                 meter.pause()
-                try:
+                with unless_full(f"step {step}"):
                     self.watch(step, state, writer)
-                except OSError as error:
-                    if error.errno not in FULL:
-                        raise
-                    logging.warning("step %d: %s; the run goes on without it", step, error)
                 if step and due(step, log.checkpoint_every, total):
                     checkpointer.save(step, state)
                 meter.resume()
 
-            if jax.default_backend() == "gpu" and start < total:
-                self.update.wait()  # XLA times kernels on the device to choose among them: nothing else may run there
+            # XLA times kernels on a GPU to choose among them: nothing else may run there meanwhile.
+            if alone := jax.default_backend() == "gpu":
+                self.await_update(start, writer)
             if start == 0:
                 look(0)
-            # A step's metrics are read after the next step is dispatched, so that the devices never wait.
-            for step in range(start + 1, total + 1):
-                batch = place(meter.waiting_for(batches))
-                state, metrics = self.update(state, batch)
-                meter.add(step, metrics)
-                if step % log.every == 0 or step == total:
-                    writer.write(step, meter.line() | self.extra(step + ahead) | rollbacks.told())
-                look(step)
-                if interruption.asked() and step < total:
-                    meter.pause()
-                    checkpointer.save(step, state)
-                    checkpointer.wait()
-                    why = interruption.signal or "another process"
-                    raise InterruptedRun(f"stopped by {why} after step {step} of {total}, which is saved")
-            checkpointer.wait()
+            if not alone:
+                self.await_update(start, writer)
+            if start < total:
+                writer.phase("waiting for the first batch")
+            meter.start()
+            untold = start < self.tell_at
+            with Interruption(place) as interruption:  # before this a signal ends the run at once: nothing is lost
+                # A step's metrics are read after the next step is dispatched, so that the devices never wait.
+                for step in range(start + 1, total + 1):
+                    batch = place(meter.waiting_for(batches))
+                    state, metrics = self.update(state, batch)
+                    meter.add(step, metrics)
+                    writer.moved(step - 1, meter.so_far)
+                    if step % log.every == 0 or step == total:
+                        writer.write(step, meter.line() | self.extra(step + ahead) | rollbacks.told())
+                        if untold and step >= self.tell_at:
+                            untold = False
+                            self.tell_if_nothing_is_learnt()
+                    look(step)
+                    if interruption.asked() and step < total:
+                        meter.pause()
+                        checkpointer.save(step, state)
+                        checkpointer.wait()
+                        why = interruption.signal or "another process"
+                        raise InterruptedRun(f"stopped by {why} after step {step} of {total}, which is saved")
+                if start < total:
+                    writer.phase("saving the last checkpoint")
+                checkpointer.wait()
         return state
+
+    def await_update(self, start: int, writer: MetricsWriter) -> None:
+        if start < self.total:
+            writer.phase("waiting for the update to be compiled")
+            self.update.wait()
+
+    def tell_if_nothing_is_learnt(self) -> None:
+        if leads() and (text := nothing_learnt(self.config, read_metrics(self.workdir), self.total)):
+            logging.warning("%s", text)
+
+
+@contextmanager
+def unless_full(what: str) -> Iterator[None]:
+    """What a full disk keeps from being written is told and missed: the run matters more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        logging.warning("%s: %s; the run goes on without it", what, error)
 
 
 def due(step: int, every: int, total: int) -> bool:
@@ -156,8 +190,13 @@ class Meter:
         self._pending: tuple[int, Metrics] | None = None
         self._last: dict[str, float] = {}
         self._losses: list[float] = []
-        self._seconds, self._waited, self._steps, self._since = 0.0, 0.0, 0, time.perf_counter()
-        self._began = time.perf_counter()
+        self._seconds, self._waited, self._steps = 0.0, 0.0, 0
+        self._began = self._since = time.perf_counter()
+
+    def start(self) -> None:
+        """Training begins: what comes before it is no part of its speed."""
+        self._seconds, self._waited = 0.0, 0.0
+        self.resume()
 
     def waiting_for(self, batches: Iterator[Any]) -> Any:
         """The next batch."""
@@ -175,12 +214,15 @@ class Meter:
     def line(self) -> dict[str, Any]:
         """The last metrics, with the loss, speed and cost of the time since the last line."""
         self.pause()
-        finite = [loss for loss in self._losses if np.isfinite(loss)]
-        loss = {"loss": sum(finite) / len(finite)} if finite else {}
-        cost = self._cost()
+        loss, cost = self._loss(), self._cost()
         self._losses, self._seconds, self._waited, self._steps = [], 0.0, 0.0, 0
         self.resume()
         return {key: value for key, value in self._last.items() if key != "loss"} | loss | cost
+
+    def so_far(self) -> dict[str, Any]:
+        """Loss and speed of the steps that have been read since the last line; waits for none."""
+        seconds = self._seconds + time.perf_counter() - self._since
+        return self._loss() | {"images_per_second": len(self._losses) * self._batch_size / seconds}
 
     def pause(self) -> None:
         """Waits for the steps under way; time from here to `resume` does not count, being no training."""
@@ -189,6 +231,10 @@ class Meter:
 
     def resume(self) -> None:
         self._since = time.perf_counter()
+
+    def _loss(self) -> dict[str, float]:
+        finite = [loss for loss in self._losses if np.isfinite(loss)]
+        return {"loss": sum(finite) / len(finite)} if finite else {}
 
     def _cost(self) -> dict[str, Any]:
         speed = self._steps / self._seconds

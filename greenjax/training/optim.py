@@ -38,10 +38,15 @@ def learning_rate(config: ConfigDict, total: int, warmup: int) -> optax.Schedule
     """
     optim = config.optim
     scale = config.data.batch_size / 256
-    peak, lowest = optim.base_lr * scale, optim.min_lr * scale
+    peak, lowest = peak_rate(config), optim.min_lr * scale
     if not warmup:
         return optax.cosine_decay_schedule(peak, total, alpha=lowest / peak)
     return optax.warmup_cosine_decay_schedule(optim.warmup_lr * scale, peak, warmup, total, lowest)
+
+
+def peak_rate(config: ConfigDict) -> float:
+    """The highest learning rate, at the end of the warm-up."""
+    return config.optim.base_lr * (config.data.batch_size / 256)
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:

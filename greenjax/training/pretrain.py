@@ -81,6 +81,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
         mesh,
         state,
         total,
+        warmup=warmup,
         update=update,
         batches=lambda position: train_batches(config, source, planner, position, place.own(config.mask.groups)),
         watch=watch,
