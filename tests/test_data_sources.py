@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from tiny_data import encode, picture, prepare, settings
 from greenjax.data import DecodeError, open_labelled, open_source, warn_of_overlap
 from greenjax.data.encoded import Encoded
 from greenjax.data.overlap import images_in_both
+from greenjax.data.prepare import How
+from greenjax.data.prepare import prepare as prepare_records
 from greenjax.data.sources import find_images, parse_split
 from greenjax.errors import InputError
 
@@ -258,8 +261,6 @@ def test_a_tfds_data_set_is_read_as_prepared(tfds_dir, path, name, split, expect
 
 def edited(tfds_dir, tmp_path, file, edit):
     """A copy of the data set whose JSON `file` is changed."""
-    import shutil
-
     folder = shutil.copytree(tfds_dir / "tiny" / "1.0.0", tmp_path / "tiny" / "1.0.0")
     content = json.loads((folder / file).read_text())
     edit(content)
@@ -282,6 +283,67 @@ def test_a_tfds_data_set_without_images_is_refused(tfds_dir, tmp_path):
     folder = edited(tfds_dir, tmp_path, "features.json", drop_image)
     with pytest.raises(InputError, match=r"needs an image feature.* its features are 'y'$"):
         open_source(settings("tfds", folder), "train")
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint8", "uint16"])
+def test_a_tfds_data_set_of_other_pixels_is_refused(tfds_dir, tmp_path, kind):
+    """TFDS stores the four bytes of a float as the four channels of a pixel. 16 bits become 8 as in files."""
+
+    def set_kind(features):
+        image = features["featuresDict"]["features"]["image"]["image"]
+        image["dtype"], image["shape"]["dimensions"][2] = kind, "1"
+
+    folder = edited(tfds_dir, tmp_path, "features.json", set_kind)
+    if kind != "float32":
+        assert len(open_source(settings("tfds", folder), "train")) == 10
+        return
+    with pytest.raises(InputError, match=r"has feature 'image' of float32: expected an image of uint8 or uint16$"):
+        open_source(settings("tfds", folder), "train")
+
+
+def damages(whole):
+    """Copies of a file of ArrayRecord with bits flipped in every part, cut at every place, and others in its place."""
+    last = len(whole) - 1
+    written = [at for at in range(len(whole)) if whole[at]]
+    for at in (0, 8, 30, *written[:: max(1, len(written) // 40)], len(whole) // 2, last):
+        yield f"flip {at}", whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :]
+    for length in (0, 1, 100, len(whole) // 3, len(whole) // 2, len(whole) // 2 + 30, len(whole) - 100, last):
+        yield f"cut {length}", whole[:length]
+    yield from {"zeros": bytes(len(whole)), "text": b"text" * 40000, "twice": whole + whole}.items()
+
+
+@pytest.mark.parametrize("kind", ["records", "tfds"])
+def test_a_damaged_shard_is_named(tfds_dir, tmp_path, kind):
+    """Either the shard when it is opened, or each record of it that cannot be read; no other pixels are read."""
+    if kind == "tfds":
+        shutil.copytree(tfds_dir / "tiny" / "1.0.0", tmp_path / "made")
+    else:
+        made_of = settings("tfds", tfds_dir / "tiny" / "1.0.0")
+        list(prepare_records(ConfigDict({"data": made_of}), tmp_path / "made", How(256, "raw"), ["train"]))
+    (shard,) = (path for path in (tmp_path / "made").iterdir() if "train" in path.name and "array_record" in path.name)
+    data, whole = settings(kind, tmp_path / "made"), shard.read_bytes()
+    pixels = [image.tobytes() for image in map(open_source(data, "train").__getitem__, range(10))]
+    refused, unread = set(), set()
+    for what, damaged in damages(whole):
+        shard.write_bytes(damaged)
+        try:
+            source = open_source(data, "train")
+        except InputError as error:
+            line = str(error)
+            assert line.startswith(f"shard {str(shard)!r}, of 10 images, cannot be read: ") and "\n" not in line
+            assert line.endswith(" makes it anew") if kind == "records" else "; prepare the data set anew" in line
+            refused.add(what)
+            continue
+        for index in range(10):
+            try:
+                assert source[index].tobytes() == pixels[index], what
+            except DecodeError as error:
+                assert str(error).startswith(f"record {index} of {shard} cannot be read: ")
+                unread.add(what)
+    assert {"cut 0", f"cut {len(whole) // 2}", f"cut {len(whole) - 1}", "zeros", "text"} <= refused
+    assert any(what.startswith("flip") for what in refused) and len(unread) >= 3
+    shard.write_bytes(whole)
+    assert len(open_source(data, "train")) == 10
 
 
 def test_what_tfds_lacks_is_said(tfds_dir, tmp_path):

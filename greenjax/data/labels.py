@@ -247,11 +247,11 @@ class TfdsLabelled:
         return decoded(image), label
 
     def encoded(self, index: int) -> tuple[Image, int]:
-        example = self.source.examples[index]
+        example = self.source.example(index)
         return self.source.image_of(example, index), self._checked(example, index)
 
     def label(self, index: int) -> int:
-        return self._checked(self.source.examples[index], index)
+        return self._checked(self.source.example(index), index)
 
     def _checked(self, example: Mapping[str, Any], index: int) -> int:
         label = int(example[self.feature])

@@ -36,6 +36,7 @@ from greenjax.data.labels import open_labelled
 from greenjax.data.records import (
     DESCRIPTION,
     ENCODINGS,
+    REMEDY,
     count_records,
     labels_path,
     read_description,
@@ -181,7 +182,7 @@ def convert(split: Split, output: Path, how: How, description: dict[str, Any], w
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    shards = count_records(paths)
+    shards = count_records([os.fspath(path) for path in paths], REMEDY)
     entry = description["splits"][split.name]
     entry |= {"images": sum(shards), "left_out": count - sum(shards), "shards": shards}
     write_description(output, description)

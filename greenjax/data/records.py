@@ -9,9 +9,13 @@ A record is an encoded JPEG, or, in encoding raw, height, width and channels as 
 
 import json
 import os
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,6 +30,7 @@ from greenjax.errors import InputError, listed
 ENCODINGS = ("raw", "jpeg")
 DESCRIPTION = "records.json"
 HEADER = 12  # bytes before a raw image's pixels
+REMEDY = "delete it, and the same `python -m greenjax.data.prepare` command makes it anew"
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,13 @@ class RecordsSource:
     def encoded(self, index: int) -> Image:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        record, name = self._records[index], f"{self.name}[{index}]"
+        with naming_damage(index, self.shards, self.counts):
+            record = self._records[index]
+        name = self.name_of(index)
         return from_raw(record, name) if self.encoding == "raw" else Encoded(record, name)
+
+    def name_of(self, index: int) -> str:
+        return f"{self.name}[{index}]"
 
     @cached_property
     def _records(self) -> Any:
@@ -77,10 +87,62 @@ def to_raw(image: UInt8[np.ndarray, "h w c"]) -> bytes:
 def from_raw(record: bytes, name: str) -> UInt8[np.ndarray, "h w c"]:
     """The pixels of a record, not copied and hence not to be written to. Raises DecodeError."""
     try:
-        shape = np.frombuffer(record, "<u4", 3).tolist()
-        return np.frombuffer(record, np.uint8, offset=HEADER).reshape(shape)
+        height, width, channels = np.frombuffer(record, "<u4", 3).tolist()
+        if channels not in (1, 3):
+            raise ValueError(f"{channels} channels")
+        return np.frombuffer(record, np.uint8, offset=HEADER).reshape(height, width, channels)
     except ValueError as error:
         raise DecodeError(f"{name} is no raw image of {len(record)} bytes") from error
+
+
+# Shards
+
+
+@contextmanager
+def naming_damage(index: int, shards: Sequence[str], counts: Sequence[int]) -> Iterator[None]:
+    """Makes array_record's errors at reading image `index` one line with the shard's file and the record in it."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        ends = list(accumulate(counts))
+        shard = bisect_right(ends, index)
+        record = index - (ends[shard] - counts[shard])
+        raise DecodeError(f"record {record} of {shards[shard]} cannot be read: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What array_record says, without numbers of bytes and hashes."""
+    text = " ".join(str(error).split())
+    return text.partition(" (")[0].partition("; ")[0] or "its end is damaged"
+
+
+def count_records(
+    shards: Sequence[str], remedy: str, expected: Sequence[int] | None = None, threads: int = 16
+) -> list[int]:
+    """How many images each of these shards has. Only their ends are read.
+
+    Raises InputError for one that cannot be read, or has not as many as expected; `remedy` says what to do then.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader  # only this source needs it
+
+    def count(shard: str) -> int | str:
+        try:
+            reader = ArrayRecordReader(shard, options="readahead_buffer_size:0,max_parallelism:0")
+            try:
+                return reader.num_records()
+            finally:
+                reader.close()
+        except RuntimeError as error:
+            return reason(error)
+
+    with ThreadPoolExecutor(threads) as pool:  # of a network's file system, say, opening many takes a while
+        counts = list(pool.map(count, shards))
+    for shard, found, images in zip(shards, counts, expected or counts):
+        if found != images or isinstance(found, str):
+            of = "" if expected is None else f", of {images:,} images,"
+            why = f"cannot be read: {found}" if isinstance(found, str) else f"has {found:,}"
+            raise InputError(f"shard {shard!r}{of} {why}; {remedy}")
+    return [int(found) for found in counts]
 
 
 # Directories
@@ -138,6 +200,7 @@ def _open(root: Path, name: str) -> tuple[RecordsSource, dict[str, Any]]:
     if missing:
         raise InputError(f"{str(root)!r} lacks {listed(missing)}")
     shards, counts = tuple(map(os.fspath, paths)), tuple(split["shards"])
+    count_records(shards, REMEDY, counts)
     return RecordsSource(shards, counts, description["encoding"], f"{root} {name}"), split
 
 
@@ -146,15 +209,3 @@ def _read_labels(path: Path) -> Int32[np.ndarray, " n"]:
         return np.load(path)
     except (OSError, ValueError) as error:
         raise InputError(f"labels {str(path)!r} cannot be read: {error}") from error
-
-
-def count_records(paths: Sequence[Path]) -> list[int]:
-    """How many images each of these shards has."""
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    counts = []
-    for path in paths:
-        reader = ArrayRecordReader(os.fspath(path))
-        counts.append(reader.num_records())
-        reader.close()
-    return counts

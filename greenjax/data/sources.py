@@ -21,7 +21,7 @@ from jaxtyping import Int32, UInt8
 from ml_collections import ConfigDict
 
 from greenjax.data.encoded import DecodeError, Encoded, Image, decoded, undecoded
-from greenjax.data.records import open_records
+from greenjax.data.records import count_records, naming_damage, open_records
 from greenjax.errors import InputError, listed
 
 SUFFIXES = (".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png")
@@ -260,6 +260,8 @@ class TfdsSource:
     examples: Any  # tfds.core.data_sources.BaseDataSource: a sequence of dicts
     image: str
     name: str
+    shards: tuple[str, ...]
+    counts: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -268,7 +270,15 @@ class TfdsSource:
         return self.encoded(index).decode()
 
     def encoded(self, index: int) -> Encoded:
-        return self.image_of(self.examples[index], index)
+        return self.image_of(self.example(index), index)
+
+    def example(self, index: int) -> Mapping[str, Any]:
+        """All features, the image not decoded. Raises DecodeError."""
+        with naming_damage(index, self.shards, self.counts):
+            example = self.examples[index]
+        if example[self.image] is None:
+            raise DecodeError(f"{self.name_of(index)} has no image")
+        return example
 
     def image_of(self, example: Mapping[str, Any], index: int) -> Encoded:
         """The image of the example that was read at `index`."""
@@ -302,9 +312,15 @@ def open_tfds(data: ConfigDict, name: str) -> TfdsSource:
             f"{str(folder)!r} needs an image feature, named 'image' or the only one:"
             f" its features are {listed(builder.info.features)}"
         )
+    kind = np.dtype(builder.info.features[image].np_dtype).name
+    if kind not in ("uint8", "uint16"):  # TFDS stores the bytes of float32 as pixels of four channels
+        raise InputError(f"{str(folder)!r} has feature {image!r} of {kind}: expected an image of uint8 or uint16")
     decoders = dict.fromkeys(images, tfds.decode.SkipDecoding())
+    instructions = builder.info.splits[name].file_instructions
+    shards, counts = tuple(each.filename for each in instructions), tuple(each.take for each in instructions)
+    count_records(shards, "prepare the data set anew, or copy it again", counts)
     examples = builder.as_data_source(name, decoders=decoders, file_format=array_record)
-    return TfdsSource(examples, image, f"{builder.info.full_name} {name}")
+    return TfdsSource(examples, image, f"{builder.info.full_name} {name}", shards, counts)
 
 
 def features_of(features: Any, kind: type) -> list[str]:
