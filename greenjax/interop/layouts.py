@@ -97,14 +97,14 @@ def fixed_tensors(name: str, layout: Layout, config: ConfigDict, *, whole: bool)
 
 
 class Fault(NamedTuple):
-    """Why a library does not compute as here: what is so, and what follows there."""
+    """Why a library does not compute as here: what is so, and the rest of the sentence."""
 
     because: str
     there: str
     kind: Literal["refused", "differs", "small images"]  # the last: on larger ones, as here
 
     def __str__(self) -> str:
-        return f"{self.because}{', which ' if self.kind == 'refused' else ': there, '}{self.there}"
+        return self.because + self.there
 
 
 def check_geometry(name: str, layout: Layout, config: ConfigDict) -> list[str]:
@@ -139,7 +139,7 @@ def export_line(config: ConfigDict) -> str:
 def geometry_faults(name: str, layout: Layout, config: ConfigDict) -> Iterable[Fault]:
     """What of a resolved config's channels, grids and windows a library does not have, or has otherwise."""
     if name == "torchvision" and config.model.in_channels != 3:
-        yield Fault(f"model.in_channels is {config.model.in_channels}", "it cannot have: expected 3", "refused")
+        yield Fault(f"model.in_channels is {config.model.in_channels}", ": expected 3", "refused")
     window, grid = config.model.window, token_grid(config)
     if window is None:
         return
@@ -148,25 +148,26 @@ def geometry_faults(name: str, layout: Layout, config: ConfigDict) -> Iterable[F
         at = f"stage {stage + 1} has a grid of {rows} x {columns} tokens"
         if layout.whole_windows and min(rows, columns) < window:
             least = window * config.model.patch * 2**stage
-            there = f"it cannot have: expected an image_size of at least {least} a side there"
+            there = f", which it cannot have: expected an image_size of at least {least} a side there"
             yield Fault(f"{at}, smaller than the window of {window}", there, "refused")
         if name == "timm" and family(config) == "swin" and rows != columns and min(rows, columns) <= window:
-            there = "timm cuts on each axis by itself: expected a square grid, or one with both sides above the window"
+            expected = "expected a square grid, or one with both sides above the window"
+            there = f", which timm cuts on each axis by itself: {expected}"
             yield Fault(f"{at} with a window of {window}", there, "refused")
         side = stage_windows(config)[stage][0]
         if rows % side or columns % side:
             because = f"{at}, no multiple of the window of {side}"
             if layout.multiples:
-                yield Fault(because, f"it cannot run: expected multiples of {side}", "refused")
+                yield Fault(because, f", which it cannot run: expected multiples of {side}", "refused")
             elif (name, family(config)) != ("mmdet", "twins") or not (rows % side and columns % side):
                 # mmpretrain's Twins hides its padding, if both axes have some.
-                yield Fault(because, "padding attends; here it does not", "differs")
+                yield Fault(because, ": there, padding attends; here it does not", "differs")
         elif (
             (name, family(config)) == ("mmdet", "swin")
             and min(rows, columns) <= window
             and config.model.depths[stage] > 1
         ):
-            there = "odd blocks shift it; in larger images all is equal"
+            there = ": there, odd blocks shift it; in larger images all is equal"
             yield Fault(f"{at}, no more than one window", there, "small images")
 
 
