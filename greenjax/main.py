@@ -45,6 +45,7 @@ def _run(config: ConfigDict, workdir: Path, again: str) -> None:
         processes.end(f"greenjax: {error}")
 
     from greenjax.checkpoint import SaveError
+    from greenjax.data import WorkerDied
     from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, run
 
     gc.freeze()
@@ -57,6 +58,8 @@ def _run(config: ConfigDict, workdir: Path, again: str) -> None:
         sys.exit(EXIT_CODE)
     except (InputError, DivergedError, SaveError) as error:
         processes.end(f"greenjax: {error}")
+    except WorkerDied as error:
+        processes.end(f"greenjax: {error}: {again}")
     except Exception as error:
         processes.end(error)
 

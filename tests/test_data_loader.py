@@ -1,27 +1,31 @@
 """The loader: a batch depends on (seed, step) alone, and each epoch has every image once."""
 
 import contextlib
+import gc
 import logging
-import multiprocessing
 import os
-import shutil
+import random
 import signal
 import subprocess
 import sys
 import time
+import traceback
+from collections import deque
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import grain
 import jax
 import numpy as np
 import pytest
+from tiny_data import encode, picture
+from worker_cases import Big, Broken, Strange, constants
 
 from greenjax.config import resolve
-from greenjax.data import DecodeError, eval_batches, open_source, train_batches
-from greenjax.data.loader import order_seed, shuffled
-from greenjax.data.workers import warn_of_small_shared_memory
+from greenjax.data import Undecodable, WorkerDied, eval_batches, open_source, train_batches
+from greenjax.data.loader import ImagesError, order_seed, shuffled
+from greenjax.data.undecodable import Fault
+from greenjax.data.workers import WorkerError, WorkerPool
 from greenjax.errors import InputError
 from greenjax.planning import Planner
 
@@ -38,26 +42,6 @@ def planner(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         return Planner.from_config(tiny_config())
-
-
-def constants(count):
-    """Image i has the value i everywhere, which no crop or flip changes."""
-    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 6, 7, 1)).copy()
-
-
-class Broken:
-    """A source some of whose images cannot be decoded."""
-
-    def __init__(self, images, broken):
-        self.images, self.broken = images, broken
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        if index in self.broken:
-            raise DecodeError(f"file{index}.jpg cannot be decoded as an image")
-        return self.images[index]
 
 
 def take(iterator, count):
@@ -126,17 +110,6 @@ def test_workers_change_nothing(planner):
     assert_equal(take(train_batches(tiny_config(workers=2), source, planner, 3), 5), whole[3:])
 
 
-def test_workers_start_before_they_are_asked(planner):
-    source = open_source(tiny_config().data, "train[:20]")
-    with contextlib.closing(train_batches(tiny_config(workers=2), source, planner, 0)) as batches:
-        deadline = time.monotonic() + 60
-        while len(multiprocessing.active_children()) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert len(multiprocessing.active_children()) == 2
-        next(batches)
-    assert not multiprocessing.active_children()
-
-
 def test_rows_plans_and_groups_belong_together(planner):
     """Row r of step t is image t * batch_size + r, in mask group r // (batch_size // groups)."""
     config = tiny_config()
@@ -164,11 +137,39 @@ def test_an_undecodable_image_is_replaced_by_the_next_and_named(planner, caplog)
     assert sum(batch.undecodable.sum() for batch in batches) == 4  # two images, two epochs
     warnings = [record.getMessage() for record in caplog.records]
     assert all(any(f"file{i}.jpg" in warning for warning in warnings) for i in broken) and len(warnings) == 2
+    assert all(batch.valid.all() for batch in batches)
 
 
-def test_a_source_without_any_decodable_image_stops_the_run(planner):
-    with pytest.raises(InputError, match="100 images in a row could not be decoded"):
-        next(train_batches(tiny_config(), Broken(constants(4), range(4)), planner))
+@pytest.mark.parametrize("workers", [0, 1])
+def test_most_images_undecodable_stop_the_run(planner, workers):
+    """Two of three: no hundred in a row, and yet not the fault of single files."""
+    broken = Broken(constants(6), {0, 1, 3, 5})
+    with pytest.raises(InputError, match=r"\d\d of the last 100 images cannot be used: file\d.jpg cannot be decoded"):
+        take(train_batches(tiny_config(workers=workers), broken, planner), 50)
+
+
+def test_a_quarter_of_them_does_not(planner):
+    batches = take(train_batches(tiny_config(), Broken(constants(20), range(5)), planner), 20)
+    assert min(told(batches)) == 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_whatever_an_image_raises_is_its_fault(planner, workers, caplog):
+    source = Strange(constants(20), frozenset({5}))
+    with caplog.at_level(logging.WARNING):
+        batches = take(train_batches(tiny_config(workers=workers), source, planner), 15)
+    assert 5 not in told(batches) and sum(batch.undecodable.sum() for batch in batches) == 6
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning == "file5.jpg: IndexError: list index out of range; the next image takes its place"
+
+
+@pytest.mark.parametrize("workers, error", [(0, ImagesError), (1, WorkerError)])
+def test_what_all_images_raise_ends_the_run_with_the_first_traceback(planner, workers, error):
+    source = Strange(constants(20), frozenset(range(20)))
+    with pytest.raises(error) as raised:
+        next(train_batches(tiny_config(workers=workers), source, planner))
+    said = "".join(traceback.format_exception(raised.value))
+    assert "return [][1] if" in said and "IndexError" in said and "100 of the last 100 images cannot be used" in said
 
 
 # Held-out
@@ -187,38 +188,230 @@ def test_held_out_images_come_once_in_order_with_fixed_masks(planner, count, eva
     assert_equal(list(eval_batches(tiny_config(eval_images=eval_images), constants(count), planner)), batches)
 
 
-def test_an_undecodable_held_out_image_is_replaced(planner):
+def test_an_undecodable_held_out_image_is_left_out(planner):
     batch = next(eval_batches(tiny_config(), Broken(constants(8), {7, 2}), planner))
-    assert told([batch]) == [0, 1, 3, 3, 4, 5, 6, 0] and batch.undecodable.tolist() == [0, 1, 0, 1]
+    assert told([batch]) == [0, 1, 0, 3, 4, 5, 6, 0] and batch.undecodable.tolist() == [0, 1, 0, 1]
+    assert batch.valid.ravel().tolist() == [True, True, False, True, True, True, True, False]
+
+
+# Which are undecodable
+
+
+def test_an_image_is_named_once_in_a_run_wherever_it_is_met(planner, caplog, tmp_path):
+    """By two workers over three epochs, in evaluations, and after the run was resumed."""
+    source, config = Strange(constants(20), frozenset({5, 11})), tiny_config(workers=2)
+    with caplog.at_level(logging.WARNING):
+        for part in range(2):
+            undecodable = Undecodable(tmp_path, resuming=part > 0)
+            assert len(undecodable) == (2 if part else 0)
+            for _ in range(2):
+                list(eval_batches(config, source, planner, undecodable=undecodable))
+            take(train_batches(config, source, planner, undecodable=undecodable), 8)
+            assert len(undecodable) == 2
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["file5.jpg", "file11.jpg"]
+    lines = (tmp_path / "undecodable.txt").read_text().splitlines()
+    assert lines == [f"file{i}.jpg\tIndexError: list index out of range" for i in (5, 11)]
+
+
+def test_images_of_two_splits_of_a_folder_are_told_apart(planner, caplog, tmp_path):
+    """Number 0 of either: a slice names the file, not the place in it."""
+    (tmp_path / "images").mkdir()
+    for i in range(8):
+        (tmp_path / "images" / f"{i}.png").write_bytes(encode(picture(i)) if i % 4 else b"")
+    config = tiny_config(source="folder", path=str(tmp_path / "images"))
+    undecodable = Undecodable()
+    for split in ("all[:4]", "all[4:]"):
+        list(eval_batches(config, open_source(config.data, split), planner, undecodable=undecodable))
+    assert len(undecodable) == 2 and all(f"{i}.png: cannot be decoded as an image" in caplog.text for i in (0, 4))
+
+
+def test_a_run_begun_anew_begins_a_new_list(tmp_path):
+    Undecodable(tmp_path).add([Fault("a.jpg", "is empty")], "so")
+    assert len(Undecodable(tmp_path)) == 0 and not (tmp_path / "undecodable.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["new\nline.jpg", "tab\t.jpg", "caf\u00e9 \u2028.jpg", "bytes \udcff.jpg"])
+def test_odd_names_are_known_again(name, tmp_path, caplog):
+    Undecodable(tmp_path).add([Fault(name, "is\nempty"), Fault("b.jpg", "is empty")], "so")
+    with (tmp_path / "undecodable.txt").open("a") as file:
+        file.write("killed in the mid")
+    undecodable = Undecodable(tmp_path, resuming=True)
+    caplog.clear()
+    undecodable.add([Fault(name, "is empty"), Fault("c.jpg", "is empty")], "so")
+    assert len(undecodable) == 3 and "c.jpg" in caplog.text and len(caplog.records) == 1
+    assert len((tmp_path / "undecodable.txt").read_bytes().splitlines()) == 3
+
+
+def test_many_are_named_in_the_file_alone(tmp_path, caplog):
+    undecodable = Undecodable(tmp_path)
+    for i in range(150):
+        undecodable.add([Fault(f"{i}.jpg", "is empty")], "so")
+    assert len(caplog.records) == 101 and "100 images cannot be used" in caplog.records[-1].getMessage()
+    assert len((tmp_path / "undecodable.txt").read_text().splitlines()) == len(undecodable) == 150
 
 
 # Processes
 
 
-def test_too_little_shared_memory_is_said_beforehand(monkeypatch, caplog):
-    monkeypatch.setattr(os.path, "isdir", lambda path: True)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 << 20))
-    with caplog.at_level(logging.WARNING):
-        warn_of_small_shared_memory(tiny_config(batch_size=2048, workers=2))
-        assert not caplog.records
-        warn_of_small_shared_memory(tiny_config(batch_size=8192, workers=3))
-    assert "0.1 GB free, 3 workers need up to 0.1 GB" in caplog.text
+@pytest.fixture
+def pool():
+    """A pool whose workers are gone after the test. A worker's death that nobody notices ends the test by a signal."""
+    pools = []
+
+    def make(make_batch, first=0, workers=2):
+        pools.append(WorkerPool(make_batch, first, workers))
+        return pools[-1]
+
+    usual = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("nothing came for two minutes"))
+    signal.alarm(120)
+    yield make
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, usual)
+    for each in pools:
+        each.close()
+
+
+def children(pid=None):
+    """The data workers of a process, found as a script from outside would find them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == (pid or os.getpid()) and b"spawn_main" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_of_a_pool_come_in_order_and_stay_as_they_are(pool, workers):
+    """JAX uses such memory as it is, without a copy: later batches must not be written there."""
+    made, device, host = pool(Big(size=64 << 10), 5, workers), [], []
+    for step in range(5, 25):
+        batch = next(made)
+        assert batch["none"] is None and batch["odd"].tolist() == list(range(step % 7))
+        assert batch["images"].ctypes.data % 64 == 0 and batch["images"].flags.writeable
+        host.append(batch["images"])
+        device.append(jax.device_put(batch["images"], jax.local_devices()[0]))
+    made.close()
+    for step, (here, there) in enumerate(zip(host, device), 5):
+        assert (here == step).all() and (np.asarray(there) == step).all()
+    assert next(made, None) is None  # closed
+
+
+def test_workers_start_before_they_are_asked_and_end_with_the_pool(pool):
+    made = pool(Big())
+    assert len(children()) == 2
+    next(made)
+    made.close()
+    assert not children()
+
+
+def test_workers_end_with_a_pool_that_nobody_has_any_more():
+    made = WorkerPool(Big(), 0, 2)
+    assert len(children()) == 2
+    del made
+    gc.collect()
+    assert not children()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_worker_killed_at_any_moment_is_named(pool, seed):
+    """At a random moment of its work, with messages of some megabytes on the way."""
+    dice = random.Random(seed)
+    made = pool(Big())
+    for _ in range(dice.randrange(4)):
+        next(made)
+    time.sleep(dice.random() * 0.02)
+    victim = dice.choice(children())
+    os.kill(victim, signal.SIGKILL)
+    said = rf"data worker [12] of 2 \(process {victim}\) was killed by SIGKILL \(out of memory\?\)$"
+    with pytest.raises(WorkerDied, match=said):
+        deque(made, maxlen=0)
+    assert not children() and next(made, None) is None
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_worker_killed_before_its_first_batch_is_named(pool, stopped):
+    """With a pickled source that no pipe would hold; also one that is stopped, as by a debugger, and then killed."""
+    made = pool(Big(padding="x" * (1 << 20)))
+    victim = children()[0]
+    if stopped:
+        os.kill(victim, signal.SIGSTOP)
+        time.sleep(0.1)
+    os.kill(victim, signal.SIGKILL)
+    with pytest.raises(WorkerDied, match=f"process {victim}"):
+        deque(made, maxlen=0)
+
+
+def test_what_a_worker_raises_comes_in_its_place(pool):
+    """The batches before it first, whoever makes them."""
+    for raised, error, said in (
+        ("input", InputError, "^data.path is 'x' at step 3$"),
+        ("error", WorkerError, "KeyError: 3"),
+    ):
+        made = pool(Big({3: raised}, size=10))
+        with pytest.raises(error, match=said):
+            for step in range(9):
+                assert next(made)["images"][0] == step
+        assert step == 3
+
+
+@pytest.mark.parametrize("how, code", [("exit", 3), ("hold", 4)])
+def test_a_worker_that_ends_itself_is_named_with_its_exit_code(pool, how, code):
+    with pytest.raises(WorkerDied, match=f"data worker 1 of 2 .* ended with exit code {code}$"):
+        deque(pool(Big({2: how})), maxlen=0)
+
+
+def test_workers_end_at_once_however_large_their_batches(pool):
+    """Stuck in the middle of their work, or done and waiting: nothing is waited for."""
+    made = pool(Big(size=1 << 24), workers=4)
+    next(made)
+    victims = children()
+    made.close()
+    assert len(victims) == 4 and not any(map(alive, victims))
+
+
+def test_signals_to_all_processes_of_a_run_leave_its_workers_alone(pool):
+    """Also such that come while a worker starts: the run decides."""
+    made = pool(Big(size=10))
+    for _ in range(20):
+        for worker in children():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.kill(worker, number)
+        time.sleep(0.05)
+    assert [next(made)["images"][0] for _ in range(10)] == list(range(10))
+
+
+def test_a_worker_imports_neither_jax_nor_orbax(pool):
+    """A nested function is sent by value: its module, which imports JAX, stays here."""
+
+    def imported(step):
+        return {name for name in ("jax", "orbax", "greenjax.data.loader") if name in sys.modules}
+
+    assert next(pool(imported, workers=1)) == {"greenjax.data.loader"}
 
 
 SCRIPT = """
-import multiprocessing, sys, time
+import sys, time
+from pathlib import Path
 from greenjax.config import resolve
-from greenjax.data import open_source, train_batches
+from greenjax.data import train_batches
 from greenjax.planning import Planner
 
-if __name__ == "__main__":
-    model = {"patch": 2, "depths": (2, 2, 2), "num_heads": (1, 2, 4), "embed_dim": 8, "window": 4}
-    data = {"source": "digits", "batch_size": 8, "workers": int(sys.argv[1])}
-    config = resolve({"steps": 1, "image_size": 32, "model": model, "data": data})
-    batches = train_batches(config, open_source(config.data, "train"), Planner.from_config(config))
-    assert next(batches).images.shape == (8, 1, 32, 32, 3)
-    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-    time.sleep(float(sys.argv[2]))
+class Images:
+    def __len__(self):
+        return 20
+    def __getitem__(self, index):
+        import numpy as np
+        return np.full((6, 7, 3), index, np.uint8)
+
+model = {"patch": 2, "depths": (2, 2, 2), "num_heads": (1, 2, 4), "embed_dim": 8, "window": 4}
+data = {"source": "digits", "batch_size": 8, "workers": int(sys.argv[1])}
+config = resolve({"steps": 1, "image_size": 32, "model": model, "data": data})
+batches = train_batches(config, Images(), Planner.from_config(config))
+assert next(batches).images.shape == (8, 1, 32, 32, 3)
+print("made", flush=True)
+time.sleep(float(sys.argv[2]))
 """
 
 
@@ -228,10 +421,10 @@ def script(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def start(first, *arguments):
+    def start(first, *arguments, **how):
         (tmp_path / "script.py").write_text(first + SCRIPT)
         command = [sys.executable, str(tmp_path / "script.py"), *map(str, arguments)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how)
 
     return start
 
@@ -243,16 +436,22 @@ def test_neither_jax_nor_tensorflow_is_needed(script):
     assert process.returncode == 0
 
 
+def test_a_script_needs_no_main_guard(script):
+    """Workers do not import it, and know its classes all the same; nothing is said at the end."""
+    process = script("", 2, 0)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and said == "made\n"
+
+
 def test_workers_end_when_the_run_is_killed(script):
     process = script("", 1, 60)
-    (worker,) = (int(pid) for pid in process.stdout.readline().split())
-    process.stdout.close()
-    assert alive(worker)
+    process.stdout.readline()
+    (worker,) = children(process.pid)
     process.kill()
-    process.wait()
-    deadline = time.monotonic() + 10
+    process.communicate()
+    deadline = time.monotonic() + 60
     while alive(worker) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.05)
     try:
         assert not alive(worker)
     finally:

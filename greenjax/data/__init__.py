@@ -1,8 +1,9 @@
 """Data: from images on disk to batches of uint8 images with their masks and plans.
 
 Read in this order: sources (where images come from), encoded (how they are decoded), labels (their classes), augment
-(what is done to them), randaugment (what more, in fine-tuning), loader (in which order). Apart from these: records
-(images shrunk beforehand) and prepare, the command that makes them.
+(what is done to them), randaugment (what more, in fine-tuning), loader (in which order), workers (by which processes),
+undecodable (what cannot be used). Apart from these: records (images shrunk beforehand) and prepare, the command that
+makes them.
 """
 
 from greenjax.data.augment import CentreView
@@ -10,6 +11,7 @@ from greenjax.data.encoded import DecodeError
 from greenjax.data.labels import LabelledSource, check_classes, draw_of_each_class, first_images, open_labelled
 from greenjax.data.loader import (
     Batch,
+    Batches,
     LabelledBatch,
     blank_batch,
     blank_labelled_batch,
@@ -20,14 +22,19 @@ from greenjax.data.loader import (
 )
 from greenjax.data.overlap import warn_of_overlap
 from greenjax.data.sources import Source, open_source
+from greenjax.data.undecodable import Undecodable
+from greenjax.data.workers import WorkerDied
 
 __all__ = [
     "Batch",
+    "Batches",
     "CentreView",
     "DecodeError",
     "LabelledBatch",
     "LabelledSource",
     "Source",
+    "Undecodable",
+    "WorkerDied",
     "blank_batch",
     "blank_labelled_batch",
     "check_classes",

@@ -112,6 +112,10 @@ class Slice:
             raise IndexError(f"image {index} of {len(self)}")
         return undecoded(self.source, self.start + index)
 
+    def name_of(self, index: int) -> str:
+        named = getattr(self.source, "name_of", None)
+        return str(self.start + index) if named is None else named(self.start + index)
+
 
 # Digits
 

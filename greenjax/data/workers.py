@@ -1,43 +1,301 @@
-"""What worker processes need: shared memory, signals, memory that is kept, an end with their parent."""
+"""Worker processes that make batches, and the pool that starts, feeds, watches and ends them.
+
+A worker shares nothing with the others. One socket joins it to the run: batches come out of it, credits go in, and its
+end-of-file is the death of either side, whenever and however that comes. A batch travels in an anonymous file whose
+descriptor goes through the socket in one small message, so that nobody ever waits for the rest of a large one.
+"""
 
 import ctypes
-import math
-import multiprocessing
+import mmap
 import os
-import shutil
+import pickle
+import selectors
 import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
 import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from types import TracebackType
+from typing import Any, BinaryIO
 
+import cloudpickle
 import cv2
 from absl import logging
-from ml_collections import ConfigDict
 
-MIN_SHARED = 1 << 22  # bytes; smaller arrays are copied between processes instead of shared
+from greenjax.errors import InputError
+
+AHEAD = 2  # batches of a worker that nobody has taken yet, the one in the making included
+ALIGNED = 64  # bytes: JAX uses arrays in the host's memory as they are where they begin at a multiple of it
+LOOK_EVERY = 1.0  # seconds between two looks whether the workers live, for deaths that close no socket
+SAY_AFTER = 60.0  # seconds of waiting for one batch
+GONE_WITHIN = 5.0  # seconds that a killed process may take
+MESSAGE = struct.Struct("<QQ?")  # where in the file the pickle begins, the file's length, whether it is a failure
+LEFT_TO_THE_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a terminal signals all processes of a run at once
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-BATCHES_PER_WORKER = 3.5  # that exist at one time, seen with Grain 0.2.18
 
 
-def warn_of_small_shared_memory(config: ConfigDict) -> None:
-    """Batches travel through /dev/shm. Where that is too small, as in many containers, workers just die."""
-    data = config.data
-    batch = math.prod((data.batch_size, *config.image_size, config.model.in_channels))  # bytes
-    needed = BATCHES_PER_WORKER * data.workers * batch
-    if batch < MIN_SHARED or not os.path.isdir("/dev/shm"):
-        return
-    free = shutil.disk_usage("/dev/shm").free
-    if free < needed:
-        found = f"/dev/shm has {free / 1e9:.1f} GB free, {data.workers} workers need up to {needed / 1e9:.1f} GB"
-        remedy = "lower data.workers or data.batch_size, or give a container more (docker run --shm-size)"
-        logging.warning("%s: %s", found, remedy)
+class WorkerDied(RuntimeError):
+    """A worker process ended although nobody had asked it to; the message is one line that says which and how."""
 
 
-def start_worker(index: int, count: int) -> None:
-    """Runs first in each worker process."""
+class WorkerError(RuntimeError):
+    """A worker raised something; the message has its traceback."""
+
+
+@dataclass
+class _Worker:
+    """What the run has of a worker."""
+
+    name: str
+    process: subprocess.Popen
+    link: socket.socket
+    made: deque["_Message"] = field(default_factory=deque)
+    failed: bool = False
+
+
+class WorkerPool(Iterator[Any]):
+    """make(first), make(first + 1), ... in order. `workers` processes, numbered 1 to `workers`, make them in turn.
+
+    `make` must be picklable and give what depends on its argument alone; a class or function of the running script is
+    sent by value. The arrays that it returns are not copied: each batch has memory of its own, which lives as long as
+    one of its arrays. Until then it takes one of the process's file descriptors.
+
+    `next` raises what a worker raised in place of its batch: InputError as it was, all else as WorkerError; and
+    WorkerDied as soon as any worker is dead. The processes end with `close()`, with the pool, or with the run,
+    however that ends.
+    """
+
+    def __init__(self, make: Callable[[int], Any], first: int, workers: int):
+        self._workers: list[_Worker] = []
+        self._next = 0  # whose turn it is
+        self._selector = selectors.DefaultSelector()
+        self._end = weakref.finalize(self, _end_all, self._workers)  # at exit too
+        with _anonymous_file() as source:
+            cloudpickle.dump(make, source)
+            source.flush()
+            for number in range(workers):
+                worker = _start(number, workers, first, source.fileno())
+                self._workers.append(worker)
+                self._selector.register(worker.link, selectors.EVENT_READ, worker)
+
+    def __next__(self) -> Any:
+        if not self._workers:
+            raise StopIteration
+        worker = self._workers[self._next]
+        try:
+            self._receive(0)
+            since = time.monotonic()
+            while not worker.made:
+                self._receive(LOOK_EVERY)
+                if time.monotonic() - since > SAY_AFTER:
+                    logging.warning("waiting for a batch of %s", worker.name)
+                    since = time.monotonic()
+            made = worker.made.popleft()
+            if not made.failed:
+                _give_credit(worker)
+        except WorkerDied:
+            self.close()
+            raise
+        self._next = (self._next + 1) % len(self._workers)
+        if made.failed:
+            self.close()
+        return made.opened(worker.name)
+
+    def close(self) -> None:
+        """Ends the processes at once; arrays of batches stay as they are."""
+        self._end()
+        self._selector.close()
+
+    def _receive(self, seconds: float | int) -> None:
+        """Takes what has come from any worker, or comes within so many seconds. Raises WorkerDied."""
+        ready = self._selector.select(seconds)
+        for key, _ in ready:
+            worker: _Worker = key.data
+            message = _received(worker)
+            worker.made.append(message)
+            if message.failed:  # the process ends now, and is told of when its turn comes
+                worker.failed = True
+                self._selector.unregister(worker.link)
+        if not ready:  # a process that a worker started may hold its socket open
+            dead = [each for each in self._workers if not each.failed and each.process.poll() is not None]
+            if dead and not self._selector.select(0):  # it may have sent something in between
+                raise _death(dead[0])
+
+
+# The run's side
+
+
+def _start(number: int, workers: int, first: int, source: int) -> _Worker:
+    """A process that knows nothing of the script that started it: neither its main module nor its standard input."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        path = [entry for entry in sys.path if isinstance(entry, str)]
+        begin = f"spawn_main({theirs.fileno()}, {source}, {first + number}, {workers})"
+        command = f"import sys; sys.path[:] = {path!r}; from greenjax.data.workers import spawn_main; {begin}"
+        # The child inherits what is blocked here, so that no signal ends it before it ignores them.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_RUN)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-c", command], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), source)
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return _Worker(f"data worker {number + 1} of {workers} (process {process.pid})", process, ours)
+
+
+def _end_all(workers: list[_Worker]) -> None:
+    """Workers hold nothing that would be lost."""
+    for worker in workers:
+        worker.process.kill()
+        worker.link.close()
+    for worker in workers:
+        try:
+            worker.process.wait(GONE_WITHIN)
+        except subprocess.TimeoutExpired:  # it waits in the kernel, for a disk or a network
+            logging.warning("%s does not end: leaving it behind", worker.name)
+    workers.clear()
+
+
+def _give_credit(worker: _Worker) -> None:
+    try:
+        worker.link.send(b"+")
+    except OSError:
+        raise _death(worker) from None
+
+
+def _received(worker: _Worker) -> "_Message":
+    """The message that waits in the socket of a worker. Raises WorkerDied at its end-of-file."""
+    flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+    try:
+        message, descriptors, _, _ = socket.recv_fds(worker.link, MESSAGE.size, 1, flags)
+    except OSError:
+        message, descriptors = b"", []
+    if len(message) < MESSAGE.size or not descriptors:
+        raise _death(worker)
+    begin, length, failed = MESSAGE.unpack(message)
+    try:
+        return _Message(mmap.mmap(descriptors[0], length), begin, failed)
+    finally:
+        os.close(descriptors[0])
+
+
+def _death(worker: _Worker) -> WorkerDied:
+    try:
+        code = worker.process.wait(GONE_WITHIN)  # its socket closes a moment before
+    except subprocess.TimeoutExpired:
+        return WorkerDied(f"{worker.name} closed its connection")
+    if code >= 0:
+        return WorkerDied(f"{worker.name} ended with exit code {code}")
+    names = {each.value: each.name for each in signal.Signals}
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return WorkerDied(f"{worker.name} was killed by {names.get(-code, f'signal {-code}')}{hint}")
+
+
+@dataclass
+class _Message:
+    """A batch, or what a worker raised: buffers, then from `begin` on their places and the pickle that has them."""
+
+    memory: mmap.mmap
+    begin: int
+    failed: bool
+
+    def opened(self, sender: str) -> Any:
+        """The batch. Raises what the worker raised."""
+        content = memoryview(self.memory)
+        places, pickled = pickle.loads(content[self.begin :])
+        found = pickle.loads(pickled, buffers=[content[start:stop] for start, stop in places])
+        if not self.failed:
+            return found
+        is_input, text = found
+        raise InputError(text) if is_input else WorkerError(f"{sender}:\n{text}")
+
+
+# Both sides
+
+
+def _anonymous_file() -> BinaryIO:
+    """In memory where the system has such files: they do not count to /dev/shm, which containers keep small."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("greenjax"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+# The worker's side
+
+
+def spawn_main(link: int, source: int, first: int, every: int) -> None:
+    """The life of a worker: makes batches `first`, `first` + `every`, ... for as long as the run wants them.
+
+    `link` is its end of the socket and `source` the file with the pickled function, both as descriptors.
+    """
+    for number in LEFT_TO_THE_RUN:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_THE_RUN)
+    run, credits = socket.socket(fileno=link), threading.Semaphore(AHEAD)
+    sys.excepthook = lambda kind, error, trace: _fail(run, kind, error, trace)
+    threading.Thread(target=_take_credits, args=(run, credits), daemon=True).start()
     cv2.setNumThreads(0)  # the workers are the parallelism
     keep_freed_memory()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the run decides when to stop; a terminal tells all its processes
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _import_grain_alone()
+    with mmap.mmap(source, 0, access=mmap.ACCESS_READ) as pickled:
+        make = pickle.loads(pickled)
+    os.close(source)
+    for step in count(first, every):
+        credits.acquire()
+        _send(run, make(step))
+
+
+def _take_credits(run: socket.socket, credits: threading.Semaphore) -> None:
+    try:
+        while run.recv(1):
+            credits.release()
+    finally:
+        os._exit(1)  # the run has ended; the main thread may be in the middle of a batch
+
+
+def _send(run: socket.socket, value: Any, failed: bool = False) -> None:
+    buffers: list[pickle.PickleBuffer] = []
+    pickled, places, end = pickle.dumps(value, protocol=5, buffer_callback=buffers.append), [], 0
+    with _anonymous_file() as file:
+        for buffer in buffers:
+            with buffer.raw() as content:
+                begin = -(-end // ALIGNED) * ALIGNED
+                end = begin + content.nbytes
+                file.seek(begin)
+                file.write(content)
+            places.append((begin, end))
+        file.seek(end)
+        file.write(pickle.dumps((places, pickled)))
+        file.flush()
+        socket.send_fds(run, [MESSAGE.pack(end, file.tell(), failed)], [file.fileno()])
+
+
+def _fail(run: socket.socket, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Tells the run what was raised, in place of the terminal."""
+    is_input = isinstance(error, InputError)
+    text = str(error) if is_input else "".join(traceback.format_exception(kind, error, trace)).rstrip()
+    _send(run, (is_input, text), failed=True)
+
+
+def _import_grain_alone() -> None:
+    """Imports Grain without JAX and Orbax, which take longer than all else: it does without them, but for a warning."""
+    alone, verbosity = ("jax", "orbax"), logging.get_verbosity()
+    sys.modules.update(dict.fromkeys(alone))  # type: ignore[arg-type]  # an import of None raises ImportError
+    logging.set_verbosity(logging.ERROR)
+    import grain.experimental  # noqa: F401
+
+    logging.set_verbosity(verbosity)
+    for name in alone:
+        del sys.modules[name]
 
 
 def keep_freed_memory() -> None:
@@ -50,11 +308,3 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
         mallopt(M_TRIM_THRESHOLD, 64 << 20)
-
-
-def _end_with_parent() -> None:
-    """Without this a worker whose parent was killed would wait for it for ever, holding its batches."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from greenjax.data import Batch, Source, eval_batches
+from greenjax.data import Batch, Source, Undecodable, eval_batches
+from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place, Placement
 from greenjax.evaluation.reconstruct import draw_reconstructions
 from greenjax.planning import Planner, token_grid
@@ -23,8 +24,18 @@ PICTURES = 8  # images in a grid
 class HeldOut:
     """The held-out images of one run."""
 
-    def __init__(self, config: ConfigDict, source: Source, planner: Planner, graphdef: nnx.GraphDef, place: Placement):
+    def __init__(
+        self,
+        config: ConfigDict,
+        source: Source,
+        planner: Planner,
+        graphdef: nnx.GraphDef,
+        place: Placement,
+        undecodable: Undecodable | None = None,
+    ):
+        """Images that cannot be used are left out, and told to `undecodable`."""
         self.config, self.source, self.planner, self.place = config, source, planner, place
+        self.undecodable = undecodable
         self.own = place.own(config.mask.groups)
 
         @jax.jit
@@ -44,7 +55,7 @@ class HeldOut:
     def batches(self) -> Iterator[Batch]:
         """This process's held-out images, in parts as large as those of a training step: they fit where it fits."""
         part = len(self.own) // self.config.optim.accumulation
-        for batch in eval_batches(self.config, self.source, self.planner, self.own):
+        for batch in eval_batches(self.config, self.source, self.planner, self.own, self.undecodable):
             for first in range(0, len(self.own), part):
                 yield jax.tree.map(lambda leaf, first=first: leaf[first : first + part], batch)
 
@@ -54,6 +65,8 @@ class HeldOut:
         for batch in self.batches():
             losses, valid = gathered((self._losses(params, self.place(batch)), batch.valid))
             total, count = total + losses[valid].sum(dtype=np.float64), count + valid.sum()
+        if not count:
+            raise InputError("no held-out image can be used: expected at least 1 (warnings name them)")
         return float(total / count)
 
     def best_constant(self, params: Any) -> float:

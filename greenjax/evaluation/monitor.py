@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32
 from ml_collections import ConfigDict
 
-from greenjax.data import LabelledSource, first_images, labelled_eval_batches, open_labelled
+from greenjax.data import LabelledSource, Undecodable, first_images, labelled_eval_batches, open_labelled
 from greenjax.evaluation.checks import Placement
 from greenjax.evaluation.classify import accuracy, extract
 from greenjax.evaluation.knn import knn_scores
@@ -32,11 +32,13 @@ class Monitor:
         self.config, self.place = config, place
         self.pooled = pooled_features(graphdef)
 
-    def measure(self, params: Any) -> dict[str, int | float]:
+    def measure(self, params: Any, undecodable: Undecodable | None = None) -> dict[str, int | float]:
         """{"knn_top1": ..., "knn_top5": ...} for the first of `knn.k`, or the same of a linear fit."""
         kind, classes = self.config.monitor, len(self.train.classes)
         sources = self.train, self.held_out
-        bank, queries = (features_of(self.config, self.pooled, params, each, self.place) for each in sources)
+        bank, queries = (
+            features_of(self.config, self.pooled, params, each, self.place, undecodable) for each in sources
+        )
         # Features live on the host; one device of each process classifies them, outside the mesh of the training.
         with jax.transfer_guard("allow"), jax.set_mesh(jax.sharding.Mesh(jax.local_devices()[:1], "one")):
             if kind == "knn":
@@ -53,10 +55,15 @@ def pooled_features(graphdef: nnx.GraphDef) -> Callable[[Any, Array], Array]:
 
 
 def features_of(
-    config: ConfigDict, pooled: Callable, params: Any, source: LabelledSource, place: Placement
+    config: ConfigDict,
+    pooled: Callable,
+    params: Any,
+    source: LabelledSource,
+    place: Placement,
+    undecodable: Undecodable | None = None,
 ) -> Features:
-    """Features and labels of all images of a source."""
-    batches = labelled_eval_batches(config, source, place.own(config.data.batch_size))
+    """Features and labels of all images of a source; those that cannot be used are left out."""
+    batches = labelled_eval_batches(config, source, place.own(config.data.batch_size), undecodable)
     return extract(pooled, params, batches, place)
 
 

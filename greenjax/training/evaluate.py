@@ -14,6 +14,7 @@ from greenjax.console import say
 from greenjax.data import (
     CentreView,
     LabelledSource,
+    Undecodable,
     check_classes,
     labelled_eval_batches,
     open_labelled,
@@ -43,12 +44,15 @@ from greenjax.training.sharding import Placement, make_mesh
 class Judge:
     """A classifier's answers on labelled images: each image once, whatever the batch size and the devices."""
 
-    def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, mesh: Mesh):
+    def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, mesh: Mesh, undecodable: Undecodable | None = None):
+        """Images that cannot be used are left out, and told to `undecodable`."""
         self.config, self.place = config, Placement(mesh)
+        self.undecodable = Undecodable() if undecodable is None else undecodable
         self.forward = lambda params, images: nnx.merge(graphdef, params).forward(images)
 
     def evaluate(self, params: Any, source: LabelledSource, predictions: bool = False) -> Evaluation:
-        batches = labelled_eval_batches(self.config, source, self.place.own(self.config.data.batch_size))
+        own = self.place.own(self.config.data.batch_size)
+        batches = labelled_eval_batches(self.config, source, own, self.undecodable)
         return evaluate(self.forward, params, batches, self.place, predictions=predictions)
 
 

@@ -6,7 +6,14 @@ from ml_collections import ConfigDict
 
 from greenjax.checkpoint import Checkpointer
 from greenjax.compile import BackgroundJit
-from greenjax.data import blank_labelled_batch, check_classes, labelled_batches, open_labelled, warn_of_overlap
+from greenjax.data import (
+    Undecodable,
+    blank_labelled_batch,
+    check_classes,
+    labelled_batches,
+    open_labelled,
+    warn_of_overlap,
+)
 from greenjax.evaluation import Evaluation, draw_accuracy_curve, read_metrics
 from greenjax.processes import leads
 from greenjax.training.evaluate import Judge, report
@@ -38,12 +45,13 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     checkpointer = Checkpointer(workdir, config.log.keep)
     start = checkpointer.latest_intact_step() or 0
     record_config(workdir, config, len(source), resuming=start > 0)
+    undecodable = Undecodable(workdir, resuming=start > 0, writes=leads())
 
     graphdef, tx = model_graph(config), make_optimizer(config)
     step = make_classifier_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh)
     update = BackgroundJit(step)
     state = begin(config, tx, mesh, checkpointer, total, update, blank_labelled_batch(config))
-    judge, own = Judge(config, graphdef, mesh), Placement(mesh).own(config.data.batch_size)
+    judge, own = Judge(config, graphdef, mesh, undecodable), Placement(mesh).own(config.data.batch_size)
     judged: dict[int, Evaluation] = {}
 
     def watch(step: int, state: State, writer: MetricsWriter) -> None:
@@ -61,9 +69,10 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
         total,
         warmup=warmup,
         update=update,
-        batches=lambda position: labelled_batches(config, source, position, own),
+        batches=lambda position: labelled_batches(config, source, position, own, undecodable),
         watch=watch,
         watch_every=(config.log.eval_every,),
+        extra=lambda position: {"undecodable": len(undecodable)},
     )
     if leads():
         draw_accuracy_curve(workdir / "accuracy.png", read_metrics(workdir))

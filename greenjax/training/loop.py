@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from grain import DatasetIterator
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -17,6 +16,7 @@ from greenjax.atomic import FULL
 from greenjax.checkpoint import Checkpointer
 from greenjax.compile import BackgroundJit
 from greenjax.cost import peak_flops, peak_memory
+from greenjax.data import Batches
 from greenjax.evaluation import read_metrics
 from greenjax.processes import leads
 from greenjax.training.guard import DivergedError, Guard, Rollbacks
@@ -39,7 +39,7 @@ def train(
     *,
     warmup: int,
     update: BackgroundJit,
-    batches: Callable[[int], DatasetIterator],
+    batches: Callable[[int], Batches],
     watch: Watch,
     watch_every: tuple[int, ...],
     extra: Callable[[int], dict[str, Any]] = lambda position: {},
@@ -83,7 +83,7 @@ class _Run:
         total: int,
         warmup: int,
         update: BackgroundJit,
-        batches: Callable[[int], DatasetIterator],
+        batches: Callable[[int], Batches],
         watch: Watch,
         watch_every: tuple[int, ...],
         extra: Callable[[int], dict[str, Any]],

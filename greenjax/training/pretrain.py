@@ -11,7 +11,17 @@ from ml_collections import ConfigDict
 from greenjax.checkpoint import Checkpointer
 from greenjax.compile import BackgroundJit
 from greenjax.config import flatten, resolve
-from greenjax.data import Batch, Source, blank_batch, eval_batches, open_source, train_batches, warn_of_overlap
+from greenjax.data import (
+    Batch,
+    Batches,
+    Source,
+    Undecodable,
+    blank_batch,
+    eval_batches,
+    open_source,
+    train_batches,
+    warn_of_overlap,
+)
 from greenjax.errors import InputError
 from greenjax.evaluation import HeldOut, Monitor, Pictures, draw_loss_curve, read_metrics, result
 from greenjax.planning import Planner
@@ -48,6 +58,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     checkpointer = Checkpointer(workdir, config.log.keep)
     start = checkpointer.latest_intact_step() or 0
     record_config(workdir, config, len(source), resuming=start > 0)
+    undecodable = Undecodable(workdir, resuming=start > 0, writes=leads())
 
     if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
         raise InputError(f"config.deterministic: XLA_FLAGS lacks {DETERMINISTIC}, to be set before JAX starts")
@@ -59,8 +70,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     state = begin(config, tx, mesh, checkpointer, total, update, batch)
 
     # What is watched on the way.
-    held_out = HeldOut(config, held_out_source, planner, graphdef, place) if held_out_source is not None else None
-    shown = first_batch(config, source, held_out_source, planner)
+    held_out = None
+    if held_out_source is not None:
+        held_out = HeldOut(config, held_out_source, planner, graphdef, place, undecodable)
+    shown = first_batch(config, source, held_out_source, planner, undecodable)
     pictures = Pictures(config, shown, graphdef, place.everywhere)
     log = config.log
 
@@ -69,11 +82,17 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
         if held_out and due(step, log.eval_every, total):
             writer.write(step, held_out_losses(held_out, step, state.params))
         if monitor and due(step, log.monitor_every, total):
-            writer.write(step, monitor.measure(state.params))
+            writer.write(step, monitor.measure(state.params, undecodable))
         if due(step, log.picture_every, total):
             picture = workdir / "reconstructions" / f"{step:08d}.png"
             pictures.draw(picture, state.params)
             writer.image(step, picture)
+
+    def batches(position: int) -> Batches[Batch]:
+        return train_batches(config, source, planner, position, place.own(config.mask.groups), undecodable)
+
+    def extra(position: int) -> dict[str, int]:
+        return pool_use(config, planner, position, len(source)) | {"undecodable": len(undecodable)}
 
     state = train(
         config,
@@ -83,10 +102,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
         total,
         warmup=warmup,
         update=update,
-        batches=lambda position: train_batches(config, source, planner, position, place.own(config.mask.groups)),
+        batches=batches,
         watch=watch,
         watch_every=(log.eval_every, log.picture_every, *((log.monitor_every,) if monitor else ())),
-        extra=lambda position: pool_use(config, planner, position, len(source)),
+        extra=extra,
     )
     if leads():
         lines = read_metrics(workdir)
@@ -95,11 +114,14 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     return state
 
 
-def first_batch(config: ConfigDict, source: Source, held_out: Source | None, planner: Planner) -> Batch:
+def first_batch(
+    config: ConfigDict, source: Source, held_out: Source | None, planner: Planner, undecodable: Undecodable
+) -> Batch:
     """The first held-out batch, or the first one of training, without starting worker processes for it."""
     if held_out is not None:
-        return next(eval_batches(config, held_out, planner))
-    return next(train_batches(resolve(flatten(config) | {"data.workers": 0}), source, planner))
+        return next(eval_batches(config, held_out, planner, undecodable=undecodable))
+    alone = resolve(flatten(config) | {"data.workers": 0})
+    return next(train_batches(alone, source, planner, undecodable=undecodable))
 
 
 def held_out_losses(held_out: HeldOut, step: int, params: Any) -> dict[str, float]:

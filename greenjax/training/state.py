@@ -22,7 +22,7 @@ class Counts(NamedTuple):
     skipped: Int32[Array, ""]  # updates that were not finite
     skipped_in_a_row: Int32[Array, ""]
     redrawn: Int32[Array, ""]  # masks that did not fit the layouts
-    undecodable: Int32[Array, ""]  # images that were replaced by the next one
+    undecodable: Int32[Array, ""]  # images that were replaced by the next one, each as often as it was
 
 
 class State(NamedTuple):

@@ -131,7 +131,7 @@ def _make_update(
         params, ema = _where(finite, (params, ema), (state.params, state.ema))
         counts = _counted(state.counts, batch, finite)
         metrics = {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm}
-        metrics |= {"param_norm": global_norm(params), **counts._asdict()}
+        metrics |= {"param_norm": global_norm(params), **_told(counts)}
         return State(state.step + 1, params, ema, opt, counts), metrics
 
     def update(state: State, batch: Any) -> tuple[State, Metrics]:
@@ -162,6 +162,12 @@ def averaged(ema: Any, params: Any, decay: float) -> Any:
 
 def _where(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _told(counts: Counts) -> dict[str, Array]:
+    """The counts under their names in the metrics, where `undecodable` is the number of different images."""
+    told = counts._asdict()
+    return told | {"replaced": told.pop("undecodable")}
 
 
 def _counted(counts: Counts, batch: Any, finite: Array) -> Counts:

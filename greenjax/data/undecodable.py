@@ -1,0 +1,72 @@
+"""Images that cannot be used: each is named once in a run, however often and by whichever worker it is met."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import logging
+
+FILE = "undecodable.txt"  # in the workdir: a line an image, its name, a tab, and why it cannot be used
+MOST_WARNINGS = 100  # of a run that has the file
+
+
+class Fault(NamedTuple):
+    """An image that could not be used, and why."""
+
+    name: str
+    reason: str
+
+
+class Undecodable:
+    """The images of a run that could not be used, told as they are met. Its length is their number."""
+
+    def __init__(self, workdir: Path | None = None, *, resuming: bool = False, writes: bool = True):
+        """With a workdir they are listed there; a run that goes on knows those that were met before.
+
+        `writes`: is this the process that writes for all?
+        """
+        self._path, self._writes, self._names = workdir and workdir / FILE, writes, set()
+        if self._path is None:
+            return
+        if resuming and self._path.exists():
+            data = self._path.read_bytes()
+            whole = data[: data.rfind(b"\n") + 1]  # a run may have been killed in the middle of the last line
+            if writes and len(whole) < len(data):
+                os.truncate(self._path, len(whole))
+            lines = whole.decode("utf-8", "surrogateescape").split("\n")[:-1]
+            self._names = {line.partition("\t")[0] for line in lines}
+        elif writes:
+            self._path.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def add(self, faults: Iterable[Fault], remedy: str) -> None:
+        """Tells of those that are new; `remedy` is what is done about them."""
+        for name, reason in (map(_on_one_line, fault) for fault in faults):
+            if name in self._names:
+                continue
+            self._names.add(name)
+            if self._path is None or len(self) <= MOST_WARNINGS:
+                logging.warning("%s; %s", f"{name}: {reason}" if reason else name, remedy)
+            if self._path is not None:
+                if len(self) == MOST_WARNINGS:
+                    logging.warning("%d images cannot be used; %s alone names more", len(self), self._path)
+                self._list(name, reason)
+
+    def _list(self, name: str, reason: str) -> None:
+        assert self._path is not None
+        if not self._writes:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(f"{name}\t{reason}\n")
+        except OSError as error:
+            logging.warning("%s cannot be written: %s", self._path, error.strerror)
+
+
+def _on_one_line(text: str) -> str:
+    """File names may have any character but "/" and NUL."""
+    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)

@@ -1,0 +1,71 @@
+"""What data workers are given in tests; apart from the tests, so that no worker imports JAX for them."""
+
+import os
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from greenjax.data import DecodeError
+from greenjax.errors import InputError
+
+
+def constants(count):
+    """Image i has the value i everywhere, which no crop or flip changes."""
+    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 6, 7, 1)).copy()
+
+
+class Broken:
+    """A source some of whose images cannot be decoded."""
+
+    def __init__(self, images, broken):
+        self.images, self.broken = images, broken
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        if index in self.broken:
+            raise DecodeError(f"file{index}.jpg cannot be decoded as an image")
+        return self.images[index]
+
+
+@dataclass
+class Strange:
+    """A source some of whose images raise what nobody has foreseen."""
+
+    images: np.ndarray
+    strange: frozenset[int]
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return [][1] if index in self.strange else self.images[index]
+
+    def name_of(self, index):
+        return f"file{index}.jpg"
+
+
+@dataclass(frozen=True)
+class Big:
+    """Batches of some megabytes that tell their step; what else a worker does at some step."""
+
+    strange: dict[int, str] = field(default_factory=dict)
+    size: int = 1 << 22
+    padding: str = ""
+
+    def __call__(self, step):
+        match self.strange.get(step):
+            case "exit":
+                os._exit(3)
+            case "input":
+                raise InputError(f"data.path is 'x' at step {step}")
+            case "error":
+                raise KeyError(step)
+            case "hold":  # a process of the worker's own keeps the socket open beyond the worker's death
+                if not os.fork():
+                    time.sleep(60)
+                    os._exit(0)
+                os._exit(4)
+        return {"images": np.full(self.size, step % 251, np.uint8), "none": None, "odd": np.arange(step % 7)}
