@@ -141,9 +141,3 @@ def _show_warning(
     """Takes the place of warnings.showwarning."""
     del category, file, line
     warn(f"{message} ({filename.rpartition('site-packages/')[2]}:{lineno})")
-
-
-def table(rows: list[tuple[str, Any]]) -> list[str]:
-    """Lines of a name and what there is to say of it, aligned."""
-    width = max((len(name) for name, _ in rows), default=0)
-    return [f"  {name:<{width}}  {value}" for name, value in rows]

@@ -21,17 +21,19 @@ def main(argv: list[str]) -> None:
     if arguments.workdir == "":
         parser.error("--workdir is '': expected a folder")
     workdir = Path(arguments.workdir or Path("runs") / Path(arguments.config).stem).expanduser()
-    if not os.environ.get("JAX_PROCESS_ID", "").strip("0"):  # the first process speaks for all
+    if _speaks():
         say(f"greenjax {__version__}: {arguments.config}, task {config.task}, workdir {workdir}")
     again = f"the same command goes on from the last checkpoint in {workdir}"
     try:
-        _run(config, workdir, again)
+        _run(config, workdir, arguments.config, again)
     except KeyboardInterrupt:
         complain(f"greenjax: interrupted; {again}")
         os._exit(130)  # at once: an ordinary exit would wait for XLA, which may be compiling
 
 
-def _run(config: ConfigDict, workdir: Path, again: str) -> None:
+def _run(config: ConfigDict, workdir: Path, file: str, again: str) -> None:
+    if _speaks():
+        say("importing JAX and greenjax ...")
     gc.disable()  # imported modules live until exit: collecting during imports takes a quarter of their time
     import jax  # reads its environment now
 
@@ -47,12 +49,14 @@ def _run(config: ConfigDict, workdir: Path, again: str) -> None:
     from greenjax.checkpoint import SaveError
     from greenjax.data import WorkerDied
     from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, run
+    from greenjax.training.summary import next_lines, say_lines
 
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)  # tracing a large model makes many objects that live
     gc.enable()
     try:
         run(config, workdir)
+        say_lines(next_lines(config, workdir, file))
     except InterruptedRun as stop:
         complain(f"greenjax: {stop}; {again}")
         sys.exit(EXIT_CODE)
@@ -62,6 +66,11 @@ def _run(config: ConfigDict, workdir: Path, again: str) -> None:
         processes.end(f"greenjax: {error}: {again}")
     except Exception as error:
         processes.end(error)
+
+
+def _speaks() -> bool:
+    """Is this the first process, which speaks for all? Known before JAX is imported."""
+    return not os.environ.get("JAX_PROCESS_ID", "").strip("0")
 
 
 if __name__ == "__main__":

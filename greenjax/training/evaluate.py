@@ -39,6 +39,7 @@ from greenjax.interop import initial_model
 from greenjax.models import build
 from greenjax.processes import leads
 from greenjax.training.sharding import Placement, make_mesh
+from greenjax.training.summary import end_lines, say_lines, say_listing
 
 
 class Judge:
@@ -90,16 +91,21 @@ def evaluate_classifier(config: ConfigDict, workdir: Path) -> dict[str, Evaluati
     if config.init == "none":
         raise InputError("init is 'none': expected a classifier's workdir or file, for task 'eval'")
     mesh = make_mesh(config)
-    sets = [(each, open_labelled(each.data, each.split)) for each in eval_sets(config)]
+    sets = []
+    for each in eval_sets(config):
+        say(f"listing the images of {each.name} ...")
+        sets.append((each, open_labelled(each.data, each.split)))
     for _, source in sets:
         check_classes(config, source)
     _same_classes(sets)
     model, params = _initial(config, mesh)
     judge, found = Judge(config, nnx.graphdef(model), mesh), {}
     for each, source in sets:
+        say(f"evaluating on {len(source):,} images of {each.name} ...")
         with jax.set_mesh(mesh):  # kernels want to know it: models/fused_attention.py
             found[each.name] = judge.evaluate(params, source, predictions=True)
         report(config, workdir, each.name, found[each.name], source)
+    say_lines(end_lines(workdir, "done"))
     return found
 
 
@@ -109,9 +115,11 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
         raise InputError("data.eval_split is '': expected the name of a split, for task 'knn'")
     mesh = make_mesh(config)
     splits = (config.data.split, config.data.eval_split)
+    say_listing(config)
     train, held_out = (open_labelled(config.data, split) for split in splits)
     warn_of_overlap(config.data, train, held_out)
     model, params = _initial(config, mesh)
+    say(f"computing the features of {len(train):,} and {len(held_out):,} images ...")
     pooled, place = pooled_features(nnx.graphdef(model)), Placement(mesh)
     with jax.set_mesh(mesh):  # as above
         bank, queries = (features_of(config, pooled, params, source, place) for source in (train, held_out))
@@ -127,6 +135,7 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
         if leads():
             write_results(workdir, f"{config.data.eval_split} k={k}", about | numbers | found[k])
         say(f"{config.data.eval_split}: k-NN, k {k}: top-1 {found[k]['top1']:.4f}, {found[k]['images']:,} images")
+    say_lines(end_lines(workdir, "done"))
     return found
 
 

@@ -1,6 +1,7 @@
 """Training a classifier on labels, the whole of it or its head on a frozen encoder: the story, top to bottom."""
 
 from pathlib import Path
+from time import monotonic
 
 from ml_collections import ConfigDict
 
@@ -17,13 +18,14 @@ from greenjax.data import (
 from greenjax.evaluation import Evaluation, draw_accuracy_curve, read_metrics
 from greenjax.processes import leads
 from greenjax.training.evaluate import Judge, report
-from greenjax.training.loop import due, train
+from greenjax.training.loop import due, train, unless_full
 from greenjax.training.metrics import MetricsWriter, record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import Placement, make_mesh
 from greenjax.training.start import begin
 from greenjax.training.state import State, model_graph
 from greenjax.training.step import make_classifier_step
+from greenjax.training.summary import end_lines, run_time, say_lines, say_listing, start_lines
 
 
 def finetune(config: ConfigDict, workdir: Path) -> State:
@@ -33,7 +35,9 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     results.json and pictures of the mistakes on `data.eval_split` in `workdir`. Raises InputError for a configuration
     that cannot run here, before anything expensive starts, and DivergedError as pre-training does.
     """
+    began = monotonic()
     mesh = make_mesh(config)
+    say_listing(config)
     source = open_labelled(config.data, config.data.split)
     check_classes(config, source)
     held_out = open_labelled(config.data, config.data.eval_split) if config.data.eval_split else None
@@ -51,12 +55,16 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     step = make_classifier_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh)
     update = BackgroundJit(step)
     state = begin(config, tx, mesh, checkpointer, total, update, blank_labelled_batch(config))
+    images = {config.data.split: len(source)}
+    images |= {config.data.eval_split: len(held_out)} if held_out is not None else {}
+    say_lines(start_lines(config, workdir, mesh, state, images, total, warmup, len(source.classes)))
     judge, own = Judge(config, graphdef, mesh, undecodable), Placement(mesh).own(config.data.batch_size)
     judged: dict[int, Evaluation] = {}
 
     def watch(step: int, state: State, writer: MetricsWriter) -> None:
         """Accuracy on the held-out split; of the averaged weights where there are any."""
         if held_out is not None and due(step, config.log.eval_every, total):
+            writer.phase("accuracy on held-out images")
             found = judge.evaluate(weights(state), held_out, predictions=step == total)
             judged[step] = found
             writer.write(step, {f"eval_{name}": found.metrics[name] for name in ("top1", "top5", "loss")})
@@ -75,11 +83,13 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
         extra=lambda position: {"undecodable": len(undecodable)},
     )
     if leads():
-        draw_accuracy_curve(workdir / "accuracy.png", read_metrics(workdir))
+        with unless_full("accuracy.png"):
+            draw_accuracy_curve(workdir / "accuracy.png", read_metrics(workdir))
     if held_out is not None:
         # A run that was finished before has not been judged in this process.
         found = judged.get(total) or judge.evaluate(weights(state), held_out, predictions=True)
         report(config, workdir, config.data.eval_split, found, held_out, step=total)
+    say_lines(end_lines(workdir, run_time(start, total, monotonic() - began)))
     return state
 
 

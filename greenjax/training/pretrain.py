@@ -3,6 +3,7 @@
 import os
 from itertools import chain
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from greenjax.checkpoint import Checkpointer
 from greenjax.compile import BackgroundJit
 from greenjax.config import flatten, resolve
+from greenjax.console import say
 from greenjax.data import (
     Batch,
     Batches,
@@ -26,13 +28,14 @@ from greenjax.errors import InputError
 from greenjax.evaluation import HeldOut, Monitor, Pictures, draw_loss_curve, read_metrics, result
 from greenjax.planning import Planner
 from greenjax.processes import leads
-from greenjax.training.loop import due, train
+from greenjax.training.loop import due, train, unless_full
 from greenjax.training.metrics import MetricsWriter, record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import Placement, make_mesh
 from greenjax.training.start import begin
 from greenjax.training.state import State, model_graph
 from greenjax.training.step import make_train_step
+from greenjax.training.summary import end_lines, run_time, say_lines, say_listing, start_lines
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # main.py sets it
 
@@ -44,8 +47,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     before anything expensive starts, and DivergedError when more than `optim.max_skipped` updates in a row are not
     finite, or the loss rises too far.
     """
+    began = monotonic()
     # Whatever is wrong with the configuration, the data or the devices is found here.
     mesh = make_mesh(config)
+    say_listing(config)
     place = Placement(mesh)
     source = open_source(config.data, config.data.split)
     held_out_source = open_source(config.data, config.data.eval_split) if config.data.eval_split else None
@@ -53,6 +58,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
         warn_of_overlap(config.data, source, held_out_source)
     monitor = Monitor(config, model_graph(config), place) if config.monitor != "none" else None
     total, warmup = run_length(config, len(source))
+    say("planning masks ...")
     planner = Planner.from_config(config)
 
     checkpointer = Checkpointer(workdir, config.log.keep)
@@ -68,6 +74,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     update = BackgroundJit(step)
     batch = blank_batch(config, *planner.plans(config.seed, 0, config.mask.groups))
     state = begin(config, tx, mesh, checkpointer, total, update, batch)
+    images = {config.data.split: len(source)}
+    images |= {config.data.eval_split: len(held_out_source)} if held_out_source is not None else {}
+    say_lines(start_lines(config, workdir, mesh, state, images, total, warmup))
 
     # What is watched on the way.
     held_out = None
@@ -80,10 +89,13 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     def watch(step: int, state: State, writer: MetricsWriter) -> None:
         """Held-out loss, pictures and the monitor at the steps at which they are due."""
         if held_out and due(step, log.eval_every, total):
+            writer.phase("held-out loss")
             writer.write(step, held_out_losses(held_out, step, state.params))
         if monitor and due(step, log.monitor_every, total):
+            writer.phase("accuracy of frozen features")
             writer.write(step, monitor.measure(state.params, undecodable))
         if due(step, log.picture_every, total):
+            writer.phase("reconstructions")
             picture = workdir / "reconstructions" / f"{step:08d}.png"
             pictures.draw(picture, state.params)
             writer.image(step, picture)
@@ -109,8 +121,10 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     )
     if leads():
         lines = read_metrics(workdir)
-        draw_loss_curve(workdir / "loss.png", lines)
-        print(result(lines))
+        with unless_full("loss.png"):
+            draw_loss_curve(workdir / "loss.png", lines)
+        say(result(lines))
+        say_lines(end_lines(workdir, run_time(start, total, monotonic() - began)))
     return state
 
 

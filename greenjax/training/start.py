@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -41,8 +42,13 @@ def begin(
     given = given_weights(config) if last is None else None  # before anything is compiled: they may be wrong
     shapes = abstract_state(config, tx, mesh)
     if (last or 0) < total:
+        folder = jax.config.values["jax_compilation_cache_dir"]
+        kept = f"; later starts find it in {folder}" if folder else ""
+        say(f"compiling the update in a thread (up to minutes for a large model{kept}) ...")
         update.start(shapes, batch_shapes(batch, mesh))
     if last is None:
+        if given is None:
+            say("drawing the first weights ...")
         return init_state(config, tx, mesh, given)
     if last:
         say(f"going on at step {last} of {total}" if last < total else f"finished: {total} steps were done before")

@@ -1,0 +1,162 @@
+"""What a run says of itself: before the first step what is going to happen, after the last where things are."""
+
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from greenjax.checkpoint import Checkpointer
+from greenjax.config import flatten, load_config
+from greenjax.console import say
+from greenjax.errors import InputError
+from greenjax.interop.layouts import export_line
+from greenjax.planning.masking import visible_count
+from greenjax.planning.planner import token_grid
+from greenjax.processes import cores
+from greenjax.training.optim import peak_rate
+from greenjax.training.progress import duration
+from greenjax.training.state import State
+
+# What a fine-tuning has to know of the images, where its config names others.
+DATA = ("data.source", "data.path", "data.name", "data.split", "data.eval_split", "data.mean", "data.std")
+FAVOURITE = "timm"  # of the layouts that fit
+
+
+def say_listing(config: ConfigDict) -> None:
+    """Said before images are listed, which takes long where there are many."""
+    splits = ", ".join(filter(None, (config.data.split, config.data.eval_split)))
+    say(f"listing the images of {splits} in {_where(config)} ...")
+
+
+def say_lines(lines: list[str]) -> None:
+    for line in lines:
+        say(line)
+
+
+def start_lines(
+    config: ConfigDict,
+    workdir: Path,
+    mesh: Mesh,
+    state: State,
+    images: Mapping[str, int],
+    total: int,
+    warmup: int,
+    classes: int | None = None,
+) -> list[str]:
+    """About ten lines before training; none where nothing is left to do. `images`: how many each split has."""
+    step = int(state.step)
+    if step >= total:
+        return []
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    batch, optim = config.data.batch_size, config.optim
+    counts = "; ".join(f"{count:,} of {split}" for split, count in images.items())
+    rows = [
+        ("model", f"{config.model.name}, {_count(parameters)} parameters, {config.model.dtype}"),
+        ("weights", _weights(config, workdir, step)),
+        ("images", f"{counts} ({_where(config)}), {'x'.join(map(str, config.image_size))} pixels"),
+    ]
+    if classes is not None:
+        rows.append(("classes", f"{classes:,}"))
+    if config.task == "pretrain":
+        groups = config.mask.groups
+        units = math.prod(token_grid(config).units)
+        visible = f"{visible_count(units, config.mask.ratio)} of {units} units visible"
+        rows.append(("masks", f"{groups} an update, each for {batch // groups} images; {visible}"))
+    epochs = total * batch / next(iter(images.values()))
+    rows += [
+        ("updates", f"{total:,} of {batch} images each: {epochs:.3g} epochs; warm-up {warmup:,}"),
+        ("rate", f"up to {peak_rate(config):.3g} (optim.base_lr {optim.base_lr:g} x {batch}/256)"),
+        ("devices", _devices(mesh)),
+        ("results", f"{workdir}, checkpoints there every {config.log.checkpoint_every:,} updates"),
+        ("exports to", export_line(config).partition(": ")[2]),
+    ]
+    return table(rows)
+
+
+def end_lines(workdir: Path, title: str) -> list[str]:
+    """Where things are in the workdir of a run that ended well."""
+    rows = [
+        ("checkpoint", [f"checkpoints/{step}" for step in Checkpointer(workdir).steps()[-1:]]),
+        ("results", [*_found(workdir, "results.json"), *_found(workdir, "predictions_*.csv")]),
+        ("pictures", [*_found(workdir, "*.png"), *_found(workdir, "reconstructions/*.png")[-1:]]),
+        ("metrics", [*_found(workdir, "metrics.jsonl"), *_found(workdir, "tensorboard")]),
+    ]
+    return [f"{title}; in {workdir}:", *table([(name, ", ".join(found)) for name, found in rows if found])]
+
+
+def next_lines(config: ConfigDict, workdir: Path, file: str) -> list[str]:
+    """The commands that may come next, after a run of a config file."""
+    rows = []
+    if config.task == "pretrain" and (command := _finetune_command(config, workdir, Path(file))):
+        rows.append(("fine-tune", command))
+    layouts = export_line(config).partition(": ")[2].partition(";")[0].split(", ")
+    if config.task in ("pretrain", "finetune", "linear") and layouts != ["none"]:
+        layout = FAVOURITE if FAVOURITE in layouts else layouts[0].partition(" ")[0]
+        output = workdir.with_name(f"{workdir.name}.safetensors")
+        words = ["to-torch", "--workdir", workdir, "--layout", layout, "--output", output]
+        rows.append(("export", _command("convert", words)))
+    return ["next:", *table(rows)] if rows else []
+
+
+def table(rows: list[tuple[str, str]]) -> list[str]:
+    """Lines of a name and what there is to say of it, aligned."""
+    return [f"  {name:<10}  {text}" for name, text in rows]
+
+
+def run_time(start: int, total: int, seconds: float) -> str:
+    return f"done: {total - start:,} updates in {duration(seconds)}" if start < total else "done"
+
+
+def _where(config: ConfigDict) -> str:
+    return config.data.path or config.data.name or config.data.source
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}"
+
+
+def _weights(config: ConfigDict, workdir: Path, step: int) -> str:
+    if Checkpointer(workdir).steps():
+        return f"of step {step:,} in {workdir}"
+    return f"drawn by seed {config.seed}" if config.init == "none" else f"of {config.init}"
+
+
+def _devices(mesh: Mesh) -> str:
+    kind, split = mesh.devices.flat[0].device_kind, mesh.shape["fsdp"]
+    text = f"{mesh.size} x {kind}" + (f", {cores()} cores" if kind == "cpu" else "")
+    text += f", of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return text + (f"; parameters split over {split}" if split > 1 else "")
+
+
+def _found(workdir: Path, pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(workdir)) for path in workdir.glob(pattern))
+
+
+def _finetune_command(config: ConfigDict, workdir: Path, file: Path) -> str | None:
+    """None where no config beside `file` is for fine-tuning its model."""
+    for name in (file.stem, config.model.name):
+        recipe = file.with_name(f"finetune_{name}.py")
+        if recipe.exists():
+            break
+    else:
+        return None
+    try:
+        here, there = flatten(config), flatten(load_config(recipe))
+    except InputError:  # somebody's own, which is not done yet
+        return None
+    changes = [f"--config.{key}={_text(here[key])}" for key in DATA if here[key] != there[key]]
+    output = workdir.with_name(f"{workdir.name}_finetuned")
+    return _command("main", ["--config", recipe, f"--config.init={workdir}", *changes, "--workdir", output])
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _command(module: str, words: list[Any]) -> str:
+    return shlex.join(["python", "-m", f"greenjax.{module}", *map(str, words)])

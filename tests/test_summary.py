@@ -1,0 +1,82 @@
+"""What a run says before its first step and after its last."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+from small import small_config
+
+from greenjax import convert, flags, load_config
+from greenjax.training.optim import make_optimizer
+from greenjax.training.sharding import make_mesh
+from greenjax.training.state import init_state
+from greenjax.training.summary import end_lines, next_lines, start_lines
+
+
+def said(config, workdir, total=400, **changes):
+    mesh = make_mesh(config)
+    state = init_state(config, make_optimizer(config), mesh)
+    given = dict(images={"train": 1500, "test": 297}, total=total, warmup=20) | changes
+    lines = start_lines(config, workdir, mesh, state, **given)
+    return {line[:12].strip(): line[14:] for line in lines}
+
+
+def test_the_first_lines_say_what_is_going_to_happen(tmp_path):
+    config = small_config(steps=400, data__batch_size=64, optim__base_lr=1e-3, mesh__data=1)
+    lines = said(config, tmp_path)
+    assert len(lines) <= 10
+    assert lines["model"].startswith("swin_t, ") and lines["model"].endswith(" parameters, float32")
+    assert lines["weights"] == "drawn by seed 0"
+    assert lines["images"] == "1,500 of train; 297 of test (digits), 32x32 pixels"
+    assert lines["masks"] == "8 an update, each for 8 images; 16 of 64 units visible"
+    assert lines["updates"] == "400 of 64 images each: 17.1 epochs; warm-up 20"
+    assert lines["rate"] == "up to 0.00025 (optim.base_lr 0.001 x 64/256)"
+    assert lines["devices"].startswith("1 x cpu, ")
+    assert str(tmp_path) in lines["results"]
+    assert lines["exports to"].startswith("swin")
+
+
+def test_a_classifier_tells_its_classes_and_no_masks(tmp_path):
+    config = small_config(task="finetune", model__num_classes=10, init="runs/before")
+    lines = said(config, tmp_path, classes=10)
+    assert lines["classes"] == "10" and "masks" not in lines and lines["weights"] == "of runs/before"
+
+
+def test_a_finished_run_has_nothing_to_announce(tmp_path):
+    assert said(small_config(), tmp_path, total=0) == {}
+
+
+def test_the_last_lines_name_what_is_there(tmp_path):
+    for name in ("loss.png", "metrics.jsonl", "reconstructions/00000000.png", "reconstructions/00000400.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert end_lines(tmp_path, "done") == [
+        f"done; in {tmp_path}:",
+        "  pictures    loss.png, reconstructions/00000400.png",
+        "  metrics     metrics.jsonl",
+    ]
+
+
+CONFIGS = [path for path in sorted(Path("configs").glob("*.py")) if not path.stem.startswith(("eval", "knn"))]
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
+def test_the_next_commands_can_be_typed(file):
+    config, workdir = load_config(file, {"data.path": "/data/my images"}), Path("runs/my run")
+    _, *lines = next_lines(config, workdir, str(file))
+    commands = {line[:12].strip(): shlex.split(line[14:]) for line in lines}
+    words = commands["export"]
+    assert words[:3] == ["python", "-m", "greenjax.convert"]
+    assert convert.make_parser().parse_args(words[3:]).workdir == "runs/my run"
+    if words := commands.get("fine-tune"):
+        path, overrides, rest = flags.split(words[3:])
+        found = load_config(path, overrides)
+        assert found.task == "finetune" and found.model.name == config.model.name
+        assert (found.init, rest) == ("runs/my run", ["--workdir", "runs/my run_finetuned"])
+        assert (found.data.source, found.data.path) == (config.data.source, "/data/my images")
+    assert (file.with_name(f"finetune_{file.name}").exists()) <= ("fine-tune" in commands)
+
+
+def test_a_model_without_a_recipe_or_a_layout_gets_no_command(tmp_path):
+    config = small_config(task="eval", init="runs/before", model__num_classes=10, data__eval_split="test")
+    assert next_lines(config, tmp_path, str(tmp_path / "mine.py")) == []
