@@ -69,9 +69,9 @@ def diverging(monkeypatch):
             raise DivergedError(f"step {objections.pop(0)}: made up", step, step - 1)
         look(self, step, loss, skipped)
 
-    def watched(config, source, planner, position=0, own=None):
+    def watched(config, source, planner, position=0, *rest, **named):
         positions.append(position)
-        return batches(config, source, planner, position, own)
+        return batches(config, source, planner, position, *rest, **named)
 
     monkeypatch.setattr(Guard, "look", object_to)
     monkeypatch.setattr(story, "train_batches", watched)
