@@ -211,7 +211,7 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
             height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
             header = JpegHeader(height, width, data[at + 9], at + 5)
             plain = plain and marker == BASELINE
-        elif marker in (EXIF, RESTART):
+        elif marker in (EXIF, RESTART) or data[at + 4 : at + 8] == b"MPF\0":  # the index of several images
             plain = False
         at += 1 if marker == 0xFF else 2 + (data[at + 2] << 8 | data[at + 3])  # fill bytes; the segment's length
     return None
