@@ -4,11 +4,18 @@ A state is kept as a flat dictionary {"params/encoder/...": array}, so that a ch
 the classes around it. Every process writes its own part into a temporary folder; when all is there process 0 adds the
 length and the hash of every file and renames the folder. A folder named by its step is complete then, unless something
 other than a save cut it short or changed it: lengths are looked at always, hashes before anything is restored.
+Before the rename the arrays are looked up as a reader looks them up; a checkpoint that lacks one is not kept.
 """
 
 import hashlib
 import json
+import math
+import re
 import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from absl import logging
 from jax.experimental import multihost_utils
 
@@ -24,6 +32,7 @@ from greenjax.processes import gathered, leads
 
 _SUMS = "sums.json"  # {file below state/: [bytes, hash]}
 _SLACK = 1 << 20  # bytes of a checkpoint that are not arrays, and to spare
+_FAILED = (OSError, ValueError)  # of a save; TensorStore says ValueError for a full disk, too
 
 
 class SaveError(OSError):
@@ -41,7 +50,8 @@ class Checkpointer:
         self.directory = Path(workdir).absolute() / "checkpoints"
         self._keep, self._keep_every = keep, keep_every
         self._manager: ocp.CheckpointManager | None = None
-        self._saving = 0
+        self._paths = ExitStack()  # what the manager's path to `directory` needs
+        self._saving, self._arrays = 0, ()
         self._failed = ""
         self._intact: set[int] = set()
 
@@ -77,14 +87,14 @@ class Checkpointer:
             if step in self.steps():
                 return
             raise InputError(f"checkpoint step is {step}: expected more than the latest, {latest}")
-        self._saving = step
+        arrays = flatten_tree(state)
+        self._saving, self._arrays = step, tuple(arrays)
         try:
             self._check_room(state)
             if self._manager is None:
                 self._manager = self._open()
-            arguments = ocp.args.Composite(state=ocp.args.StandardSave(flatten_tree(state)))
-            self._manager.save(step, args=arguments, force=True)
-        except Exception as error:  # Orbax and TensorStore have many types for a full disk
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays)), force=True)
+        except _FAILED as error:
             self._give_up(error)
 
     def restore(self, abstract_state: Any, step: int | None = None) -> Any:
@@ -95,10 +105,10 @@ class Checkpointer:
         """
         path, wanted = self._readable(step), flatten_tree(abstract_state)
         handler = ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler())
-        with ocp.Checkpointer(handler) as reader:
-            _compare(path, reader.metadata(path).item_metadata.state.tree, wanted)
+        with ocp.Checkpointer(handler) as reader, _plain(self.directory) as directory:
+            _compare(path, reader.metadata(directory / path.name).item_metadata.state.tree, wanted)
             arguments = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-            found = reader.restore(path, args=arguments).state
+            found = reader.restore(directory / path.name, args=arguments).state
         return jax.tree.unflatten(jax.tree.structure(abstract_state), [found[key] for key in wanted])
 
     def weights(self, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
@@ -107,8 +117,9 @@ class Checkpointer:
         Raises InputError where there is no such checkpoint, or where it is damaged.
         """
         path = self._readable(step)
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler())) as reader:
-            leaves = reader.metadata(path).item_metadata.state.tree
+        handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler())
+        with ocp.Checkpointer(handler) as reader, _plain(self.directory) as directory:
+            leaves = reader.metadata(directory / path.name).item_metadata.state.tree
             prefix = "ema/" if any(key.startswith("ema/") for key in leaves) else "params/"
             wanted = {key: leaf for key, leaf in leaves.items() if key.startswith(prefix)}
             restored = ocp.args.PyTreeRestore(
@@ -116,7 +127,7 @@ class Checkpointer:
                 restore_args={key: ocp.RestoreArgs(restore_type=np.ndarray) for key in wanted},
                 partial_restore=True,
             )
-            found = reader.restore(path, args=ocp.args.Composite(state=restored)).state
+            found = reader.restore(directory / path.name, args=ocp.args.Composite(state=restored)).state
         return {key.removeprefix(prefix): np.asarray(value) for key, value in found.items()}, int(path.name)
 
     def forget_after(self, step: int) -> None:
@@ -165,12 +176,23 @@ class Checkpointer:
         return path
 
     def _check_room(self, state: Any) -> None:
-        """Raises OSError where the disk is too full: better now than in the middle, with an error from every thread."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        needed = _SLACK + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.directory).free
-        if not gathered(np.array([free >= needed])).all():
-            raise OSError(f"{free / 1e6:,.1f} MB are free at {self.directory}, it may need {needed / 1e6:,.1f} MB")
+        """Raises OSError where a save cannot succeed: in the middle each of Orbax's threads would say so.
+
+        Where Orbax cannot make a folder, its threads wait ten minutes for it, and the process with them.
+        """
+        problem = None
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.directory):
+                pass
+            needed = _SLACK + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            free = shutil.disk_usage(self.directory).free
+            if free < needed:
+                problem = f"{free / 1e6:,.1f} MB are free at {self.directory}, it may need {needed / 1e6:,.1f} MB"
+        except OSError as error:
+            problem = str(error)
+        if gathered(np.array([problem is not None])).any():
+            raise OSError(problem or "another process cannot write")
 
     def _open(self) -> ocp.CheckpointManager:
         """Opened by the first save only: a reader must not touch the folder of a run that is writing."""
@@ -185,11 +207,15 @@ class Checkpointer:
             preservation_policy=policy.AnyPreservationPolicy(kept),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
-        return ocp.CheckpointManager(self.directory, options=options, item_names=("state",))
+        directory = self._paths.enter_context(_plain(self.directory))
+        return ocp.CheckpointManager(directory, options=options, item_names=("state",))
 
     def _seal(self) -> None:
         """Adds the hashes, after every process has written its part and before the folder gets its name."""
         (draft,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        with _plain(self.directory) as directory:
+            if lacking := _lacking(directory / draft.name / "state", self._arrays):
+                raise OSError(f"what was written cannot be read again: {lacking} is not there")
         (draft / _SUMS).write_text(json.dumps(_sums(draft / "state")))
 
     def _clear(self) -> None:
@@ -207,10 +233,10 @@ class Checkpointer:
         try:
             self._manager.wait_until_finished()
             self._failed = ""
-        except Exception as error:  # as in `save`
+        except _FAILED as error:
             self._give_up(error)
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: OSError | ValueError) -> None:
         reason = str(error).strip().partition("\n")[0]
         self._failed = f"the checkpoint of step {self._saving} could not be saved: {reason}"
         logging.warning("%s; the run goes on, checkpoints of steps %s are there", self._failed, self.steps() or "none")
@@ -221,17 +247,60 @@ class Checkpointer:
 
     def _close_manager(self) -> None:
         manager, self._manager = self._manager, None
-        if manager is not None:
-            try:
-                manager.close()
-            except Exception as error:  # of the save that failed, told before
-                logging.info("closing checkpoints: %s", error)
+        with self._paths:
+            if manager is not None:
+                try:
+                    manager.close()
+                except _FAILED as error:  # of the save that failed, told before
+                    logging.info("closing checkpoints: %s", error)
 
 
 def _together(name: str) -> None:
     """Waits for the other processes."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+@contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """A path to `folder` that means the same to Orbax and TensorStore: a link to it, where its own has odd characters.
+
+    Orbax looks for the files to merge by a glob pattern that begins with the path. TensorStore takes a backslash for a
+    slash, and refuses names that end in .__lock. Both take some prefixes for those of remote storage.
+    """
+    if _is_plain(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="greenjax-") as temporary:
+        if not _is_plain(Path(temporary)):
+            raise InputError(f"{folder} needs a link in a temporary folder, {temporary}: set TMPDIR to a plain path")
+        link = Path(temporary) / folder.name
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
+def _is_plain(folder: Path) -> bool:
+    text = f"{folder}/"
+    usual = re.fullmatch(r"[\w./ +=,@-]+", text, re.ASCII)
+    return bool(usual) and not re.match("/(gs|s3|az|hf)/", text) and ".__lock/" not in text
+
+
+def _lacking(state: Path, arrays: Iterable[str]) -> str:
+    """The first of the arrays that a reader would not find whole below `state`; none: an empty string.
+
+    Reads the index and the header of every array, and no values.
+    """
+    base = {"driver": "file", "path": f"{state}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    files = Counter(key.decode().rpartition("/")[0] for key in store.list().result())
+    for name in arrays:
+        if not files[name]:
+            return name
+        header = json.loads(store[f"{name}/.zarray"])
+        parts = math.prod(-(-side // chunk) for side, chunk in zip(header["shape"], header["chunks"]))
+        if files[name] != 1 + parts:
+            return f"a part of {name}"
+    return ""
 
 
 def _complete(folder: Path) -> bool:
@@ -248,7 +317,11 @@ def _complete(folder: Path) -> bool:
 def _damaged(folder: Path) -> str:
     """The first file of a complete checkpoint that is not as it was written; none: an empty string."""
     for name, (_, digest) in json.loads((folder / _SUMS).read_text()).items():
-        if _digest(folder / "state" / name) != digest:
+        try:
+            same = _digest(folder / "state" / name) == digest
+        except OSError:  # the disk cannot read it
+            same = False
+        if not same:
             return name
     return ""
 

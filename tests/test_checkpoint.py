@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from greenjax import checkpoint
@@ -100,6 +102,51 @@ def test_the_state_may_be_donated_while_it_is_being_saved(tmp_path, shape):
         state = update(checkpointer.restore(abstract(state), 2))
         assert same_bits(state, jax.tree.map(lambda x: x + 1, expected))
         assert same_bits(checkpointer.restore(abstract(state), 2), expected)
+
+
+ODD = ["[1]", "[!a]", "*", "a?b", "{a,b}", "#", "%20", "%", "a b", "it's", 'say "x"', "back\\slash", "a:b", "a&b", "~"]
+ODD += ["$HOME", "new\nline", "über", "🌱", "a://b", "logs:", "-x", "x.", "...", "x" * 200, "x.__lock"]
+ODD += ["\udcff", "(;|<>`)"]
+
+
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+def test_a_folder_may_have_any_name(tmp_path, name):
+    """Whatever Orbax, TensorStore, globs, URLs and shells take a character for."""
+    state = make_state()
+    with Checkpointer(tmp_path / name) as checkpointer:
+        checkpointer.save(1, state)
+        checkpointer.save(2, state)
+        checkpointer.wait()
+    reader = Checkpointer(tmp_path / name)
+    assert reader.latest_intact_step() == 2 and reader.steps() == [1, 2]
+    assert same_bits(reader.restore(abstract(state)), state)
+    assert same_bits(reader.weights()[0]["decoder/kernel"], np.asarray(state.params["decoder"]["kernel"]))
+    assert sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", ["[1]", "back\\slash"])
+def test_a_save_that_cannot_be_read_again_has_failed(tmp_path, name, monkeypatch, caplog):
+    """Orbax, left alone with such a path, writes what nobody can open, and says so in a warning at most."""
+    monkeypatch.setattr(checkpoint, "_is_plain", lambda folder: True)
+    with Checkpointer(tmp_path / name) as checkpointer:
+        checkpointer.save(1, {"x": jnp.arange(8.0)})
+        with pytest.raises(checkpoint.SaveError, match=r"step 1 could not be saved: .*"):
+            checkpointer.wait()
+        assert checkpointer.steps() == []
+    assert "could not be saved" in caplog.text
+
+
+def test_every_part_of_every_array_is_looked_up(tmp_path):
+    state = on_mesh({"a/x": jnp.zeros((8, 16)), "y": jnp.ones(())}, (4, 2))
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state)
+    folder = tmp_path / "checkpoints" / "1" / "state"
+    assert checkpoint._lacking(folder, ["a/x", "y"]) == ""
+    assert checkpoint._lacking(folder, ["a/x", "z"]) == "z"
+    base = {"driver": "file", "path": f"{folder}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    store.delete_range(tensorstore.KvStore.KeyRange("a/x/3", "a/x/4")).result()
+    assert checkpoint._lacking(folder, ["a/x", "y"]) == "a part of a/x"
 
 
 def test_only_the_latest_are_kept(tmp_path):
@@ -196,6 +243,35 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, c
     checkpointer.wait()
     assert checkpointer.steps() == [3]
     checkpointer.close()
+
+
+@pytest.mark.parametrize("what", ["a folder that cannot be made", "a file in its place"])
+def test_a_folder_that_cannot_be_written_costs_a_checkpoint_and_no_thread_waits(tmp_path, monkeypatch, what):
+    """Orbax's threads would wait ten minutes for a folder that Orbax could not make."""
+    checkpointer = Checkpointer(tmp_path)
+    if what == "a file in its place":
+        checkpointer.directory.write_text("")
+    else:
+        make = os.mkdir
+
+        def refuse(path, *arguments, **keywords):
+            if "checkpoints/" in os.fspath(path):
+                raise OSError(30, "Read-only file system")
+            make(path, *arguments, **keywords)
+
+        monkeypatch.setattr(os, "mkdir", refuse)
+    before = set(threading.enumerate())
+    checkpointer.save(1, {"x": jnp.arange(8.0)})
+    with pytest.raises(checkpoint.SaveError, match=r"step 1 could not be saved: .*(Read-only|File exists|Not a dir)"):
+        checkpointer.wait()
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_defect_is_no_full_disk(tmp_path, monkeypatch):
+    """An error that no disk causes keeps its traceback."""
+    monkeypatch.setattr(Checkpointer, "_check_room", lambda self, state: {}["made up"])
+    with Checkpointer(tmp_path) as checkpointer, pytest.raises(KeyError, match="made up"):
+        checkpointer.save(1, {"x": jnp.arange(8.0)})
 
 
 def test_what_fails_in_the_middle_of_a_save_leaves_nothing_behind(tmp_path, monkeypatch, caplog):
