@@ -1,12 +1,19 @@
-"""Files that are written as a whole or not at all."""
+"""Files that are written as a whole or not at all, and JSON files that may be damaged all the same."""
 
 import errno
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from greenjax.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, or what one may use of it
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ~ replaced, where there is a home to replace it by."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises RuntimeError for a user without a home
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -14,7 +21,25 @@ def replace_text(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power failure leaves the new name with an empty file
         os.replace(draft, path)
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from error
+
+
+def read_json(path: Path, kind: type, remedy: str) -> Any:
+    """What a JSON file holds, a `kind`: dict or list. Raises InputError with `remedy` where it is damaged."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        what = "is empty" if not path.stat().st_size else "is cut short or damaged"
+        raise InputError(f"{str(path)!r} {what}: {remedy}") from error
+    if not isinstance(found, kind):
+        raise InputError(f"{str(path)!r} holds no JSON {'object' if kind is dict else 'array'}: {remedy}")
+    return found

@@ -16,9 +16,10 @@ from ml_collections.config_dict import FieldReference
 
 from greenjax import config_checks as checks
 from greenjax.architectures import ARCHITECTURES
+from greenjax.atomic import read_json
 from greenjax.config_file import read_config
 from greenjax.config_names import nearest
-from greenjax.errors import InputError
+from greenjax.errors import InputError, listed
 
 SIZE = (int, tuple)  # the type of image_size: a side in pixels, or height and width
 RATIO = (int, float, tuple)  # the type of model.mlp_ratio: one for all stages, or one a stage
@@ -218,6 +219,14 @@ def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
             settings[warmup] = settings[other_warmup] * length // before
         settings[other] = settings[other_warmup] = None
     return settings | dict(changes)
+
+
+def read_recorded(path: Path, remedy: str) -> dict[str, Any]:
+    """The settings in a run's config.json, by dotted key. Raises InputError with `remedy` where it is damaged."""
+    settings = flatten(read_json(path, dict, remedy))
+    if unknown := [key for key in settings if key not in KEYS]:
+        raise InputError(f"{str(path)!r} has settings of another version of greenjax: {listed(unknown)}")
+    return settings
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:

@@ -10,9 +10,9 @@ import argparse
 import logging
 import shlex
 import sys
-from pathlib import Path
 
 from greenjax import flags
+from greenjax.atomic import expanded
 from greenjax.cache import keep_compiled
 from greenjax.config import flatten, resolve
 from greenjax.console import say, set_up
@@ -101,7 +101,7 @@ def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
     from greenjax.training.optim import make_optimizer
     from greenjax.training.start import check_new, write_start
 
-    workdir = Path(arguments.workdir).expanduser()
+    workdir = expanded(arguments.workdir)
     check_new(workdir)
     model, report = read_torch(
         arguments.input,

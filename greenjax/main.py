@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from greenjax import __version__, flags
+from greenjax.atomic import expanded
 from greenjax.console import complain, say
 from greenjax.errors import InputError
 
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> None:
     arguments, config = flags.parse_beside(parser, argv)
     if arguments.workdir == "":
         parser.error("--workdir is '': expected a folder")
-    workdir = Path(arguments.workdir or Path("runs") / Path(arguments.config).stem).expanduser()
+    workdir = expanded(arguments.workdir or Path("runs") / Path(arguments.config).stem)
     if _speaks():
         say(f"greenjax {__version__}: {arguments.config}, task {config.task}, workdir {workdir}")
     again = f"the same command goes on from the last checkpoint in {workdir}"

@@ -9,18 +9,22 @@ A run of several is told so by three environment variables, the same way under e
 Each process takes all devices of its machine, or those that JAX_LOCAL_DEVICE_IDS=0,1,... names.
 """
 
+import json
 import os
 import sys
 import traceback
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from greenjax.console import complain
 from greenjax.errors import InputError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+T = TypeVar("T")
 HEARTBEAT = 30  # seconds after which a process that is silent counts as dead, and the others end
 
 
@@ -81,6 +85,46 @@ def gathered(tree: Any) -> Any:
         return jax.device_get(tree)
     with jax.transfer_guard("allow"):
         return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def led(action: Callable[[], T]) -> T | None:
+    """What `action` gives on process 0, None on the others. An InputError there is raised on every process."""
+    if jax.process_count() == 1:
+        return action()
+    found, said = None, ""
+    if leads():
+        try:
+            found = action()
+        except InputError as error:
+            said = str(error)
+    if refused := _texts(said)[0]:
+        raise InputError(refused)
+    return found
+
+
+def agree(values: Mapping[str, Any]) -> None:
+    """Raises InputError, on every process, which names the first of the values that differs on one of them.
+
+    A key is what has the value, "{}" in it the place of the value where it is not the end. Values are JSON's.
+    """
+    if jax.process_count() == 1:
+        return
+    first, *others = (json.loads(text) for text in _texts(json.dumps(values)))
+    for index, other in enumerate(others, 1):
+        for key in first | other:
+            if first.get(key) != other.get(key):
+                phrase = (key if "{}" in key else key + " {}").format(other.get(key))
+                raise InputError(f"process {index} has {phrase}, process 0 has {first.get(key)}: expected the same")
+
+
+def _texts(mine: str) -> list[str]:
+    """The texts of all processes."""
+    data = np.frombuffer(mine.encode(), np.uint8)
+    with jax.transfer_guard("allow"):
+        lengths = multihost_utils.process_allgather(np.array([data.size], np.int32)).ravel().tolist()
+        padded = np.pad(data, (0, max(*lengths, 1) - data.size))
+        rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:length]).decode() for row, length in zip(np.asarray(rows), lengths)]
 
 
 def end(error: str | Exception) -> NoReturn:

@@ -21,7 +21,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from greenjax import flags
-from greenjax.atomic import replace_text
+from greenjax.atomic import expanded, replace_text
 from greenjax.cache import keep_compiled
 from greenjax.config import flatten, resolve
 from greenjax.console import say
@@ -38,6 +38,7 @@ from greenjax.evaluation import (
     write_results,
 )
 from greenjax.interop import initial_model
+from greenjax.lock import held
 from greenjax.models import build
 from greenjax.training.evaluate import Judge
 from greenjax.training.finetune import weights
@@ -56,13 +57,14 @@ Row = dict[str, Any]
 
 def main(argv: list[str]) -> None:
     parser = flags.Parser("python -m greenjax.study", __doc__)
-    parser.add_argument("--workdir", required=True, type=Path, help="where the table and the numbers go")
+    parser.add_argument("--workdir", required=True, type=expanded, help="where the table and the numbers go")
     parser.add_argument("--seeds", type=flags.positive, default=3, help="how many")
     parser.add_argument("--scratch-lr", type=float, help="optim.base_lr from scratch; default: the config's")
     arguments, config = flags.parse_beside(parser, argv)
     keep_compiled()
     try:
-        study(config, arguments.workdir, arguments.seeds, arguments.scratch_lr)
+        with held(arguments.workdir, "--workdir"):
+            study(config, arguments.workdir, arguments.seeds, arguments.scratch_lr)
     except InputError as error:
         sys.exit(f"greenjax.study: {error}")
 

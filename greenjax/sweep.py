@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from greenjax import flags, interop
+from greenjax.atomic import expanded
 from greenjax.cache import keep_compiled
 from greenjax.checkpoint import SaveError
 from greenjax.config import flatten, load_config, resolve
@@ -26,6 +27,7 @@ from greenjax.console import complain, say
 from greenjax.data import open_labelled
 from greenjax.errors import InputError
 from greenjax.evaluation import accuracy, features_of, knn, linear, pooled_features, read_results, write_results
+from greenjax.lock import held
 from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, finetune, pretrain
 from greenjax.training.sharding import Placement, make_mesh
 
@@ -34,7 +36,9 @@ METRICS = {"finetune": "fine-tuned", "linear": "linear probe", "knn": "k-NN"}  #
 
 def main(argv: Sequence[str]) -> None:
     parser = flags.Parser("python -m greenjax.sweep", __doc__)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/sweep"), help="where the runs and their results go")
+    parser.add_argument(
+        "--workdir", type=expanded, default=Path("runs/sweep"), help="where the runs and their results go"
+    )
     parser.add_argument("--ratios", default="0.5,0.625,0.75,0.875", help="values of mask.ratio")
     parser.add_argument("--depths", default="1,2,4", help="values of decoder.depth")
     parser.add_argument("--lengths", default="0.25,0.5,1,2", help="lengths, as multiples of the config's")
@@ -43,7 +47,8 @@ def main(argv: Sequence[str]) -> None:
     try:
         keep_compiled()
         axes = sweep_axes(config, *(getattr(arguments, name).split(",") for name in ("ratios", "depths", "lengths")))
-        sweep(config, axes, arguments.workdir, arguments.finetune)
+        with held(arguments.workdir, "--workdir"):
+            sweep(config, axes, arguments.workdir, arguments.finetune)
     except InterruptedRun as stop:
         complain(f"greenjax.sweep: {stop}; the same command goes on")
         sys.exit(EXIT_CODE)

@@ -132,14 +132,91 @@ def test_two_processes_go_on_where_one_was_and_stop_together(alone, tmp_path):
 @pytest.mark.slow
 def test_four_processes_with_split_parameters_train_twins_as_one_device_does(tmp_path):
     config = config_file(tmp_path, TWINS | dict(mesh__fsdp=4))
-    ended(spawned(4, "-m", "greenjax.main", f"--config={config}", f"--workdir={tmp_path / 'four'}"), 0)
+    workdir = tmp_path / "four [*]"  # each process has its own link to such a folder
+    ended(spawned(4, "-m", "greenjax.main", f"--config={config}", f"--workdir={workdir}"), 0)
     pretrain(small_config(**TWINS, mesh__data=1), tmp_path / "one")
-    ours, theirs = told(tmp_path / "four"), told(tmp_path / "one")
+    ours, theirs = told(workdir), told(tmp_path / "one")
     assert list(ours) == list(theirs) == list(range(1, 11))
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
-    assert sorted(path.name for path in (tmp_path / "four").iterdir()) == sorted(
-        path.name for path in (tmp_path / "one").iterdir()
-    )
+    assert sorted(path.name for path in workdir.iterdir()) == sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert Checkpointer(workdir).latest_intact_step() == 10
+
+
+DIFFERENT = """
+import sys
+from pathlib import Path
+from greenjax import processes
+
+processes.connect()
+import jax
+from small import small_config
+from greenjax.data.sources import FolderSource
+from greenjax.errors import InputError
+from greenjax.training.together import holding_workdir, same_data
+
+index, names = jax.process_index(), [f"{number}.png" for number in range(64)]
+images = lambda *last: FolderSource(f"/disk{index}", [*names[:62], *last])
+task = holding_workdir(lambda config, workdir: processes.led(lambda: (workdir / ".lock").is_file()))
+workdir = Path(sys.argv[1])
+
+
+def same(step=5, batch=8, training=images("62.png", "63.png"), held_out=None):
+    same_data(step, batch, {"training images": training, "held-out images": held_out})
+
+
+def refuse():
+    raise InputError("only process 0 knows this")
+
+
+for attempt in (
+    lambda: task(small_config(data__workers=index, data__path=str(index)), workdir),
+    lambda: same(),
+    lambda: task(small_config(model__window=4 - 2 * index), workdir),
+    lambda: same(step=5 * index),
+    lambda: same(batch=8 + index),
+    lambda: same(training=images(*names[62 : 64 - index])),
+    lambda: same(training=images("62.png", "renamed.png" if index else "63.png")),
+    lambda: same(held_out=images() if index else None),
+    lambda: processes.led(refuse),
+):
+    try:
+        print("went on:", attempt(), file=sys.stderr)
+    except InputError as error:
+        print(error, file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_differ_all_end_with_the_first_difference(tmp_path):
+    said = ended(spawned(2, "-c", DIFFERENT, tmp_path / "run"), 0)
+    differences = [
+        "process 1 has model.window 2, process 0 has 4: expected the same",
+        "process 1 has its last checkpoint at step 5, process 0 has 0: expected the same",
+        "process 1 has its next batch at 9, process 0 has 8: expected the same",
+        "process 1 has 63 training images, process 0 has 64: expected the same",
+        r"process 1 has training images with the digest \w+ of names and order, process 0 has \w+: expected the same",
+        "process 1 has 62 held-out images, process 0 has None: expected the same",
+        "only process 0 knows this",
+    ]
+    for text in said:
+        lines = [line for line in text.splitlines() if line.startswith(("process", "only"))]
+        assert len(lines) == len(differences), text
+        assert all(re.fullmatch(expected, line) for expected, line in zip(differences, lines)), lines
+    assert [text.count("went on: ") for text in said] == [2, 2] and "went on: True" in said[0]
+    assert not (tmp_path / "run").exists()  # the lock is gone
+
+
+@pytest.mark.slow
+def test_a_command_with_other_settings_on_one_process_ends_before_it_compiles(tmp_path):
+    config = config_file(tmp_path, SWIN)
+    with config.open("a") as file:
+        file.write("\nours = get_config\n\ndef get_config():\n    import os\n    config = ours()\n")
+        file.write(f"    config.seed = int(os.environ['{processes.INDEX}'])\n    return config\n")
+    said = ended(spawned(2, "-m", "greenjax.main", f"--config={config}", f"--workdir={tmp_path / 'run'}"), 1)
+    for text in said:
+        assert "greenjax: process 1 has seed 1, process 0 has 0: expected the same" in text
+        assert "Traceback" not in text
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 PASS_ON = f"""

@@ -28,10 +28,12 @@ def test_a_write_that_fails_leaves_the_old_results(tmp_path):
     assert read_results(tmp_path) == {"knn": {"top1": 0.5}}
 
 
-@pytest.mark.parametrize("text", ["[1]", "{", ""])
-def test_a_file_of_something_else_is_not_overwritten(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "found"), [("[1]", "holds no JSON object"), ("{", "is cut short or damaged"), ("", "is empty")]
+)
+def test_a_file_of_something_else_is_not_overwritten(tmp_path, text, found):
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(InputError, match=r"results\.json is no JSON object: expected named results"):
+    with pytest.raises(InputError, match=rf"results\.json' {found}: expected named results"):
         write_results(tmp_path, "knn", {"top1": 0.5})
     assert (tmp_path / "results.json").read_text() == text
 

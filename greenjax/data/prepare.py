@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from greenjax import flags
-from greenjax.atomic import replace_text
+from greenjax.atomic import expanded, replace_text
 from greenjax.console import rich_console, say
 from greenjax.data.augment import shrinkage
 from greenjax.data.encoded import DecodeError, Encoded, Image, Need, Size, load, size_of, undecoded
@@ -46,6 +46,7 @@ from greenjax.data.records import (
 from greenjax.data.sources import open_source, parse_split
 from greenjax.data.workers import keep_freed_memory
 from greenjax.errors import InputError
+from greenjax.lock import LOCK, held
 
 PER_SHARD = 4096  # images; raw ones of 256 px make about 1 GB
 QUALITY = 95  # of JPEGs that are encoded anew
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
     parser = make_parser()
     try:
         arguments, config = flags.parse_beside(parser, argv)
-        output, how = Path(arguments.output).expanduser(), How(arguments.size, arguments.encoding)
+        output, how = expanded(arguments.output), How(arguments.size, arguments.encoding)
         for line in prepare(config, output, how, arguments.splits, arguments.unlabelled, arguments.workers):
             say(line)
     except (InputError, OSError) as error:  # a full disk, say: finished shards stay
@@ -112,11 +113,12 @@ def prepare(
     names = names or [split for split in (data.split, data.eval_split) if split]
     names = list(dict.fromkeys(parse_split(name)[0] for name in names))
     splits = [open_split(data, name, unlabelled) for name in names]
-    description = begin(output, how, data, splits)
     cv2.setNumThreads(0)  # the threads here are the parallelism
     keep_freed_memory()
-    for split in splits:
-        yield convert(split, output, how, description, workers)
+    with held(output, "--output"):
+        description = begin(output, how, data, splits)
+        for split in splits:
+            yield convert(split, output, how, description, workers)
 
 
 def open_split(data: ConfigDict, name: str, unlabelled: bool) -> Split:
@@ -135,11 +137,11 @@ def open_split(data: ConfigDict, name: str, unlabelled: bool) -> Split:
 def begin(output: Path, how: How, data: ConfigDict, splits: list[Split]) -> dict[str, Any]:
     """What records.json says at the start. Raises InputError where the directory holds anything else."""
     wanted = {"encoding": how.encoding, "size": how.size, "source": data.source, "name": data.name}
-    wanted["path"] = os.path.abspath(os.path.expanduser(data.path)) if data.path else ""
+    wanted["path"] = os.path.abspath(expanded(data.path)) if data.path else ""
     if (output / DESCRIPTION).exists():
         description = read_description(output)
         check_same(output, {key: description.get(key) for key in wanted}, wanted)
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+    elif any(path.name != LOCK for path in output.iterdir()):
         raise InputError(f"output {str(output)!r} is there already: expected a new directory, or one to go on with")
     else:
         description = {**wanted, "splits": {}}

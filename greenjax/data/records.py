@@ -7,7 +7,6 @@
 A record is an encoded JPEG, or, in encoding raw, height, width and channels as three uint32 and then the pixels.
 """
 
-import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -24,11 +23,13 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from ml_collections import ConfigDict
 
+from greenjax.atomic import expanded, read_json
 from greenjax.data.encoded import DecodeError, Encoded, Image, decoded
 from greenjax.errors import InputError, listed
 
 ENCODINGS = ("raw", "jpeg")
 DESCRIPTION = "records.json"
+REMEDY = "expected what `python -m greenjax.data.prepare` wrote; prepare the images anew in another folder"
 HEADER = 12  # bytes before a raw image's pixels
 REMEDY = "delete it, and the same `python -m greenjax.data.prepare` command makes it anew"
 
@@ -158,24 +159,27 @@ def labels_path(shard: str | Path) -> Path:
 
 
 def read_description(root: Path) -> dict[str, Any]:
-    """What records.json says. Raises InputError where there is none."""
-    try:
-        return json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    """What records.json says. Raises InputError where there is none, or a damaged one."""
+    path = root / DESCRIPTION
+    if not path.is_file():
         what = f"data.path is {str(root)!r}: expected a directory made by `python -m greenjax.data.prepare`"
-        raise InputError(f"{what}, with a {DESCRIPTION} that can be read") from error
+        raise InputError(f"{what}, with a {DESCRIPTION} that can be read")
+    found = read_json(path, dict, REMEDY)
+    if not isinstance(found.get("splits"), dict) or found.get("encoding") not in ENCODINGS:
+        raise InputError(f"{str(path)!r} does not say what was prepared: {REMEDY}")
+    return found
 
 
 def open_records(data: ConfigDict, name: str) -> RecordsSource:
     """A split of a prepared directory, without labels."""
-    return _open(Path(data.path).expanduser(), name)[0]
+    return _open(expanded(data.path), name)[0]
 
 
 def open_labelled_records(
     data: ConfigDict, name: str
 ) -> tuple[RecordsSource, Int32[np.ndarray, " n"], tuple[str, ...]]:
     """Images, their labels, and the names of the classes. Raises InputError where there are no labels."""
-    root = Path(data.path).expanduser()
+    root = expanded(data.path)
     source, split = _open(root, name)
     if split["classes"] is None:
         raise InputError(f"{str(root)!r} has no labels of split {name!r}: its source had none when it was prepared")

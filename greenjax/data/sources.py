@@ -20,6 +20,7 @@ from absl import logging
 from jaxtyping import Int32, UInt8
 from ml_collections import ConfigDict
 
+from greenjax.atomic import expanded
 from greenjax.data.encoded import DecodeError, Encoded, Image, decoded, undecoded
 from greenjax.data.records import count_records, naming_damage, open_records
 from greenjax.errors import InputError, listed
@@ -181,7 +182,7 @@ def open_folder(data: ConfigDict, name: str) -> FolderSource:
 
 def split_folder(data: ConfigDict, name: str) -> Path:
     """The directory of a split."""
-    root = Path(data.path).expanduser()
+    root = expanded(data.path)
     if not data.path or not root.is_dir():
         raise InputError(f"data.path is {data.path!r}: expected a directory of images")
     if name == "all":
@@ -342,7 +343,7 @@ def find_builder(path: str, name: str) -> Path:
     `name` is "name", "name/config", "name:version" or "name/config:version"; where none is given, the newest
     version is taken. An empty `path` is TFDS's own default.
     """
-    root = Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = expanded(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     if (root / "dataset_info.json").is_file():
         return root
     name, _, version = name.partition(":")

@@ -13,8 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from greenjax.atomic import replace_text
-from greenjax.errors import InputError
+from greenjax.atomic import read_json, replace_text
 from greenjax.evaluation.classify import Predictions
 
 _WIDTH = 200  # columns at most: a table is as wide as it has to be, and never wraps on its own
@@ -36,13 +35,7 @@ def read_results(workdir: str | Path) -> dict[str, dict[str, Any]]:
     path = Path(workdir) / "results.json"
     if not path.exists():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is no JSON object: expected named results; move it away")
-    return found
+    return read_json(path, dict, "expected named results; move it away")
 
 
 def write_predictions(path: str | Path, predictions: Predictions) -> None:

@@ -13,6 +13,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Shaped
 
+from greenjax.atomic import expanded
 from greenjax.errors import InputError
 
 SAFETENSORS, PICKLES = (".safetensors",), (".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -32,7 +33,7 @@ def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, str]]:
     Floats come as float32 or float64. Raises InputError for what is not there, cut short, not finite, or wants to run
     code.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
@@ -129,7 +130,7 @@ def _listed(names: list[str]) -> str:
 
 def check_output(path: str | Path, folder: bool = False) -> Path:
     """The path to write to, or InputError, before anything expensive. `folder`: without a suffix it is a folder."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.suffix and not folder:
         raise InputError(f"output {str(path)!r}: expected a file named *.safetensors or *.pth")
     if path.suffix and path.suffix not in (*SAFETENSORS, ".pth"):

@@ -10,9 +10,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from greenjax import __version__
-from greenjax.atomic import replace_text
+from greenjax.atomic import expanded, replace_text
 from greenjax.checkpoint import Checkpointer, flatten_tree
-from greenjax.config import flatten, resolve
+from greenjax.config import flatten, read_recorded, resolve
 from greenjax.errors import InputError
 from greenjax.interop.files import SAFETENSORS, check_output, read_tensors, write_tensors
 from greenjax.interop.huggingface import folder_config, image_processor
@@ -129,16 +129,20 @@ def load_run(workdir: str | Path, step: int | None = None) -> tuple[Any, int]:
 
 def read_run(workdir: str | Path, step: int | None = None) -> tuple[Weights, ConfigDict, int]:
     """The weights of a run's checkpoint, the run's configuration, and the step."""
-    path = Path(workdir).expanduser() / "config.json"
+    path = expanded(workdir) / "config.json"
     if not path.is_file():
         raise InputError(f"workdir {str(workdir)!r}: expected the folder of a run, with config.json and checkpoints")
+    try:
+        config = resolve(read_recorded(path, "remove it and start the run's own command again, which writes it anew"))
+    except InputError as error:
+        raise InputError(f"{workdir} cannot be read: {error}") from error
     weights, step = Checkpointer(path.parent).weights(step)
-    return folded(weights), resolve(json.loads(path.read_text())), step
+    return folded(weights), config, step
 
 
 def initial_model(config: ConfigDict) -> tuple[Any, Report] | None:
     """The model that `config.init` names weights for, a workdir or a converted file; None for "none"."""
-    init = Path(config.init).expanduser()
+    init = expanded(config.init)
     if config.init == "none":
         return None
     if init.suffix in SAFETENSORS:

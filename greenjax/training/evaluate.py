@@ -40,6 +40,7 @@ from greenjax.models import build
 from greenjax.processes import leads
 from greenjax.training.sharding import Placement, make_mesh
 from greenjax.training.summary import end_lines, say_lines, say_listing
+from greenjax.training.together import holding_workdir
 
 
 class Judge:
@@ -86,6 +87,7 @@ def eval_sets(config: ConfigDict) -> list[EvalSet]:
     return sets
 
 
+@holding_workdir
 def evaluate_classifier(config: ConfigDict, workdir: Path) -> dict[str, Evaluation]:
     """Task "eval": the classifier of `config.init` on every set; results.json, pictures, on demand predictions."""
     if config.init == "none":
@@ -109,6 +111,7 @@ def evaluate_classifier(config: ConfigDict, workdir: Path) -> dict[str, Evaluati
     return found
 
 
+@holding_workdir
 def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int | float]]:
     """Task "knn": the images of `data.eval_split` by their neighbours among those of `data.split`, for every k."""
     if not config.data.eval_split:

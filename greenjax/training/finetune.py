@@ -15,9 +15,11 @@ from greenjax.data import (
     open_labelled,
     warn_of_overlap,
 )
+from greenjax.data.listing import listing
 from greenjax.evaluation import Evaluation, draw_accuracy_curve, read_metrics
 from greenjax.processes import leads
 from greenjax.training.evaluate import Judge, report
+from greenjax.training.guard import Rollbacks
 from greenjax.training.loop import due, train, unless_full
 from greenjax.training.metrics import MetricsWriter, record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
@@ -26,8 +28,10 @@ from greenjax.training.start import begin
 from greenjax.training.state import State, model_graph
 from greenjax.training.step import make_classifier_step
 from greenjax.training.summary import end_lines, run_time, say_lines, say_listing, start_lines
+from greenjax.training.together import holding_workdir, same_data
 
 
+@holding_workdir
 def finetune(config: ConfigDict, workdir: Path) -> State:
     """Trains a resolved configuration, task "finetune" or "linear", to its last step, and returns the state.
 
@@ -48,7 +52,9 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
 
     checkpointer = Checkpointer(workdir, config.log.keep)
     start = checkpointer.latest_intact_step() or 0
-    record_config(workdir, config, len(source), resuming=start > 0)
+    batch = start + Rollbacks(workdir).skipped(start)
+    same_data(start, batch, {"training images": source, "held-out images": held_out})
+    record_config(workdir, config, len(source), start > 0, listing(source))
     undecodable = Undecodable(workdir, resuming=start > 0, writes=leads())
 
     graphdef, tx = model_graph(config), make_optimizer(config)

@@ -13,9 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from greenjax.atomic import replace_text
+from greenjax.atomic import read_json, replace_text
+from greenjax.errors import InputError
 from greenjax.processes import leads
 
+REMEDY = "it says which batches were passed over; remove it, and the run takes those that its steps count"
 RECENT, BEFORE = 10, 100  # updates whose mean losses are compared
 
 
@@ -72,8 +74,11 @@ class Rollbacks:
 
     def __init__(self, workdir: Path):
         self._path = workdir / "rollbacks.json"
-        found = json.loads(self._path.read_text()) if self._path.exists() else []
-        self.made = [Rollback(**entry) for entry in found]
+        found = read_json(self._path, list, REMEDY) if self._path.exists() else []
+        try:
+            self.made = [Rollback(**entry) for entry in found]
+        except TypeError as error:
+            raise InputError(f"{str(self._path)!r} holds no rollbacks: {REMEDY}") from error
 
     def skipped(self, step: int) -> int:
         """How far the position in the stream is ahead of a step."""

@@ -18,7 +18,7 @@ from greenjax.compile import BackgroundJit
 from greenjax.cost import peak_flops, peak_memory
 from greenjax.data import Batches
 from greenjax.evaluation import read_metrics
-from greenjax.processes import leads
+from greenjax.processes import agree, leads
 from greenjax.training.guard import DivergedError, Guard, Rollbacks
 from greenjax.training.interrupt import InterruptedRun, Interruption
 from greenjax.training.learning import nothing_learnt, time_to_tell
@@ -69,6 +69,7 @@ def train(
                 raise
             checkpointer.forget_after(good[-1])
             state = checkpointer.restore(shapes)
+            agree({"gone back to step": int(state.step)})
             rollbacks.add(error, int(state.step))
 
 

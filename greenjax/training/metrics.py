@@ -13,8 +13,8 @@ import jax
 from ml_collections import ConfigDict
 
 from greenjax import __version__
-from greenjax.atomic import replace_text
-from greenjax.config import KEYS, flatten
+from greenjax.atomic import read_json, replace_text
+from greenjax.config import KEYS, flatten, read_recorded
 from greenjax.errors import InputError
 from greenjax.evaluation import read_metrics
 from greenjax.processes import leads
@@ -24,6 +24,9 @@ from greenjax.training.progress import Values, make_display
 # These may change between the parts of a run: weights, masks, sample order and schedule do not hang on them.
 HARMLESS = ("log.", "mesh.", "knn.", "monitor", "data.workers", "data.path", "data.eval")
 HARMLESS += ("model.attention", "model.remat", "optim.max_skipped", "guard.")
+
+# What to do about a damaged config.json or data.json.
+ANEW = "it cannot be compared with this command; remove it, and the run goes on as this command says"
 
 LIBRARIES = (
     "jax",
@@ -39,19 +42,27 @@ LIBRARIES = (
 )
 
 
-def record_config(workdir: str | Path, config: ConfigDict, images: int, resuming: bool) -> None:
+def record_config(
+    workdir: str | Path, config: ConfigDict, images: int, resuming: bool, listing: str | None = None
+) -> None:
     """Writes config.json, versions.json and data.json, or refuses to resume under other settings.
 
-    `images` is the length of the training split: of another length, order and schedule would be others. Raises
-    InputError, one line, naming what differs from the files; a run begun anew overwrites them.
+    `images` is the length of the training split and `listing` its digest: with other images a step would be another.
+    Raises InputError, one line, naming what differs from the files; a run begun anew overwrites them.
     """
     workdir = Path(workdir)
     path, data = workdir / "config.json", workdir / "data.json"
     if resuming and path.exists():
         _refuse_other(path, config)
-    if resuming and data.exists() and (before := json.loads(data.read_text())["images"]) != images:
+    before = read_json(data, dict, ANEW) if resuming and data.exists() else {}
+    if before.get("images", images) != images:
         raise InputError(
-            f"{workdir} was begun with {before} training images, now there are {images}: expected the same"
+            f"{workdir} was begun with {before['images']} training images, now there are {images}: expected the same"
+        )
+    if listing and before.get("listing") not in (None, listing):
+        raise InputError(
+            f"{workdir} was begun with other training images, as many, but of other names or in another order: expected"
+            f" the same; --config.init={workdir} with a new --workdir starts from its weights"
         )
     if not leads():
         return
@@ -60,7 +71,7 @@ def record_config(workdir: str | Path, config: ConfigDict, images: int, resuming
     except OSError as error:
         raise InputError(f"workdir {str(workdir)!r} cannot be made: {error.strerror}") from error
     replace_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
-    replace_text(data, json.dumps({"images": images}) + "\n")
+    replace_text(data, json.dumps({"images": images, "listing": listing}) + "\n")
     replace_text(workdir / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 
@@ -155,7 +166,7 @@ def _as_json(values: dict[str, Any]) -> dict[str, Any]:
 def _refuse_other(path: Path, config: ConfigDict) -> None:
     here = _as_json(flatten(config))
     defaults = _as_json({key: entry.default for key, entry in KEYS.items()})
-    there = defaults | flatten(json.loads(path.read_text()))  # defaults: keys that are younger than the run
+    there = defaults | read_recorded(path, ANEW)  # defaults: keys that are younger than the run
     differing = [
         f"{key} is {there[key]!r} there, {here.get(key)!r} here"
         for key in there

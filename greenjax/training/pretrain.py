@@ -24,10 +24,12 @@ from greenjax.data import (
     train_batches,
     warn_of_overlap,
 )
+from greenjax.data.listing import listing
 from greenjax.errors import InputError
 from greenjax.evaluation import HeldOut, Monitor, Pictures, draw_loss_curve, read_metrics, result
 from greenjax.planning import Planner
 from greenjax.processes import leads
+from greenjax.training.guard import Rollbacks
 from greenjax.training.loop import due, train, unless_full
 from greenjax.training.metrics import MetricsWriter, record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
@@ -36,10 +38,12 @@ from greenjax.training.start import begin
 from greenjax.training.state import State, model_graph
 from greenjax.training.step import make_train_step
 from greenjax.training.summary import end_lines, run_time, say_lines, say_listing, start_lines
+from greenjax.training.together import holding_workdir, same_data
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # main.py sets it
 
 
+@holding_workdir
 def pretrain(config: ConfigDict, workdir: Path) -> State:
     """Trains a resolved configuration from where `workdir` stands to its last step, and returns the state.
 
@@ -63,7 +67,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
 
     checkpointer = Checkpointer(workdir, config.log.keep)
     start = checkpointer.latest_intact_step() or 0
-    record_config(workdir, config, len(source), resuming=start > 0)
+    batch = start + Rollbacks(workdir).skipped(start)
+    same_data(start, batch, {"training images": source, "held-out images": held_out_source})
+    record_config(workdir, config, len(source), start > 0, listing(source))
     undecodable = Undecodable(workdir, resuming=start > 0, writes=leads())
 
     if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):

@@ -19,6 +19,7 @@ from greenjax.compile import BackgroundJit
 from greenjax.console import say
 from greenjax.errors import InputError
 from greenjax.interop import initial_model
+from greenjax.lock import held
 from greenjax.models import Backbone
 from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import State, abstract_state, init_state, on_the_cpu
@@ -77,8 +78,9 @@ def check_new(workdir: Path) -> None:
 def write_start(workdir: Path, model: Backbone, config: ConfigDict, tx: optax.GradientTransformation) -> None:
     """Makes a workdir whose checkpoint of step 0 holds the weights of a model: a run there begins with them."""
     mesh = make_mesh(config)
-    replace_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
-    with Checkpointer(workdir) as checkpointer:
+    with held(workdir, "--workdir"), Checkpointer(workdir) as checkpointer:
+        check_new(workdir)
+        replace_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
         checkpointer.save(0, init_state(config, tx, mesh, _params(model)))
         checkpointer.wait()
 

@@ -1,0 +1,99 @@
+"""One writer a folder: a run, an evaluation or a conversion holds its folder from its start to its end.
+
+The lock is an flock on FOLDER/.lock, which the kernel gives up when the process ends, however it ends. Two processes of
+one machine never hold one folder. Of two machines this is true where their shared file system passes flock on (NFS 4,
+NFS 3 with its lock service, Lustre mounted with flock, GPFS, CephFS). The file says who holds it. Readers need no lock.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from greenjax.errors import InputError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def held(folder: Path, flag: str) -> Iterator[None]:
+    """Makes `folder` where it is not there and holds it. `flag` is the one that names the folder.
+
+    Raises InputError where another process holds it, or where it cannot be written.
+    """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _locked(folder, flag)
+    except OSError as error:
+        _remove_empty(made)
+        raise InputError(f"{flag} {str(folder)!r} cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()  # while it is held: who waits for it looks again
+        os.close(file)
+        _remove_empty(made)
+
+
+def _locked(folder: Path, flag: str) -> int:
+    """The descriptor of the lock file, locked and with a note of this process."""
+    path = folder / LOCK
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # NFS may say the latter
+            os.close(file)
+            raise InputError(f"{folder} is in use by {_holder(path)}: stop it, or use another {flag}") from None
+        except OSError as error:
+            logging.warning("%s cannot be locked (%s): start no second run there", folder, error.strerror)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                break
+        os.close(file)  # its holder has just removed it
+    note = _read_note(path)
+    if note.get("host", socket.gethostname()) != socket.gethostname():
+        logging.warning("%s was left by %s without an end: if it still runs there, stop it", folder, _told(note))
+    mine = {"process": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+    os.ftruncate(file, 0)
+    os.pwrite(file, json.dumps(mine).encode(), 0)
+    return file
+
+
+def _holder(path: Path) -> str:
+    note = _read_note(path)
+    if not note:
+        return "another process"
+    elsewhere = note["host"] != socket.gethostname()
+    return _told(note) + (f" (if that machine is gone, remove {path})" if elsewhere else "")
+
+
+def _told(note: dict[str, Any]) -> str:
+    return f"process {note['process']} on host {note['host']}, started {note['started']}"
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """What the holder has written; nothing where it is writing just now."""
+    try:
+        note = json.loads(path.read_text())
+        return note if isinstance(note, dict) and note.keys() >= {"process", "host", "started"} else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Those that were made for nothing; the innermost first."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return

@@ -1,0 +1,97 @@
+"""Files of a workdir that are damaged end in one line that names the file and says what to do."""
+
+import json
+import os
+
+import pytest
+from small import small_config
+
+import greenjax
+from greenjax.atomic import expanded, read_json, replace_text
+from greenjax.data.records import read_description
+from greenjax.errors import InputError
+from greenjax.training import DivergedError
+from greenjax.training.guard import Rollbacks
+from greenjax.training.metrics import record_config
+
+RUN = small_config()
+DAMAGE = [b"", b" \n", b'{"images": 15', b"[1, 2", b"null", b"3", b"\xff\xfe{}", b"\x00" * 64]
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A folder with the files of a run, without its weights."""
+    record_config(tmp_path, RUN, images=9, resuming=False)
+    Rollbacks(tmp_path).add(DivergedError("made up", 6, 5), to=4)
+    return tmp_path
+
+
+def go_on(workdir):
+    record_config(workdir, RUN, images=9, resuming=True)
+    Rollbacks(workdir)
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=repr)
+@pytest.mark.parametrize("name", ["config.json", "data.json", "rollbacks.json"])
+def test_a_damaged_file_of_a_run_is_one_line(recorded, name, damage):
+    (recorded / name).write_bytes(damage)
+    with pytest.raises(InputError, match=rf"{name}' (is|holds) .*: .*remove it, and the run") as caught:
+        go_on(recorded)
+    assert "\n" not in str(caught.value)
+    assert (recorded / name).read_bytes() == damage  # nothing is lost
+    (recorded / name).unlink()  # as the line says
+    go_on(recorded)
+
+
+def test_versions_are_written_anew(recorded):
+    """Nothing follows from them."""
+    (recorded / "versions.json").write_text("{")
+    go_on(recorded)
+    assert json.loads((recorded / "versions.json").read_text())["greenjax"] == greenjax.__version__
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=repr)
+def test_weights_of_a_run_need_its_configuration(recorded, damage):
+    (recorded / "config.json").write_bytes(damage)
+    with pytest.raises(InputError, match=r"config.json' (is|holds) .*: remove it and start the run's own command"):
+        greenjax.load(recorded)
+
+
+def test_a_configuration_of_another_version_names_its_settings(recorded):
+    settings = json.loads((recorded / "config.json").read_text())
+    settings["model"]["wavelets"] = 3
+    (recorded / "config.json").write_text(json.dumps(settings))
+    for read in (greenjax.load, go_on):
+        with pytest.raises(InputError, match=r"config.json' has settings of another version .*: 'model.wavelets'"):
+            read(recorded)
+
+
+def test_rollbacks_of_another_form_are_one_line(recorded):
+    for text in ("[3]", '[{"after": 3}]'):
+        (recorded / "rollbacks.json").write_text(text)
+        with pytest.raises(InputError, match=r"rollbacks.json' holds no rollbacks: .*remove it"):
+            Rollbacks(recorded)
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, b"{}", b'{"splits": 3, "encoding": "raw"}'], ids=repr)
+def test_a_damaged_description_of_records_is_one_line(tmp_path, damage):
+    (tmp_path / "records.json").write_bytes(damage)
+    with pytest.raises(InputError, match=r"records.json' .*: .* prepare the images anew in another folder"):
+        read_description(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_names_the_reason(tmp_path):
+    with pytest.raises(InputError, match=r"folder' cannot be read: Is a directory"):
+        (tmp_path / "folder").mkdir()
+        read_json(tmp_path / "folder", dict, "")
+
+
+def test_text_replaces_a_file_and_leaves_no_draft(tmp_path):
+    replace_text(tmp_path / "new" / "a", "1")
+    replace_text(tmp_path / "new" / "a", "2")
+    assert os.listdir(tmp_path / "new") == ["a"] and (tmp_path / "new" / "a").read_text() == "2"
+
+
+def test_without_a_home_a_path_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it gives without HOME and without an entry
+    assert str(expanded("~/runs")) == "~/runs"
