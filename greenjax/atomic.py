@@ -12,8 +12,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, or what one may use 
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with ~ replaced, where there is a home to replace it by."""
-    return Path(os.path.expanduser(path))  # Path.expanduser raises RuntimeError for a user without a home
+    """The path with its ~ replaced. Raises InputError where that user has no home."""
+    found = os.path.expanduser(path)  # Path.expanduser raises RuntimeError
+    if found.startswith("~"):
+        raise InputError(f"{str(path)!r} begins with ~, and there is no such home: expected a whole path, or ./{path}")
+    return Path(found)
 
 
 def replace_text(path: Path, text: str) -> None:

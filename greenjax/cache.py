@@ -1,5 +1,6 @@
 """The user's cache folder: layouts of the planner, and JAX's persistent cache of compiled programs."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -11,8 +12,11 @@ MIN_COMPILE_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 
 
 def cache_folder() -> Path:
-    """XDG_CACHE_HOME/greenjax, or ~/.cache/greenjax."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "greenjax"
+    """XDG_CACHE_HOME/greenjax, or ~/.cache/greenjax. Raises FileNotFoundError for a user without a home."""
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if folder.startswith("~"):
+        raise FileNotFoundError(errno.ENOENT, "this user has no home; XDG_CACHE_HOME names another folder", folder)
+    return Path(folder) / "greenjax"
 
 
 def keep_compiled(folder: Path | None = None) -> None:
@@ -26,8 +30,8 @@ def keep_compiled(folder: Path | None = None) -> None:
 
     if not jax.config.values["jax_enable_compilation_cache"] or jax.config.values["jax_compilation_cache_dir"]:
         return
-    folder = folder or cache_folder() / "compiled"
     try:
+        folder = folder or cache_folder() / "compiled"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass  # it can be written

@@ -21,7 +21,10 @@ def main(argv: list[str]) -> None:
     arguments, config = flags.parse_beside(parser, argv)
     if arguments.workdir == "":
         parser.error("--workdir is '': expected a folder")
-    workdir = expanded(arguments.workdir or Path("runs") / Path(arguments.config).stem)
+    try:
+        workdir = expanded(arguments.workdir or Path("runs") / Path(arguments.config).stem)
+    except InputError as error:
+        parser.error(str(error))
     if _speaks():
         say(f"greenjax {__version__}: {arguments.config}, task {config.task}, workdir {workdir}")
     again = f"the same command goes on from the last checkpoint in {workdir}"

@@ -10,6 +10,7 @@ import greenjax
 from greenjax.atomic import expanded, read_json, replace_text
 from greenjax.data.records import read_description
 from greenjax.errors import InputError
+from greenjax.main import main
 from greenjax.training import DivergedError
 from greenjax.training.guard import Rollbacks
 from greenjax.training.metrics import record_config
@@ -92,6 +93,12 @@ def test_text_replaces_a_file_and_leaves_no_draft(tmp_path):
     assert os.listdir(tmp_path / "new") == ["a"] and (tmp_path / "new" / "a").read_text() == "2"
 
 
-def test_without_a_home_a_path_stays_as_it_is(monkeypatch):
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it gives without HOME and without an entry
-    assert str(expanded("~/runs")) == "~/runs"
+def test_a_path_without_its_home_is_one_line(monkeypatch):
+    monkeypatch.setenv("HOME", "/here")
+    assert str(expanded("~/runs")) == "/here/runs" and str(expanded("a/~")) == "a/~"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as without HOME and without an entry in passwd
+    for path in ("~/runs", "~somebody/runs"):
+        with pytest.raises(InputError, match=rf"'{path}' begins with ~, and there is no such home: .*, or \./{path}"):
+            expanded(path)
+    with pytest.raises(SystemExit, match=r"greenjax.main: '~/run' begins with ~"):
+        main(["main", "--config=configs/digits.py", "--workdir=~/run"])

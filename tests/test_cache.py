@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
-from small import ONE_STAGE
+from small import ONE_STAGE, small_config
 from test_processes import ROOT, config_file, ended, spawned
 
 from greenjax import cache
+from greenjax.planning import Planner
 
 MAIN = ("-m", "greenjax.main")
 # How many programs were compiled, how many found, and what one of them computes; after what is to be done first.
@@ -49,6 +51,38 @@ def test_programs_for_another_cpu_are_others(tmp_path):
     before = names(tmp_path)
     (_, hits, asked), _ = run(tmp_path, XLA_FLAGS="--xla_cpu_max_isa=SSE4_2")
     assert int(hits) == 0 < int(asked) and len(names(tmp_path)) == 2 * len(before)
+
+
+def test_a_user_without_a_home_keeps_nothing_and_is_told_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as without HOME and without an entry in passwd
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        cache.keep_compiled()
+        assert jax.config.values["jax_compilation_cache_dir"] is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    Planner.from_config(small_config())
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "compiled programs are not kept: [Errno 2] this user has no home; XDG_CACHE_HOME names another folder:"
+        " '~/.cache'"
+    ]
+
+
+def test_layouts_that_cannot_be_read_are_found_again(tmp_path, monkeypatch, caplog):
+    """A cache folder of somebody else, or one that is no folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    layouts = Planner.from_config(small_config()).layouts
+    (kept,) = (tmp_path / "greenjax").iterdir()
+    for text in ("", "{", "[3]"):
+        kept.write_text(text)
+        assert Planner.from_config(small_config()).layouts == layouts
+        assert "cannot be read" in caplog.text
+        caplog.clear()
+    kept.unlink()
+    kept.mkdir()
+    assert Planner.from_config(small_config()).layouts == layouts
 
 
 def test_above_the_largest_size_the_least_recently_used_go(tmp_path, monkeypatch):

@@ -155,6 +155,8 @@ def test_what_cannot_be_prepared_is_said_in_one_line(tree, tmp_path):
     assert "was begun with encoding 'raw'" in refused(out, "--size=20", "--encoding=jpeg", **data)
     (tree / "train" / "a" / "new.jpg").write_bytes(encode(picture(7), ".jpg"))
     assert "was begun with train of 12: expected that, not 13" in refused(out, "--size=20", **data)
+    (tree / "train" / "a" / "0.jpg").unlink()  # twelve again, and not the same
+    assert "was begun with train digest of names and order" in refused(out, "--size=20", **data)
     assert "expected a new directory" in refused(tree, **data)
     assert "invalid choice: 'png'" in refused(out, "--encoding=png", **data)
     assert "argument --size: found '0', expected a whole number, at least 1" in refused(out, "--size=0", **data)

@@ -33,6 +33,7 @@ from greenjax.console import rich_console, say
 from greenjax.data.augment import shrinkage
 from greenjax.data.encoded import DecodeError, Encoded, Image, Need, Size, load, size_of, undecoded
 from greenjax.data.labels import open_labelled
+from greenjax.data.listing import listing
 from greenjax.data.records import (
     DESCRIPTION,
     ENCODINGS,
@@ -148,9 +149,14 @@ def begin(output: Path, how: How, data: ConfigDict, splits: list[Split]) -> dict
     for split in splits:
         new = {"images": None, "left_out": None, "of": len(split.images), "shards": None, "classes": split.classes}
         new["classes"] = None if split.classes is None else list(split.classes)
+        new["listing"] = listing(split.images)
         found = description["splits"].setdefault(split.name, new)
-        parts = ("of", "classes")
-        before, now = ({f"{split.name} {part}": entry[part] for part in parts} for entry in (found, new))
+        # A directory of an earlier version has no listing.
+        parts = {"of": "of", "classes": "classes", "listing": "digest of names and order"}
+        before, now = (
+            {f"{split.name} {told}": entry.get(part, new[part]) for part, told in parts.items()}
+            for entry in (found, new)
+        )
         check_same(output, before, now)
     write_description(output, description)
     return description

@@ -29,7 +29,7 @@ from greenjax.errors import InputError, listed
 
 ENCODINGS = ("raw", "jpeg")
 DESCRIPTION = "records.json"
-REMEDY = "expected what `python -m greenjax.data.prepare` wrote; prepare the images anew in another folder"
+ANEW = "expected what `python -m greenjax.data.prepare` wrote; prepare the images anew in another folder"
 HEADER = 12  # bytes before a raw image's pixels
 REMEDY = "delete it, and the same `python -m greenjax.data.prepare` command makes it anew"
 
@@ -164,9 +164,9 @@ def read_description(root: Path) -> dict[str, Any]:
     if not path.is_file():
         what = f"data.path is {str(root)!r}: expected a directory made by `python -m greenjax.data.prepare`"
         raise InputError(f"{what}, with a {DESCRIPTION} that can be read")
-    found = read_json(path, dict, REMEDY)
+    found = read_json(path, dict, ANEW)
     if not isinstance(found.get("splits"), dict) or found.get("encoding") not in ENCODINGS:
-        raise InputError(f"{str(path)!r} does not say what was prepared: {REMEDY}")
+        raise InputError(f"{str(path)!r} does not say what was prepared: {ANEW}")
     return found
 
 

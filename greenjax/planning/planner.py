@@ -155,12 +155,14 @@ def cached_layouts(grid: TokenGrid, specs: Sequence[StageSpec], visible: int) ->
     Raises InputError if more than 1 % of the simulated masks would have to be redrawn.
     """
     key = repr((CACHE_VERSION, SIMULATED_MASKS, TOLERANCE, grid, tuple(specs), visible))
-    path = cache_folder() / f"layouts-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    if path.exists():
-        try:
-            return tuple(tuple(GroupLayout(*layout) for layout in stage) for stage in json.loads(path.read_text()))
-        except (ValueError, TypeError):
-            logging.warning("the cached layouts in %s cannot be read; they are found again", path)
+    name = f"layouts-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    try:
+        found = json.loads((cache_folder() / name).read_text())
+        return tuple(tuple(GroupLayout(*layout) for layout in stage) for stage in found)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError) as error:
+        logging.warning("the cached layouts %s cannot be read (%s); they are found again", name, error)
     masks = simulated_masks(grid.units, visible)
     stages = partitions(grid, specs)
     layouts = choose_layouts(stages, masks, TOLERANCE)
@@ -176,6 +178,7 @@ def cached_layouts(grid: TokenGrid, specs: Sequence[StageSpec], visible: int) ->
             f" and layouts {layouts}; at most {LIMIT:.0%} are allowed"
         )
     try:
+        path = cache_folder() / name
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(layouts))
