@@ -34,7 +34,8 @@ from greenjax.evaluation import read_metrics
 
 IMAGES = 64
 PATIENCE = 60  # seconds for whatever is waited for
-ENDS_WITHIN = 20  # seconds after the death of a data worker
+ENDS_WITHIN = 30  # seconds after the death of a data worker
+FINISHES_WITHIN, STOPS_WITHIN = 5, 10  # seconds after the last step, and after Ctrl-C
 SMALL_FILES = 200_000  # bytes: less than a checkpoint's largest file, more than the metrics
 CONFIG = """
 import greenjax
@@ -67,6 +68,17 @@ def get_config():
     config.log.checkpoint_every = 40
     return config
 """
+
+LARGE = (  # a run of its own, with batches of five megabytes
+    "--config.image_size=128",
+    "--config.model.patch=16",
+    "--config.model.in_channels=3",
+    "--config.data.mean=(0.3,0.3,0.3)",
+    "--config.data.std=(0.4,0.4,0.4)",
+    "--config.data.batch_size=96",
+    "--config.log.every=1",
+    "--config.log.checkpoint_every=5",
+)
 
 
 class Campaign:
@@ -110,7 +122,9 @@ class Campaign:
         while not condition():
             if process.poll() is not None:
                 raise AssertionError(f"the run ended while {what} was waited for:\n{self.log()}")
-            assert time.monotonic() < limit, f"{what} did not come:\n{self.log()}"
+            if time.monotonic() > limit:
+                process.kill()
+                raise AssertionError(f"{what} did not come:\n{self.log()}")
             time.sleep(0.002)
 
     def underway(self, **how) -> subprocess.Popen:
@@ -146,10 +160,62 @@ class Campaign:
 
     def kill_worker(self) -> str:
         process = self.underway()
-        os.kill(worker_of(process.pid), signal.SIGKILL)
+        return self.without_worker(process, self.workdir)
+
+    def without_worker(self, process: subprocess.Popen, workdir: Path) -> str:
+        """One of the run's data workers is killed: the run names it, and ends."""
+        workers = workers_of(process.pid)
+        victim = self.dice.choice(workers)
+        os.kill(victim, signal.SIGKILL)
         outcome = self.ended(process, 1, ENDS_WITHIN)
-        assert "terminated unexpectedly" in self.log(), self.log()
+        said = rf"greenjax: data worker \d of {len(workers)} \(process {victim}\) was killed by SIGKILL .*{workdir}$"
+        assert re.search(said, self.log(), re.MULTILINE), self.log()
+        return f"{outcome}, worker named"
+
+    def kill_worker_of_many(self) -> str:
+        """At a random moment, with messages of megabytes under way; what was saved before is intact."""
+        workdir, process = self.large_run("--config.steps=1000", workers=self.dice.choice((2, 4)))
+        wanted = self.dice.randrange(3, 20)
+        self.wait_for(process, lambda: self.said_step() >= wanted, f"step {wanted}")
+        time.sleep(self.dice.random() * 0.2)
+        outcome = self.without_worker(process, workdir)
+        saved, due = Checkpointer(workdir).latest_intact_step() or 0, self.said_step() // 5 * 5
+        assert saved >= due, f"step {due} was saved, step {saved} is there"
+        return f"{outcome}, step {saved} kept"
+
+    def kill_worker_at_start(self) -> str:
+        """Before its first batch; what workers are given, with the names of 4,000 files, fills no pipe."""
+        many = self.folder / "many"
+        if not many.exists():
+            many.mkdir()
+            for index in range(4000):
+                os.link(
+                    self.images / f"{index % IMAGES:03}.jpg", many / f"a_photograph_with_a_rather_long_name_{index}.jpg"
+                )
+        workdir, process = self.large_run(f"--config.data.path={many}", workers=self.dice.choice((1, 2, 4)))
+        self.wait_for(process, lambda: workers_of(process.pid), "a data worker")
+        time.sleep(self.dice.random() * 0.5)
+        return self.without_worker(process, workdir)
+
+    def finish_with_many_workers(self) -> str:
+        """Eight workers with batches that nobody wants any more: the run ends at once, without a word of them."""
+        _, process = self.large_run("--config.steps=10", "--config.optim.warmup_steps=1", workers=8)
+        self.wait_for(process, lambda: "step 10/10  loss" in self.log(), "the last step")
+        outcome = self.ended(process, 0, FINISHES_WITHIN)
+        assert "leaked" not in self.log(), self.log()
         return outcome
+
+    def interrupt_with_many_workers(self) -> str:
+        """Ctrl-C goes to all processes of a terminal."""
+        _, process = self.large_run("--config.steps=1000", workers=8)
+        self.wait_for(process, lambda: self.said_step() >= 3, "step 3")
+        for pid in (process.pid, *workers_of(process.pid)):
+            os.kill(pid, signal.SIGINT)
+        return self.ended(process, 75, STOPS_WITHIN)
+
+    def large_run(self, *overrides: str, workers: int) -> tuple[Path, subprocess.Popen]:
+        workdir = self.folder / f"large{self.dice.random()}"
+        return workdir, self.start(workdir, *LARGE, f"--config.data.workers={workers}", *overrides)
 
     def terminate(self, number: int = signal.SIGTERM) -> str:
         process = self.underway()
@@ -212,9 +278,10 @@ class Campaign:
         self.ended(process, 75)
         for path, data in whole.items():
             path.write_bytes(data)
-        assert read_metrics(workdir)[-1]["undecodable"] > 0
-        assert "cannot be decoded" in self.log()
-        return "replaced, named and counted"
+        found, told = read_metrics(workdir)[-1]["undecodable"], (workdir / "undecodable.txt").read_text().splitlines()
+        assert 0 < found <= len(told) <= len(whole)  # a file may be met after the last line of metrics
+        assert self.log().count("cannot be decoded") == len(told), self.log()
+        return "replaced, named once and counted"
 
     def finish(self, workdir: Path, *overrides: str) -> dict[str, np.ndarray]:
         process = self.start(workdir, *overrides)
@@ -253,6 +320,10 @@ KINDS = (
     "fill_disk",
     "damage_newest",
     "kill_worker",
+    "kill_worker_of_many",
+    "kill_worker_at_start",
+    "finish_with_many_workers",
+    "interrupt_with_many_workers",
     "kill_run",
     "terminate",
     "interrupt",
@@ -268,16 +339,17 @@ def write_images(folder: Path) -> None:
         cv2.imwrite(str(folder / f"{index:03}.jpg"), image)
 
 
-def worker_of(pid: int) -> int:
-    """The process that makes the batches of a run."""
+def workers_of(pid: int) -> list[int]:
+    """The processes that make the batches of a run."""
+    found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             command, status = (path / "cmdline").read_bytes(), (path / "stat").read_text()
         except OSError:
             continue
         if b"spawn_main" in command and int(status.rpartition(")")[2].split()[1]) == pid:
-            return int(path.name)
-    raise AssertionError("the run has no data worker")
+            found.append(int(path.name))
+    return found
 
 
 def everything(workdir: Path) -> dict[str, np.ndarray]:
