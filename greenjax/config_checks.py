@@ -141,6 +141,8 @@ def check_batch(values: Values) -> None:
     parts = values["optim.accumulation"] * max(values["mesh.data"], 1) * values["mesh.fsdp"]
     if values["data.batch_size"] % parts:
         refuse(values, "data.batch_size", f"a multiple of optim.accumulation x mesh devices, {parts}")
+    if values["task"] == "linear" and values["data.batch_size"] // values["optim.accumulation"] < 2:
+        refuse(values, "data.batch_size", "at least 2 images in each part of an update, for the batch norm of a probe")
 
 
 def check_unlabelled(values: Values) -> None:

@@ -39,7 +39,10 @@ def _run(config: ConfigDict, workdir: Path, file: str, again: str) -> None:
     if _speaks():
         say("importing JAX and greenjax ...")
     gc.disable()  # imported modules live until exit: collecting during imports takes a quarter of their time
-    import jax  # reads its environment now
+    try:
+        import jax
+    except ValueError as error:  # it reads its environment now
+        sys.exit(f"greenjax: {error}")
 
     from greenjax import processes
     from greenjax.cache import keep_compiled

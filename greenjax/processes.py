@@ -29,10 +29,32 @@ HEARTBEAT = 30  # seconds after which a process that is silent counts as dead, a
 
 
 def connect() -> None:
-    """Joins the other processes, before JAX looks for devices; a run of one process has nothing to join.
+    """Joins the other processes of the run, if there are any, and has JAX look for its devices.
 
-    Raises InputError where the environment tells only a part, or none can be reached.
+    Raises InputError where the environment tells only a part, no process can be reached, or there are no devices.
     """
+    _join()
+    find_devices()
+
+
+def find_devices() -> list[jax.Device]:
+    """The devices of all processes. Raises InputError where JAX finds none of the kind that it is told to use."""
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where JAX knows the kind, and nothing has it
+        reason = str(error).partition(" (")[0].partition("\n")[0]
+    asked = jax.config.values["jax_platforms"]
+    try:
+        jax.config.update("jax_platforms", None)
+        found = ", ".join(sorted({device.platform for device in jax.devices()}))
+    except (RuntimeError, AssertionError):
+        raise InputError(f"JAX finds no devices: {reason}") from None
+    finally:
+        jax.config.update("jax_platforms", asked)
+    raise InputError(f"JAX_PLATFORMS is {asked!r}: expected what JAX finds here, {found}{reason and f'; {reason}'}")
+
+
+def _join() -> None:
     given = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
     if not given:
         return

@@ -12,10 +12,11 @@ from small import small_config
 from greenjax.checkpoint import Checkpointer
 from greenjax.compile import BackgroundJit
 from greenjax.data import open_source
+from greenjax.errors import InputError
 from greenjax.evaluation import result
 from greenjax.planning import Planner
 from greenjax.training import DivergedError, pretrain
-from greenjax.training.pretrain import pool_use
+from greenjax.training.pretrain import described_start, pool_use
 
 RUN = dict(
     model__depths=(1, 1),
@@ -58,6 +59,14 @@ def test_a_run_leaves_metrics_pictures_checkpoints_and_its_configuration(finishe
     assert re.fullmatch(
         r"held-out masked loss: [\d.]+ at step 6; untrained model [\d.]+; best constant 0\.\d{4}", result(lines)
     )
+    assert "; at the start (from runs/a) " in result(lines, described_start("runs/a", None))
+    assert "; at the start " in result(lines, described_start("none", 0))  # a workdir of converted weights
+
+
+def test_a_finished_run_that_shall_go_on_longer_is_told_how(finished):
+    workdir, _ = finished
+    with pytest.raises(InputError, match=rf"steps is 6 there, 12 here: use .* with --config.init={workdir} to start"):
+        pretrain(small_config(**RUN | dict(steps=12)), workdir)
 
 
 def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(finished, tmp_path):

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 from einops import rearrange
 from PIL import Image
+from small import small_config
 
-from greenjax.evaluation import reconstruct
+from greenjax.data import eval_batches, open_source
+from greenjax.evaluation import Pictures, reconstruct
 from greenjax.evaluation.reconstruct import GREY, draw_reconstructions, hide, paste
+from greenjax.planning import Planner
+from greenjax.training.state import model_graph
 
 MEAN = {1: (0.3,), 2: (0.3, 0.2), 3: (0.485, 0.456, 0.406), 5: (0.5,) * 5}
 STD = {1: (0.4,), 2: (0.4, 0.3), 3: (0.229, 0.224, 0.225), 5: (0.25,) * 5}
@@ -90,3 +94,18 @@ def test_the_caption_says_where_mean_and_variance_come_from(tmp_path, monkeypatc
     captions = caught_captions(monkeypatch)
     draw_reconstructions(tmp_path / "p.png", images, visible, units, unit=8, **colours(3), normalised=normalised)
     assert ("target's mean and variance" in captions[0]) == normalised
+
+
+@pytest.mark.parametrize(
+    ("groups", "batch", "shown"), [(1, 1, 1), (2, 2, 2), (1, 5, 5), (2, 6, 6), (4, 8, 8), (3, 9, 9)]
+)
+def test_a_batch_of_any_size_is_drawn(groups, batch, shown, tmp_path, monkeypatch):
+    config = small_config(mask__groups=groups, data__batch_size=batch, mesh__data=1)
+    planner, source = Planner.from_config(config), open_source(config.data, "test")
+    pictures = Pictures(config, next(eval_batches(config, source, planner)), model_graph(config), lambda batch: batch)
+    assert len(pictures.images) == len(pictures.visible) == len(pictures.shown) == shown
+    units = planner.grid.units[0] * planner.grid.units[1]
+    prediction = np.zeros((groups, shown // groups, units, planner.grid.unit**2), np.float32)
+    monkeypatch.setattr(pictures, "_predict", lambda params, batch: prediction)
+    pictures.draw(tmp_path / "picture.png", None)
+    assert (tmp_path / "picture.png").stat().st_size > 100

@@ -13,7 +13,7 @@ from small import small_config
 import greenjax
 from greenjax.checkpoint import Checkpointer
 from greenjax.compile import BackgroundJit
-from greenjax.data import blank_batch, open_source, train_batches
+from greenjax.data import blank_batch, blank_labelled_batch, open_source, train_batches
 from greenjax.planning import Planner
 from greenjax.training.optim import (
     clip_by_global_norm,
@@ -26,7 +26,7 @@ from greenjax.training.optim import (
 )
 from greenjax.training.sharding import batch_shapes, batch_sharding, make_mesh
 from greenjax.training.state import abstract_state, init_state, model_graph
-from greenjax.training.step import make_train_step
+from greenjax.training.step import make_classifier_step, make_train_step
 
 BASE = dict(model__depths=(1, 1), data__batch_size=16, optim__base_lr=1e-2, optim__warmup_steps=2)
 TWINS = dict(family="twins", model__depths=(2, 1))  # both kinds of attention
@@ -329,3 +329,32 @@ def test_an_update_compiled_ahead_is_the_step_and_takes_nothing_else():
     assert step._cache_size() == 1 and update.flops > 0
     with pytest.raises(TypeError, match="compiled"):
         update(ours, batch._replace(images=batch.images.astype(jnp.float32)))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        dict(model__drop_path=0.2, optim__accumulation=2, ema=0.9),
+        dict(method="simmim", mask__groups=4),
+        dict(task="finetune", model__num_classes=10, model__drop_path=0.2, data__mixup=0.8, data__cutmix=1.0),
+        dict(task="linear", model__num_classes=10, optim__name="lars"),
+    ],
+)
+def test_an_update_stays_float32_where_jax_has_float64(overrides):
+    """JAX_ENABLE_X64=1: the state keeps its types, and draws at random are those of float32."""
+    config = small_config(mesh__data=1, **overrides)
+    with jax.enable_x64(True):
+        mesh, tx, graphdef = make_mesh(config), make_optimizer(config), model_graph(config)
+        state = abstract_state(config, tx, mesh)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
+        if config.task == "pretrain":
+            batch = blank_batch(config, *Planner.from_config(config).plans(0, 0, config.mask.groups))
+            step = make_train_step(graphdef, tx, learning_rate(config, 10, 1), config, mesh)
+        else:
+            batch = blank_labelled_batch(config)
+            step = make_classifier_step(graphdef, tx, learning_rate(config, 10, 1), config, mesh)
+        after, metrics = step.eval_shape(
+            state, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
+        )
+    assert [leaf.dtype for leaf in jax.tree.leaves(after)] == [leaf.dtype for leaf in jax.tree.leaves(state)]
+    assert all(metric.dtype.itemsize == 4 for metric in metrics.values())

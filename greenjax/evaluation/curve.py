@@ -67,15 +67,18 @@ def _legend(axes: Any) -> None:
         axes.legend()
 
 
-def result(lines: list[dict[str, Any]]) -> str:
-    """The held-out masked loss now, and what it has to be compared with: the untrained model, the best constant."""
+def result(lines: list[dict[str, Any]], start: str = "untrained model") -> str:
+    """The held-out masked loss now, and what it has to be compared with: that before the first step, the best constant.
+
+    `start` says what the model was before the first step.
+    """
     held_out = [line for line in lines if "held_out_loss" in line]
     if not held_out:
         return "no held-out loss: data.eval_split is not set"
     first, last = held_out[0], held_out[-1]
     text = f"held-out masked loss: {_number(last['held_out_loss'])} at step {last['step']}"
     if first["step"] == 0:
-        text += f"; untrained model {_number(first['held_out_loss'])}"
+        text += f"; {start} {_number(first['held_out_loss'])}"
         text += f"; best constant {_number(first['best_constant_loss'])}"
     return text
 

@@ -91,12 +91,12 @@ class Pictures:
     """Reconstructions of the same few images under the same masks, drawn again as training goes on."""
 
     def __init__(self, config: ConfigDict, batch: Batch, graphdef: nnx.GraphDef, place: Place):
-        """Takes the first images of a whole batch; every mask group gives equally many.
+        """Takes the first images of a whole batch, all of a small one; every mask group gives equally many.
 
         `place` puts a copy on every device.
         """
         groups = min(PICTURES, len(batch.images))
-        each = -(-PICTURES // groups)
+        each = min(-(-PICTURES // groups), batch.images.shape[1])
         few = jax.tree.map(lambda leaf: leaf[:groups], batch)
         few = few._replace(images=few.images[:, :each], valid=few.valid[:, :each])
         self.config, self.batch, self.shown = config, place(few), few.valid.ravel()

@@ -24,8 +24,8 @@ class BatchNorm(nnx.Module):
     momentum, epsilon = 0.1, 1e-6  # the new batch's share in the running statistics; beside the variance
 
     def __init__(self, dim: int):
-        self.mean = nnx.Param(jnp.zeros(dim))
-        self.var = nnx.Param(jnp.ones(dim))
+        self.mean = nnx.Param(jnp.zeros(dim, jnp.float32))
+        self.var = nnx.Param(jnp.ones(dim, jnp.float32))
 
     def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b c"]:
         return self._normalised(x, self.mean[...], self.var[...])

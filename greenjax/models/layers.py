@@ -110,7 +110,7 @@ def drop_path(x: Float[Array, "b n c"], rate: float, key: Key[Array, ""] | None)
     """
     if key is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1))
+    keep = jax.random.bernoulli(key, jnp.float32(1 - rate), (x.shape[0], 1, 1))
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 

@@ -176,5 +176,6 @@ def _refuse_other(path: Path, config: ConfigDict) -> None:
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise InputError(
             f"{path.parent} holds a run with other settings: {'; '.join(differing[:5])}{more}:"
-            " use another --workdir, or these settings as they are there"
+            f" use another --workdir, with --config.init={path.parent} to start from these weights,"
+            " or these settings as they are there"
         )

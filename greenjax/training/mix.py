@@ -12,7 +12,7 @@ def one_hot(labels: Int[Array, " b"], classes: int, smoothing: float = 0.0) -> F
 
     Source: arXiv 1512.00567, section 7.
     """
-    return (1 - smoothing) * jax.nn.one_hot(labels, classes) + smoothing / classes
+    return (1 - smoothing) * jax.nn.one_hot(labels, classes, dtype=jnp.float32) + smoothing / classes
 
 
 def mix(
@@ -48,12 +48,13 @@ def own_weights(
 ) -> Float[Array, "b h w"]:
     """How much of each pixel of the mixed image is the image's own; the partner has the rest."""
     keys = jax.random.split(key, 5)
-    each = (shape[0], 1, 1)
-    mixed = jax.random.bernoulli(keys[0], prob, each)
-    weights = jax.random.beta(keys[1], mixup, mixup, each) if mixup else jnp.ones(each)
+    b = shape[0]
+    each = (b, 1, 1)
+    mixed = jax.random.bernoulli(keys[0], jnp.float32(prob), each)
+    weights = jax.random.beta(keys[1], mixup, mixup, each, jnp.float32) if mixup else jnp.ones(each, jnp.float32)
     if cutmix:
-        cuts = jax.random.bernoulli(keys[2], switch if mixup else 1.0, each)
-        boxes = random_boxes(keys[3], jax.random.beta(keys[4], cutmix, cutmix, (shape[0],)), shape)
+        cuts = jax.random.bernoulli(keys[2], jnp.float32(switch if mixup else 1), each)
+        boxes = random_boxes(keys[3], jax.random.beta(keys[4], cutmix, cutmix, (b,), jnp.float32), shape)
         weights = jnp.where(cuts, jnp.where(boxes, 0.0, 1.0), weights)
     return jnp.broadcast_to(jnp.where(mixed, weights, 1.0), shape)
 
@@ -66,16 +67,16 @@ def random_boxes(key: Key[Array, ""], outside: Float[Array, " b"], shape: tuple[
     b, height, width = shape
     side = jnp.sqrt(1 - outside)
     keys = jax.random.split(key)
-    rows = _interval(jax.random.randint(keys[0], (b,), 0, height), side * height, height)
-    columns = _interval(jax.random.randint(keys[1], (b,), 0, width), side * width, width)
+    rows = _interval(jax.random.randint(keys[0], (b,), 0, height, jnp.int32), side * height, height)
+    columns = _interval(jax.random.randint(keys[1], (b,), 0, width, jnp.int32), side * width, width)
     return rows[:, :, None] & columns[:, None, :]
 
 
 def _interval(centre: Int[Array, " b"], length: Float[Array, " b"], limit: int) -> Bool[Array, "b n"]:
     """Which of `limit` places lie in an interval of that length, in whole places, around a centre."""
-    first = centre - length.astype(int) // 2
-    last = first + length.astype(int)
-    places = jnp.arange(limit)[None]
+    first = centre - length.astype(jnp.int32) // 2
+    last = first + length.astype(jnp.int32)
+    places = jnp.arange(limit, dtype=jnp.int32)[None]
     return (places >= first[:, None]) & (places < last[:, None])
 
 

@@ -111,7 +111,7 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
         del params
         grads = updates
         count = state.count + jnp.where(finite, 1, 0)
-        correction1, correction2 = 1 - b1**count, 1 - b2**count
+        correction1, correction2 = (jnp.asarray(1 - b**count, jnp.float32) for b in (b1, b2))
 
         @partial(jax.jit, inline=True)  # traced once a shape: there are hundreds of leaves
         def of_leaf(g: Array, mu: Array, nu: Array) -> tuple[Array, Array, Array]:

@@ -66,7 +66,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     planner = Planner.from_config(config)
 
     checkpointer = Checkpointer(workdir, config.log.keep)
-    start = checkpointer.latest_intact_step() or 0
+    last = checkpointer.latest_intact_step()
+    start = last or 0
     batch = start + Rollbacks(workdir).skipped(start)
     same_data(start, batch, {"training images": source, "held-out images": held_out_source})
     record_config(workdir, config, len(source), start > 0, listing(source))
@@ -129,9 +130,16 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
         lines = read_metrics(workdir)
         with unless_full("loss.png"):
             draw_loss_curve(workdir / "loss.png", lines)
-        say(result(lines))
+        say(result(lines, described_start(config.init, last)))
         say_lines(end_lines(workdir, run_time(start, total, monotonic() - began)))
     return state
+
+
+def described_start(init: str, last: int | None) -> str:
+    """What a run was before its first step, as far as its `init` and the checkpoint that it goes on from tell."""
+    if init != "none":
+        return f"at the start (from {init})"
+    return "untrained model" if last is None else "at the start"  # a workdir may be made of converted weights
 
 
 def first_batch(

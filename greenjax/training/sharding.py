@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from greenjax.errors import InputError
+from greenjax.processes import find_devices
 
 BATCH_AXES = ("data", "fsdp")
 
@@ -19,7 +20,7 @@ def make_mesh(config: ConfigDict, available: Sequence[Any] | None = None) -> Mes
 
     `available`: the devices to take them from, by default those that JAX finds.
     """
-    available = jax.devices() if available is None else available
+    available = find_devices() if available is None else available
     devices, data, fsdp = len(available), config.mesh.data, config.mesh.fsdp
     if devices % fsdp:
         raise InputError(f"mesh.fsdp is {fsdp}: expected a divisor of the {devices} devices")

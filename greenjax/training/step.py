@@ -123,7 +123,7 @@ def _make_update(
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
         (loss, untrained), grads = mean_grads(state.params, inputs(batch, state.step))
-        grad_norm, rate = global_norm(grads), schedule(state.step)
+        grad_norm, rate = global_norm(grads), jnp.asarray(schedule(state.step), jnp.float32)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt = tx.update(grads, state.opt, state.params, finite=finite)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates) | untrained
@@ -172,10 +172,10 @@ def _told(counts: Counts) -> dict[str, Array]:
 
 def _counted(counts: Counts, batch: Any, finite: Array) -> Counts:
     bad = jnp.where(finite, 0, 1).astype(jnp.int32)
-    redrawn = batch.redrawn.sum() if hasattr(batch, "redrawn") else 0  # images with labels have no masks
+    redrawn = batch.redrawn.sum(dtype=jnp.int32) if hasattr(batch, "redrawn") else 0  # images with labels have no masks
     return Counts(
         skipped=counts.skipped + bad,
         skipped_in_a_row=jnp.where(finite, 0, counts.skipped_in_a_row + 1),
         redrawn=counts.redrawn + redrawn,
-        undecodable=counts.undecodable + batch.undecodable.sum(),
+        undecodable=counts.undecodable + batch.undecodable.sum(dtype=jnp.int32),
     )
