@@ -18,7 +18,7 @@ from greenjax import config_checks as checks
 from greenjax.architectures import ARCHITECTURES
 from greenjax.atomic import read_json
 from greenjax.config_file import read_config
-from greenjax.config_names import nearest
+from greenjax.config_names import WORKDIR, nearest
 from greenjax.errors import InputError, listed
 
 SIZE = (int, tuple)  # the type of image_size: a side in pixels, or height and width
@@ -38,8 +38,9 @@ def _choice(default: str, *names: str, note: str = "") -> Key:
     return Key(str, default, " or ".join(names) + note, lambda value: value in names)
 
 
-def _count(default: int | None, least: int = 1, note: str = "") -> Key:
-    return Key(int, default, f"a whole number, at least {least}{note}", lambda value: value >= least)
+def _count(default: int | None, least: int = 1, note: str = "", most: int = 0) -> Key:
+    end = f"{least} to {most}" if most else f"at least {least}, below 2**31"  # the step is an int32
+    return Key(int, default, f"a whole number, {end}{note}", lambda value: least <= value <= (most or 2**31 - 1))
 
 
 def _share(default: float) -> Key:
@@ -64,8 +65,8 @@ def _range(default: tuple[float, float], most: float = math.inf) -> Key:
 
 
 def _size(default: int) -> Key:
-    allowed = "pixels: one side or (height, width), at least 1"
-    return Key(SIZE, default, allowed, lambda v: len(v) == 2 and min(v) >= 1)
+    allowed = "pixels: one side or (height, width), 1 to 65536"
+    return Key(SIZE, default, allowed, lambda v: len(v) == 2 and min(v) >= 1 and max(v) <= 65536)
 
 
 def _channels(default: tuple[float, ...], above: float = -math.inf) -> Key:
@@ -144,7 +145,7 @@ KEYS = {
     "data.eval_images": _count(2048),  # at most this many held-out images in pre-training; classifiers take all
     "data.per_class": _count(0, 0),  # train a classifier on the first this many images of each class only; 0 = on all
     "data.batch_size": _count(2048),  # images of one update: all devices and accumulation steps together
-    "data.workers": _count(8, 0),  # processes that decode and augment; 0 = the main process
+    "data.workers": _count(8, 0, most=1024),  # processes that decode and augment; 0 = the main process
     "data.crop_scale": _range((0.2, 1.0), most=1.0),  # share of the image's area
     "data.crop_ratio": _range((3 / 4, 4 / 3)),  # width / height
     "data.flip": _flag(True),
@@ -274,6 +275,8 @@ def check_key(key: str) -> None:
         hint = f"{key!r} is a section: its keys are set one by one"
     elif near:
         hint = f"nearest are {', '.join(near)}"
+    elif key.rpartition(".")[2] in WORKDIR:
+        hint = "--workdir says where results go"
     else:
         hint = "--helpfull lists all keys"
     raise InputError(f"config has no key {key!r}: {hint}")

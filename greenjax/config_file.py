@@ -59,19 +59,24 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def _place(path: Path, error: Exception) -> str:
-    """The line of the config file or of its neighbour that failed, and why."""
+    """The line of the config file, or of its neighbour, that failed, and why."""
     folder = path.resolve().parent
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).parents]
-    places = [f"{frame.filename}:{frame.lineno}" for frame in frames]
+    places = [(frame.filename, frame.lineno) for frame in frames]
     reason = " ".join(str(error).replace("\\n", " ").split())  # ml_collections quotes line breaks
     if isinstance(error, SyntaxError) and error.filename:
-        places, reason = [*places, f"{error.filename}:{error.lineno}"], error.msg
-    return ": ".join((f"config {str(path)!r}", *places[-1:], f"{type(error).__name__}: {reason}"))
+        places, reason = [*places, (error.filename, error.lineno)], error.msg
+    where = repr(str(path))
+    if places:
+        file, line = places[-1]
+        where = f"{path}:{line}" if Path(file).samefile(path) else f"{where}: {file}:{line}"
+    return f"config {where}: {type(error).__name__}: {reason}"
 
 
 def _near_files(path: Path) -> str:
     """What may have been meant by a path that is no file."""
-    found = [file for folder in dict.fromkeys((path.parent, Path("configs"))) for file in folder.glob("*.py")]
+    folders = {folder.resolve(): folder for folder in (Path("configs"), path.parent)}
+    found = [file for folder in folders.values() for file in folder.glob("*.py")]
     names = difflib.get_close_matches(path.stem, [file.stem for file in found], 3)
-    near = [str(file) for name in names for file in found if file.stem == name]
+    near = dict.fromkeys(str(file) for name in names for file in found if file.stem == name)
     return f"nearest are {', '.join(near)}" if near else "expected a Python file with get_config()"

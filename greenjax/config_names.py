@@ -40,6 +40,8 @@ SYNONYMS = {
     "steps": "iterations iters max_iter max_iters max_steps num_iterations num_steps total_steps",
 }
 
+WORKDIR = ["exp_dir", "output", "output_dir", "save_dir", "work_dir", "workdir"]  # --workdir, a flag of its own
+
 
 def nearest(name: str, keys: Collection[str]) -> list[str]:
     """At most three of `keys` that `name` may mean: by other names, without its section, by spelling, by its words."""
@@ -50,7 +52,7 @@ def nearest(name: str, keys: Collection[str]) -> list[str]:
         by_last.setdefault(key.rpartition(".")[2], []).append(key)
     found = [key for key, names in SYNONYMS.items() if last in names.split()] + by_last.get(last, [])
     if not found:
-        found = difflib.get_close_matches(name, keys, 3)
+        found = difflib.get_close_matches(name, keys, 3, 0.75)
         found += [key for close in difflib.get_close_matches(last, by_last, 2, 0.75) for key in by_last[close]]
     if not found:
         words = set(last.split("_"))

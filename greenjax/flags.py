@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn, get_origin
 from ml_collections import ConfigDict
 
 from greenjax import config, console
-from greenjax.config_names import nearest
+from greenjax.config_names import WORKDIR, nearest
 from greenjax.errors import InputError
 
 SETTINGS = """settings:
@@ -159,6 +159,6 @@ def _meant(parser: argparse.ArgumentParser, argument: str) -> str:
     """What may have been meant by an argument that no flag has."""
     name = argument.lstrip("-").partition("=")[0]
     own = re.findall(r"--[\w-]+", parser.format_usage())
-    near = difflib.get_close_matches(f"--{name}", own, 1, 0.75)
+    near = difflib.get_close_matches("--workdir" if name in WORKDIR else f"--{name}", own, 1, 0.75)
     near += [f"--config.{key}=VALUE" for key in nearest(name, config.KEYS)] if argument.startswith("-") else []
     return f"expected {near[0]}" if near else "expected --config.KEY=VALUE; --help lists the flags"

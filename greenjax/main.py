@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -16,15 +17,8 @@ WORKDIR = "where results go, and where an interrupted run goes on; default: runs
 
 
 def main(argv: list[str]) -> None:
-    parser = flags.Parser("python -m greenjax.main", __doc__)
-    parser.add_argument("--workdir", metavar="DIR", help=WORKDIR)
-    arguments, config = flags.parse_beside(parser, argv)
-    if arguments.workdir == "":
-        parser.error("--workdir is '': expected a folder")
-    try:
-        workdir = expanded(arguments.workdir or Path("runs") / Path(arguments.config).stem)
-    except InputError as error:
-        parser.error(str(error))
+    arguments, config = parse(argv)
+    workdir = arguments.workdir
     if _speaks():
         say(f"greenjax {__version__}: {arguments.config}, task {config.task}, workdir {workdir}")
     again = f"the same command goes on from the last checkpoint in {workdir}"
@@ -33,6 +27,20 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         complain(f"greenjax: interrupted; {again}")
         os._exit(130)  # at once: an ordinary exit would wait for XLA, which may be compiling
+
+
+def parse(argv: list[str]) -> tuple[Namespace, ConfigDict]:
+    """The command line: `workdir`, and the resolved config with the path of its file as `config`."""
+    parser = flags.Parser("python -m greenjax.main", __doc__)
+    parser.add_argument("--workdir", metavar="DIR", help=WORKDIR)
+    arguments, config = flags.parse_beside(parser, argv)
+    if arguments.workdir == "":
+        parser.error("--workdir is '': expected a folder")
+    try:
+        arguments.workdir = expanded(arguments.workdir or Path("runs") / Path(arguments.config).stem)
+    except InputError as error:
+        parser.error(str(error))
+    return arguments, config
 
 
 def _run(config: ConfigDict, workdir: Path, file: str, again: str) -> None:

@@ -37,7 +37,7 @@ def connect() -> None:
     find_devices()
 
 
-def find_devices() -> list[jax.Device]:
+def find_devices() -> list[Any]:
     """The devices of all processes. Raises InputError where JAX finds none of the kind that it is told to use."""
     try:
         return jax.devices()
@@ -154,7 +154,7 @@ def end(error: str | Exception) -> NoReturn:
 
     One of several goes at once: an ordinary exit would wait for the others, and they for it.
     """
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized():
         if isinstance(error, str):
             sys.exit(error)
         raise error

@@ -29,6 +29,7 @@ from greenjax.data import LabelledSource, check_classes, draw_of_each_class, lab
 from greenjax.errors import InputError
 from greenjax.evaluation import (
     accuracy,
+    check_neighbours,
     choose_l2,
     features_of,
     fit_linear,
@@ -127,7 +128,7 @@ class Bench:
         self.held_out = open_labelled(config.data, config.data.eval_split)
         for source in (self.images, self.held_out):
             check_classes(config, source)
-        self.labelled(config.data.per_class, config.seed)  # raises where a class has fewer
+        check_neighbours(config, len(self.labelled(config.data.per_class, config.seed)))  # and where a class has fewer
         self.total, warmup = run_length(config, len(self.images))
         self.place = Placement(self.mesh)
         graphdef, self.tx = model_graph(config), make_optimizer(config)

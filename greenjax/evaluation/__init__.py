@@ -17,7 +17,7 @@ from greenjax.evaluation.confusion import MOST_CLASSES, draw_confusion, draw_exa
 from greenjax.evaluation.curve import draw_accuracy_curve, draw_loss_curve, read_metrics, result
 from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.knn import knn_scores
-from greenjax.evaluation.monitor import Monitor, features_of, knn, linear, pooled_features
+from greenjax.evaluation.monitor import Monitor, check_neighbours, features_of, knn, linear, pooled_features
 from greenjax.evaluation.probe import LinearFit, choose_l2, fit_linear
 from greenjax.evaluation.reconstruct import draw_reconstructions
 from greenjax.evaluation.results import read_results, results_table, write_predictions, write_results
@@ -32,6 +32,7 @@ __all__ = [
     "Pictures",
     "Predictions",
     "accuracy",
+    "check_neighbours",
     "choose_l2",
     "draw_accuracy_curve",
     "draw_confusion",

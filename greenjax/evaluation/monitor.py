@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int32
 from ml_collections import ConfigDict
 
 from greenjax.data import LabelledSource, Undecodable, first_images, labelled_eval_batches, open_labelled
+from greenjax.errors import InputError
 from greenjax.evaluation.checks import Placement
 from greenjax.evaluation.classify import accuracy, extract
 from greenjax.evaluation.knn import knn_scores
@@ -29,6 +30,8 @@ class Monitor:
         most = config.log.monitor_images
         splits = (config.data.split, config.data.eval_split)
         self.train, self.held_out = (first_images(open_labelled(config.data, split), most) for split in splits)
+        if config.monitor == "knn":
+            check_neighbours(config, len(self.train))
         self.config, self.place = config, place
         self.pooled = pooled_features(graphdef)
 
@@ -47,6 +50,12 @@ class Monitor:
                 scores = linear(bank, queries, classes)
         found = accuracy(scores, queries[1])
         return {f"{kind}_top1": found["top1"], f"{kind}_top5": found["top5"]}
+
+
+def check_neighbours(config: ConfigDict, images: int) -> None:
+    """Raises InputError where `knn.k` asks for more neighbours than there are images of the training split."""
+    if max(config.knn.k) > images:
+        raise InputError(f"knn.k is {config.knn.k}: expected at most the {images} images of {config.data.split!r}")
 
 
 def pooled_features(graphdef: nnx.GraphDef) -> Callable[[Any, Array], Array]:

@@ -25,6 +25,7 @@ from greenjax.evaluation import (
     MOST_CLASSES,
     Evaluation,
     accuracy,
+    check_neighbours,
     draw_confusion,
     draw_examples,
     evaluate,
@@ -121,15 +122,13 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
     say_listing(config)
     train, held_out = (open_labelled(config.data, split) for split in splits)
     warn_of_overlap(config.data, train, held_out)
+    check_neighbours(config, len(train))
     model, params = _initial(config, mesh)
     say(f"computing the features of {len(train):,} and {len(held_out):,} images ...")
     pooled, place = pooled_features(nnx.graphdef(model)), Placement(mesh)
     with jax.set_mesh(mesh):  # as above
         bank, queries = (features_of(config, pooled, params, source, place) for source in (train, held_out))
-    if max(config.knn.k) > len(bank[1]):
-        raise InputError(
-            f"knn.k is {config.knn.k}: expected at most the {len(bank[1])} images of {config.data.split!r}"
-        )
+    check_neighbours(config, len(bank[1]))  # fewer where some cannot be decoded
     found = {}
     for k, scores in knn(config, bank, queries, len(train.classes)).items():
         found[k] = accuracy(scores, queries[1])
