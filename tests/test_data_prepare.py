@@ -148,6 +148,25 @@ def test_a_killed_run_goes_on_and_does_nothing_twice(tree, tmp_path, monkeypatch
     assert told(ours) == told(theirs)
 
 
+def test_a_damaged_shard_is_made_anew(tree, tmp_path, monkeypatch):
+    """The line that names it says what to do, and doing so brings the same records back."""
+    monkeypatch.setattr(prepare, "PER_SHARD", 5)
+    data = dict(source="folder", path=tree, eval_split="")
+    run(tmp_path / "out", **data)
+    shard = tmp_path / "out" / "train-00001-of-00003.array_record"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    line = f"shard {str(shard)!r}, of 5 images, cannot be read: its end is damaged; delete it, and the same `python -m"
+    for reading in (open_source, open_labelled):
+        with pytest.raises(InputError) as error:
+            reading(settings("records", tmp_path / "out"), "train")
+        assert str(error.value).startswith(line) and "\n" not in str(error.value)
+    assert f"shard {str(shard)!r} cannot be read: its end is damaged; delete it, " in refused(tmp_path / "out", **data)
+    shard.unlink()
+    run(tmp_path / "out", **data)
+    assert shard.read_bytes() == whole and len(open_labelled(settings("records", tmp_path / "out"), "train")) == 12
+
+
 def test_what_cannot_be_prepared_is_said_in_one_line(tree, tmp_path):
     out, data = tmp_path / "out", dict(source="folder", path=tree, eval_split="")
     run(out, "--size=20", **data)
