@@ -146,13 +146,14 @@ def test_a_centre_view_has_the_pixels_it_needs(share, target):
     view = CentreView(target, 3, share)
     for size in drawn_sizes(160):
         factor, rows = extent(view.need, size)
-        top, left, height, width = view.box(size)
+        (top, left, height, width), covering = view.fit(size)
         assert min(top, left) >= 0 and top + height <= size[0] and left + width <= size[1]
         assert rows in (None, top + height)
-        covering = view.covering(size)
         assert factor == 1 or (height >= factor * covering[0] and width >= factor * covering[1])
         assert all(shown <= side for shown, side in zip(target, covering))
-        assert max(covering) <= 8 * max(target) / share + 3 * view.scale(size) + 1  # whole pixels of the image; parity
+        assert (
+            max(covering) <= 8 * max(target) / share + 3 * covering[0] / height + 1
+        )  # whole pixels of the image; parity
 
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (600, 800)])

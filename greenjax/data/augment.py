@@ -82,34 +82,26 @@ class CentreView:
 
     def __call__(self, image: Image, index: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
         pixels, size, factor = load(image, self.need)
-        box = self.box(size)
+        box, covering = self.fit(size)
         if box[2:] != size:
             pixels = cut(pixels, box, factor)
-        covering, (height, width) = self.covering(size), self.size
-        view = resize(pixels, covering)
+        view, (height, width) = resize(pixels, covering), self.size
         top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
         return np.ascontiguousarray(to_channels(view[top : top + height, left : left + width], self.channels))
 
-    def scale(self, size: Size) -> float:
-        """Pixels of the resized image for one of an image of this size."""
-        return max(self.size[0] / size[0], self.size[1] / size[1]) / self.share
-
-    def box(self, size: Size) -> Box:
-        """The part of an image that is resized: all of it, unless that is far longer than the view."""
-        scale = self.scale(size)
-        most = (math.ceil(LONGEST * side / scale) for side in self.size)
-        # Cut on both ends alike, so that the centre stays where it is.
-        height, width = (side - max(0, side - kept) // 2 * 2 for side, kept in zip(size, most))
-        return (size[0] - height) // 2, (size[1] - width) // 2, height, width
-
-    def covering(self, size: Size) -> Size:
-        """The size to which that part of an image is resized."""
-        scale, (_, _, height, width) = self.scale(size), self.box(size)
-        return max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale))
+    def fit(self, size: Size) -> tuple[Box, Size]:
+        """The part of an image that is resized, all of it unless it is far longer than the view, and to what size."""
+        (height, width), (rows, columns) = size, self.size
+        scale = max(rows / height, columns / width) / self.share
+        # Both ends are cut off alike, so that the centre stays where it is.
+        top = max(0, height - math.ceil(LONGEST * rows / scale)) // 2
+        left = max(0, width - math.ceil(LONGEST * columns / scale)) // 2
+        height, width = height - 2 * top, width - 2 * left
+        return (top, left, height, width), (max(rows, round(height * scale)), max(columns, round(width * scale)))
 
     def need(self, size: Size) -> Need:
-        top, _, height, width = self.box(size)
-        return Need(top + height, shrinkage((height, width), self.covering(size)))
+        (top, _, height, width), covering = self.fit(size)
+        return Need(top + height, shrinkage((height, width), covering))
 
 
 def generator(seed: int, index: int, part: int = 0) -> np.random.Generator:
