@@ -2,7 +2,7 @@
 
     python -m greenjax.main --config configs/finetune_twins_l.py --workdir runs/finetune --config.init=runs/twins_l
 
-`init` is the workdir of the pre-training, or a converted file; without it the same recipe trains from scratch.
+`init` is the workdir of the pre-training, or a file of weights; without it the same recipe trains from scratch.
 Hardware, time and result: not measured here; --config.model.dtype=bfloat16 halves the activations on a GPU,
 --config.optim.accumulation=N fits an update into less memory.
 

@@ -107,7 +107,7 @@ KEYS = {
     "epochs": _count(None, 0, _UNSET),  # of the training split; this or steps
     "steps": _count(None, 0, _UNSET),  # updates; this or epochs
     "image_size": _size(224),
-    "init": Key(str, "none", "'none', a greenjax workdir, or a converted .safetensors file", bool),  # first weights
+    "init": Key(str, "none", "'none', a greenjax workdir, or a file or folder of weights", bool),  # first weights
     "new_head": _flag(False),  # a classifier's head starts fresh, whatever `init` has
     "monitor": _choice("none", "none", "knn", "linear"),  # while pre-training: accuracy of frozen features
     "ema": _share(0.0),  # decay of the moving average of the weights, an update; 0 = no average

@@ -2,6 +2,7 @@
 
     python -m greenjax.convert to-torch   --workdir DIR [--step N] --layout L --output FILE.safetensors|.pth
     python -m greenjax.convert from-torch --config C.py --layout L --input FILE --workdir DIR [--config.key=value ...]
+    python -m greenjax.convert extract    --input FILE --output FILE.safetensors|.pth [--trust]
 
 L is swin, twins, timm, hf, mmdet, torchvision, greenmim or simmim; docs/interop.md has three lines for each library.
 """
@@ -26,12 +27,14 @@ def main(argv: list[str]) -> None:
     logging.getLogger("jax").setLevel(logging.ERROR)
     parser = make_parser()
     arguments, rest = parser.parse_known_args(argv[1:])
-    if rest and arguments.command == "to-torch":
+    if rest and arguments.command != "from-torch":
         parser.error(f"argument {rest[0]!r} is not understood")
     keep_compiled()
     try:
         if arguments.command == "to-torch":
             to_torch(arguments)
+        elif arguments.command == "extract":
+            extract(arguments)
         else:
             from_torch(arguments, rest)
     except InputError as error:
@@ -51,7 +54,14 @@ def make_parser() -> argparse.ArgumentParser:
     into = commands.add_parser("from-torch", help="a file of PyTorch -> a workdir to go on from")
     into.add_argument("--input", required=True, help="the file, or a folder of transformers")
     into.add_argument("--workdir", required=True, help="a folder without checkpoints")
+    where = "the dictionary in the file that holds the weights, such as state_dict_ema; default: found"
+    into.add_argument("--key", help=where)
+    into.add_argument("--prefix", help="what stands before their names in the file, such as student.; default: found")
     into.add_argument("--new-head", action="store_true", help="leave a classifier's head as initialised")
+    take = commands.add_parser("extract", help="the tensors of a file that holds more -> a file of tensors alone")
+    take.add_argument("--input", required=True, help="the file")
+    take.add_argument("--output", required=True, help="*.safetensors or *.pth, a new file")
+    take.add_argument("--trust", action="store_true", help="let the file run code: only for files that you trust")
     for command in (out, into):
         command.add_argument("--layout", required=True, choices=LAYOUTS)
         order = "order of the 2 x 2 patch merging; raster: GreenMIM files that were pre-trained so"
@@ -86,6 +96,16 @@ def to_torch(arguments: argparse.Namespace) -> None:
         say(f"  {line}")
 
 
+def extract(arguments: argparse.Namespace) -> None:
+    """Takes the tensors out of a file that holds objects beside them."""
+    from greenjax import interop
+
+    count, *lines = interop.extract(arguments.input, arguments.output, trust=arguments.trust)
+    print(f"{arguments.output}: {count} of {arguments.input}")
+    for line in lines:
+        print(f"  {line}")
+
+
 def image_size(text: str) -> tuple[int, ...]:
     try:
         return tuple(map(int, text.split(",")))
@@ -111,6 +131,8 @@ def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
         resize=arguments.resize,
         new_head=arguments.new_head,
         seed=config.seed,
+        key=arguments.key,
+        prefix=arguments.prefix,
     )
     write_start(workdir, model, resolve(model.config), make_optimizer(config))
     say(f"{workdir}: {config.model.name} from {arguments.input}, layout {arguments.layout}")

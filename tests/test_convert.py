@@ -119,6 +119,31 @@ def test_training_goes_on_from_a_files_weights(run, tmp_path, capsys):
     assert lines[0]["loss"] < scratch[0]
 
 
+def test_weights_of_another_program_are_found_or_said(run, tmp_path, capsys):
+    """A file with a student and its teacher behind prefixes."""
+    import torch
+
+    workdir, _ = run
+    config, plain = config_file(tmp_path, **RUN), tmp_path / "plain.safetensors"
+    command("to-torch", "--workdir", workdir, "--layout", "swin", "--output", plain)
+    student = {f"student.{name}": torch.tensor(value) for name, value in load_file(plain).items()}
+    teacher = {name.replace("student", "teacher"): value for name, value in student.items()}
+    teacher |= {"teacher.norm.weight": student["student.norm.weight"] + 1}
+    torch.save({"epoch": 3, "state_dict": student | teacher}, tmp_path / "both.pth")
+    into = ("from-torch", "--config", config, "--layout", "swin", "--input", tmp_path / "both.pth", "--workdir")
+    command(*into, tmp_path / "teacher")
+    assert "prefix 'teacher.' was taken, a moving average; from-torch --prefix student. takes the other" in (
+        capsys.readouterr().out
+    )
+    command(*into, tmp_path / "student", "--key", "state_dict", "--prefix", "student.")
+    for name in ("teacher", "student"):
+        weights, _ = Checkpointer(tmp_path / name).weights()
+        expected = (student | teacher)[f"{name}.norm.weight"]
+        np.testing.assert_array_equal(weights["encoder/norm/scale"], expected.numpy())
+    assert "key is 'model': the file has 'state_dict'" in refused(*into, tmp_path / "new", "--key", "model")
+    assert not (tmp_path / "new").exists()
+
+
 def test_init_takes_a_workdir_of_another_window(run, tmp_path, capsys):
     workdir, _ = run
     pretrain(small_config(**RUN | dict(model__window=8, steps=1), init=str(workdir)), tmp_path)

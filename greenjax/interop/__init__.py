@@ -1,10 +1,12 @@
 """Interop: weights to PyTorch libraries and back. One table a layout says which array becomes which tensor.
 
-Read in this order: tables (one a layout), transforms, buffers, resize, weights (misfits are found here), files,
-loading (what the commands and the Python interface call).
+Read in this order: tables (one a layout), transforms, buffers, resize, files and pickles, selection (which
+tensors of a file are meant), weights (misfits are found here), loading (what the commands and the Python interface
+call).
 """
 
 from greenjax.interop.loading import (
+    extract,
     initial_model,
     load,
     load_run,
@@ -17,6 +19,7 @@ from greenjax.interop.tables import LAYOUTS
 
 __all__ = [
     "LAYOUTS",
+    "extract",
     "initial_model",
     "load",
     "load_run",

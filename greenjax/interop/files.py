@@ -1,11 +1,13 @@
 """Files of weights: safetensors, PyTorch's own, and the folders of transformers. Nothing that is read runs code."""
 
+import json
 import os
-import pickle
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -15,116 +17,178 @@ from jaxtyping import Shaped
 
 from greenjax.atomic import expanded
 from greenjax.errors import InputError
+from greenjax.interop.pickles import first_line, read_pickle, require_torch
 
-SAFETENSORS, PICKLES = (".safetensors",), (".pth", ".pt", ".bin", ".ckpt", ".tar")
-
-Tensors = dict[str, Shaped[np.ndarray, "..."]]
+SAFETENSORS, PICKLES, INDEX = (".safetensors",), (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"), ".index.json"
+# What transformers and timm call the weights in a folder, the first that is there.
+IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 _TYPES = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64, "BOOL": np.bool_}
 _TYPES |= {f"{sign}{bits}": np.dtype(f"{sign.lower()}{bits // 8}") for sign in "IU" for bits in (8, 16, 32, 64)}
+_TYPES |= {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "C64": np.complex64}
 
-# Where training scripts put the weights inside what they save.
-_CONTAINERS = ("model", "state_dict", "module")
+# What files turn out to be that are named as weights, by their first bytes.
+_IMPOSTORS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the weights: `git lfs pull` fetches them"),
+    (b"<", "a web page, not weights: download the file itself"),
+    (b"\x1f\x8b", "a gzip archive: expected the file in it"),
+    (b"BZh", "a bzip2 archive: expected the file in it"),
+    (b"\xfd7zXZ", "an xz archive: expected the file in it"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive: expected the file in it"),
+    (b"7z\xbc\xaf", "a 7z archive: expected the file in it"),
+    (b"Rar!", "a RAR archive: expected the file in it"),
+    (b"\x89HDF", "an HDF5 file: expected weights of PyTorch"),
+    (b"\x93NUMPY", "a NumPy array: expected tensors by name"),
+    (b"GGUF", "a GGUF file: expected weights of PyTorch"),
+)
 
 
-def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, str]]:
-    """The tensors in a file or a folder of transformers, and what a safetensors file says of them.
+class Contents(NamedTuple):
+    """The tensors of a file, as its program keeps them, by the key of their dictionary ("" is the file itself)."""
 
-    Floats come as float32 or float64. Raises InputError for what is not there, cut short, not finite, or wants to run
-    code.
+    containers: dict[str, dict[str, Any]]
+    metadata: dict[str, str]  # of safetensors
+
+
+def read_weights(path: str | Path, *, trust: bool = False) -> Contents:
+    """The tensors of a file, of an index and its shards, or of a folder of transformers.
+
+    `trust` lets a pickle run code. Raises InputError for what is not there, cut short, no weights, or, without `trust`,
+    wants to run code.
     """
     path = expanded(path)
+    try:
+        return _read_any(path, trust)
+    except OSError as error:
+        raise InputError(f"weights {str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def _read_any(path: Path, trust: bool) -> Contents:
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
-        raise InputError(f"weights {str(path)!r}: no such file")
-    if path.suffix in SAFETENSORS:
-        tensors, metadata = _read_safetensors(path)
-    elif path.suffix in PICKLES:
-        tensors, metadata = _read_pickle(path), {}
-    else:
-        raise InputError(f"weights {str(path)!r}: expected a file named *{', *'.join(SAFETENSORS + PICKLES)}")
-    bad = [name for name, value in tensors.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
-    if bad:
+        raise InputError(f"weights {str(path)!r}: {'not a regular file' if path.exists() else 'no such file'}")
+    if path.name.endswith(INDEX):
+        return _read_shards(path, trust)
+    if path.suffix not in SAFETENSORS + PICKLES:
         raise InputError(
-            f"weights {str(path)!r}: {len(bad)} of {len(tensors)} tensors are not finite: {_listed(sorted(bad))}"
+            f"weights {str(path)!r}: expected a file named *{', *'.join(SAFETENSORS + PICKLES)} or *{INDEX}, or a"
+            " folder of transformers"
         )
-    return tensors, metadata
+    shard = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.\w+)", path.name)
+    if shard and (index := path.with_name(f"{shard[1]}{shard[3]}{INDEX}")).is_file():
+        raise InputError(f"weights {str(path)!r} are one of {int(shard[2])} shards: expected {str(index)!r}")
+    return _read(path, trust)
+
+
+def to_array(name: str, value: Any) -> Shaped[np.ndarray, "..."]:
+    """A tensor of a file as NumPy's; floats below 32 bits come as float32. Raises InputError for what has no values."""
+    if isinstance(value, np.ndarray):
+        return value.astype(np.float32) if value.dtype.kind in "fV" and value.dtype.itemsize < 4 else value
+    if value.is_meta:
+        raise InputError(f"{name} is a meta tensor: the file holds its shape, but no values")
+    try:
+        value = value.detach().cpu()
+        value = value.dequantize() if value.is_quantized else value
+        value = value.to_dense().resolve_conj().resolve_neg()
+        return (value.float() if value.is_floating_point() and value.itemsize < 4 else value).contiguous().numpy()
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"{name} is a tensor of {value.dtype}, which cannot be read: {first_line(error)}") from error
+
+
+def weights_of(folder: Path) -> Path | None:
+    """The file of weights in a folder of transformers; None where there is none."""
+    return next((folder / name for name in IN_FOLDER if (folder / name).is_file()), None)
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return folder / name
-    raise InputError(f"weights {str(folder)!r}: expected model.safetensors in the folder")
+    if found := weights_of(folder):
+        return found
+    if (folder / "checkpoints").is_dir():
+        raise InputError(f"weights {str(folder)!r}: a run of greenjax, which --config.init and to-torch take")
+    files = sorted(path.name for path in folder.iterdir() if path.suffix in SAFETENSORS + PICKLES)
+    also = f", or one of its files: {listed(files)}" if files else ""
+    raise InputError(
+        f"weights {str(folder)!r}: expected model.safetensors in the folder, or pytorch_model.bin, whole or in shards"
+        f" with an index{also}"
+    )
 
 
-def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+def _read_shards(index: Path, trust: bool) -> Contents:
+    """The tensors that an index names, from the files beside it."""
+    try:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(shards.values()))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"weights {str(index)!r} cannot be read: expected JSON with a weight_map of names") from error
+    if not files:
+        raise InputError(f"weights {str(index)!r}: the weight_map names no tensors")
+    if odd := [name for name in files if not isinstance(name, str) or Path(name).name != name]:
+        raise InputError(f"weights {str(index)!r}: the weight_map names {odd[0]!r}: expected a file beside the index")
+    if missing := [name for name in files if not (index.parent / name).is_file()]:
+        raise InputError(
+            f"weights {str(index)!r}: {len(missing)} of {len(files)} shards are not there: {listed(missing)}"
+        )
+    tensors: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    for name in files:
+        containers, said = _read(index.parent / name, trust)
+        tensors |= containers.get("", {})
+        metadata |= said
+    if absent := [name for name in shards if name not in tensors]:
+        raise InputError(
+            f"weights {str(index)!r}: {len(absent)} of {len(shards)} tensors are not in the shards: {listed(absent)}"
+        )
+    return Contents({"": tensors}, metadata)
+
+
+def _read(path: Path, trust: bool) -> Contents:
+    """One file, by what is in it: its name may say something else."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise InputError(f"weights {str(path)!r}: the file is empty")
+    pickled = head.startswith((b"PK", b"\x80"))
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
+        pickled = False
+    elif what := _impostor(head):
+        raise InputError(f"weights {str(path)!r}: {what}")
+    elif not pickled and path.suffix not in SAFETENSORS:
+        raise InputError(f"weights {str(path)!r}: neither safetensors nor a checkpoint of PyTorch")
+    if pickled:
+        return Contents(read_pickle(path, trust=trust), {})
+    tensors, metadata = _read_safetensors(path)
+    return Contents({"": tensors}, metadata)
+
+
+def _impostor(head: bytes) -> str:
+    """What a file is instead of weights; "" if nothing that is known."""
+    if head[257:262] == b"ustar":
+        return "a tar archive: expected the file in it"
+    if head.startswith(b"PK") and b".npy" in head[30:160]:
+        return "a NumPy archive: expected weights of PyTorch"
+    return next((what for start, what in _IMPOSTORS if head.lstrip().startswith(start)), "")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safetensors.safe_open(path, "numpy") as opened:
             metadata = opened.metadata() or {}
         found = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:
         raise InputError(f"weights {str(path)!r} cannot be read, the file is damaged or cut short: {error}") from error
+    if odd := [name for name, entry in found if entry["dtype"] not in _TYPES]:
+        types = sorted({entry["dtype"] for _, entry in found} - _TYPES.keys())
+        raise InputError(
+            f"weights {str(path)!r}: {len(odd)} of {len(found)} tensors are {' or '.join(types)}, which cannot be read:"
+            f" {listed(odd)}"
+        )
     return {
-        name: _wide(np.frombuffer(entry["data"], _TYPES[entry["dtype"]]).reshape(entry["shape"]))
-        for name, entry in found
+        name: np.frombuffer(entry["data"], _TYPES[entry["dtype"]]).reshape(entry["shape"]) for name, entry in found
     }, metadata
 
 
-def _read_pickle(path: Path) -> Tensors:
-    torch = _torch(path)
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"weights {str(path)!r} hold more than tensors ({_what(error)}), and reading that could run any code, so"
-            f" nothing was read. If you trust the file, take the tensors out once:"
-            f" python -c \"import torch; f = torch.load({str(path)!r}, weights_only=False, map_location='cpu');"
-            f" torch.save(f.get('model', f), 'tensors.pth')\""
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"weights {str(path)!r} cannot be read, the file is damaged or cut short: {_first_line(error)}"
-        ) from error
-    for name in _CONTAINERS:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping) or not any(isinstance(value, torch.Tensor) for value in found.values()):
-        raise InputError(f"weights {str(path)!r}: expected tensors by name, found {type(found).__name__}")
-    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-    # NumPy knows no bfloat16 of PyTorch's.
-    halves = (torch.bfloat16, torch.float16)
-    return {
-        str(name): (value.float() if value.dtype in halves else value).contiguous().numpy()
-        for name, value in tensors.items()
-    }
-
-
-def _torch(path: Path) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(f"{str(path)!r} needs PyTorch, which is not installed; *.safetensors does not") from error
-    return torch
-
-
-def _what(error: pickle.UnpicklingError) -> str:
-    """What a pickle wants to call, which PyTorch names in the midst of advice."""
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    return found[1] if found else "not understood"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-
-
-def _wide(value: np.ndarray) -> np.ndarray:
-    """Half precision as float32."""
-    return value if value.dtype.kind in "iub" or value.dtype.itemsize > 2 else value.astype(np.float32)
-
-
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
@@ -137,14 +201,31 @@ def check_output(path: str | Path, folder: bool = False) -> Path:
         also = ", or a folder" if folder else ""
         raise InputError(f"output {str(path)!r}: expected a file named *.safetensors or *.pth{also}")
     if path.suffix == ".pth":
-        _torch(path)
-    try:
-        (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output {str(path)!r} cannot be written: {error.strerror}") from error
+        require_torch(path)
     if path.suffix and path.is_dir():
         raise InputError(f"output {str(path)!r} is a folder: expected a file")
+    there = next(parent for parent in ((path.parent if path.suffix else path), *path.parents) if parent.exists())
+    if not there.is_dir():
+        raise InputError(f"output {str(path)!r} cannot be written: {str(there)!r} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"output {str(path)!r} cannot be written: no permission to write in {str(there)!r}")
     return path
+
+
+@contextmanager
+def made_folder(path: Path) -> Iterator[Path]:
+    """A folder to write in. What had to be made of it and its parents goes again where the writing fails."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"output {str(path)!r} cannot be written: {error.strerror}") from error
+        yield path
+    except BaseException:
+        if made:
+            shutil.rmtree(made[-1], ignore_errors=True)
+        raise
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -152,14 +233,20 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
     draft = path.with_name(f".{path.name}.draft")
     # safetensors writes the memory of an array as it lies there.
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    try:
-        if path.suffix == ".pth":
-            torch = _torch(path)
-            torch.save({name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, draft)
-        else:
-            # Not save_file: it makes files that nobody else may read.
-            draft.write_bytes(safetensors.numpy.save(tensors, {"format": "pt", **metadata}))
-        os.replace(draft, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        draft.unlink(missing_ok=True)
-        raise InputError(f"output {str(path)!r} cannot be written: {error}") from error
+    with made_folder(path.parent):
+        try:
+            if path.suffix == ".pth":
+                torch = require_torch(path)
+                with draft.open("wb") as file:
+                    torch.save({name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, file)
+            else:
+                # Not save_file: it makes files that nobody else may read.
+                draft.write_bytes(safetensors.numpy.save(tensors, {"format": "pt", **metadata}))
+            os.replace(draft, path)
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            # PyTorch says only that its file has a wrong length; the write's own error is the one before.
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            why = cause.strerror if isinstance(cause, OSError) else first_line(cause)
+            raise InputError(f"output {str(path)!r} cannot be written: {why}") from error
+        finally:
+            draft.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Weights in and out of files, workdirs and models: what the commands and the Python interface call."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,32 @@ from greenjax.atomic import expanded, replace_text
 from greenjax.checkpoint import Checkpointer, flatten_tree
 from greenjax.config import flatten, read_recorded, resolve
 from greenjax.errors import InputError
-from greenjax.interop.files import SAFETENSORS, check_output, read_tensors, write_tensors
+from greenjax.interop.files import (
+    PICKLES,
+    SAFETENSORS,
+    check_output,
+    made_folder,
+    read_weights,
+    to_array,
+    weights_of,
+    write_tensors,
+)
 from greenjax.interop.huggingface import folder_config, image_processor
 from greenjax.interop.layouts import check_geometry, describe, family, find_layout
 from greenjax.interop.resize import METHODS
-from greenjax.interop.weights import Report, Weights, fit, flat_weights, folded, from_tensors, put_weights, to_tensors
+from greenjax.interop.tables import LAYOUTS
+from greenjax.interop.weights import (
+    Report,
+    Weights,
+    fit,
+    fitting_layouts,
+    flat_weights,
+    folded,
+    from_tensors,
+    look_alike,
+    put_weights,
+    to_tensors,
+)
 from greenjax.models import Backbone, build
 from greenjax.models.attention import check_attention
 
@@ -34,16 +56,28 @@ def load_torch(
     resize: str = "geometric",
     new_head: bool = False,
     seed: int = 0,
+    key: str | None = None,
+    prefix: str | None = None,
 ) -> Any:
     """The model that `config` describes, with the weights of a PyTorch file or a folder of transformers.
 
     The encoder has to be there whole. What else the file lacks stays as `seed` initialised it, what the model lacks
     is dropped, and position bias tables of another window are resized ("geometric", "bicubic", or "none" to refuse);
     a log line names each. `merge_order` "raster" is for GreenMIM files pre-trained in raster order; with `new_head`
-    a classifier keeps its new head. Raises InputError, and loads nothing, if anything does not fit.
+    a classifier keeps its new head. `key` names the dictionary in the file that holds the weights, `prefix` what stands
+    before their names; both are found where they are not given. Raises InputError, and loads nothing, if anything does
+    not fit.
     """
     model, report = read_torch(
-        path, resolve(config), layout, merge_order=merge_order, resize=resize, new_head=new_head, seed=seed
+        path,
+        resolve(config),
+        layout,
+        merge_order=merge_order,
+        resize=resize,
+        new_head=new_head,
+        seed=seed,
+        key=key,
+        prefix=prefix,
     )
     for line in report.lines():
         logging.warning("%s: %s", path, line)
@@ -59,16 +93,20 @@ def read_torch(
     resize: str = "geometric",
     new_head: bool = False,
     seed: int = 0,
+    key: str | None = None,
+    prefix: str | None = None,
 ) -> tuple[Any, Report]:
     """As `load_torch`, of a resolved config, with a report in place of log lines."""
     if resize not in METHODS:
         raise InputError(f"resize is {resize!r}: expected {' or '.join(METHODS)}")
     find_layout(layout, config, merge_order)
-    tensors, metadata = read_tensors(path)
-    _check_metadata(metadata, config, layout)
-    config, notes = _greenmim_norms(config, layout, metadata)
+    contents = read_weights(path)
+    _check_metadata(contents.metadata, config, layout)
+    config, notes = _greenmim_norms(config, layout, contents.metadata)
     shapes = model_shapes(config)
-    weights, report = from_tensors(tensors, shapes, config, layout, merge_order, new_head=new_head)
+    weights, report = from_tensors(
+        contents, shapes, config, layout, merge_order, key=key, prefix=prefix, new_head=new_head
+    )
     report.notes += notes
     return _filled(config, seed, fit(weights, shapes, report, resize)), report
 
@@ -106,10 +144,39 @@ def save_torch(
         write_tensors(path, tensors, metadata)
     else:
         parts = {name.partition("/")[0] for name in weights} - set(left_out)
-        replace_text(path / "config.json", json.dumps(folder_config(config, parts), indent=2) + "\n")
-        replace_text(path / "preprocessor_config.json", json.dumps(image_processor(config), indent=2) + "\n")
-        write_tensors(path / "model.safetensors", tensors, metadata)
+        described = {"config.json": folder_config(config, parts), "preprocessor_config.json": image_processor(config)}
+        with made_folder(path):
+            write_tensors(path / "model.safetensors", tensors, metadata)
+            for name, values in described.items():
+                replace_text(path / name, json.dumps(values, indent=2) + "\n")
     return ([f"left out: {', '.join(left_out)}"] if left_out else []) + notes
+
+
+def extract(path: str | Path, output: str | Path, *, trust: bool = False) -> list[str]:
+    """Writes every tensor of a file as safetensors or a plain state_dict, named KEY.NAME by its dictionary in the file.
+
+    `trust` lets the file run code. Returns, in words, what cannot be written. Raises InputError, and writes nothing,
+    for what cannot be read, and where the output is there.
+    """
+    output = check_output(output)
+    if output.exists():
+        raise InputError(f"output {str(output)!r} is there: expected a new file")
+    tensors: dict[str, np.ndarray] = {}
+    lines = []
+    for key, found in read_weights(path, trust=trust).containers.items():
+        for name, value in found.items():
+            whole = f"{key}.{name}" if key else name
+            try:
+                array = to_array(whole, value)
+            except InputError as error:
+                lines.append(f"left out: {error}")
+                continue
+            if array.dtype.kind in "fiub":
+                tensors[whole] = array
+            else:
+                lines.append(f"left out: {whole} is {array.dtype}")
+    write_tensors(output, tensors, {})
+    return [f"{len(tensors)} tensors", *lines]
 
 
 def load(workdir: str | Path, step: int | None = None) -> Any:
@@ -141,23 +208,48 @@ def read_run(workdir: str | Path, step: int | None = None) -> tuple[Weights, Con
 
 
 def initial_model(config: ConfigDict) -> tuple[Any, Report] | None:
-    """The model that `config.init` names weights for, a workdir or a converted file; None for "none"."""
+    """The model that `config.init` names weights for: a run, or a file or folder of weights; None for "none"."""
     init = expanded(config.init)
     if config.init == "none":
         return None
-    if init.suffix in SAFETENSORS:
-        _, metadata = read_tensors(init)
-        if "layout" not in metadata:
-            raise InputError(
-                f"init is {config.init!r}: its metadata names no layout; greenjax.convert from-torch takes it"
-            )
-        return read_torch(init, config, metadata["layout"], new_head=config.new_head, seed=config.seed)
+    if init.is_file() or init.suffix in SAFETENSORS + PICKLES or weights_of(init):
+        return _from_foreign(init, config)
+    if not (init / "config.json").is_file():
+        raise InputError(
+            f"init, as a workdir {config.init!r}: expected the folder of a run, with config.json and checkpoints, or"
+            " weights: a file, or a folder of transformers"
+        )
     weights, of, _ = read_run(init)
     if family(of) != family(config):
         raise InputError(f"init is {config.init!r}, a {of.model.name}: expected a {config.model.name}")
     report = Report()
     fitted = fit(weights, model_shapes(config), report, new_head=config.new_head)
     return _filled(config, config.seed, fitted), report
+
+
+def _from_foreign(init: Path, config: ConfigDict) -> tuple[Any, Report]:
+    """The model with the weights of a file or a folder, in the layout that its metadata names or its names fit."""
+    contents = read_weights(init)
+    if layout := contents.metadata.get("layout"):
+        return read_torch(init, config, layout, new_head=config.new_head, seed=config.seed)
+    fitting = fitting_layouts(contents, model_shapes(config), config)
+    if "greenmim" in fitting:
+        command = shlex.join(["from-torch", "--layout", fitting[0], "--input", str(init)])
+        raise InputError(
+            f"init is {str(init)!r}: its names fit layout {' or '.join(fitting)}, and do not tell GreenMIM's order of"
+            f" merging or its norms. Say which it is: python -m greenjax.convert {command} --config CONFIG.py"
+            " --workdir DIR, and --config.init=DIR after that"
+        )
+    alike = [name for name in look_alike(contents) if family(config) in LAYOUTS[name]]
+    if not fitting and not alike:
+        raise InputError(
+            f"init is {str(init)!r}: its names are those of no layout of a {config.model.name},"
+            f" {', '.join(name for name in LAYOUTS if family(config) in LAYOUTS[name])}"
+        )
+    layout = (fitting or alike)[0]
+    model, report = read_torch(init, config, layout, new_head=config.new_head, seed=config.seed)
+    report.notes.insert(0, f"layout {layout}, by the names in the file")
+    return model, report
 
 
 def with_image_size(model: Backbone, size: int | tuple[int, ...], resize: str = "geometric") -> tuple[Backbone, Report]:

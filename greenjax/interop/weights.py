@@ -6,8 +6,10 @@ report says so.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,8 +21,10 @@ from greenjax.checkpoint import flatten_tree
 from greenjax.errors import InputError
 from greenjax.interop.buffers import check_buffers, is_buffer
 from greenjax.interop.decoders import positions_transposed, turned
-from greenjax.interop.layouts import Entry, entries, find_layout, fixed_tensors
+from greenjax.interop.files import Contents, listed, to_array
+from greenjax.interop.layouts import Entry, entries, family, find_layout, fixed_tensors
 from greenjax.interop.resize import resize_table, window_of
+from greenjax.interop.selection import Selection, find_places, name_kind, name_kinds, select
 from greenjax.interop.tables import LAYOUTS, Layout
 from greenjax.models import Backbone
 from greenjax.models.classifier import BatchNorm
@@ -29,7 +33,7 @@ Weights = dict[str, Shaped[np.ndarray, "..."]]
 Shapes = Mapping[str, tuple[int, ...]]
 
 TABLE = "relative_position_bias_table"
-PREFIXES = ("module.", "backbone.", "model.")  # of wrappers; stripped where every name has one
+SHOWN = 10  # misfits
 
 
 @dataclass
@@ -38,6 +42,8 @@ class Report:
 
     new: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # not behind the prefix of the weights
+    prefix: str = ""
     resized: dict[tuple[int, int], list[str]] = field(default_factory=dict)  # by windows, from and to
     method: str = ""
     notes: list[str] = field(default_factory=list)
@@ -45,6 +51,8 @@ class Report:
     def lines(self) -> list[str]:
         lines = [f"new, as initialised: {_by_part(self.new)}"] if self.new else []
         lines += [f"dropped: {_by_part(self.dropped)}"] if self.dropped else []
+        behind = f", not behind {self.prefix!r}" if self.prefix else ""
+        lines += [f"left out{behind}: {_by_part(self.left_out, self.prefix)}"] if self.left_out else []
         for (source, target), names in sorted(self.resized.items()):
             stages = ", ".join(
                 sorted({str(int(found[1]) + 1) for n in names if (found := re.search(r"stages/(\d+)", n))})
@@ -117,20 +125,26 @@ def _other_parts(layout: Layout, config: ConfigDict) -> set[str]:
 
 
 def from_tensors(
-    tensors: Weights,
+    contents: Contents,
     shapes: Shapes,
     config: ConfigDict,
     name: str,
     merge_order: str = "swin",
     *,
+    key: str | None = None,
+    prefix: str | None = None,
     new_head: bool = False,
 ) -> tuple[Weights, Report]:
     """What a file of layout `name` has for a model with arrays of these shapes, tables in the file's window.
 
-    Raises InputError with all misfits: missing and unexpected names, other shapes.
+    `key` and `prefix` say where in the file, None: found. Raises InputError with all misfits: missing and unexpected
+    names, other shapes.
     """
-    layout, report = find_layout(name, config, merge_order), Report()
-    tensors = _unwrapped(tensors)
+    layout = find_layout(name, config, merge_order)
+    selection, _ = _selected(contents, shapes, config, layout, key, prefix)
+    report = Report(notes=list(selection.notes), left_out=selection.others, prefix=selection.prefix)
+    tensors = {key: to_array(selection.prefix + key, value) for key, value in selection.tensors.items()}
+    _refuse_infinite(tensors)
     check_buffers(tensors)
     transposed = name == "greenmim" and positions_transposed(tensors.get("decoder_pos_embed"), config)
     given = {key: value for key, value in tensors.items() if not is_buffer(key) and key != "decoder_pos_embed"}
@@ -146,7 +160,14 @@ def from_tensors(
     fixed = fixed_tensors(name, layout, config, whole=whole)
     report.dropped = [key for key in given if key in extra and (key in fixed or _has_place(layout, key))]
     unexpected = [key for key in given if key in extra and key not in report.dropped]
-    _refuse_misfits(needed, shapes, given, unexpected, config, name)
+    if misfits := _misfitting(expected_tensors(needed, shapes, config), given, unexpected):
+        alike = look_alike(contents)
+        looks = fitting_layouts(contents, shapes, config) or ([] if name in alike else alike)
+        looks = [other for other in looks if other != name]
+        hint = f" (the names look like layout {' or '.join(looks)})" if looks else ""
+        behind = f" behind {selection.prefix!r}" if selection.prefix else ""
+        first = f"the file does not fit {config.model.name} as layout {name!r}{behind}"
+        raise InputError(_listing(first, misfits, hint))
 
     weights: Weights = {}
     for entry in needed:
@@ -185,7 +206,7 @@ def fit(
         else:
             fitted[key] = weights[key]
     if misfits:
-        raise InputError(_listing(f"the weights do not fit the model, {_misfits(misfits)}", misfits))
+        raise InputError(_listing("the weights do not fit the model", misfits))
     return fitted
 
 
@@ -200,27 +221,83 @@ def _resized(key: str, table: np.ndarray, shape: tuple[int, ...], method: str, r
     return resized
 
 
-def _refuse_misfits(
-    needed: list[Entry], shapes: Shapes, given: Weights, unexpected: list[str], config: ConfigDict, name: str
-) -> None:
-    """Raises InputError with everything that is missing, unexpected or of another shape, under both names."""
-    misfits = []
-    for entry in needed:
+def fitting_layouts(contents: Contents, shapes: Shapes, config: ConfigDict) -> list[str]:
+    """The layouts under which a file has the whole encoder; of these, those that have a place for most of the file."""
+    known: dict[str, int] = {}
+    for name, families in LAYOUTS.items():
+        if layout := families.get(family(config)):
+            selection, complete = _selected(contents, shapes, config, layout)
+            if complete:
+                known[name] = sum(_is_known(layout, key) for key in selection.tensors)
+    return [name for name in known if known[name] == max(known.values())]
+
+
+def look_alike(contents: Contents) -> list[str]:
+    """The layouts of any encoder that have every name of a file, behind the prefix of its weights."""
+    found = []
+    for name, families in LAYOUTS.items():
+        for layout in families.values():
+            if find_places(contents.containers, layout):
+                tensors = select(contents.containers, layout, len).tensors
+                found += [name] if all(_is_known(layout, key) for key in tensors) else []
+    return list(dict.fromkeys(found))
+
+
+def expected_tensors(wanted: list[Entry], shapes: Shapes, config: ConfigDict) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The shape that each tensor has to have, and what it becomes here."""
+    expected = {}
+    for entry in wanted:
         # Only shapes matter: a view of one zero has them all.
         zeros = (np.broadcast_to(np.float32(0), shapes[ours]) for ours in entry.ours)
-        ours = " and ".join(entry.ours)
-        for theirs, expected in zip(entry.theirs, entry.there(config, *zeros), strict=True):
-            if theirs not in given:
-                misfits.append(f"missing: {theirs} {list(expected.shape)} (here {ours})")
-            elif not _fits(theirs, given[theirs].shape, expected.shape):
-                found = list(given[theirs].shape)
-                misfits.append(f"other shape: {theirs} is {found}, expected {list(expected.shape)} (here {ours})")
-    misfits += [f"unexpected: {key} {list(given[key].shape)} (nothing here)" for key in unexpected]
-    if misfits:
-        looks = [other for other in _look_alike(given) if other != name]
-        hint = f" (the names look like layout {' or '.join(looks)})" if looks else ""
-        first = f"the file does not fit {config.model.name} as layout {name!r}, {_misfits(misfits)}{hint}"
-        raise InputError(_listing(first, misfits))
+        for theirs, array in zip(entry.theirs, entry.there(config, *zeros), strict=True):
+            expected[theirs] = array.shape, " and ".join(entry.ours)
+    return expected
+
+
+def _selected(
+    contents: Contents,
+    shapes: Shapes,
+    config: ConfigDict,
+    layout: Layout,
+    key: str | None = None,
+    prefix: str | None = None,
+) -> tuple[Selection, bool]:
+    """The tensors of a file that fit best as this layout, and whether the encoder is whole."""
+    wanted = [entry for entry in entries(layout, shapes, config, whole=False) if _part(entry.ours[0]) == "encoder"]
+    expected = expected_tensors(wanted, shapes, config)
+
+    def fitting(tensors: Mapping[str, Any], before: str = "") -> int:
+        found = ((theirs, shape) for theirs, (shape, _) in expected.items() if before + theirs in tensors)
+        return sum(_fits(theirs, tuple(tensors[before + theirs].shape), shape) for theirs, shape in found)
+
+    selection = select(contents.containers, layout, fitting, key, prefix)
+    count = max(fitting(selection.tensors, before) for before in ("", layout.model_prefix))
+    return selection, count == len(expected)
+
+
+def _refuse_infinite(tensors: Weights) -> None:
+    with np.errstate(over="ignore"):  # float64 beyond float32
+        bad = sorted(
+            name
+            for name, value in tensors.items()
+            if value.dtype.kind == "f" and not np.isfinite(np.asarray(value, np.float32)).all()
+        )
+    if bad:
+        raise InputError(f"{len(bad)} of {len(tensors)} tensors are not finite: {listed(bad)}")
+
+
+def _misfitting(expected: dict[str, tuple[tuple[int, ...], str]], given: Weights, unexpected: list[str]) -> list[str]:
+    """Everything that is missing, unexpected, of another shape or type, under both names."""
+    misfits = []
+    for theirs, (shape, ours) in expected.items():
+        if theirs not in given:
+            misfits.append(f"missing: {theirs} {list(shape)} (here {ours})")
+        elif not _fits(theirs, given[theirs].shape, shape):
+            found = list(given[theirs].shape)
+            misfits.append(f"other shape: {theirs} is {found}, expected {list(shape)} (here {ours})")
+        elif given[theirs].dtype.kind != "f":
+            misfits.append(f"other type: {theirs} is {given[theirs].dtype}, expected floats (here {ours})")
+    return misfits + [f"unexpected: {key} {list(given[key].shape)} (nothing here)" for key in unexpected]
 
 
 def _fits(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
@@ -230,60 +307,33 @@ def _fits(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     return found == expected
 
 
-def _misfits(found: list[str]) -> str:
-    return f"{len(found)} misfit{'' if len(found) == 1 else 's'}"
-
-
-def _listing(first: str, lines: Iterable[str]) -> str:
-    return "\n".join([f"{first}:", *(f"  {line}" for line in lines)])
+def _listing(first: str, misfits: list[str], hint: str = "") -> str:
+    count = f"{len(misfits)} misfit{'' if len(misfits) == 1 else 's'}"
+    lines = misfits if len(misfits) <= SHOWN + 1 else [*misfits[:SHOWN], f"and {len(misfits) - SHOWN} more"]
+    return "\n".join([f"{first}, {count}{hint}:", *(f"  {line}" for line in lines)])
 
 
 def _has_place(layout: Layout, key: str) -> bool:
     """Is this a tensor of a head or a decoder, which the library has though our model may not?"""
-    rules = [*layout.head, *(rule for table in layout.decoders.values() for rule in table)]
-    for rule in rules:
-        for part in rule.kind:
-            for suffix in part.theirs:
-                pattern = re.escape(f"{rule.theirs}.{suffix}".lstrip(".")).replace(r"\{j\}", r"\d+")
-                if re.fullmatch(pattern, key):
-                    return True
-    return False
+    return any(name_kind(key) in name_kinds(table) for table in (layout.head, *layout.decoders.values()))
 
 
-def _look_alike(tensors: Weights) -> list[str]:
-    """The layouts that have every name of a file but those of heads, decoders and buffers."""
-    names = [key for key in tensors if not is_buffer(key)]
-    found = []
-    for name, families in LAYOUTS.items():
-        for layout in families.values():
-            prefixes = {layout.prefix, layout.prefix + layout.model_prefix}
-            stems = [
-                re.sub(r"\\{\w+\\}", r"\\d+", re.escape(prefix + rule.theirs)) + r"\.\w+(\.\w+)?"
-                for prefix in prefixes
-                for rule in layout.encoder
-            ]
-            known = re.compile("|".join(stems))
-            encoder = [key for key in names if known.fullmatch(key)]
-            if 2 * len(encoder) > len(names) and all(key in encoder or _has_place(layout, key) for key in names):
-                found.append(name)
-    return list(dict.fromkeys(found))
-
-
-def _unwrapped(tensors: Weights) -> Weights:
-    for prefix in PREFIXES:
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            return _unwrapped({key.removeprefix(prefix): value for key, value in tensors.items()})
-    return tensors
+def _is_known(layout: Layout, key: str) -> bool:
+    """Has the library a tensor of this name, for an encoder of any depth?"""
+    kind = name_kind(key.removeprefix(layout.model_prefix))
+    return kind in name_kinds(layout.encoder, layout.prefix) or is_buffer(key) or _has_place(layout, key)
 
 
 def _part(key: str) -> str:
     return key.partition("/")[0]
 
 
-def _by_part(keys: list[str]) -> str:
-    """`decoder (20 tensors)`."""
+def _by_part(keys: list[str], beside: str = "") -> str:
+    """`decoder (20 tensors)`. Parts are named down to where they leave the prefix `beside`."""
     parts: dict[str, int] = {}
     for key in keys:
-        part = re.split(r"[/.]", key)[0]
+        names, before = re.split(r"[/.]", key), beside.split(".")
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(names, before)))
+        part = ".".join(names[: shared + 1])
         parts[part] = parts.get(part, 0) + 1
     return ", ".join(f"{part} ({count} tensor{'s' if count > 1 else ''})" for part, count in parts.items())

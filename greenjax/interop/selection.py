@@ -1,0 +1,160 @@
+"""Which tensors of a file are the encoder's: training programs put dictionaries and prefixes around them.
+
+One rule: the dictionary and the prefix behind which most of the layout's names stand. Where several fit equally, a
+moving average goes before others, and the first in the file before the next; a note says which was taken.
+"""
+
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from greenjax.errors import InputError
+from greenjax.interop.files import listed
+from greenjax.interop.tables import Layout, Table
+
+Containers = Mapping[str, Mapping[str, Any]]
+
+# What PyTorch puts into names where it wraps a module, wherever that stands.
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+_AVERAGES = re.compile(r"(?<![a-z])(ema|swa|teacher|averaged?|avg)(?![a-z])", re.IGNORECASE)
+
+
+class Place(NamedTuple):
+    """Where weights stand in a file: the key of their dictionary, and what is before their names."""
+
+    key: str
+    prefix: str
+
+    @property
+    def is_average(self) -> bool:
+        return bool(_AVERAGES.search(f"{self.key}.{self.prefix}"))
+
+
+class Selection(NamedTuple):
+    """The tensors behind a prefix, without it; the names of the others in their dictionary; what a user should know."""
+
+    tensors: dict[str, Any]
+    prefix: str
+    others: list[str]
+    notes: list[str]
+
+
+def select(
+    containers: Containers,
+    layout: Layout,
+    fitting: Callable[[Mapping[str, Any]], int],
+    key: str | None = None,
+    prefix: str | None = None,
+) -> Selection:
+    """The tensors of the best place for a layout; `fitting` counts those of a dictionary that fit the model.
+
+    `key` and `prefix` say which place, or where it begins. Raises InputError where the file has no such key or prefix.
+    """
+    containers = {name: unwrapped(tensors) for name, tensors in containers.items()}
+    if key is not None:
+        containers = _with_key(containers, key)
+    if prefix is not None:
+        prefix = _WRAPPERS.sub("", prefix)
+        containers = _with_prefix(containers, prefix)
+    everywhere = find_places(containers, layout)
+    places = [place for place in everywhere if place.prefix.startswith(prefix or "")]
+    if prefix in [place.prefix for place in places]:
+        places = [place for place in places if place.prefix == prefix]
+    if not places:
+        largest = max(containers, key=lambda name: len(containers[name]))
+        return Selection(*_split(containers[largest], prefix or ""), [])
+    counts = {place: fitting(_split(containers[place.key], place.prefix)[0]) for place in places}
+    best = [place for place in places if counts[place] == max(counts.values())]
+    taken = next((place for place in best if place.is_average), best[0])
+    notes = [_choice(taken, [place for place in best if place != taken])] if len(best) > 1 else []
+    # A head stands beside the encoder, before whose names the layout may have a prefix of its own.
+    outer = taken.prefix.removesuffix(layout.model_prefix)
+    elsewhere = tuple(
+        place.prefix
+        for place in everywhere
+        if place.key == taken.key and place.prefix != taken.prefix and place.prefix.startswith(outer)
+    )
+    return Selection(*_split(containers[taken.key], outer, elsewhere), notes)
+
+
+def find_places(containers: Containers, layout: Layout) -> list[Place]:
+    """Where at least half of the kinds of names of a layout's encoder stand, in the order of the file."""
+    kinds = name_kinds(layout.encoder, layout.prefix)
+    found: dict[Place, set[str]] = {}
+    for key, tensors in containers.items():
+        for name in tensors:
+            kind = name_kind(name).split(".")
+            for cut in range(len(kind)):
+                if (rest := ".".join(kind[cut:])) in kinds:
+                    prefix = "".join(f"{part}." for part in name.split(".")[:cut])
+                    found.setdefault(Place(key, prefix), set()).add(rest)
+    return [place for place, there in found.items() if 2 * len(there) >= len(kinds)]
+
+
+def name_kind(name: str) -> str:
+    """A name without its numbers: encoders of any depth have the same kinds of names."""
+    return re.sub(r"\{\w+\}|\d+", "#", name)
+
+
+def name_kinds(table: Table, prefix: str = "") -> set[str]:
+    """The kinds of names that a table of a layout leads to."""
+    return {
+        name_kind(f"{prefix}{rule.theirs}.{suffix}".lstrip("."))
+        for rule in table
+        for part in rule.kind
+        for suffix in part.theirs
+    }
+
+
+def unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the names of PyTorch's wrappers, unless two tensors would then have one name."""
+    short = {_WRAPPERS.sub("", name): value for name, value in tensors.items()}
+    return short if len(short) == len(tensors) else dict(tensors)
+
+
+def _split(
+    tensors: Mapping[str, Any], prefix: str, elsewhere: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], str, list[str]]:
+    """The tensors behind a prefix, but not behind those of `elsewhere`; the prefix; the names of the others."""
+    inside = {name for name in tensors if name.startswith(prefix) and not name.startswith(elsewhere)}
+    split = {name.removeprefix(prefix): value for name, value in tensors.items() if name in inside}
+    return split, prefix, [name for name in tensors if name not in inside]
+
+
+def _with_key(containers: Containers, key: str) -> Containers:
+    """The dictionary of a key; without one, those within it."""
+    if key in containers:
+        return {key: containers[key]}
+    if within := {name: tensors for name, tensors in containers.items() if name.startswith(f"{key}.")}:
+        return within
+    largest = sorted(containers, key=lambda name: -len(containers[name]))
+    raise InputError(f"key is {key!r}: the file has {listed([repr(name) for name in largest])}")
+
+
+def _with_prefix(containers: Containers, prefix: str) -> Containers:
+    """The dictionaries that have names with the prefix."""
+    having = {key: tensors for key, tensors in containers.items() if any(name.startswith(prefix) for name in tensors)}
+    if not having:
+        first = {f"{name.split('.')[0]}." for tensors in containers.values() for name in tensors if "." in name}
+        raise InputError(f"prefix is {prefix!r}: names in the file begin with {listed(sorted(first))}")
+    return having
+
+
+def _choice(taken: Place, others: list[Place]) -> str:
+    """Which of several was taken, why, and what to type for another."""
+    all_of = (taken, *others)
+    telling = [field for field in Place._fields if len({getattr(place, field) for place in all_of}) == len(all_of)]
+    differ = telling[:1] or Place._fields
+
+    def named(place: Place) -> str:
+        return " ".join(f"{field} {getattr(place, field)!r}" for field in differ)
+
+    def typed(place: Place) -> str:
+        return " ".join(f"--{field} {shlex.quote(getattr(place, field))}" for field in differ)
+
+    why = "a moving average" if taken.is_average else "the first in the file"
+    return (
+        f"{len(others) + 1} sets of weights fit: {named(taken)} was taken, {why}; from-torch"
+        f" {' or '.join(map(typed, others))} takes {'the other' if len(others) == 1 else 'another'}"
+    )
