@@ -1,8 +1,15 @@
 """Whole runs: what they leave behind, and that an interrupted one ends as an uninterrupted one."""
 
+import gc
 import json
+import os
 import re
 import shutil
+import signal
+import threading
+import time
+from glob import glob
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,9 +18,10 @@ from small import small_config
 
 from greenjax.checkpoint import Checkpointer
 from greenjax.compile import BackgroundJit
-from greenjax.data import open_source
+from greenjax.data import WorkerDied, open_source
 from greenjax.errors import InputError
 from greenjax.evaluation import result
+from greenjax.main import main
 from greenjax.planning import Planner
 from greenjax.training import DivergedError, pretrain
 from greenjax.training.pretrain import described_start, pool_use
@@ -114,3 +122,38 @@ def test_pooled_masks_are_counted_by_epoch():
     drawn = {mask for step in (10, 11) for mask in planner.mask_ids(0, step, config.mask.groups)}
     assert pool_use(config, planner, 12, images) == {"distinct_masks": len(drawn)}
     assert pool_use(small_config(), planner, 12, images) == {}
+
+
+def test_a_killed_worker_ends_the_run_with_everything_saved(tmp_path):
+    """While checkpoints are being written: the one under way is finished."""
+    workdir, children = tmp_path / "run", "/proc/self/task/*/children"
+
+    def kill() -> None:
+        while not list((workdir / "checkpoints").glob("2*")):
+            time.sleep(0.01)
+        workers = [int(pid) for path in glob(children) for pid in Path(path).read_text().split()]
+        (worker,) = (pid for pid in workers if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(worker, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    endless = RUN | dict(steps=10**6, data__workers=1, log__checkpoint_every=2, log__eval_every=0, log__picture_every=0)
+    with pytest.raises(WorkerDied, match=r"data worker 1 of 1 \(process \d+\) was killed by SIGKILL"):
+        pretrain(small_config(**endless), workdir)
+    killer.join()
+    steps = Checkpointer(workdir).steps()
+    assert steps and Checkpointer(workdir).latest_intact_step() == steps[-1]
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
+
+
+def test_a_dead_worker_is_one_line_of_the_command(tmp_path, monkeypatch):
+    def died(config, workdir):
+        raise WorkerDied("data worker 2 of 4 (process 12345) was killed by SIGKILL (out of memory?)")
+
+    monkeypatch.setattr("greenjax.training.run", died)
+    monkeypatch.setattr("greenjax.cache.keep_compiled", lambda folder: None)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["main", "--config=configs/digits.py", f"--workdir={tmp_path}"])
+    said = "greenjax: data worker 2 of 4 (process 12345) was killed by SIGKILL (out of memory?): "
+    assert ended.value.code == f"{said}the same command goes on from the last checkpoint in {tmp_path}"
