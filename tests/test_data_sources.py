@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 from tiny_data import encode, picture, prepare, settings
 
 from greenjax.data import DecodeError, open_labelled, open_source, warn_of_overlap
+from greenjax.data.augment import CentreView
 from greenjax.data.encoded import Encoded
+from greenjax.data.loader import Stream
 from greenjax.data.overlap import images_in_both
 from greenjax.data.prepare import How
 from greenjax.data.prepare import prepare as prepare_records
@@ -338,12 +340,40 @@ def test_a_damaged_shard_is_named(tfds_dir, tmp_path, kind):
             try:
                 assert source[index].tobytes() == pixels[index], what
             except DecodeError as error:
-                assert str(error).startswith(f"record {index} of {shard} cannot be read: ")
+                name = source.name_of(index)
+                assert str(error).startswith(f"{name} cannot be read: record {index} of {shard}: ") and name.endswith(
+                    "]"
+                )
                 unread.add(what)
     assert {"cut 0", f"cut {len(whole) // 2}", f"cut {len(whole) - 1}", "zeros", "text"} <= refused
     assert any(what.startswith("flip") for what in refused) and len(unread) >= 3
     shard.write_bytes(whole)
     assert len(open_source(data, "train")) == 10
+
+
+@pytest.mark.parametrize("split", ["all", "all[2:]"])
+def test_a_damaged_record_is_replaced_and_counted(tmp_path, split):
+    """As a file that cannot be decoded is: every other place of the stream stays as it was."""
+    for value in range(10):
+        (tmp_path / f"{value}.png").write_bytes(encode(picture(50 + value)))
+    made, view = tmp_path / "made", CentreView((6, 9), 3)
+    list(
+        prepare_records(
+            ConfigDict({"data": settings("folder", tmp_path)}), made, How(256, "raw"), ["all"], unlabelled=True
+        )
+    )
+    source, shard = open_source(settings("records", made), split), made / "all-00000-of-00001.array_record"
+    before, whole = values(source), shard.read_bytes()
+    at = whole.index(source[3].tobytes())
+    shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    stream = Stream(open_source(settings("records", made), split), range(len(before)), view)
+    after, replaced = zip(*map(stream.__getitem__, range(len(before))))
+    assert [int(image.mean()) for image in after] == [*before[:3], before[4], *before[4:]]
+    assert list(replaced) == [index == 3 for index in range(len(before))]
+    (fault,) = stream.new_faults()
+    record = 3 if split == "all" else 5
+    assert fault.name == f"{made} all[{record}]"
+    assert fault.reason.startswith(f"cannot be read: record {record} of {shard}: Corrupted Riegeli/records file")
 
 
 def test_what_tfds_lacks_is_said(tfds_dir, tmp_path):

@@ -52,9 +52,9 @@ class RecordsSource:
     def encoded(self, index: int) -> Image:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        with naming_damage(index, self.shards, self.counts):
-            record = self._records[index]
         name = self.name_of(index)
+        with naming_damage(name, index, self.shards, self.counts):
+            record = self._records[index]
         return from_raw(record, name) if self.encoding == "raw" else Encoded(record, name)
 
     def name_of(self, index: int) -> str:
@@ -100,7 +100,7 @@ def from_raw(record: bytes, name: str) -> UInt8[np.ndarray, "h w c"]:
 
 
 @contextmanager
-def naming_damage(index: int, shards: Sequence[str], counts: Sequence[int]) -> Iterator[None]:
+def naming_damage(name: str, index: int, shards: Sequence[str], counts: Sequence[int]) -> Iterator[None]:
     """Makes array_record's errors at reading image `index` one line with the shard's file and the record in it."""
     try:
         yield
@@ -108,7 +108,7 @@ def naming_damage(index: int, shards: Sequence[str], counts: Sequence[int]) -> I
         ends = list(accumulate(counts))
         shard = bisect_right(ends, index)
         record = index - (ends[shard] - counts[shard])
-        raise DecodeError(f"record {record} of {shards[shard]} cannot be read: {reason(error)}") from error
+        raise DecodeError(f"{name} cannot be read: record {record} of {shards[shard]}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

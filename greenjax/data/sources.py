@@ -279,7 +279,7 @@ class TfdsSource:
 
     def example(self, index: int) -> Mapping[str, Any]:
         """All features, the image not decoded. Raises DecodeError."""
-        with naming_damage(index, self.shards, self.counts):
+        with naming_damage(self.name_of(index), index, self.shards, self.counts):
             example = self.examples[index]
         if example[self.image] is None:
             raise DecodeError(f"{self.name_of(index)} has no image")
