@@ -19,6 +19,7 @@ from greenjax.data import (
     open_source,
 )
 from greenjax.data.labels import Chosen, Listed, first_of_each_class
+from greenjax.data.sources import TfdsSource
 from greenjax.errors import InputError
 
 
@@ -168,6 +169,22 @@ def test_the_first_images_of_every_class(tree, tfds_dir):
         assert told(few) == [row for i, row in enumerate(whole) if sum(label == row[1] for _, label in whole[:i]) < 2]
         other = "val" if data.source == "folder" else "test"
         assert len(open_labelled(data, other)) == (6 if data.source == "folder" else 3)  # held out: all of them
+
+
+def test_labels_of_damaged_records_are_passed_over(tfds_dir, monkeypatch):
+    """A TFDS label lies in the image's record: what cannot be read is left to the line that is told of the image."""
+    data = settings("tfds", tfds_dir, "tiny:1.0.0", per_class=1)
+    first, example = first_of_each_class(open_labelled(data, "train[:]"), 1, "train"), TfdsSource.example
+
+    def damaged(source, index):
+        if index == first[0]:
+            raise DecodeError(f"{source.name_of(index)} cannot be read")
+        return example(source, index)
+
+    monkeypatch.setattr(TfdsSource, "example", damaged)
+    source = open_labelled(data, "train")
+    assert first[0] not in source.rows and len(source) == 3
+    check_classes(config(), open_labelled(data, "train[:]"))
 
 
 def test_few_labels_of_a_slice(tree):

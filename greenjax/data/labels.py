@@ -5,8 +5,10 @@ its training split, sorted by name; those of a TFDS data set are as it says; rec
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +16,7 @@ import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 from ml_collections import ConfigDict
 
-from greenjax.data.encoded import Image, decoded, undecoded
+from greenjax.data.encoded import DecodeError, Image, decoded, undecoded
 from greenjax.data.records import open_labelled_records
 from greenjax.data.sources import (
     FolderSource,
@@ -92,7 +94,9 @@ def check_classes(config: ConfigDict, source: LabelledSource) -> None:
     Labels that are not cheap to read are looked at when their image is read, but for the first.
     """
     count = config.model.num_classes
-    labels = np.array([source.label(0)]) if source.labels is None else source.labels
+    labels = source.labels
+    if labels is None:
+        labels = np.array([label for _, label in islice(readable_labels(source), 1)], np.int32)
     if count is None:  # no classifier: k-NN takes any classes
         return
     if len(source.classes) > count:
@@ -103,11 +107,17 @@ def check_classes(config: ConfigDict, source: LabelledSource) -> None:
         raise InputError(f"label {labels[index]} of image {index}: expected {allowed}")
 
 
+def readable_labels(source: LabelledSource) -> Iterator[tuple[int, int]]:
+    """Every index and its label, but for damaged records: they are named and replaced when their image is read."""
+    for index in range(len(source)):
+        with suppress(DecodeError):
+            yield index, source.label(index)
+
+
 def first_of_each_class(source: LabelledSource, count: int, split: str) -> Int32[np.ndarray, " n"]:
     """Indices of the first `count` images of every class; labels are read no further than needed."""
     chosen, missing = [], np.full(len(source.classes), count)
-    for index in range(len(source)):
-        label = source.label(index)
+    for index, label in readable_labels(source):
         if missing[label]:
             missing[label] -= 1
             chosen.append(index)
