@@ -142,6 +142,9 @@ def test_a_terminal_gets_a_line_that_moves_with_every_step(tmp_path, terminal, c
         writer.write(10, {"loss": 0.25, "images_per_second": 64.0})
         writer.moved(10, loss_and_speed(float("nan")))  # nothing is known since the line
         assert "step 10/20" in drawn(display) and "loss 0.25  images/s 64" in drawn(display)
+        writer.phase("saving")
+        assert "saving" in drawn(display)
+    assert "loss 0.25  images/s 64" in drawn(display)  # what stays
     assert "step 0/20  held_out_loss 1.5" in capsys.readouterr().out
 
 

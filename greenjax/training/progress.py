@@ -51,7 +51,8 @@ class Bar:
     """One line that moves, with the methods of Lines; what is not about training scrolls by above it."""
 
     def __init__(self, total: int, start: int):
-        self._total, self._clock, self._drawn, self._shown = total, Clock(total), -math.inf, start
+        self._total, self._clock = total, Clock(total)
+        self._drawn, self._shown, self._text = -math.inf, start, ""  # when, which step and what it says
         columns = ("step {task.completed}/{task.total}", "{task.fields[text]}", "{task.fields[left]}")
         first, *others = (TextColumn(each, markup=False, table_column=Column(no_wrap=True)) for each in columns)
         # Where standard error is a file, its lines stay there.
@@ -76,11 +77,12 @@ class Bar:
             say(f"step {step}/{self._total}  {described(values)}")
 
     def close(self) -> None:
+        self.phase(self._text)  # what stays on the terminal
         self._bar.stop()
 
     def _move(self, step: int, values: Values, left: str) -> None:
-        self._shown = step
-        self._bar.update(self._task, completed=step, text=described(values), left=f"{left} left" if left else "")
+        self._shown, self._text = step, described(values)
+        self._bar.update(self._task, completed=step, text=self._text, left=f"{left} left" if left else "")
 
 
 def make_display(total: int, start: int) -> Lines | Bar:
