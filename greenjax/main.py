@@ -2,9 +2,12 @@
 
 import gc
 import os
+import signal
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
@@ -22,11 +25,15 @@ def main(argv: list[str]) -> None:
     if _speaks():
         say(f"greenjax {__version__}: {arguments.config}, task {config.task}, workdir {workdir}")
     again = f"the same command goes on from the last checkpoint in {workdir}"
-    try:
-        _run(config, workdir, arguments.config, again)
-    except KeyboardInterrupt:
+
+    def interrupted(*_: Any) -> NoReturn:
         complain(f"greenjax: interrupted; {again}")
         os._exit(130)  # at once: an ordinary exit would wait for XLA, which may be compiling
+
+    try:
+        _run(config, workdir, arguments.config, again, interrupted)
+    except KeyboardInterrupt:
+        interrupted()
 
 
 def parse(argv: list[str]) -> tuple[Namespace, ConfigDict]:
@@ -43,9 +50,13 @@ def parse(argv: list[str]) -> tuple[Namespace, ConfigDict]:
     return arguments, config
 
 
-def _run(config: ConfigDict, workdir: Path, file: str, again: str) -> None:
+def _run(config: ConfigDict, workdir: Path, file: str, again: str, interrupted: Callable[..., NoReturn]) -> None:
     if _speaks():
         say("importing JAX and greenjax ...")
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is signal.default_int_handler:
+        # An import swallows a KeyboardInterrupt that meets one of its callbacks.
+        signal.signal(signal.SIGINT, interrupted)
     gc.disable()  # imported modules live until exit: collecting during imports takes a quarter of their time
     try:
         import jax
@@ -69,6 +80,7 @@ def _run(config: ConfigDict, workdir: Path, file: str, again: str) -> None:
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)  # tracing a large model makes many objects that live
     gc.enable()
+    signal.signal(signal.SIGINT, usual)
     try:
         run(config, workdir)
         say_lines(next_lines(config, workdir, file))
