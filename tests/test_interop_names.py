@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from small import small_config
 from test_interop_layouts import random_model
 
 import greenjax
 from greenjax.config import flatten, resolve
 from greenjax.convert import make_parser
-from greenjax.interop import initial_model, read_torch
-from greenjax.interop.weights import flat_weights
+from greenjax.interop import LAYOUTS, initial_model, layouts, read_torch
+from greenjax.interop.loading import model_shapes
+from greenjax.interop.selection import Place, find_places
+from greenjax.interop.weights import flat_weights, to_tensors
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +228,14 @@ def test_init_refuses_what_no_layout_or_more_than_one_model_fits(model, tensors,
     assert "its names fit layout swin or greenmim or simmim, and do not tell GreenMIM's order" in message
     assert f"python -m greenjax.convert from-torch --layout swin --input {tmp_path}/weights.pth --config" in message
     assert "as layout 'swin', 1 misfit:" in refusal({k: v for k, v in tensors.items() if k != "norm.bias"})
+
+
+@pytest.mark.parametrize("family", ["swin", "twins", "pcpvt"])
+def test_every_layout_is_found_behind_a_prefix(family):
+    """By names alone, of each encoder and whatever else its layout has."""
+    config = small_config(family)
+    zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in model_shapes(config).items()}
+    for name, families in LAYOUTS.items():
+        if layout := families.get(layouts.family(config)):
+            tensors, _ = to_tensors(zeros, config, name)
+            assert find_places({"sd": behind("my.net.", tensors)}, layout) == [Place("sd", "my.net.")], name
