@@ -45,7 +45,7 @@ def lines_of(workdir):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
+    workdir = tmp_path_factory.mktemp("run") / "[1] *?{a,b}#%20 $HOME & ü 🌱 a:"  # nothing takes a name for a pattern
     return workdir, pretrain(small_config(**RUN), workdir)
 
 

@@ -149,10 +149,11 @@ from greenjax import processes
 
 processes.connect()
 import jax
+import numpy as np
 from small import small_config
 from greenjax.data.sources import FolderSource
 from greenjax.errors import InputError
-from greenjax.training.together import holding_workdir, same_data
+from greenjax.training.together import holding_workdir, same_start, same_weights
 
 index, names = jax.process_index(), [f"{number}.png" for number in range(64)]
 images = lambda *last: FolderSource(f"/disk{index}", [*names[:62], *last])
@@ -161,7 +162,7 @@ workdir = Path(sys.argv[1])
 
 
 def same(step=5, batch=8, training=images("62.png", "63.png"), held_out=None):
-    same_data(step, batch, {"training images": training, "held-out images": held_out})
+    same_start(step, batch, {"training images": training, "held-out images": held_out})
 
 
 def refuse():
@@ -172,11 +173,12 @@ for attempt in (
     lambda: task(small_config(data__workers=index, data__path=str(index)), workdir),
     lambda: same(),
     lambda: task(small_config(model__window=4 - 2 * index), workdir),
-    lambda: same(step=5 * index),
+    lambda: same(step=5 if index else None),
     lambda: same(batch=8 + index),
     lambda: same(training=images(*names[62 : 64 - index])),
     lambda: same(training=images("62.png", "renamed.png" if index else "63.png")),
     lambda: same(held_out=images() if index else None),
+    lambda: same_weights("runs/x", {"a": np.full(3, 1 + index)}),
     lambda: processes.led(refuse),
 ):
     try:
@@ -191,11 +193,12 @@ def test_processes_that_differ_all_end_with_the_first_difference(tmp_path):
     said = ended(spawned(2, "-c", DIFFERENT, tmp_path / "run"), 0)
     differences = [
         "process 1 has model.window 2, process 0 has 4: expected the same",
-        "process 1 has its last checkpoint at step 5, process 0 has 0: expected the same",
+        "process 1 has its last checkpoint at step 5, process 0 has None: expected the same",
         "process 1 has its next batch at 9, process 0 has 8: expected the same",
         "process 1 has 63 training images, process 0 has 64: expected the same",
         r"process 1 has training images with the digest \w+ of names and order, process 0 has \w+: expected the same",
         "process 1 has 62 held-out images, process 0 has None: expected the same",
+        r"process 1 has weights of runs/x with the digest \w+, process 0 has \w+: expected the same",
         "only process 0 knows this",
     ]
     for text in said:

@@ -41,7 +41,7 @@ from greenjax.models import build
 from greenjax.processes import leads
 from greenjax.training.sharding import Placement, make_mesh
 from greenjax.training.summary import end_lines, say_lines, say_listing
-from greenjax.training.together import holding_workdir
+from greenjax.training.together import holding_workdir, same_data, same_weights
 
 
 class Judge:
@@ -101,6 +101,7 @@ def evaluate_classifier(config: ConfigDict, workdir: Path) -> dict[str, Evaluati
     for _, source in sets:
         check_classes(config, source)
     _same_classes(sets)
+    same_data({f"images of {each.name}": source for each, source in sets})
     model, params = _initial(config, mesh)
     judge, found = Judge(config, nnx.graphdef(model), mesh), {}
     for each, source in sets:
@@ -123,6 +124,7 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
     train, held_out = (open_labelled(config.data, split) for split in splits)
     warn_of_overlap(config.data, train, held_out)
     check_neighbours(config, len(train))
+    same_data({f"images of {split}": source for split, source in zip(splits, (train, held_out))})
     model, params = _initial(config, mesh)
     say(f"computing the features of {len(train):,} and {len(held_out):,} images ...")
     pooled, place = pooled_features(nnx.graphdef(model)), Placement(mesh)
@@ -180,6 +182,7 @@ def _initial(config: ConfigDict, mesh: Mesh) -> tuple[Any, Any]:
     for line in lines:
         say(f"  {line}")
     params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    same_weights(config.init, params)
     return model, Placement(mesh).everywhere(params)
 
 

@@ -28,7 +28,7 @@ from greenjax.training.start import begin
 from greenjax.training.state import State, model_graph
 from greenjax.training.step import make_classifier_step
 from greenjax.training.summary import end_lines, run_time, say_lines, say_listing, start_lines
-from greenjax.training.together import holding_workdir, same_data
+from greenjax.training.together import holding_workdir, same_start
 
 
 @holding_workdir
@@ -51,9 +51,10 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     total, warmup = run_length(config, len(source))
 
     checkpointer = Checkpointer(workdir, config.log.keep)
-    start = checkpointer.latest_intact_step() or 0
-    batch = start + Rollbacks(workdir).skipped(start)
-    same_data(start, batch, {"training images": source, "held-out images": held_out})
+    last = checkpointer.latest_intact_step()
+    start = last or 0
+    sources = {"training images": source, "held-out images": held_out}
+    same_start(last, start + Rollbacks(workdir).skipped(start), sources)
     record_config(workdir, config, len(source), start > 0, listing(source))
     undecodable = Undecodable(workdir, resuming=start > 0, writes=leads())
 

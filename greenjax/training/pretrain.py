@@ -38,7 +38,7 @@ from greenjax.training.start import begin
 from greenjax.training.state import State, model_graph
 from greenjax.training.step import make_train_step
 from greenjax.training.summary import end_lines, run_time, say_lines, say_listing, start_lines
-from greenjax.training.together import holding_workdir, same_data
+from greenjax.training.together import holding_workdir, same_start
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # main.py sets it
 
@@ -68,8 +68,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     checkpointer = Checkpointer(workdir, config.log.keep)
     last = checkpointer.latest_intact_step()
     start = last or 0
-    batch = start + Rollbacks(workdir).skipped(start)
-    same_data(start, batch, {"training images": source, "held-out images": held_out_source})
+    sources = {"training images": source, "held-out images": held_out_source}
+    same_start(last, start + Rollbacks(workdir).skipped(start), sources)
     record_config(workdir, config, len(source), start > 0, listing(source))
     undecodable = Undecodable(workdir, resuming=start > 0, writes=leads())
 

@@ -23,6 +23,7 @@ from greenjax.lock import held
 from greenjax.models import Backbone
 from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import State, abstract_state, init_state, on_the_cpu
+from greenjax.training.together import same_weights
 
 
 def begin(
@@ -66,7 +67,9 @@ def given_weights(config: ConfigDict) -> Any:
     say(f"starting from {config.init}")
     for line in report.lines():
         say(f"  {line}")
-    return _params(model)
+    params = _params(model)
+    same_weights(config.init, params)
+    return params
 
 
 def check_new(workdir: Path) -> None:

@@ -8,6 +8,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 import greenjax
@@ -26,11 +28,12 @@ def holding_workdir(task: Callable[[ConfigDict, Path], T]) -> Callable[[ConfigDi
 
     @wraps(task)
     def alone(config: ConfigDict, workdir: Path) -> T:
-        settings = json.loads(json.dumps(flatten(config)))
-        agree(
-            {"greenjax": greenjax.__version__, "sources of greenjax with the digest": code_digest()}
-            | {key: value for key, value in settings.items() if key not in OWN}
-        )
+        if jax.process_count() > 1:
+            settings = json.loads(json.dumps(flatten(config)))
+            agree(
+                {"greenjax": greenjax.__version__, "sources of greenjax with the digest": code_digest()}
+                | {key: value for key, value in settings.items() if key not in OWN}
+            )
         with ExitStack() as stack:
             led(lambda: stack.enter_context(held(Path(workdir), "--workdir")))
             return task(config, workdir)
@@ -38,17 +41,35 @@ def holding_workdir(task: Callable[[ConfigDict, Path], T]) -> Callable[[ConfigDi
     return alone
 
 
-def same_data(step: int, batch: int, sources: Mapping[str, Any]) -> None:
+def same_start(step: int | None, batch: int, sources: Mapping[str, Any]) -> None:
     """Raises InputError, on every process, unless all go on from the same step with the same data.
 
-    `batch`: the position in the stream, which rollbacks move. `sources`: by name; None where there is none.
+    `step`: of the last checkpoint; None where there is none. `batch`: the position in the stream, which rollbacks move.
+    `sources`: as of `same_data`.
     """
+    agree({"its last checkpoint at step": step, "its next batch at": batch})
+    same_data(sources)
+
+
+def same_data(sources: Mapping[str, Any]) -> None:
+    """Raises InputError, on every process, unless all have the same images. `sources`: by name; None for none."""
+    if jax.process_count() == 1:
+        return
     given = {name: source for name, source in sources.items() if source is not None}
     agree(
-        {"its last checkpoint at step": step, "its next batch at": batch}
-        | {f"{{}} {name}": len(source) for name, source in given.items()}
+        {f"{{}} {name}": len(source) for name, source in given.items()}
         | {f"{name} with the digest {{}} of names and order": listing(source) for name, source in given.items()}
     )
+
+
+def same_weights(name: str, params: Any) -> None:
+    """Raises InputError, on every process, unless all have read the same arrays."""
+    if jax.process_count() == 1:
+        return
+    digest = hashlib.blake2b(digest_size=8)
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    agree({f"weights of {name} with the digest": digest.hexdigest()})
 
 
 def code_digest() -> str:

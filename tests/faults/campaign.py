@@ -16,7 +16,9 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -68,6 +70,26 @@ def get_config():
     config.log.checkpoint_every = 40
     return config
 """
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+ODD = [
+    "[1]",
+    "*",
+    "?",
+    "{a,b}",
+    "#",
+    "%20",
+    "a b",
+    "'",
+    '"',
+    "back\\slash",
+    "a:b",
+    "&",
+    "~",
+    "$HOME",
+    "new\nline",
+    "ü",
+    "🌱",
+]
 
 LARGE = (  # a run of its own, with batches of five megabytes
     "--config.image_size=128",
@@ -91,12 +113,13 @@ class Campaign:
         self.config = folder / "config.py"
         self.config.write_text(CONFIG.format(steps=150 + 120 * faults, images=str(self.images)))
 
-    def start(self, workdir: Path, *overrides: str, file_limit: int | None = None) -> subprocess.Popen:
-        command = [sys.executable, "-m", "greenjax.main", f"--config={self.config}", f"--workdir={workdir}", *overrides]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    def command(self, workdir: Path, *overrides: str) -> list[str]:
+        return [sys.executable, "-m", "greenjax.main", f"--config={self.config}", f"--workdir={workdir}", *overrides]
 
+    def start(self, workdir: Path, *overrides: str, file_limit: int | None = None) -> subprocess.Popen:
+        command = self.command(workdir, *overrides)
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         if file_limit:  # Python ignores SIGXFSZ: a write beyond the limit fails
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_limit, file_limit))
@@ -261,6 +284,65 @@ class Campaign:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         return f"{path.name} {'cut short' if path.exists() else 'removed'}"
 
+    def second_run(self) -> str:
+        """The same command while the run is under way: it ends at once, and the run does not notice."""
+        process = self.underway()
+        second = subprocess.run(
+            self.command(self.workdir), env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert second.returncode == 1 and f"is in use by process {process.pid} on host" in second.stderr, second.stderr
+        seen = self.said_step()
+        self.wait_for(process, lambda: self.said_step() > seen, "another step")
+        process.terminate()
+        self.ended(process, 75)
+        return "the second run was refused, the first went on"
+
+    def rename_workdir(self) -> str:
+        """The workdir gets a name that a glob, a URL or a shell takes for something else; the run goes on there."""
+        self.terminate()
+        name = f"{self.dice.choice(ODD)}{self.dice.randrange(10**6)}"
+        self.workdir = self.workdir.rename(self.folder / name)
+        self.terminate()
+        return f"went on in {name!r}"
+
+    def other_process(self) -> str:
+        """Two processes go on with the run, one with other settings or images: both end, and nothing changes."""
+        before = self.step(), Checkpointer(self.workdir).steps()
+        with tempfile.TemporaryDirectory() as other, socket.socket() as free:
+            shutil.copytree(self.images, other, dirs_exist_ok=True)
+            next(Path(other).iterdir()).unlink()
+            override, line = self.dice.choice(
+                [("seed=1", "process 1 has seed 1, process 0 has 0"), (f"data.path={other}", "process 1 has 63 train")]
+            )
+            free.bind(("localhost", 0))
+            told = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
+            free.close()
+            both = [
+                subprocess.Popen(
+                    self.command(self.workdir, *overrides),
+                    env=ENVIRONMENT | told | {"JAX_PROCESS_ID": str(index)},
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+                for index, overrides in enumerate(((), (f"--config.{override}",)))
+            ]
+            said = [process.communicate(timeout=PATIENCE)[1] for process in both]
+        assert all(process.returncode == 1 for process in both) and all(line in text for text in said), said
+        assert (self.step(), Checkpointer(self.workdir).steps()) == before
+        return f"both ended: {line}"
+
+    def cut_json(self) -> str:
+        """A JSON file of the workdir is cut short: the command names it, and goes on without it."""
+        self.terminate()
+        path = self.workdir / self.dice.choice(["config.json", "data.json"])
+        path.write_bytes(path.read_bytes()[: self.dice.randrange(path.stat().st_size - 2)])
+        refused = subprocess.run(
+            self.command(self.workdir), env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert refused.returncode == 1 and path.name in refused.stderr.splitlines()[-1], refused.stderr
+        path.unlink()
+        return f"{path.name} named"
+
     def newest(self) -> Path:
         return self.workdir / "checkpoints" / str(Checkpointer(self.workdir).latest_step())
 
@@ -329,6 +411,10 @@ KINDS = (
     "interrupt",
     "tear_newest",
     "truncate_images",
+    "second_run",
+    "rename_workdir",
+    "other_process",
+    "cut_json",
 )
 
 
