@@ -135,7 +135,7 @@ def agree(values: Mapping[str, Any]) -> None:
     for index, other in enumerate(others, 1):
         for key in first | other:
             if first.get(key) != other.get(key):
-                phrase = (key if "{}" in key else key + " {}").format(other.get(key))
+                phrase = (key if "{}" in key else key + " {}").replace("{}", str(other.get(key)))
                 raise InputError(f"process {index} has {phrase}, process 0 has {first.get(key)}: expected the same")
 
 
