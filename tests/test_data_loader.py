@@ -282,10 +282,12 @@ def children(pid=None):
     return found
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_batches_of_a_pool_come_in_order_and_stay_as_they_are(pool, workers):
+@pytest.mark.parametrize("workers, on_disk", [(1, False), (3, False), (1, True)])
+def test_batches_of_a_pool_come_in_order_and_stay_as_they_are(pool, workers, on_disk, monkeypatch):
     """JAX uses such memory as it is, without a copy: later batches must not be written there."""
-    made, device, host = pool(Big(size=64 << 10), 5, workers), [], []
+    if on_disk:
+        monkeypatch.delattr(os, "memfd_create")
+    made, device, host = pool(Big(size=64 << 10, on_disk=on_disk), 5, workers), [], []
     for step in range(5, 25):
         batch = next(made)
         assert batch["none"] is None and batch["odd"].tolist() == list(range(step % 7))
@@ -421,10 +423,12 @@ def script(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def start(first, *arguments, **how):
-        (tmp_path / "script.py").write_text(first + SCRIPT)
-        command = [sys.executable, str(tmp_path / "script.py"), *map(str, arguments)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how)
+    def start(first, *arguments, stdin=False):
+        script = tmp_path / "script.py"
+        script.write_text(first + SCRIPT)
+        command = [sys.executable, "-" if stdin else script, *map(str, arguments)]
+        with script.open() as file:
+            return subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     return start
 
@@ -436,9 +440,10 @@ def test_neither_jax_nor_tensorflow_is_needed(script):
     assert process.returncode == 0
 
 
-def test_a_script_needs_no_main_guard(script):
-    """Workers do not import it, and know its classes all the same; nothing is said at the end."""
-    process = script("", 2, 0)
+@pytest.mark.parametrize("stdin", [False, True])
+def test_a_script_needs_no_main_guard(script, stdin):
+    """Workers neither import nor read it, and know its classes all the same; nothing is said at the end."""
+    process = script("", 2, 0, stdin=stdin)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and said == "made\n"
 

@@ -1,8 +1,8 @@
 """Worker processes that make batches, and the pool that starts, feeds, watches and ends them.
 
-A worker shares nothing with the others. One socket joins it to the run: batches come out of it, credits go in, and its
-end-of-file is the death of either side, whenever and however that comes. A batch travels in an anonymous file whose
-descriptor goes through the socket in one small message, so that nobody ever waits for the rest of a large one.
+Workers share nothing. Each has a socket to the run: batches come out, and a credit goes in for each batch taken. When
+either side dies, the other reads an end-of-file at once. A batch is written to an anonymous file, and only the file's
+descriptor goes through the socket, in one small message: nobody waits for the rest of a large one.
 """
 
 import ctypes
@@ -34,8 +34,8 @@ from absl import logging
 from greenjax.errors import InputError
 
 AHEAD = 2  # batches of a worker that nobody has taken yet, the one in the making included
-ALIGNED = 64  # bytes: JAX uses arrays in the host's memory as they are where they begin at a multiple of it
-LOOK_EVERY = 1.0  # seconds between two looks whether the workers live, for deaths that close no socket
+ALIGNED = 64  # bytes: on a CPU, JAX copies arrays that begin at no multiple of it
+LOOK_EVERY = 1.0  # seconds: workers are looked after this often, for a death that closes no socket
 SAY_AFTER = 60.0  # seconds of waiting for one batch
 GONE_WITHIN = 5.0  # seconds that a killed process may take
 MESSAGE = struct.Struct("<QQ?")  # where in the file the pickle begins, the file's length, whether it is a failure
@@ -122,7 +122,7 @@ class WorkerPool(Iterator[Any]):
             worker: _Worker = key.data
             message = _received(worker)
             worker.made.append(message)
-            if message.failed:  # the process ends now, and is told of when its turn comes
+            if message.failed:  # the process ends now; its error is raised when its turn comes
                 worker.failed = True
                 self._selector.unregister(worker.link)
         if not ready:  # a process that a worker started may hold its socket open
