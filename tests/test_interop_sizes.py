@@ -63,6 +63,11 @@ def test_the_line_and_the_exports_agree():
             assert (name in taken.replace(" (on larger images)", "").split(", ")) == as_here, name
 
 
+def test_mmpretrains_twins_hide_padding_on_both_axes_and_not_on_one():
+    assert export_line(at(256, 7, "twins_l")).startswith("weights as they are: mmdet; not: twins, timm, greenmim (stage 1")
+    assert export_line(at((224, 256), 7, "twins_l")).startswith("weights as they are: none; not: twins, timm, mmdet,")
+
+
 def test_channels_and_window_shifts_are_told():
     line = export_line(greenjax.load_config("configs/digits.py"))
     assert "mmdet (on larger images)" in line
