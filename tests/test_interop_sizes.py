@@ -64,8 +64,9 @@ def test_the_line_and_the_exports_agree():
 
 
 def test_mmpretrains_twins_hide_padding_on_both_axes_and_not_on_one():
-    assert export_line(at(256, 7, "twins_l")).startswith("weights as they are: mmdet; not: twins, timm, greenmim (stage 1")
-    assert export_line(at((224, 256), 7, "twins_l")).startswith("weights as they are: none; not: twins, timm, mmdet,")
+    both, one = (export_line(at(size, 7, "twins_l")) for size in (256, (224, 256)))
+    assert both.startswith("weights as they are: mmdet; not: twins, timm, greenmim (stage 1 has a grid of 64 x 64")
+    assert one.startswith("weights as they are: none; not: twins, timm, mmdet, greenmim (stage 1 has a grid of 56 x 64")
 
 
 def test_channels_and_window_shifts_are_told():
