@@ -135,7 +135,7 @@ def test_only_regular_files_are_images(tree, caplog):
     (odd / "link.jpg").symlink_to(tree / "train" / "a" / "0.png")
     names = [name for name in open_source(settings("folder", tree), "train").names if name.startswith("odd")]
     assert sorted(names) == ["odd/folder.jpg/31.jpg", "odd/link.jpg"]
-    assert f"{tree / 'train'}: 5 files are left out: 5 no regular file: expected .avif" in caplog.text
+    assert f"{tree / 'train'}: 5 files are left out: 5 pipes, devices or broken links: expected .avif" in caplog.text
 
 
 def test_what_is_left_out_is_told_once(tree, caplog):

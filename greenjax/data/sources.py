@@ -217,7 +217,7 @@ def find_images(root: Path) -> list[str]:
             elif is_kind(entry.is_file):
                 names.append(path)
             else:
-                left_out["no regular file"] += 1
+                left_out["pipes, devices or broken links"] += 1
         folders += reversed(inside)
     tell_left_out(root, left_out)
     return sorted(names)
