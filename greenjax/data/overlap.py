@@ -25,11 +25,11 @@ def images_in_both(first: Source | LabelledSource, second: Source | LabelledSour
     (whole, rows), (other, others) = located(first), located(second)
     if isinstance(whole, np.ndarray) and isinstance(other, np.ndarray):  # digits: a few, which differ
         return len({whole[row].tobytes() for row in rows} & {other[row].tobytes() for row in others})
-    if isinstance(whole, FolderSource) and isinstance(other, FolderSource):
+    if isinstance(whole, FolderSource) and isinstance(other, FolderSource) and whole != other:
         roots = [os.path.abspath(folder.root) for folder in (whole, other)]
         nested = os.path.commonpath(roots) in roots
         return len(paths(whole, rows) & paths(other, others)) if nested else 0
-    same = isinstance(whole, type(other)) and getattr(whole, "name", None) == getattr(other, "name", None)
+    same = whole == other or getattr(whole, "name", 0) == getattr(other, "name", 1)
     return len(np.intersect1d(rows, others)) if same else 0
 
 
