@@ -1,11 +1,12 @@
 """Every odd file gives its pixels or its one line: nothing else is raised, nothing is read as something else."""
 
 import collections
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from odd_files import LEFT_OUT, odd_files, outcome
+from odd_files import LEFT_OUT, odd_files, outcome, table
 from tiny_data import settings
 
 from greenjax.data import DecodeError, open_source
@@ -32,6 +33,10 @@ def distance(ours, expected):
 def test_there_are_many_kinds():
     assert len(odd_files()) >= 200 and len({odd.kind for odd in odd_files()}) >= 40
     assert len({odd.name for odd in odd_files()}) == len(odd_files())
+
+
+def test_the_table_in_the_docs_is_this_one():
+    assert table() in (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
 
 
 def test_what_can_be_read_is_read_rightly():
