@@ -76,7 +76,7 @@ def _place(path: Path, error: Exception) -> str:
 def _near_files(path: Path) -> str:
     """What may have been meant by a path that is no file."""
     folders = {folder.resolve(): folder for folder in (Path("configs"), path.parent)}
-    found = [file for folder in folders.values() for file in folder.glob("*.py")]
+    found = [file for folder in reversed(folders.values()) for file in folder.glob("*.py")]
     names = difflib.get_close_matches(path.stem, [file.stem for file in found], 3)
     near = dict.fromkeys(str(file) for name in names for file in found if file.stem == name)
     return f"nearest are {', '.join(near)}" if near else "expected a Python file with get_config()"

@@ -33,6 +33,8 @@ def connect() -> None:
 
     Raises InputError where the environment tells only a part, no process can be reached, or there are no devices.
     """
+    if jax.config.values["jax_disable_jit"]:
+        raise InputError("JAX_DISABLE_JIT is set: expected 0, as greenjax compiles what it computes")
     _join()
     find_devices()
 

@@ -314,6 +314,7 @@ ENVIRONMENTS = [
     ({"JAX_PLATFORMS": "gpux"}, "greenjax: JAX_PLATFORMS is 'gpux': expected what JAX finds here, cpu"),
     ({"JAX_NUM_CPU_DEVICES": "x"}, 'greenjax: Invalid value "x" for JAX flag jax_num_cpu_devices'),
     ({"JAX_ENABLE_X64": "maybe"}, "greenjax: .*jax_enable_x64|greenjax: .*JAX_ENABLE_X64"),
+    ({"JAX_DISABLE_JIT": "1"}, "greenjax: JAX_DISABLE_JIT is set: expected 0"),
     ({"JAX_NUM_PROCESSES": "2"}, "greenjax: JAX_COORDINATOR_ADDRESS is not set: expected it beside JAX_NUM_PROCESSES"),
     ({"XLA_FLAGS": "--xla_nothing=1"}, "Unknown flags? in XLA_FLAGS: --xla_nothing=1"),
 ]
