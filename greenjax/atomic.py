@@ -13,10 +13,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, or what one may use 
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with its ~ replaced. Raises InputError where that user has no home."""
+    """The path with its ~ replaced. Raises InputError where that user has no home, or this one may not look there."""
     found = os.path.expanduser(path)  # Path.expanduser raises RuntimeError
     if found.startswith("~"):
         raise InputError(f"{str(path)!r} begins with ~, and there is no such home: expected a whole path, or ./{path}")
+    try:
+        os.stat(os.path.join(found, "."))
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # a file, or what is going to be made
+    except OSError as error:  # Path.exists and is_file would raise it
+        raise InputError(f"{str(path)!r} cannot be opened: {error.strerror}") from error
     return Path(found)
 
 

@@ -28,8 +28,9 @@ def held(folder: Path, flag: str) -> Iterator[None]:
 
     Raises InputError where another process holds it, or where it cannot be written.
     """
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    made: list[Path] = []
     try:
+        made += [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         file = _locked(folder, flag)
     except OSError as error:

@@ -10,6 +10,7 @@ import greenjax
 from greenjax.atomic import expanded, read_json, replace_text
 from greenjax.data.records import read_description
 from greenjax.errors import InputError
+from greenjax.lock import held
 from greenjax.main import main
 from greenjax.training import DivergedError
 from greenjax.training.guard import Rollbacks
@@ -91,6 +92,27 @@ def test_text_replaces_a_file_and_leaves_no_draft(tmp_path):
     replace_text(tmp_path / "new" / "a", "1")
     replace_text(tmp_path / "new" / "a", "2")
     assert os.listdir(tmp_path / "new") == ["a"] and (tmp_path / "new" / "a").read_text() == "2"
+
+
+def test_a_path_that_this_user_may_not_open_is_one_line(tmp_path, monkeypatch):
+    """pathlib's tests for a file or folder raise the error instead of saying no."""
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file", tmp_path / "new", tmp_path / "file" / "new"):
+        assert expanded(path) == path
+    with pytest.raises(InputError, match=r"' cannot be opened: File name too long"):
+        expanded(tmp_path / ("x" * 300))
+    with (
+        pytest.raises(InputError, match=r"' cannot be written: File name too long"),
+        held(tmp_path / ("x" * 300), "--w"),
+    ):
+        pass
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(InputError, match=r"run' cannot be opened: Permission denied"):
+        greenjax.load(tmp_path / "run")
 
 
 def test_a_path_without_its_home_is_one_line(monkeypatch):
