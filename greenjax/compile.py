@@ -1,6 +1,6 @@
 """A jitted function that XLA compiles in a background thread, while weights are drawn and data workers start."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,10 @@ class BackgroundJit:
         pool = ThreadPoolExecutor(max_workers=1)
         self._traced = _Traced(matmul_flops(traced.jaxpr), pool.submit(traced.lower().compile))
         pool.shutdown(wait=False)  # the thread ends with the compilation
+
+    def compiled_within(self, seconds: float) -> bool:
+        """Has the compilation ended, now or in so many seconds?"""
+        return bool(wait([self._started().compiled], seconds).done)
 
     def wait(self) -> Compiled:
         """The executable, as soon as it is compiled."""

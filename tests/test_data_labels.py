@@ -330,7 +330,10 @@ def test_evaluation_leaves_out_what_cannot_be_decoded_and_counts_it(caplog):
 
 @pytest.mark.parametrize("batches", [labelled_batches, labelled_eval_batches])
 def test_nothing_decodable_stops_the_run(batches):
-    with pytest.raises(InputError, match=r"(4|100) of the last \1 images cannot be used: file\d.jpg cannot be decoded"):
+    with pytest.raises(
+        InputError,
+        match=r"(4|100) of the last \1 images cannot be used, the first of them: file\d.jpg cannot be decoded",
+    ):
         next(batches(config(), labelled(4, broken=range(4))))
 
 

@@ -13,6 +13,7 @@ import traceback
 from collections import deque
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import grain
 import jax
@@ -28,6 +29,8 @@ from greenjax.data.undecodable import Fault
 from greenjax.data.workers import WorkerError, WorkerPool
 from greenjax.errors import InputError
 from greenjax.planning import Planner
+from greenjax.training.loop import _Run
+from greenjax.training.metrics import MetricsWriter
 
 
 def tiny_config(**data):
@@ -144,7 +147,9 @@ def test_an_undecodable_image_is_replaced_by_the_next_and_named(planner, caplog)
 def test_most_images_undecodable_stop_the_run(planner, workers):
     """Two of three: no hundred in a row, and yet not the fault of single files."""
     broken = Broken(constants(6), {0, 1, 3, 5})
-    with pytest.raises(InputError, match=r"\d\d of the last 100 images cannot be used: file\d.jpg cannot be decoded"):
+    with pytest.raises(
+        InputError, match=r"\d\d of the last 100 images cannot be used, the first of them: file\d.jpg cannot be decoded"
+    ):
         take(train_batches(tiny_config(workers=workers), broken, planner), 50)
 
 
@@ -343,6 +348,22 @@ def test_a_worker_killed_before_its_first_batch_is_named(pool, stopped):
     os.kill(victim, signal.SIGKILL)
     with pytest.raises(WorkerDied, match=f"process {victim}"):
         deque(made, maxlen=0)
+
+
+def test_a_death_is_noticed_between_two_batches_of_training(pool, planner, tmp_path):
+    """In the middle of an evaluation, and while the update is compiled."""
+    made, evaluation = pool(Big()), eval_batches(tiny_config(), constants(40), planner)
+    next(made), next(evaluation)
+    os.kill(children()[0], signal.SIGKILL)
+    with pytest.raises(WorkerDied):
+        while True:  # a kill takes a moment
+            next(evaluation, None)
+    made = pool(Big())
+    os.kill(children()[0], signal.SIGKILL)
+    run = _Run.__new__(_Run)
+    run.total, run.update = 1, SimpleNamespace(compiled_within=lambda seconds: False)
+    with MetricsWriter(tmp_path, 1) as writer, pytest.raises(WorkerDied):
+        run.await_update(0, writer)
 
 
 def test_what_a_worker_raises_comes_in_its_place(pool):

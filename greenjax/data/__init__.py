@@ -23,7 +23,7 @@ from greenjax.data.loader import (
 from greenjax.data.overlap import warn_of_overlap
 from greenjax.data.sources import Source, open_source
 from greenjax.data.undecodable import Undecodable
-from greenjax.data.workers import WorkerDied
+from greenjax.data.workers import WorkerDied, look_after_workers
 
 __all__ = [
     "Batch",
@@ -43,6 +43,7 @@ __all__ = [
     "first_images",
     "labelled_batches",
     "labelled_eval_batches",
+    "look_after_workers",
     "open_labelled",
     "open_source",
     "train_batches",

@@ -27,7 +27,7 @@ from greenjax.data.labels import LabelledSource, check_classes
 from greenjax.data.randaugment import labelled_view
 from greenjax.data.sources import Source
 from greenjax.data.undecodable import Fault, Undecodable
-from greenjax.data.workers import WorkerPool
+from greenjax.data.workers import WorkerPool, look_after_workers
 from greenjax.errors import InputError
 from greenjax.planning import Plan, Planner
 
@@ -86,6 +86,7 @@ class Batches(Iterator[B], Generic[B]):
         self._undecodable = Undecodable() if undecodable is None else undecodable
 
     def __next__(self) -> B:
+        look_after_workers()  # those of the training, while this is an evaluation
         batch, faults = next(self._made)
         self._undecodable.add(faults, self._remedy)
         return batch
@@ -334,7 +335,7 @@ class Stream:
         first = raised[0]
         found = f"{len(raised)} of the last {len(self._last)} images cannot be used"
         if isinstance(first, DecodeError):
-            raise InputError(f"{found}: {first} (warnings name the others)") from first
+            raise InputError(f"{found}, the first of them: {first}") from first
         raise ImagesError(found) from first
 
 

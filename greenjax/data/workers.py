@@ -79,6 +79,7 @@ class WorkerPool(Iterator[Any]):
         self._next = 0  # whose turn it is
         self._selector = selectors.DefaultSelector()
         self._end = weakref.finalize(self, _end_all, self._workers)  # at exit too
+        _POOLS.add(self)
         with _anonymous_file() as source:
             cloudpickle.dump(make, source)
             source.flush()
@@ -90,9 +91,9 @@ class WorkerPool(Iterator[Any]):
     def __next__(self) -> Any:
         if not self._workers:
             raise StopIteration
+        self.look()
         worker = self._workers[self._next]
         try:
-            self._receive(0)
             since = time.monotonic()
             while not worker.made:
                 self._receive(LOOK_EVERY)
@@ -110,6 +111,14 @@ class WorkerPool(Iterator[Any]):
             self.close()
         return made.opened(worker.name)
 
+    def look(self) -> None:
+        """Raises WorkerDied where one of the processes is dead."""
+        try:
+            self._receive(0)
+        except WorkerDied:
+            self.close()
+            raise
+
     def close(self) -> None:
         """Ends the processes at once; arrays of batches stay as they are."""
         self._end()
@@ -117,7 +126,7 @@ class WorkerPool(Iterator[Any]):
 
     def _receive(self, seconds: float | int) -> None:
         """Takes what has come from any worker, or comes within so many seconds. Raises WorkerDied."""
-        ready = self._selector.select(seconds)
+        ready = self._selector.select(seconds) if self._workers else []
         for key, _ in ready:
             worker: _Worker = key.data
             message = _received(worker)
@@ -129,6 +138,15 @@ class WorkerPool(Iterator[Any]):
             dead = [each for each in self._workers if not each.failed and each.process.poll() is not None]
             if dead and not self._selector.select(0):  # it may have sent something in between
                 raise _death(dead[0])
+
+
+_POOLS: "weakref.WeakSet[WorkerPool]" = weakref.WeakSet()
+
+
+def look_after_workers() -> None:
+    """Raises WorkerDied where a worker of any pool is dead: for long work between two batches, as an evaluation is."""
+    for pool in tuple(_POOLS):
+        pool.look()
 
 
 # The run's side

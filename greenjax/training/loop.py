@@ -16,7 +16,7 @@ from greenjax.atomic import FULL
 from greenjax.checkpoint import Checkpointer
 from greenjax.compile import BackgroundJit
 from greenjax.cost import peak_flops, peak_memory
-from greenjax.data import Batches
+from greenjax.data import Batches, look_after_workers
 from greenjax.evaluation import read_metrics
 from greenjax.processes import agree, leads
 from greenjax.training.guard import DivergedError, Guard, Rollbacks
@@ -157,6 +157,8 @@ class _Run:
     def await_update(self, start: int, writer: MetricsWriter) -> None:
         if start < self.total:
             writer.phase("waiting for the update to be compiled")
+            while not self.update.compiled_within(1.0):
+                look_after_workers()
             self.update.wait()
 
     def tell_if_nothing_is_learnt(self) -> None:
