@@ -26,6 +26,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -116,15 +117,24 @@ class Campaign:
     def command(self, workdir: Path, *overrides: str) -> list[str]:
         return [sys.executable, "-m", "greenjax.main", f"--config={self.config}", f"--workdir={workdir}", *overrides]
 
-    def start(self, workdir: Path, *overrides: str, file_limit: int | None = None) -> subprocess.Popen:
+    def start(
+        self,
+        workdir: Path,
+        *overrides: str,
+        file_limit: int | None = None,
+        output: IO[str] | int = subprocess.PIPE,
+        reads: bool = True,
+    ) -> subprocess.Popen:
+        """The command. What it says goes to `output`; to a pipe that is closed at once where nobody `reads`."""
         command = self.command(workdir, *overrides)
-        process = subprocess.Popen(
-            command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT, text=True)
         if file_limit:  # Python ignores SIGXFSZ: a write beyond the limit fails
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_limit, file_limit))
         self.said = said = []
-        self.reader = threading.Thread(target=lambda: said.extend(process.stdout), daemon=True)
+        if process.stdout is not None and not reads:
+            process.stdout.close()
+        heard = process.stdout if reads and process.stdout is not None else ()
+        self.reader = threading.Thread(target=lambda: said.extend(heard), daemon=True)
         self.reader.start()
         return process
 
@@ -250,6 +260,43 @@ class Campaign:
 
     def interrupt(self) -> str:
         return self.terminate(signal.SIGINT)
+
+    def hang_up(self) -> str:
+        """The terminal closes; the second SIGHUP, which comes with it, does not cut the save short."""
+        process = self.underway()
+        process.send_signal(signal.SIGHUP)
+        time.sleep(self.dice.random() * 0.1)
+        return self.stopped(process, signal.SIGHUP)
+
+    def close_pipe(self) -> str:
+        """Whoever reads what the run says goes away, as `head` does: the run goes on."""
+        process = self.start(self.workdir, reads=False)
+        return self.unheard(process, signal.SIGTERM)
+
+    def fill_log_disk(self) -> str:
+        """The disk of the log is full, from the first line on: the run goes on."""
+        with open("/dev/full", "w") as full:
+            process = self.start(self.workdir, output=full)
+        return self.unheard(process, signal.SIGINT)
+
+    def unheard(self, process: subprocess.Popen, number: int) -> str:
+        """A run that cannot say anything trains on some random steps, and saves when it is stopped."""
+        saved = Checkpointer(self.workdir).latest_intact_step() or 0
+        # Its metrics begin where it goes on, and grow from there.
+        self.wait_for(process, lambda: self.step() <= saved, "the start")
+        wanted = saved + self.dice.randrange(20, 100)
+        self.wait_for(process, lambda: self.step() >= wanted, f"step {wanted}")
+        self.repeated += max(0, self.before - saved)
+        return self.stopped(process, number)
+
+    def stopped(self, process: subprocess.Popen, number: int) -> str:
+        """Asked to stop, the run saves the step that its metrics had come to, or a later one."""
+        seen = self.step()
+        process.send_signal(number)
+        outcome = self.ended(process, 75)
+        done = Checkpointer(self.workdir).latest_intact_step()
+        assert done is not None and done >= seen, f"step {seen} was done, step {done} is saved"
+        return f"{outcome}, step {done} saved"
 
     def fill_disk(self) -> str:
         """Files that grow beyond a limit fail as on a full disk; the run goes on, and can't save when it is stopped."""
@@ -409,6 +456,9 @@ KINDS = (
     "kill_run",
     "terminate",
     "interrupt",
+    "hang_up",
+    "close_pipe",
+    "fill_log_disk",
     "tear_newest",
     "truncate_images",
     "second_run",
