@@ -71,7 +71,7 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     def watch(step: int, state: State, writer: MetricsWriter) -> None:
         """Accuracy on the held-out split; of the averaged weights where there are any."""
         if held_out is not None and due(step, config.log.eval_every, total):
-            writer.phase("accuracy on held-out images")
+            writer.phase("measuring the accuracy on held-out images")
             found = judge.evaluate(weights(state), held_out, predictions=step == total)
             judged[step] = found
             writer.write(step, {f"eval_{name}": found.metrics[name] for name in ("top1", "top5", "loss")})

@@ -96,13 +96,13 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     def watch(step: int, state: State, writer: MetricsWriter) -> None:
         """Held-out loss, pictures and the monitor at the steps at which they are due."""
         if held_out and due(step, log.eval_every, total):
-            writer.phase("held-out loss")
+            writer.phase("measuring the held-out loss")
             writer.write(step, held_out_losses(held_out, step, state.params))
         if monitor and due(step, log.monitor_every, total):
-            writer.phase("accuracy of frozen features")
+            writer.phase("measuring the accuracy of frozen features")
             writer.write(step, monitor.measure(state.params, undecodable))
         if due(step, log.picture_every, total):
-            writer.phase("reconstructions")
+            writer.phase("drawing reconstructions")
             picture = workdir / "reconstructions" / f"{step:08d}.png"
             pictures.draw(picture, state.params)
             writer.image(step, picture)

@@ -46,7 +46,7 @@ def begin(
     if (last or 0) < total:
         folder = jax.config.values["jax_compilation_cache_dir"]
         kept = f"; later starts find it in {folder}" if folder else ""
-        say(f"compiling the update in a thread (up to minutes for a large model{kept}) ...")
+        say(f"compiling the update in a thread (minutes for a large model{kept}) ...")
         update.start(shapes, batch_shapes(batch, mesh))
     if last is None:
         if given is None:
