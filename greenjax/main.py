@@ -92,7 +92,8 @@ def _run(config: ConfigDict, workdir: Path, file: str, again: str, interrupted: 
     except WorkerDied as error:
         processes.end(f"greenjax: {error}: {again}")
     except Exception as error:
-        processes.end(error)
+        processes.end_if_several(error)
+        raise
 
 
 def _speaks() -> bool:

@@ -151,18 +151,24 @@ def _texts(mine: str) -> list[str]:
     return [bytes(row[:length]).decode() for row, length in zip(np.asarray(rows), lengths)]
 
 
-def end(error: str | Exception) -> NoReturn:
-    """Ends this process with exit code 1, after the message or the traceback.
+def end(message: str) -> NoReturn:
+    """Ends this process with the message and exit code 1.
 
     One of several goes at once: an ordinary exit would wait for the others, and they for it.
     """
     if not jax.distributed.is_initialized():
-        if isinstance(error, str):
-            sys.exit(error)
-        raise error
-    if isinstance(error, str):
-        complain(error)
-    else:
+        sys.exit(message)
+    complain(message)
+    _end_now()
+
+
+def end_if_several(error: Exception) -> None:
+    """The same with the traceback of a defect; a process that is alone goes on and raises it."""
+    if jax.distributed.is_initialized():
         traceback.print_exception(error)
+        _end_now()
+
+
+def _end_now() -> NoReturn:
     sys.stderr.flush()
     os._exit(1)

@@ -83,7 +83,7 @@ def why_not_compiled() -> str | None:
     """Why torch.compile cannot run here, such as a compiler that is missing; None: it can."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device="cuda" if on_gpu() else "cpu"))
-    except Exception as error:  # of many kinds, by what is missing
+    except (RuntimeError, OSError, ImportError) as error:  # a compiler, a header or Triton is missing
         return f"torch.compile fails: {str(error).strip().splitlines()[0]}"
     return None
 
