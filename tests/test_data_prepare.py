@@ -167,6 +167,21 @@ def test_a_damaged_shard_is_made_anew(tree, tmp_path, monkeypatch):
     assert shard.read_bytes() == whole and len(open_labelled(settings("records", tmp_path / "out"), "train")) == 12
 
 
+@pytest.mark.parametrize("name", ["[1]", "a[0:1]", "*", "#%20", "x@3", "back\\slash", "a:b", "new\nline", "🌱"])
+def test_images_may_lie_in_folders_of_any_name(tree, tmp_path, name):
+    """ArrayRecord and TFDS read brackets as parts of files, where they are asked to."""
+    images = tree.rename(tmp_path / name)
+    (images / "train" / "a").rename(images / "train" / name)
+    run(images / "out", source="folder", path=images, eval_split="")
+    prepared = open_labelled(settings("records", images / "out"), "train")
+    assert prepared.classes == tuple(sorted((name, "b")))
+    assert sorted(value for value, _, _ in told(prepared)) == list(range(12))
+
+
+def test_a_name_that_is_no_text_is_one_line(tree, tmp_path):
+    assert "is no UTF-8" in refused(tmp_path / "\udcff", source="folder", path=tree, eval_split="")
+
+
 def test_what_cannot_be_prepared_is_said_in_one_line(tree, tmp_path):
     out, data = tmp_path / "out", dict(source="folder", path=tree, eval_split="")
     run(out, "--size=20", **data)

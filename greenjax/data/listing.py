@@ -40,5 +40,7 @@ def _parts(value: Any) -> Iterator[bytes]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from _parts(item)
-    else:
+    elif isinstance(value, str | bytes | int | float | range | type(None)):
         yield repr(value).encode()
+    else:  # its text might be another in the next process
+        raise TypeError(f"a source has a {type(value).__name__}: listing() does not know what of it counts")

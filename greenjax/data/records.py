@@ -150,7 +150,13 @@ def count_records(
 
 
 def shard_paths(root: Path, split: str, count: int) -> list[Path]:
-    """The files of a split, whose name may have slashes."""
+    """The files of a split, whose name may have slashes. Raises InputError where array_record cannot name them."""
+    try:
+        os.fspath(root).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{str(root)!r} is no UTF-8: expected a folder with another name, for prepared images"
+        ) from error
     return [root / f"{quote(split, safe='')}-{i:05}-of-{count:05}.array_record" for i in range(count)]
 
 

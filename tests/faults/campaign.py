@@ -32,7 +32,7 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
-from greenjax.checkpoint import Checkpointer
+from greenjax.checkpoint import Checkpointer, _plain
 from greenjax.evaluation import read_metrics
 
 IMAGES = 64
@@ -492,11 +492,11 @@ def everything(workdir: Path) -> dict[str, np.ndarray]:
     """All arrays of the last checkpoint, by name."""
     import orbax.checkpoint as ocp
 
-    step = Checkpointer(workdir).latest_step()
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler())) as reader:
-        found = reader.restore(
-            Checkpointer(workdir).directory / str(step), args=ocp.args.Composite(state=ocp.args.PyTreeRestore())
-        ).state
+    checkpointer = Checkpointer(workdir)
+    handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler())
+    with ocp.Checkpointer(handler) as reader, _plain(checkpointer.directory) as directory:
+        arguments = ocp.args.Composite(state=ocp.args.PyTreeRestore())
+        found = reader.restore(directory / str(checkpointer.latest_step()), args=arguments).state
     return {key: np.asarray(value) for key, value in found.items()}
 
 
