@@ -62,6 +62,7 @@ ONE_SET = {
     "DataParallel, compiled": lambda t: {"state_dict": behind("module._orig_mod.", t)},
     "compiled, DataParallel": lambda t: {"model": behind("_orig_mod.module.", t)},
     "compiled inside": lambda t: {name.replace("layers.0.", "layers.0._orig_mod."): t[name] for name in t},
+    "an encoder of a larger model": lambda t: {"state_dict": behind("encoder.", t)},
     "FSDP": lambda t: {f"_fsdp_wrapped_module.{k.replace('.mlp', '._checkpoint_wrapped_module.mlp')}": t[k] for k in t},
     "DeepSpeed": lambda t: {"module": behind("_forward_module.", t), "lr_scheduler": {"last": 3}},
     "Lightning": lambda t: {"epoch": 3, "state_dict": behind("model.net.", t), "callbacks": {"EMA": {"decay": 0.9}}},
