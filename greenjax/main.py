@@ -30,10 +30,15 @@ def main(argv: list[str]) -> None:
         complain(f"greenjax: interrupted; {again}")
         os._exit(130)  # at once: an ordinary exit would wait for XLA, which may be compiling
 
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupted)  # an import swallows a KeyboardInterrupt that meets its callbacks
     try:
-        _run(config, workdir, arguments.config, again, interrupted)
+        _run(config, workdir, arguments.config, again, imported=lambda: signal.signal(signal.SIGINT, usual))
     except KeyboardInterrupt:
         interrupted()
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def parse(argv: list[str]) -> tuple[Namespace, ConfigDict]:
@@ -50,13 +55,9 @@ def parse(argv: list[str]) -> tuple[Namespace, ConfigDict]:
     return arguments, config
 
 
-def _run(config: ConfigDict, workdir: Path, file: str, again: str, interrupted: Callable[..., NoReturn]) -> None:
+def _run(config: ConfigDict, workdir: Path, file: str, again: str, imported: Callable[[], Any]) -> None:
     if _speaks():
         say("importing JAX and greenjax ...")
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is signal.default_int_handler:
-        # An import swallows a KeyboardInterrupt that meets one of its callbacks.
-        signal.signal(signal.SIGINT, interrupted)
     gc.disable()  # imported modules live until exit: collecting during imports takes a quarter of their time
     try:
         import jax
@@ -80,7 +81,7 @@ def _run(config: ConfigDict, workdir: Path, file: str, again: str, interrupted: 
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)  # tracing a large model makes many objects that live
     gc.enable()
-    signal.signal(signal.SIGINT, usual)
+    imported()
     try:
         run(config, workdir)
         say_lines(next_lines(config, workdir, file))

@@ -2,12 +2,25 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from small import small_config
 
 from greenjax.training.interrupt import Interruption
 from greenjax.training.sharding import Placement, make_mesh
+
+
+@pytest.fixture(autouse=True)
+def _usual_handlers():
+    """As in a command typed at a terminal, also where the tests are started by nohup or in the background."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -42,10 +55,21 @@ def test_a_terminal_that_closes_hangs_up_more_than_once(interruption, first):
 
 
 def test_a_run_started_by_nohup_outlives_its_terminal(interruption):
-    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with interruption:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert not interruption.asked()
-    finally:
-        signal.signal(signal.SIGHUP, usual)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with interruption:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not interruption.asked()
+
+
+def test_ctrl_c_ends_a_command_while_it_imports(tmp_path):
+    command = [sys.executable, "-m", "greenjax.main", "--config=configs/digits.py", f"--workdir={tmp_path}"]
+    how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
+    with subprocess.Popen(command, **how) as process:
+        assert process.stdout.readline().startswith("greenjax ")  # before anything that takes long
+        assert process.stdout.readline() == "importing JAX and greenjax ...\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert (process.returncode, said) == (
+        130,
+        f"greenjax: interrupted; the same command goes on from the last checkpoint in {tmp_path}\n",
+    )
