@@ -14,11 +14,13 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_origin
 
 from ml_collections import ConfigDict
 
 from greenjax import config, console
+from greenjax.atomic import expanded
 from greenjax.config_names import WORKDIR, nearest
 from greenjax.errors import InputError
 
@@ -110,6 +112,16 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, at least 1")
     return int(text)
+
+
+def folder(text: str) -> Path:
+    """The type of a flag that names a folder, which need not be there."""
+    try:
+        if not text:
+            raise InputError("found '', expected a folder")
+        return expanded(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def prepare_process(config: ConfigDict) -> None:

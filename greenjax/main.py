@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 from ml_collections import ConfigDict
 
 from greenjax import __version__, flags
-from greenjax.atomic import expanded
 from greenjax.console import complain, say
 from greenjax.errors import InputError
 
@@ -44,14 +43,9 @@ def main(argv: list[str]) -> None:
 def parse(argv: list[str]) -> tuple[Namespace, ConfigDict]:
     """The command line: `workdir`, and the resolved config with the path of its file as `config`."""
     parser = flags.Parser("python -m greenjax.main", __doc__)
-    parser.add_argument("--workdir", metavar="DIR", help=WORKDIR)
+    parser.add_argument("--workdir", type=flags.folder, metavar="DIR", help=WORKDIR)
     arguments, config = flags.parse_beside(parser, argv)
-    if arguments.workdir == "":
-        parser.error("--workdir is '': expected a folder")
-    try:
-        arguments.workdir = expanded(arguments.workdir or Path("runs") / Path(arguments.config).stem)
-    except InputError as error:
-        parser.error(str(error))
+    arguments.workdir = arguments.workdir or Path("runs") / Path(arguments.config).stem
     return arguments, config
 
 

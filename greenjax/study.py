@@ -8,6 +8,7 @@ the labels of `data.per_class` images a class. A seed stands for the random enco
 and what is done to them, and for which few of them have labels; `config.seed` is the first.
 """
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from greenjax import flags
-from greenjax.atomic import expanded, replace_text
+from greenjax.atomic import replace_text
 from greenjax.cache import keep_compiled
 from greenjax.config import flatten, resolve
 from greenjax.console import say
@@ -58,7 +59,7 @@ Row = dict[str, Any]
 
 def main(argv: list[str]) -> None:
     parser = flags.Parser("python -m greenjax.study", __doc__)
-    parser.add_argument("--workdir", required=True, type=expanded, help="where the table and the numbers go")
+    parser.add_argument("--workdir", required=True, type=flags.folder, help="where the table and the numbers go")
     parser.add_argument("--seeds", type=flags.positive, default=3, help="how many")
     parser.add_argument("--scratch-lr", type=float, help="optim.base_lr from scratch; default: the config's")
     arguments, config = flags.parse_beside(parser, argv)
@@ -78,6 +79,8 @@ def study(config: ConfigDict, workdir: Path, seeds: int, scratch_lr: float | Non
     """
     if seeds < 1:
         raise InputError(f"seeds is {seeds}: expected at least 1")
+    if scratch_lr is not None and not 0 < scratch_lr < math.inf:
+        raise InputError(f"scratch-lr is {scratch_lr}: expected a number above 0")
     bench = Bench(config)
     check_new(workdir)
     record_config(workdir, config, len(bench.images), resuming=False)

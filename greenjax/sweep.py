@@ -8,6 +8,7 @@ by a linear probe and by k-NN; with --finetune also as the start of a classifier
 results.json has are not computed again, so an interrupted sweep goes on. Leaves results.json and figure5.png.
 """
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from greenjax import flags, interop
-from greenjax.atomic import expanded
 from greenjax.cache import keep_compiled
 from greenjax.checkpoint import SaveError
 from greenjax.config import flatten, load_config, resolve
@@ -37,7 +37,7 @@ METRICS = {"finetune": "fine-tuned", "linear": "linear probe", "knn": "k-NN"}  #
 def main(argv: Sequence[str]) -> None:
     parser = flags.Parser("python -m greenjax.sweep", __doc__)
     parser.add_argument(
-        "--workdir", type=expanded, default=Path("runs/sweep"), help="where the runs and their results go"
+        "--workdir", type=flags.folder, default=Path("runs/sweep"), help="where the runs and their results go"
     )
     parser.add_argument("--ratios", default="0.5,0.625,0.75,0.875", help="values of mask.ratio")
     parser.add_argument("--depths", default="1,2,4", help="values of decoder.depth")
@@ -56,11 +56,15 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"greenjax.sweep: {error}")
 
 
-def _numbers(name: str, values: Sequence[Any]) -> list[float]:
+def _numbers(name: str, values: Sequence[Any], whole: bool = False) -> list[float]:
     try:
-        return [float(value) for value in values]
+        numbers = [float(value) for value in values]
     except ValueError:
-        raise InputError(f"{name} is {','.join(map(str, values))!r}: expected numbers with commas between") from None
+        numbers = []
+    if not numbers or not all(number.is_integer() if whole else math.isfinite(number) for number in numbers):
+        kind = "whole numbers" if whole else "numbers"
+        raise InputError(f"{name} is {','.join(map(str, values))!r}: expected {kind} with commas between")
+    return numbers
 
 
 Axes = dict[str, dict[float, dict[str, Any]]]  # by name: what each value changes in the config
@@ -76,7 +80,7 @@ def sweep_axes(config: ConfigDict, ratios: Sequence[Any], depths: Sequence[Any],
 
     return {
         "mask ratio": {ratio: {"mask.ratio": ratio} for ratio in _numbers("ratios", ratios)},
-        "decoder depth": {depth: {"decoder.depth": int(depth)} for depth in _numbers("depths", depths)},
+        "decoder depth": {depth: {"decoder.depth": int(depth)} for depth in _numbers("depths", depths, whole=True)},
         unit: {length(factor)[unit]: length(factor) for factor in _numbers("lengths", lengths)},
     }
 

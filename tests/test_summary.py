@@ -29,7 +29,7 @@ def test_the_first_lines_say_what_is_going_to_happen(tmp_path):
     assert lines["weights"] == "drawn by seed 0"
     assert lines["images"] == "1,500 of train; 297 of test (digits), 32x32 pixels"
     assert lines["masks"] == "8 an update, each for 8 images; 16 of 64 units visible"
-    assert lines["updates"] == "400 of 64 images each: 17.1 epochs; warm-up 20"
+    assert lines["updates"] == "400 of 64 images each: 17.1 epochs; warm-up 20 (5%)"
     assert lines["rate"] == "up to 0.00025 (optim.base_lr 0.001 x 64/256)"
     assert lines["devices"].startswith("1 x cpu, ")
     assert str(tmp_path) in lines["results"]

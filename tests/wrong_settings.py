@@ -160,7 +160,7 @@ IN_PROCESS = [
         ("--config.steps = 3", "argument '3' is not understood"),
         ("--config.model.depths 1, 1", "argument '1' is not understood"),
         ("--workdir", "argument --workdir: expected one argument"),
-        ("--workdir=", "--workdir is '': expected a folder"),
+        ("--workdir=", "argument --workdir: found '', expected a folder"),
         ("\u2013\u2013config.steps=3", "argument '\u2013\u2013config.steps=3' is not understood"),
     ),
     *cases(
@@ -303,6 +303,14 @@ OTHER_COMMANDS = [
         "sweep",
         "--config={config} --ratios=a,b",
         "greenjax.sweep: ratios is 'a,b': expected numbers with commas between",
+    ),
+    ("sweep", "--config={config} --depths=1,1.5", "greenjax.sweep: depths is '1,1.5': expected whole numbers"),
+    ("sweep", "--config={config} --lengths=nan", "greenjax.sweep: lengths is 'nan': expected numbers with commas"),
+    ("sweep", "--config={config} --workdir=", "argument --workdir: found '', expected a folder"),
+    (
+        "study",
+        "--config={config} --workdir={world}/new --scratch-lr=-1",
+        "scratch-lr is -1.0: expected a number",
     ),
     ("study", "--config={config} --workdir={world}/new --seeds=0", "greenjax.study: argument --seeds: found '0'"),
     ("study", "--config={config} --workdir={world}/new", "greenjax.study: init is not given"),

@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     parser = make_parser()
     try:
         arguments, config = flags.parse_beside(parser, argv)
-        output, how = expanded(arguments.output), How(arguments.size, arguments.encoding)
+        output, how = arguments.output, How(arguments.size, arguments.encoding)
         for line in prepare(config, output, how, arguments.splits, arguments.unlabelled, arguments.workers):
             say(line)
     except (InputError, OSError) as error:  # a full disk, say: finished shards stay
@@ -86,7 +86,9 @@ def main(argv: list[str]) -> None:
 
 def make_parser() -> flags.Parser:
     parser = flags.Parser("python -m greenjax.data.prepare", __doc__)
-    parser.add_argument("--output", required=True, help="directory for the records, a new one or one to go on with")
+    parser.add_argument(
+        "--output", type=flags.folder, required=True, help="directory for records, new or to go on with"
+    )
     parser.add_argument(
         "--size", type=flags.positive, default=256, help="the shorter side in pixels; smaller ones stay"
     )

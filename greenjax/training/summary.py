@@ -69,7 +69,7 @@ def start_lines(
         rows.append(("masks", f"{groups} an update, each for {batch // groups} images; {visible}"))
     epochs = total * batch / next(iter(images.values()))
     rows += [
-        ("updates", f"{total:,} of {batch} images each: {epochs:.3g} epochs; warm-up {warmup:,}"),
+        ("updates", f"{total:,} of {batch} images each: {epochs:.3g} epochs; {_warmup(warmup, total)}"),
         ("rate", f"up to {peak_rate(config):.3g} (optim.base_lr {optim.base_lr:g} x {batch}/256)"),
         ("devices", _devices(mesh)),
         ("results", f"{workdir}, checkpoints there every {config.log.checkpoint_every:,} updates"),
@@ -114,6 +114,10 @@ def run_time(start: int, total: int, seconds: float) -> str:
 
 def _where(config: ConfigDict) -> str:
     return config.data.path or config.data.name or config.data.source
+
+
+def _warmup(steps: int, total: int) -> str:
+    return f"warm-up {steps:,} ({steps / total:.0%})" if steps else "no warm-up"
 
 
 def _count(number: int) -> str:
