@@ -1,5 +1,6 @@
 """Judging what was trained: a classifier on any sets of images, and frozen features by k-NN."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ from greenjax.evaluation import (
 from greenjax.interop import initial_model
 from greenjax.models import build
 from greenjax.processes import leads
+from greenjax.training.loop import unless_full
 from greenjax.training.sharding import Placement, make_mesh
 from greenjax.training.summary import end_lines, say_lines, say_listing
 from greenjax.training.together import holding_workdir, same_data, same_weights
@@ -149,6 +151,11 @@ def report(
     """One entry of results.json, the confusion matrix and the most confused examples, and a line for the reader."""
     if not leads():
         return
+    metrics = found.metrics
+    say(
+        f"{name}: top-1 {metrics['top1']:.4f}, top-5 {metrics['top5']:.4f}, loss {metrics['loss']:.4f},"
+        f" calibration error {metrics['ece']:.4f}, {metrics['images']:,} images"
+    )
     about = dict(task=config.task, init=config.init, split=name) | ({} if step is None else dict(step=step))
     write_results(workdir, name, about | found.metrics)
     plain = "".join(c if c.isalnum() else "_" for c in name).strip("_")
@@ -156,6 +163,20 @@ def report(
     if config.log.predictions:
         write_predictions(workdir / f"predictions_{plain}.csv", found.predictions)
     names = source.classes if len(source.classes) == len(found.confusion) else None
+    with unless_full(f"pictures of {name}"):
+        _draw(config, workdir, plain, found, source, names)
+
+
+def _draw(
+    config: ConfigDict,
+    workdir: Path,
+    plain: str,
+    found: Evaluation,
+    source: LabelledSource,
+    names: Sequence[str] | None,
+) -> None:
+    """The confusion matrix and the most confused examples; `plain` is the set's name in those of files."""
+    assert found.predictions is not None
     if 2 <= len(found.confusion) <= MOST_CLASSES:
         draw_confusion(workdir / f"confusion_{plain}.png", found.confusion, names)
     worst, view = most_confused(found.predictions), CentreView.from_config(config)
@@ -163,11 +184,6 @@ def report(
     channels = config.model.in_channels
     images = np.stack(shown) if shown else np.zeros((0, *config.image_size, channels), np.uint8)
     draw_examples(workdir / f"mistakes_{plain}.png", images, worst, names)
-    metrics = found.metrics
-    say(
-        f"{name}: top-1 {metrics['top1']:.4f}, top-5 {metrics['top5']:.4f}, loss {metrics['loss']:.4f},"
-        f" calibration error {metrics['ece']:.4f}, {metrics['images']:,} images"
-    )
 
 
 def _initial(config: ConfigDict, mesh: Mesh) -> tuple[Any, Any]:
