@@ -8,7 +8,7 @@ bit, those of a run that nothing disturbed. Faults that change what is trained o
 their own. One line a fault says its kind and what came of it; the last lines count faults, losses and repeated steps.
 
 A wait of more than PATIENCE seconds counts as a hang. Time limits are checked here and not by the test suite, so run
-the campaign on a machine that does nothing else.
+the campaign on a machine that does nothing else. FAULTS_SLACK=N in the environment multiplies them by N.
 """
 
 import argparse
@@ -36,9 +36,10 @@ from greenjax.checkpoint import Checkpointer, _plain
 from greenjax.evaluation import read_metrics
 
 IMAGES = 64
-PATIENCE = 60  # seconds for whatever is waited for
-ENDS_WITHIN = 30  # seconds after the death of a data worker
-FINISHES_WITHIN, STOPS_WITHIN = 5, 10  # seconds after the last step, and after Ctrl-C
+SLACK = int(os.environ.get("FAULTS_SLACK", "1"))
+PATIENCE = 60 * SLACK  # seconds for whatever is waited for
+ENDS_WITHIN = 30 * SLACK  # seconds after the death of a data worker
+FINISHES_WITHIN, STOPS_WITHIN = 5 * SLACK, 10 * SLACK  # seconds after the last step, and after Ctrl-C
 SMALL_FILES = 200_000  # bytes: less than a checkpoint's largest file, more than the metrics
 CONFIG = """
 import greenjax
@@ -412,6 +413,25 @@ class Campaign:
         assert self.log().count("cannot be decoded") == len(told), self.log()
         return "replaced, named once and counted"
 
+    def damage_record(self) -> str:
+        """A run of its own on prepared records: bytes of some change under it; it goes on, names and counts them."""
+        workdir = self.folder / f"records{self.dice.random()}"
+        prepare = [sys.executable, "-m", "greenjax.data.prepare", f"--config={self.config}", f"--output={workdir}.data"]
+        subprocess.run(prepare, env=ENVIRONMENT, check=True, capture_output=True, timeout=PATIENCE)
+        process = self.start(workdir, "--config.data.source=records", f"--config.data.path={workdir}.data")
+        self.wait_for(process, lambda: self.step(workdir) >= 20, "step 20")
+        (shard,) = Path(f"{workdir}.data").glob("*.array_record")
+        with shard.open("r+b") as file:
+            for _ in range(3):
+                file.seek(self.dice.randrange(shard.stat().st_size // 4, shard.stat().st_size // 2))
+                file.write(self.dice.randbytes(8))
+        seen = self.step(workdir)
+        self.wait_for(process, lambda: self.step(workdir) > seen + 40, "40 more steps")
+        process.terminate()
+        self.ended(process, 75)
+        assert read_metrics(workdir)[-1]["undecodable"] > 0 and shard.name in (workdir / "undecodable.txt").read_text()
+        return "replaced, named with its shard and counted"
+
     def finish(self, workdir: Path, *overrides: str) -> dict[str, np.ndarray]:
         process = self.start(workdir, *overrides)
         self.ended(process, 0, 20 * PATIENCE)
@@ -461,6 +481,7 @@ KINDS = (
     "fill_log_disk",
     "tear_newest",
     "truncate_images",
+    "damage_record",
     "second_run",
     "rename_workdir",
     "other_process",
