@@ -287,6 +287,17 @@ def test_a_training_split_of_another_length_is_refused(tmp_path):
         record_config(tmp_path, config, images=8, resuming=True)
 
 
+def test_a_training_split_of_other_images_is_refused(tmp_path):
+    """As many, but other ones: files that came and went."""
+    config = load_config(CONFIG)
+    record_config(tmp_path, config, images=9, resuming=False, listing="aa")
+    record_config(tmp_path, config, images=9, resuming=True, listing="aa")
+    with pytest.raises(InputError, match=r"was begun with other training images, as many, .* --config.init="):
+        record_config(tmp_path, config, images=9, resuming=True, listing="ab")
+    (tmp_path / "data.json").write_text('{"images": 9}')  # of an earlier version
+    record_config(tmp_path, config, images=9, resuming=True, listing="ab")
+
+
 def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"workdir '.*file/run' cannot be made: Not a directory"):

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import threading
@@ -73,7 +74,8 @@ def test_a_run_leaves_metrics_pictures_checkpoints_and_its_configuration(finishe
 
 def test_a_finished_run_that_shall_go_on_longer_is_told_how(finished):
     workdir, _ = finished
-    with pytest.raises(InputError, match=rf"steps is 6 there, 12 here: use .* with --config.init={workdir} to start"):
+    flag = re.escape(shlex.quote(f"--config.init={workdir}"))
+    with pytest.raises(InputError, match=rf"steps is 6 there, 12 here: use .* with {flag} to start"):
         pretrain(small_config(**RUN | dict(steps=12)), workdir)
 
 

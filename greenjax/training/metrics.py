@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -62,7 +63,7 @@ def record_config(
     if listing and before.get("listing") not in (None, listing):
         raise InputError(
             f"{workdir} was begun with other training images, as many, but of other names or in another order: expected"
-            f" the same; --config.init={workdir} with a new --workdir starts from its weights"
+            f" the same; {_init(workdir)} with a new --workdir starts from its weights"
         )
     if not leads():
         return
@@ -163,6 +164,11 @@ def _as_json(values: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
+def _init(workdir: Path) -> str:
+    """The flag that starts from the weights of a run, as a shell takes it."""
+    return shlex.quote(f"--config.init={workdir}")
+
+
 def _refuse_other(path: Path, config: ConfigDict) -> None:
     here = _as_json(flatten(config))
     defaults = _as_json({key: entry.default for key, entry in KEYS.items()})
@@ -176,6 +182,6 @@ def _refuse_other(path: Path, config: ConfigDict) -> None:
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise InputError(
             f"{path.parent} holds a run with other settings: {'; '.join(differing[:5])}{more}:"
-            f" use another --workdir, with --config.init={path.parent} to start from these weights,"
+            f" use another --workdir, with {_init(path.parent)} to start from these weights,"
             " or these settings as they are there"
         )
