@@ -20,7 +20,6 @@ def get_config():
     config.model.embed_dim = 64
     config.model.depths = (2, 2)
     config.model.num_heads = (4, 8)
-    config.model.num_classes = 10
 
     config.steps = 100
     config.optim.base_lr = 8e-3  # at a batch of 256; from scratch 1.6e-2 is the best, which the quickstart takes

@@ -21,7 +21,6 @@ def get_config():
     config.model.depths = (2, 2, 2)
     config.model.num_heads = (3, 6, 12)
     config.model.sr_ratios = (4, 2, 1)
-    config.model.num_classes = 10
 
     config.steps = 100
     config.optim.base_lr = 8e-3  # at a batch of 256

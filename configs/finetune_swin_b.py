@@ -17,7 +17,6 @@ def get_config():
     config = greenjax.default_config()
     config.task = "finetune"
     config.model.name = "swin_b"  # 128 channels, blocks (2, 2, 18, 2), window 7
-    config.model.num_classes = 1000
     config.model.drop_path = 0.2
     config.image_size = 224
 

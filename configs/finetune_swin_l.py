@@ -18,7 +18,6 @@ def get_config():
     config.task = "finetune"
     config.model.name = "swin_l"  # 192 channels, blocks (2, 2, 18, 2)
     config.model.window = 14
-    config.model.num_classes = 1000
     config.model.drop_path = 0.3
     config.image_size = 224
 

@@ -3,7 +3,7 @@
     python -m greenjax.main --config configs/linear_swin_b.py --workdir runs/linear --config.init=runs/swin_b
 
 MAE's recipe: batch norm without affine before the head, LARS, 90 epochs, no weight decay, random crops and flips only.
-Hardware, time and result: not measured here.
+Another `init` brings its own model. Hardware, time and result: not measured here.
 """
 
 import greenjax
@@ -13,7 +13,6 @@ def get_config():
     config = greenjax.default_config()
     config.task = "linear"
     config.model.name = "swin_b"
-    config.model.num_classes = 1000
     config.image_size = 224
 
     config.epochs = 90

@@ -20,6 +20,7 @@ from greenjax.atomic import read_json
 from greenjax.config_file import read_config
 from greenjax.config_names import WORKDIR, nearest
 from greenjax.errors import InputError, listed
+from greenjax.inherit import inherit
 
 SIZE = (int, tuple)  # the type of image_size: a side in pixels, or height and width
 RATIO = (int, float, tuple)  # the type of model.mlp_ratio: one for all stages, or one a stage
@@ -143,6 +144,11 @@ KEYS = {
     "data.eval_split": _text(""),  # "" = no held-out evaluation
     "data.eval_sets": _text(""),  # task eval: more sets, NAME_OR_PATH@SPLIT or SPLIT, with commas between
     "data.eval_images": _count(2048),  # at most this many held-out images in pre-training; classifiers take all
+    "data.monitor_source": _choice("", "", "digits", "folder", "records", "tfds", note="; '' = as data.source"),
+    "data.monitor_path": _text(""),  # labelled sets for the monitor; "" = as data.path, and so on
+    "data.monitor_name": _text(""),
+    "data.monitor_split": _text(""),
+    "data.monitor_eval_split": _text(""),
     "data.per_class": _count(0, 0),  # train a classifier on the first this many images of each class only; 0 = on all
     "data.batch_size": _count(2048),  # images of one update: all devices and accumulation steps together
     "data.workers": _count(8, 0, most=1024),  # processes that decode and augment; 0 = the main process
@@ -199,9 +205,22 @@ def default_config() -> ConfigDict:
     return _nest({key: _field(entry) for key, entry in KEYS.items()})
 
 
-def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
-    """The config of a file under overrides such as {"model.window": 14}, resolved and locked."""
-    return resolve(override(flatten(read_config(path)), flatten(overrides or {})))
+def load_config(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, tell: Callable[[str], None] | None = None
+) -> ConfigDict:
+    """The config of a file under overrides such as {"model.window": 14}, resolved and locked.
+
+    Where `init` names weights the model is theirs, whatever the file says; `tell` is called with a line about that.
+    """
+    given = flatten(overrides or {})
+    for key in given:
+        check_key(key)
+    defaults = {key: entry.default for key, entry in KEYS.items()}
+    settings, line = inherit(override(flatten(read_config(path)), given), given, defaults)
+    config = resolve(settings)
+    if line and tell is not None:
+        tell(line)
+    return config
 
 
 def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,6 @@ def check_all(values: Values) -> None:
         check_groups(values)
         check_unlabelled(values)
     else:
-        check_classes(values)
         check_batch(values)
 
 
@@ -119,13 +118,9 @@ def check_data(values: Values) -> None:
         refuse(values, "data.path", "a directory of images for data.source 'folder'")
     if values["data.source"] == "records" and not values["data.path"]:
         refuse(values, "data.path", "a directory that greenjax.data.prepare made, for data.source 'records'")
-    if values["data.source"] == "tfds" and not (values["data.name"] or values["data.path"]):
+    of_init = values["task"] in ("eval", "knn") and values["init"] != "none"  # configs/eval.py names no data
+    if values["data.source"] == "tfds" and not (values["data.name"] or values["data.path"] or of_init):
         refuse(values, "data.name", "a name such as 'imagenet2012', or data.path, for data.source 'tfds'")
-
-
-def check_classes(values: Values) -> None:
-    if values["task"] in ("finetune", "linear", "eval") and not values["model.num_classes"]:
-        refuse(values, "model.num_classes", f"a whole number, at least 1, for task {values['task']!r}")
 
 
 def check_optimizer(values: Values) -> None:
@@ -133,8 +128,10 @@ def check_optimizer(values: Values) -> None:
         refuse(values, "optim.name", f"adamw for task {values['task']!r}")
     if values["optim.layer_decay"] != 1 and values["task"] != "finetune":
         refuse(values, "optim.layer_decay", f"1 for task {values['task']!r}: it is for fine-tuning")
-    if values["monitor"] != "none" and (values["task"] != "pretrain" or not values["data.eval_split"]):
-        refuse(values, "monitor", "none where the task is not pretrain or data.eval_split is not set")
+    if values["monitor"] != "none":
+        held_out = values["data.monitor_eval_split"] or values["data.eval_split"]
+        if values["task"] != "pretrain" or not held_out:
+            refuse(values, "monitor", "none where the task is not pretrain or data.eval_split is not set")
 
 
 def check_batch(values: Values) -> None:

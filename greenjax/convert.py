@@ -50,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     out.add_argument("--output", required=True, help="*.safetensors or *.pth; for hf a folder, too")
     out.add_argument("--encoder-only", action="store_true", help="without the decoder or head that the layout has")
     out.add_argument("--image-size", help="pixels, N or HEIGHT,WIDTH: buffers and bias tables for such images")
+    out.add_argument("--rgb", action="store_true", help="a classifier of grey images as one that takes RGB")
     out.add_argument("--prefix", default="", help="before every name, such as 'backbone.'")
     into = commands.add_parser("from-torch", help="a file of PyTorch -> a workdir to go on from")
     into.add_argument("--input", required=True, help="the file, or a folder of transformers")
@@ -82,6 +83,7 @@ def to_torch(arguments: argparse.Namespace) -> None:
     if arguments.image_size:
         model, report = interop.with_image_size(model, image_size(arguments.image_size), arguments.resize)
         lines += report.lines()
+    model = interop.with_rgb(model) if arguments.rgb else model
     lines += interop.save_torch(
         model,
         output,

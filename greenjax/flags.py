@@ -99,7 +99,8 @@ def parse_beside(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[
             raise InputError(f"argument {unknown[0]!r} is not understood: {_meant(parser, unknown[0])}")
         if path is None:
             raise InputError("no config given: expected --config FILE, such as configs/digits.py; --help says more")
-        resolved = config.load_config(path, overrides)
+        first = os.environ.get("JAX_PROCESS_ID", "0") == "0"  # process 0 alone speaks
+        resolved = config.load_config(path, overrides, tell=console.say if first else None)
     except (InputError, OSError) as error:
         sys.exit(f"greenjax: {error}")
     arguments.config = path

@@ -26,7 +26,7 @@ from greenjax.atomic import replace_text
 from greenjax.cache import keep_compiled
 from greenjax.config import flatten, resolve
 from greenjax.console import say
-from greenjax.data import LabelledSource, check_classes, draw_of_each_class, labelled_batches, open_labelled
+from greenjax.data import LabelledSource, check_classes, draw_of_each_class, labelled_batches, matched, open_labelled
 from greenjax.errors import InputError
 from greenjax.evaluation import (
     accuracy,
@@ -43,7 +43,7 @@ from greenjax.interop import initial_model
 from greenjax.lock import held
 from greenjax.models import build
 from greenjax.training.evaluate import Judge
-from greenjax.training.finetune import weights
+from greenjax.training.finetune import weights, with_head
 from greenjax.training.metrics import record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import Placement, make_mesh
@@ -126,11 +126,15 @@ class Bench:
                 raise InputError(f"{key} is not given: expected one, for a study")
         if config.task != "finetune":
             raise InputError(f"task is {config.task!r}: expected 'finetune', for a study")
-        self.config, self.mesh = config, make_mesh(config)
         self.images = open_labelled(changed(config, {"data.per_class": 0}).data, config.data.split)
-        self.held_out = open_labelled(config.data, config.data.eval_split)
-        for source in (self.images, self.held_out):
-            check_classes(config, source)
+        config = with_head(config, self.images)
+        self.config, self.mesh = config, make_mesh(config)
+        check_classes(config, self.images)
+        split = config.data.eval_split
+        found = matched(open_labelled(config.data, split), self.images.classes, split)
+        self.held_out = found.source
+        for line in found.lines(split):
+            say(line)
         check_neighbours(config, len(self.labelled(config.data.per_class, config.seed)))  # and where a class has fewer
         self.total, warmup = run_length(config, len(self.images))
         self.place = Placement(self.mesh)

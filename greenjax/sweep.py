@@ -24,7 +24,7 @@ from greenjax.cache import keep_compiled
 from greenjax.checkpoint import SaveError
 from greenjax.config import flatten, load_config, resolve
 from greenjax.console import complain, say
-from greenjax.data import open_labelled
+from greenjax.data import matched, open_labelled
 from greenjax.errors import InputError
 from greenjax.evaluation import accuracy, features_of, knn, linear, pooled_features, read_results, write_results
 from greenjax.lock import held
@@ -91,16 +91,18 @@ def sweep(config: ConfigDict, axes: Axes, workdir: Path, finetune_file: str | No
         raise InputError("data.eval_split is '': expected the split that features are judged on")
     # Every configuration is checked before the first run starts.
     points = [
-        (axis, value, resolve(flatten(config) | changes), _classifier(config, finetune_file))
+        (axis, value, resolve(flatten(config) | changes))
         for axis, values in axes.items()
         for value, changes in values.items()
     ]
-    for axis, value, run, classifier in points:
+    if finetune_file is not None:
+        load_config(finetune_file)
+    for axis, value, run in points:
         settings = f"ratio {run.mask.ratio:g}, depth {run.decoder.depth}, {run.epochs or run.steps} {_unit(run)}"
         folder = workdir / settings.replace(", ", "_").replace(" ", "_")
         if settings not in read_results(workdir):
             pretrain(run, folder)
-            write_results(workdir, settings, judged(folder, classifier))
+            write_results(workdir, settings, judged(folder, finetune_file))
         found = read_results(workdir)[settings]
         write_results(workdir, settings, found | {axis: value})
         numbers = ", ".join(f"{label} {found[key]:.4f}" for key, label in METRICS.items() if key in found)
@@ -112,25 +114,22 @@ def _unit(config: ConfigDict) -> str:
     return "epochs" if config.epochs else "steps"
 
 
-def _classifier(config: ConfigDict, path: str | None) -> ConfigDict | None:
-    return None if path is None else load_config(path, {"seed": config.seed})
-
-
-def judged(folder: Path, classifier: ConfigDict | None) -> dict[str, float]:
+def judged(folder: Path, finetune_file: str | None) -> dict[str, float]:
     """Top-1 of a run's features on its held-out split: {"linear", "knn", "finetune"}."""
     model = interop.load(folder)
     config = model.config
     params, pooled = nnx.to_pure_dict(nnx.state(model, nnx.Param)), pooled_features(nnx.graphdef(model))
-    sources = [open_labelled(config.data, split) for split in (config.data.split, config.data.eval_split)]
+    images, others = (open_labelled(config.data, split) for split in (config.data.split, config.data.eval_split))
+    sources = images, matched(others, images.classes, config.data.eval_split).source
     place = Placement(make_mesh(config))
     train, held_out = (features_of(config, pooled, params, source, place) for source in sources)
-    classes = len(sources[0].classes)
+    classes = len(images.classes)
     top1 = {
         "linear": accuracy(linear(train, held_out, classes), held_out[1])["top1"],
         "knn": accuracy(next(iter(knn(config, train, held_out, classes).values())), held_out[1])["top1"],
     }
-    if classifier is not None:
-        run = resolve(flatten(classifier) | {"init": str(folder)})
+    if finetune_file is not None:
+        run = load_config(finetune_file, {"seed": config.seed, "init": str(folder)})
         finetune(run, folder / "finetune")
         top1["finetune"] = read_results(folder / "finetune")[run.data.eval_split]["top1"]
     return top1

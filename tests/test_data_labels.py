@@ -2,6 +2,7 @@
 
 import logging
 from itertools import islice
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from greenjax.data import (
     check_classes,
     labelled_batches,
     labelled_eval_batches,
+    matched,
     open_labelled,
     open_source,
 )
@@ -68,9 +70,11 @@ def tree(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "train[:50%]", "train[-7:]", "val", "val[1:]"])
-def test_labels_of_a_folder_are_those_of_the_training_classes(tree, split):
+def test_labels_of_a_folder_under_the_training_classes(tree, split):
     """As many images in the same order as without labels; the label says which class folder it was."""
     source = open_labelled(settings("folder", tree), split)
+    assert source.classes == ("ant", "bee", "cow") if split.startswith("train") else ("ant", "cow")
+    source = matched(source, ("ant", "bee", "cow"), split).source
     assert source.classes == ("ant", "bee", "cow")
     images = open_source(settings("folder", tree), split)
     values = [int(images[i].mean()) for i in range(len(images))]
@@ -85,11 +89,48 @@ def test_a_slice_of_class_folders_in_the_root(tree):
     assert sorted(both) == [(v, v // 40) for v in (*range(10), *range(40, 50), *range(80, 90))]
 
 
-def test_a_class_that_training_lacks_is_named(tree):
-    fill(tree / "val", dog=[7])
-    assert_refused(
-        r"val' has class 'dog': expected a class of data\.split 'train', 'ant', ", settings("folder", tree), "val"
-    )
+def test_images_of_unknown_classes_are_left_out_and_told(tree):
+    fill(tree / "val", dog=[7], emu=[8, 9])
+    found = matched(open_labelled(settings("folder", tree), "val"), ("ant", "bee", "cow"), "val")
+    assert sorted(told(found.source)) == [(10, 0), (11, 0), (12, 0), (90, 2), (91, 2), (92, 2)]
+    assert {Path(found.source.name_of(i)).parent.name for i in range(6)} == {"ant", "cow"}
+    assert found.lines("val") == [
+        "val: no images of 1 of 3 classes, 'bee'; 3 images of unknown classes left out, 'dog', 'emu'"
+    ]
+    with pytest.raises(InputError, match=r"val has classes 'ant', 'cow', 'dog', 'emu': expected some of 'x', 'y'$"):
+        matched(open_labelled(settings("folder", tree), "val"), ("x", "y"), "val")
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_labels_follow_names_whatever_their_numbers(tfds_dir, order):
+    """Also of a set whose labels nobody has without reading it."""
+    names = tuple(("c", "a", "b")[i] for i in order)
+    for source in (
+        open_labelled(settings("tfds", tfds_dir, "tiny:1.0.0"), "train"),
+        Listed(constants(9), np.arange(9, dtype=np.int32) % 3, ("c", "a", "b")),
+    ):
+        found = matched(source, names, "set").source
+        assert [names[label] for _, label in told(found)] == [source.classes[label] for _, label in told(source)]
+        assert [found.label(i) for i in range(9)] == [label for _, label in told(found)][:9]
+        few = matched(source, names[:2], "set")
+        assert few.left_out == {names[2]: sum(source.classes[label] == names[2] for _, label in told(source))}
+        assert {names[label] for _, label in told(few.source)} == set(names[:2])
+
+
+def test_names_are_compared_as_people_read_them():
+    """However an accent is written; a name that differs in case alone is a slip."""
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    source = Listed(constants(4), np.array([0, 1, 0, 1], np.int32), (apart, "tea"))
+    assert [label for _, label in told(matched(source, ("tea", composed), "set").source)] == [1, 0, 1, 0]
+    with pytest.raises(InputError, match="set has class 'tea': expected 'Tea', the class that differs in case alone"):
+        matched(source, ("Tea", composed), "set")
+    with pytest.raises(InputError, match="two classes have the name 'tea'"):
+        matched(source, ("tea", "tea", composed), "set")
+
+
+def test_two_spellings_of_one_class_folder_are_refused(tmp_path):
+    fill(tmp_path / "train", **{"caf\u00e9": [1], "cafe\u0301": [2]})
+    assert_refused("has two class folders 'caf", settings("folder", tmp_path), "train")
 
 
 def test_folders_without_labels_say_so(tree):
@@ -102,9 +143,9 @@ def test_folders_without_labels_say_so(tree):
     assert_refused(r"cow/deep' has no class folders, hence no labels: expected .*cow/deep/CLASS/IMAGE", deep, "deep")
 
 
-def test_without_a_training_split_there_are_no_classes(tree):
-    data = settings("folder", tree, split="training")
-    assert_refused(r"data\.split, whose folders are the classes, is 'training': .* no sub-folder", data, "val")
+def test_an_evaluation_needs_no_training_split(tree):
+    source = open_labelled(settings("folder", tree, split="training"), "val")
+    assert len(source) == 6
     assert_refused("is empty", settings("folder", tree), "train[5:5]")
 
 

@@ -1,20 +1,24 @@
 """Fine-tuning, linear probes and evaluation: rates by layer, one function on any mesh, whole runs, clear errors."""
 
+import csv
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import small_config
+from small import ONE_STAGE, small_config
+from tiny_data import encode
 
 import greenjax
 from greenjax.checkpoint import Checkpointer
 from greenjax.data import labelled_batches, open_labelled
+from greenjax.evaluation import Monitor
 from greenjax.training import evaluate_classifier, evaluate_knn, finetune, pretrain
 from greenjax.training.optim import layer_multipliers, learning_rate, make_optimizer, run_length
-from greenjax.training.sharding import batch_sharding, make_mesh
+from greenjax.training.sharding import Placement, batch_sharding, make_mesh
 from greenjax.training.state import init_state, model_graph
 from greenjax.training.step import make_classifier_step
 
@@ -41,7 +45,8 @@ def abstract_params(config):
 
 
 def multipliers_of(name, depths):
-    config = greenjax.load_config(f"configs/{name}.py", {"optim.layer_decay": 0.5, "model.depths": depths})
+    changes = {"optim.layer_decay": 0.5, "model.depths": depths, "model.num_classes": 1000}
+    config = greenjax.load_config(f"configs/{name}.py", changes)
     params = jax.eval_shape(lambda: greenjax_params(config))
     tree = layer_multipliers(config, params)
     flat, _ = jax.tree.flatten_with_path(tree)
@@ -178,6 +183,22 @@ def test_pretraining_is_monitored(pretrained, tmp_path):
     assert (pretrained / "loss.png").stat().st_size > 10_000
 
 
+def test_the_monitor_may_look_at_a_labelled_set_of_its_own(insects):
+    """Matched by names, like every set; with few classes top-5 says nothing."""
+    root, _, _ = insects
+    pool = dict(data__monitor_source="folder", data__monitor_path=str(root), data__monitor_eval_split="test")
+    config = small_config(
+        **ONE_STAGE, data__split="all", monitor="knn", knn__k=(1,), data__monitor_split="train", **pool
+    )
+    monitor = Monitor(config, model_graph(config), Placement(make_mesh(config)))
+    params = init_state(config, make_optimizer(config), make_mesh(config)).params
+    assert monitor.train.classes == ("ant", "bee", "cat", "dog")
+    assert (len(monitor.train), len(monitor.held_out)) == (16, 12)
+    assert set(monitor.measure(params)) == {"knn_top1"}
+    with pytest.raises(ValueError, match=r"monitor is 'knn': expected none where .* data\.eval_split"):
+        small_config(monitor="knn", data__monitor_split="train")
+
+
 @pytest.fixture(scope="module")
 def finetuned(pretrained, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finetuned")
@@ -208,8 +229,6 @@ def test_an_interrupted_run_ends_with_the_same_bits(finetuned, tmp_path):
     _, whole, config = finetuned
     checkpoints = Checkpointer(finetuned[0])
     assert checkpoints.steps() == [2, 4]
-    import shutil
-
     shutil.copytree(finetuned[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
     resumed = finetune(config, tmp_path / "run")
@@ -289,6 +308,136 @@ def test_transformers_predicts_the_same_digits(finetuned, tmp_path):
     right = np.asarray(model(images)).argmax(axis=1) == source.labels
     assert len(source) == 297
     assert right.sum() == (logits.argmax(axis=1) == source.labels).sum()
+
+
+# Classes
+
+
+@pytest.fixture(scope="module")
+def insects(tmp_path_factory):
+    """A classifier of four class folders, and its folders: stripes down, stripes across, dark, light."""
+    root = tmp_path_factory.mktemp("insects")
+    rows, columns = np.indices((16, 16)) % 2
+    patterns = {"ant": rows, "bee": columns, "cat": 0 * rows, "dog": 0 * rows + 1}
+    for split, count in (("train", 4), ("test", 3)):
+        for name, pattern in patterns.items():
+            (root / split / name).mkdir(parents=True)
+            for v in range(count):
+                image = (200 * pattern + 10 * v).astype(np.uint8)[:, :, None]
+                (root / split / name / f"{v}.png").write_bytes(encode(image))
+    workdir = root / "run"
+    config = small_config(**INSECTS, data__path=str(root), data__eval_split="test", optim__base_lr=0.1, steps=40)
+    finetune(config, workdir)
+    return root, workdir, config
+
+
+INSECTS = dict(ONE_STAGE, task="finetune", mesh__data=1, data__source="folder", data__batch_size=16)
+INSECTS |= dict(log__eval_every=0, optim__label_smoothing=0.0, data__crop_scale=(1.0, 1.0), data__crop_ratio=(1.0, 1.0))
+
+
+def judge(insects, tmp_path, **changes):
+    root, workdir, _ = insects
+    settings = dict(data__path=str(root), data__split="nowhere", data__eval_split="test") | changes
+    config = small_config(**INSECTS | dict(task="eval", init=str(workdir), log__predictions=True) | settings)
+    return evaluate_classifier(config, tmp_path / "eval")
+
+
+def said(tmp_path, name="test"):
+    """What the predictions say of each file: class and predicted class."""
+    with (tmp_path / "eval" / f"predictions_{name}.csv").open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    return {"/".join(row["file"].split("/")[-2:]): (row["label_name"], row["predicted_name"]) for row in rows}
+
+
+def test_a_test_set_without_a_class_is_judged_by_names(insects, tmp_path, capsys):
+    """Numbered by its own folders it would be 0."""
+    root, workdir, _ = insects
+    assert json.loads((workdir / "classes.json").read_text()) == ["ant", "bee", "cat", "dog"]
+    assert judge(insects, tmp_path)["test"].metrics["top1"] == 1
+    whole = said(tmp_path)
+    assert all(name.startswith(f"{true}/") and true == predicted for name, (true, predicted) in whole.items())
+
+    shutil.copytree(root / "test", tmp_path / "fewer" / "test")
+    shutil.rmtree(tmp_path / "fewer" / "test" / "ant")
+    fewer = tmp_path / "fewer"
+    capsys.readouterr()
+    sets = dict(data__path=str(fewer), data__eval_sets=f"{root}@test")
+    found = judge(insects, tmp_path, **sets)
+    assert found["test"].metrics["top1"] == found[f"{root}@test"].metrics["top1"] == 1
+    assert "test: no images of 1 of 4 classes, 'ant'\n" in capsys.readouterr().out
+    assert said(tmp_path) == {name: words for name, words in whole.items() if words[0] != "ant"}
+
+    (fewer / "test" / "dog").rename(fewer / "test" / "emu")
+    assert judge(insects, tmp_path, **sets)["test"].metrics["top1"] == 1
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert (results["test"]["images"], results["test"]["left_out"]) == (6, 3)
+    assert "left_out" not in results[f"{root}@test"]
+    assert "3 images of unknown classes left out, 'emu'" in capsys.readouterr().out
+
+
+def test_neighbours_are_found_by_names(insects, tmp_path):
+    """The first class folder of the bank is missing among the queries."""
+    root, workdir, _ = insects
+    shutil.copytree(root, tmp_path / "data", ignore=shutil.ignore_patterns("run"))
+    shutil.rmtree(tmp_path / "data" / "test" / "ant")
+    knn = dict(task="knn", init=str(workdir), data__path=str(tmp_path / "data"), data__eval_split="test", knn__k=(1,))
+    assert evaluate_knn(small_config(**INSECTS | knn), tmp_path / "knn")[1]["top1"] == 1
+
+
+def test_exports_name_their_classes_and_are_judged_by_them(insects, tmp_path):
+    root, workdir, config = insects
+    model = greenjax.load(workdir)
+    assert model.classes == ("ant", "bee", "cat", "dog")
+    greenjax.save_torch(model, tmp_path / "hf", "hf")
+    labels = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert labels["id2label"] == {"0": "ant", "1": "bee", "2": "cat", "3": "dog"}
+    assert labels["label2id"]["dog"] == 3
+    config = greenjax.resolve(greenjax.flatten(config) | {"model.num_classes": 4})
+    assert greenjax.load_torch(tmp_path / "hf", config, "hf").classes == model.classes
+    file = tmp_path / "weights.safetensors"
+    greenjax.save_torch(model, file, "swin")
+    shutil.rmtree(root / "run.test", ignore_errors=True)
+    shutil.copytree(root / "test", tmp_path / "fewer" / "test")
+    shutil.rmtree(tmp_path / "fewer" / "test" / "ant")
+    assert judge(insects, tmp_path, init=str(file), data__path=str(tmp_path / "fewer"))["test"].metrics["top1"] == 1
+
+
+def test_a_head_whose_classes_nobody_named_is_judged_by_numbers(insects, tmp_path, capsys):
+    """Where the set has as many; else nobody knows which they are."""
+    root, workdir, _ = insects
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "classes.json").unlink()
+    nameless = dict(init=str(tmp_path / "run"), model__num_classes=4)
+    assert judge(insects, tmp_path, **nameless)["test"].metrics["top1"] == 1
+    assert "does not name its classes: they are taken to be those of test, 'ant', 'bee'" in capsys.readouterr().out
+    shutil.copytree(root / "test", tmp_path / "fewer" / "test")
+    shutil.rmtree(tmp_path / "fewer" / "test" / "ant")
+    with pytest.raises(
+        ValueError, match=r"does not name its 4 classes, and test has 3, .*: expected as many, or their"
+    ):
+        judge(insects, tmp_path, **nameless, data__path=str(tmp_path / "fewer"))
+    (tmp_path / "run" / "classes.json").write_text('["ant", ')
+    with pytest.raises(ValueError, match=r"classes\.json' is cut short or damaged: expected a JSON list"):
+        judge(insects, tmp_path, **nameless)
+
+
+def test_a_class_folder_added_later_is_refused(insects, tmp_path):
+    """On resuming, and where a head of other classes is to be trained on; a new head is for any."""
+    root, workdir, config = insects
+    shutil.copytree(root, tmp_path / "data")
+    (tmp_path / "data" / "train" / "ant" / "0.png").rename(tmp_path / "data" / "moved.png")
+    (tmp_path / "data" / "train" / "bat").mkdir()
+    (tmp_path / "data" / "moved.png").rename(tmp_path / "data" / "train" / "bat" / "0.png")  # as many images as before
+    changed = greenjax.resolve(greenjax.flatten(config) | {"data.path": str(tmp_path / "data"), "steps": 1})
+    with pytest.raises(ValueError, match=r"was begun with other classes: new are 'bat': expected the same, or another"):
+        finetune(changed, tmp_path / "data" / "run")
+    started = greenjax.resolve(greenjax.flatten(changed) | {"init": str(workdir)})
+    with pytest.raises(
+        ValueError, match=r"has a head for the classes 'ant', .*'dog', the data have .*--config.new_head"
+    ):
+        finetune(started, tmp_path / "new")
+    finetune(greenjax.resolve(greenjax.flatten(started) | {"new_head": True}), tmp_path / "new")
+    assert greenjax.load(tmp_path / "new").classes == ("ant", "bat", "bee", "cat", "dog")
 
 
 # What is wrong

@@ -227,7 +227,11 @@ IN_PROCESS = [
     ),
     *cases(
         "labels that do not fit",
-        ("--config.task=finetune", "model.num_classes|num_classes"),
+        (
+            "--config.monitor=knn --config.data.monitor_source=folder --config.data.monitor_path={world}/images"
+            " --config.data.monitor_split=flat",
+            "has no class folders",
+        ),
         (f"{FINETUNE} --config.model.num_classes=1", "model.num_classes is 1: expected"),
         (f"{FINETUNE} --config.data.per_class=10000", "data.per_class is 10000: expected at most what each class has"),
         (

@@ -8,7 +8,15 @@ makes them.
 
 from greenjax.data.augment import CentreView
 from greenjax.data.encoded import DecodeError
-from greenjax.data.labels import LabelledSource, check_classes, draw_of_each_class, first_images, open_labelled
+from greenjax.data.labels import (
+    LabelledSource,
+    Matched,
+    check_classes,
+    draw_of_each_class,
+    first_images,
+    matched,
+    open_labelled,
+)
 from greenjax.data.loader import (
     Batch,
     Batches,
@@ -32,6 +40,7 @@ __all__ = [
     "DecodeError",
     "LabelledBatch",
     "LabelledSource",
+    "Matched",
     "Source",
     "Undecodable",
     "WorkerDied",
@@ -44,6 +53,7 @@ __all__ = [
     "labelled_batches",
     "labelled_eval_batches",
     "look_after_workers",
+    "matched",
     "open_labelled",
     "open_source",
     "train_batches",

@@ -1,21 +1,24 @@
 """Images with the class they belong to, for fine-tuning and evaluation. Pre-training never comes here.
 
 A label is the index of a class among `classes`. Digits are 0 to 9; the classes of a directory are the sub-folders of
-its training split, sorted by name; those of a TFDS data set are as it says; records have those of their source.
+the split, sorted by name; those of a TFDS data set are as it says; records have those of their source. Two sets may
+number their classes differently: `matched` gives the images of one the labels of another, by name.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 from ml_collections import ConfigDict
 
+from greenjax.classes import Classes, plain, same
 from greenjax.data.encoded import DecodeError, Image, decoded, undecoded
 from greenjax.data.records import open_labelled_records
 from greenjax.data.sources import (
@@ -30,7 +33,6 @@ from greenjax.data.sources import (
     opener,
     parse_split,
     read_digits,
-    split_folder,
     split_range,
 )
 from greenjax.errors import InputError, listed
@@ -58,6 +60,10 @@ class LabelledSource(Protocol):
 
     def label(self, index: int) -> int:
         """The label alone; the image is not decoded."""
+        ...
+
+    def name_of(self, index: int) -> str:
+        """What a person finds the image by: a file's path, or its place in the data set."""
         ...
 
 
@@ -102,9 +108,82 @@ def check_classes(config: ConfigDict, source: LabelledSource) -> None:
     if len(source.classes) > count:
         found = f"the {len(source.classes)} classes of the data, {listed(source.classes)}"
         raise InputError(f"model.num_classes is {count}: expected at least {found}")
+    check_labels(labels, count, "model.num_classes")
+
+
+def check_labels(labels: Integer[np.ndarray, " n"], count: int, whose: str) -> None:
+    """Raises InputError for the first label that is none of `count` classes."""
     for index in np.flatnonzero((labels < 0) | (labels >= count)):
-        allowed = f"0 or more, below {count} (model.num_classes)"
-        raise InputError(f"label {labels[index]} of image {index}: expected {allowed}")
+        raise InputError(f"label {labels[index]} of image {index}: expected 0 or more, below {count} ({whose})")
+
+
+class Matched(NamedTuple):
+    """A set of images under the labels of other classes."""
+
+    source: LabelledSource
+    left_out: dict[str, int]  # images whose class is none of those, by class
+    missing: Classes  # classes of which the set has no image
+
+    def lines(self, name: str) -> list[str]:
+        """What a reader has to know of the set `name`: one line, or none."""
+        found = []
+        if self.missing:
+            share = f"{len(self.missing)} of {len(self.source.classes)} classes"
+            found.append(f"no images of {share}, {listed(self.missing)}")
+        if self.left_out:
+            count = sum(self.left_out.values())
+            found.append(f"{count:,} images of unknown classes left out, {listed(self.left_out)}")
+        return [f"{name}: {'; '.join(found)}"] if found else []
+
+
+def matched(source: LabelledSource, classes: Sequence[str], name: str) -> Matched:
+    """The images of `source`, the set `name`, labelled by `classes`: classes are the same where their names are.
+
+    Images of other classes are left out. Raises InputError where no class is the same, or one is but for its case.
+    """
+    classes = tuple(classes)
+    labels = source.labels
+    if labels is not None:
+        check_labels(labels, len(source.classes), f"the classes of {name}")
+    if same(source.classes, classes):
+        return Matched(source, {}, _without_images(classes, labels))
+    numbers = np.array(_numbers(source.classes, classes, name), np.int32)
+    left_out: dict[str, int] = {}
+    if (numbers < 0).any():
+        found = enumerate(labels.tolist()) if labels is not None else readable_labels(source)
+        unknown = {index: source.classes[label] for index, label in found if numbers[label] < 0}
+        left_out = dict(sorted(Counter(unknown.values()).items()))
+        if len(unknown) == len(source):
+            raise InputError(f"{name} has images of {listed(left_out)} only: expected some of {listed(classes)}")
+        if unknown:
+            source = Chosen(source, np.setdiff1d(np.arange(len(source)), list(unknown)))
+    source = Renumbered(source, classes, numbers)
+    return Matched(source, left_out, _without_images(classes, source.labels, numbers))
+
+
+def _numbers(names: Sequence[str], classes: Classes, where: str) -> list[int]:
+    """The index of each name among the classes, -1 where it is none of them."""
+    known = {plain(name): index for index, name in enumerate(classes)}
+    if len(known) < len(classes):
+        twice = next(name for index, name in enumerate(classes) if known[plain(name)] != index)
+        raise InputError(f"two classes have the name {twice!r}: the classes of {where} cannot be told by name")
+    found = [known.get(plain(name), -1) for name in names]
+    folded = {name.casefold(): name for name in known}
+    for name, number in zip(names, found):
+        if number < 0 and (near := folded.get(plain(name).casefold())):
+            raise InputError(f"{where} has class {name!r}: expected {near!r}, the class that differs in case alone")
+    if max(found, default=-1) < 0:
+        raise InputError(f"{where} has classes {listed(names)}: expected some of {listed(classes)}")
+    return found
+
+
+def _without_images(
+    classes: Classes, labels: Integer[np.ndarray, " n"] | None, numbers: Integer[np.ndarray, " m"] | None = None
+) -> Classes:
+    """The classes without an image; where the labels are not known, those that the set does not name."""
+    present = set(range(len(classes)) if numbers is None else numbers.tolist())
+    present = present if labels is None else set(labels.tolist())
+    return tuple(name for index, name in enumerate(classes) if index not in present)
 
 
 def readable_labels(source: LabelledSource) -> Iterator[tuple[int, int]]:
@@ -154,6 +233,10 @@ class Listed:
     def label(self, index: int) -> int:
         return int(self.labels[index])
 
+    def name_of(self, index: int) -> str:
+        named = getattr(self.images, "name_of", None)
+        return str(index) if named is None else named(index)
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -182,6 +265,39 @@ class Chosen:
     def label(self, index: int) -> int:
         return self.source.label(int(self.rows[index]))
 
+    def name_of(self, index: int) -> str:
+        return self.source.name_of(int(self.rows[index]))
+
+
+@dataclass(frozen=True)
+class Renumbered:
+    """The images of another source under other classes: its label i is number numbers[i] of `classes`."""
+
+    source: LabelledSource
+    classes: Classes
+    numbers: Int32[np.ndarray, " m"]
+
+    @property
+    def labels(self) -> Int32[np.ndarray, " n"] | None:
+        return None if self.source.labels is None else self.numbers[self.source.labels]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
+        image, label = self.source[index]
+        return image, int(self.numbers[label])
+
+    def encoded(self, index: int) -> tuple[Image, int]:
+        image, label = undecoded(self.source, index)
+        return image, int(self.numbers[label])
+
+    def label(self, index: int) -> int:
+        return int(self.numbers[self.source.label(index)])
+
+    def name_of(self, index: int) -> str:
+        return self.source.name_of(index)
+
 
 # Digits
 
@@ -194,39 +310,33 @@ def labelled_digits(data: ConfigDict, name: str) -> Listed:
 
 
 def labelled_folder(data: ConfigDict, name: str) -> Listed:
-    """A split whose images lie in class folders. Those of the training split say which classes there are.
-
-    Another split may lack classes, but has no others: its labels are indices among the same classes.
-    """
+    """A split whose images lie in class folders; in the training split each of them has images."""
     source = open_folder(data, name)
-    root = training_folder(data)
-    classes = {name: index for index, name in enumerate(folders_in(root))}
-    if not classes:
-        raise InputError(f"{str(root)!r} has no class folders, hence no labels: expected {root}/CLASS/IMAGE")
-    labels = np.array([folder_label(source, name, classes, data.split) for name in source.names], np.int32)
+    classes = class_folders(source.root)
+    labels = np.array([folder_label(source, name, classes) for name in source.names], np.int32)
     counts = np.bincount(labels, minlength=len(classes))
-    if Path(source.root) == root and not counts.all():
-        empty = root / list(classes)[counts.argmin()]
-        raise InputError(f"class folder {str(empty)!r} has no images: expected some, or no folder")
+    if name == parse_split(data.split)[0] and not counts.all():
+        empty = os.path.join(source.root, list(classes)[counts.argmin()])
+        raise InputError(f"class folder {empty!r} has no images: expected some, or no folder")
     return Listed(source, labels, tuple(classes))
 
 
-def training_folder(data: ConfigDict) -> Path:
-    """The directory whose sub-folders are the classes."""
-    try:
-        return split_folder(data, parse_split(data.split)[0])
-    except InputError as error:
-        raise InputError(f"data.split, whose folders are the classes, is {data.split!r}: {error}") from error
+def class_folders(root: str) -> dict[str, int]:
+    """The sub-folders of a split, numbered in the order of their names."""
+    folders = sorted(folders_in(Path(root)), key=plain)  # in one order, however a file system writes accents
+    if not folders:
+        raise InputError(f"{root!r} has no class folders, hence no labels: expected {root}/CLASS/IMAGE")
+    for one, other in pairwise(folders):
+        if plain(one) == plain(other):
+            raise InputError(f"{root!r} has two class folders {one!r}, spelt with other characters: expected one")
+    return {name: index for index, name in enumerate(folders)}
 
 
-def folder_label(source: FolderSource, name: str, classes: Mapping[str, int], split: str) -> int:
+def folder_label(source: FolderSource, name: str, classes: Mapping[str, int]) -> int:
     """The label of the image `name` of a source, by the first folder in its name."""
     folder, _, inside = name.partition(os.sep)
     if not inside:
         raise InputError(f"image {os.path.join(source.root, name)!r} has no label: expected it in a class folder")
-    if folder not in classes:
-        found = f"{source.root!r} has class {folder!r}"
-        raise InputError(f"{found}: expected a class of data.split {split!r}, {listed(classes)}")
     return classes[folder]
 
 
@@ -262,6 +372,9 @@ class TfdsLabelled:
 
     def label(self, index: int) -> int:
         return self._checked(self.source.example(index), index)
+
+    def name_of(self, index: int) -> str:
+        return self.source.name_of(index)
 
     def _checked(self, example: Mapping[str, Any], index: int) -> int:
         label = int(example[self.feature])

@@ -12,6 +12,7 @@ from greenjax.evaluation.classify import (
     accuracy,
     evaluate,
     extract,
+    told,
 )
 from greenjax.evaluation.confusion import MOST_CLASSES, draw_confusion, draw_examples, most_confused
 from greenjax.evaluation.curve import draw_accuracy_curve, draw_loss_curve, read_metrics, result
@@ -52,6 +53,7 @@ __all__ = [
     "read_results",
     "result",
     "results_table",
+    "told",
     "write_predictions",
     "write_results",
 ]

@@ -1,6 +1,6 @@
 """A classifier on labelled images: accuracy, loss, calibration, confusions, each image counted exactly once."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ from greenjax.evaluation.checks import Place, check_classes, check_finite, check
 from greenjax.processes import gathered
 
 TOP = 5
+TOP5_ABOVE = 10  # classes; of fewer, top-5 is told to nobody: chance alone has half of it
 BINS = 15  # of confidence, for the calibration error; Guo et al.'s number
 
 
@@ -118,6 +119,11 @@ def accuracy(scores: Float[np.ndarray, "n classes"], labels: Integer[np.ndarray,
         raise InputError("no image was evaluated: expected at least 1")
     rank = _rank(scores, labels)
     return {"images": len(labels), "top1": float((rank < 1).mean()), "top5": float((rank < TOP).mean())}
+
+
+def told(metrics: Mapping[str, int | float], classes: int) -> dict[str, int | float]:
+    """Those of the accuracies that say something about a choice among so many classes."""
+    return {key: metrics[key] for key in (("top1", "top5") if classes > TOP5_ABOVE else ("top1",))}
 
 
 def _rank(scores: Float[np.ndarray, "n classes"], labels: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:

@@ -9,10 +9,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32
 from ml_collections import ConfigDict
 
-from greenjax.data import LabelledSource, Undecodable, first_images, labelled_eval_batches, open_labelled
+from greenjax.config import flatten, resolve
+from greenjax.console import say
+from greenjax.data import LabelledSource, Undecodable, first_images, labelled_eval_batches, matched, open_labelled
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Placement
-from greenjax.evaluation.classify import accuracy, extract
+from greenjax.evaluation.classify import accuracy, extract, told
 from greenjax.evaluation.knn import knn_scores
 from greenjax.evaluation.probe import choose_l2, fit_linear
 
@@ -20,23 +22,30 @@ Features = tuple[Float[np.ndarray, "_ c"], Int32[np.ndarray, " _"]]  # images in
 
 
 class Monitor:
-    """Top-1 and top-5 of frozen features on `data.eval_split`, learnt from `data.split`.
+    """Top-1 and top-5 of frozen features on `data.eval_split`, learnt from `data.split`, or on sets of its own.
 
-    Both in the held-out view, at most log.monitor_images of each; an undecodable image is left out.
+    `data.monitor_*` name these sets where they are others than those of the training. Both in the held-out view, at
+    most log.monitor_images of each; an undecodable image is left out.
     """
 
     def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, place: Placement):
         """Raises InputError where the data have no labels."""
-        most = config.log.monitor_images
-        splits = (config.data.split, config.data.eval_split)
-        self.train, self.held_out = (first_images(open_labelled(config.data, split), most) for split in splits)
+        most, data = config.log.monitor_images, monitored(config)
+        train, held_out = (open_labelled(data, split) for split in (data.split, data.eval_split))
+        found = matched(held_out, train.classes, data.eval_split)
+        for line in found.lines(f"monitor, {data.eval_split}"):
+            say(line)
+        self.train, self.held_out = (first_images(source, most) for source in (train, found.source))
         if config.monitor == "knn":
             check_neighbours(config, len(self.train))
         self.config, self.place = config, place
         self.pooled = pooled_features(graphdef)
 
     def measure(self, params: Any, undecodable: Undecodable | None = None) -> dict[str, int | float]:
-        """{"knn_top1": ..., "knn_top5": ...} for the first of `knn.k`, or the same of a linear fit."""
+        """{"knn_top1": ..., "knn_top5": ...} for the first of `knn.k`, or the same of a linear fit.
+
+        Top-5 where there are more than ten classes.
+        """
         kind, classes = self.config.monitor, len(self.train.classes)
         sources = self.train, self.held_out
         bank, queries = (
@@ -48,8 +57,14 @@ class Monitor:
                 scores = next(iter(knn(self.config, bank, queries, classes).values()))
             else:
                 scores = linear(bank, queries, classes)
-        found = accuracy(scores, queries[1])
-        return {f"{kind}_top1": found["top1"], f"{kind}_top5": found["top5"]}
+        return {f"{kind}_{key}": value for key, value in told(accuracy(scores, queries[1]), classes).items()}
+
+
+def monitored(config: ConfigDict) -> ConfigDict:
+    """`config.data` of the sets that the monitor looks at: where `data.monitor_KEY` is given it replaces `data.KEY`."""
+    keys = ("source", "path", "name", "split", "eval_split")
+    given = {f"data.{key}": config.data[f"monitor_{key}"] for key in keys if config.data[f"monitor_{key}"]}
+    return resolve(flatten(config) | given).data
 
 
 def check_neighbours(config: ConfigDict, images: int) -> None:

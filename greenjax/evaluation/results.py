@@ -38,13 +38,19 @@ def read_results(workdir: str | Path) -> dict[str, dict[str, Any]]:
     return read_json(path, dict, "expected named results; move it away")
 
 
-def write_predictions(path: str | Path, predictions: Predictions) -> None:
-    """Writes a CSV with a header, an image a line: index, label, predicted, confidence; replaces the file."""
+def write_predictions(path: str | Path, predictions: Predictions, files: Sequence[str], names: Sequence[str]) -> None:
+    """Writes a CSV with a header, an image a line; replaces the file.
+
+    Columns: index, label, predicted, confidence, file, label_name, predicted_name. `files` are the names of these
+    images, `names` those of the classes.
+    """
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(("index", "label", "predicted", "confidence"))
-    for index, label, predicted, confidence in zip(*predictions):
-        lines.writerow((index, label, predicted, f"{confidence:.6f}"))
+    lines.writerow(("index", "label", "predicted", "confidence", "file", "label_name", "predicted_name"))
+    printable = [_printable(name) for name in names]
+    for (index, label, predicted, confidence), file in zip(zip(*predictions), files, strict=True):
+        words = _printable(file), printable[label], printable[predicted]
+        lines.writerow((index, label, predicted, f"{confidence:.6f}", *words))
     replace_text(Path(path), text.getvalue())
 
 
@@ -83,6 +89,11 @@ def mean_and_spread(values: Sequence[float | int | None]) -> str:
         return "not finite"
     mean = f"{statistics.fmean(finite):.3f}"
     return mean if len(finite) == 1 else f"{mean} ± {statistics.stdev(finite):.3f} (n={len(finite)})"
+
+
+def _printable(text: str) -> str:
+    """File names may hold bytes that are no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _plain(value: Any) -> Any:

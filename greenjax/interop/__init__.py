@@ -7,6 +7,7 @@ call).
 
 from greenjax.interop.loading import (
     extract,
+    initial_classes,
     initial_model,
     load,
     load_run,
@@ -14,12 +15,14 @@ from greenjax.interop.loading import (
     read_torch,
     save_torch,
     with_image_size,
+    with_rgb,
 )
 from greenjax.interop.tables import LAYOUTS
 
 __all__ = [
     "LAYOUTS",
     "extract",
+    "initial_classes",
     "initial_model",
     "load",
     "load_run",
@@ -27,4 +30,5 @@ __all__ = [
     "read_torch",
     "save_torch",
     "with_image_size",
+    "with_rgb",
 ]

@@ -101,6 +101,15 @@ def weights_of(folder: Path) -> Path | None:
     return next((folder / name for name in IN_FOLDER if (folder / name).is_file()), None)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of its tensors; {} of another file."""
+    try:
+        with safetensors.safe_open(path, "numpy") as opened:
+            return opened.metadata() or {}
+    except safetensors.SafetensorError:
+        return {}
+
+
 def _in_folder(folder: Path) -> Path:
     if found := weights_of(folder):
         return found
@@ -172,8 +181,6 @@ def _impostor(head: bytes) -> str:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
-        with safetensors.safe_open(path, "numpy") as opened:
-            metadata = opened.metadata() or {}
         found = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:
         raise InputError(f"weights {str(path)!r} cannot be read, the file is damaged or cut short: {error}") from error
@@ -185,7 +192,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         )
     return {
         name: np.frombuffer(entry["data"], _TYPES[entry["dtype"]]).reshape(entry["shape"]) for name, entry in found
-    }, metadata
+    }, read_metadata(path)
 
 
 def listed(names: list[str]) -> str:

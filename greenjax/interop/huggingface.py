@@ -1,17 +1,23 @@
 """What makes a folder of weights one that transformers' from_pretrained opens: its config, and how images get in."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from greenjax.classes import Classes
 from greenjax.errors import InputError
 from greenjax.planning import token_grid
 
+UNNAMED = "LABEL_"  # how transformers begins the name of a class that nobody named
 
-def folder_config(config: ConfigDict, parts: set[str]) -> dict[str, Any]:
+
+def folder_config(config: ConfigDict, parts: set[str], classes: Classes = ()) -> dict[str, Any]:
     """config.json for a SwinModel, SwinForImageClassification or SwinForMaskedImageModeling, by the parts of the model.
 
-    Raises InputError for what SwinConfig cannot say.
+    `classes` are the names of the head's outputs, as far as they are known. Raises InputError for what SwinConfig
+    cannot say.
     """
     model = config.model
     if isinstance(model.mlp_ratio, tuple) and len(set(model.mlp_ratio)) > 1:
@@ -21,8 +27,7 @@ def folder_config(config: ConfigDict, parts: set[str]) -> dict[str, Any]:
         raise InputError(f"image_size is {config.image_size}: expected a square with layout 'hf' and a decoder")
     ratio = model.mlp_ratio[0] if isinstance(model.mlp_ratio, tuple) else model.mlp_ratio
     kinds = {"head": "SwinForImageClassification", "pixel_head": "SwinForMaskedImageModeling"}
-    labels = {"id2label": {str(i): f"LABEL_{i}" for i in range(model.num_classes)}} if "head" in parts else {}
-    labels |= {"label2id": {name: int(i) for i, name in labels["id2label"].items()}} if labels else {}
+    labels = _labels(classes, model.num_classes) if "head" in parts else {}
     return {
         "architectures": [next((kind for part, kind in kinds.items() if part in parts), "SwinModel")],
         "model_type": "swin",
@@ -47,14 +52,49 @@ def folder_config(config: ConfigDict, parts: set[str]) -> dict[str, Any]:
     }
 
 
-def image_processor(config: ConfigDict) -> dict[str, Any]:
-    """preprocessor_config.json: resize to the image size, scale to [0, 1], normalise colours."""
-    height, width = config.image_size
+def _labels(classes: Classes, count: int) -> dict[str, Any]:
+    names = [*classes, *(f"{UNNAMED}{index}" for index in range(len(classes), count))]
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def folder_classes(path: Path) -> Classes:
+    """The names that a folder of transformers, or the one that a file lies in, gives the outputs of its head.
+
+    None where there is no such folder, or where the names are those that transformers makes up.
+    """
+    config = (path if path.is_dir() else path.parent) / "config.json"
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+        names = found["id2label"]
+        classes = tuple(str(names[str(index)]) for index in range(len(names)))
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+    return () if any(name.startswith(UNNAMED) for name in classes) else classes
+
+
+def image_processor(config: ConfigDict) -> dict[str, Any] | str:
+    """preprocessor_config.json for what evaluation does with an image (CentreView), or why there is none.
+
+    The shorter side becomes image_size / data.eval_crop, and the centre is cut out. BitImageProcessor is the plainest
+    processor of transformers that does so, with and without torchvision, in versions 4 and 5.
+    """
+    height, width = config.image_size
+    if config.model.in_channels != 3:
+        remedy = "" if config.task == "pretrain" else ": --rgb exports one that takes RGB"
+        return f"transformers reads files as RGB, and the model takes grey images{remedy}"
+    if height != width:
+        return f"transformers cannot cover {height} x {width} pixels: docs/interop.md has a line that does"
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": height, "width": width},
+        "size": {"shortest_edge": round(height / config.data.eval_crop)},
         "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

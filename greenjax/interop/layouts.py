@@ -180,5 +180,7 @@ def describe(config: ConfigDict) -> dict[str, str]:
         "image_size": "x".join(map(str, config.image_size)),
         "mean": json.dumps(config.data.mean),
         "std": json.dumps(config.data.std),
+        "crop_pct": str(config.data.eval_crop),  # this and the next as timm calls them
+        "interpolation": "bicubic",
         "model": json.dumps(model),
     }

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from greenjax import __version__
 from greenjax.atomic import expanded, replace_text
 from greenjax.checkpoint import Checkpointer, flatten_tree
+from greenjax.classes import Classes, from_json, read_classes
 from greenjax.config import flatten, read_recorded, resolve
 from greenjax.errors import InputError
 from greenjax.interop.files import (
@@ -20,12 +21,13 @@ from greenjax.interop.files import (
     SAFETENSORS,
     check_output,
     made_folder,
+    read_metadata,
     read_weights,
     to_array,
     weights_of,
     write_tensors,
 )
-from greenjax.interop.huggingface import folder_config, image_processor
+from greenjax.interop.huggingface import folder_classes, folder_config, image_processor
 from greenjax.interop.layouts import check_geometry, describe, family, find_layout
 from greenjax.interop.resize import METHODS
 from greenjax.interop.tables import LAYOUTS
@@ -45,6 +47,8 @@ from greenjax.models import Backbone, build
 from greenjax.models.attention import check_attention
 
 GREENMIM_EPSILON = 1e-6  # of the norms in GreenMIM's pre-training
+GREY = (0.299, 0.587, 0.114)  # of red, green and blue, as OpenCV's RGB2GRAY
+PATCH_EMBED = "encoder/patch_embed/proj/kernel"
 
 
 def load_torch(
@@ -108,7 +112,10 @@ def read_torch(
         contents, shapes, config, layout, merge_order, key=key, prefix=prefix, new_head=new_head
     )
     report.notes += notes
-    return _filled(config, seed, fit(weights, shapes, report, resize)), report
+    model = _filled(config, seed, fit(weights, shapes, report, resize))
+    if "head/kernel" in weights:
+        model.classes = _classes_in(expanded(path))
+    return model, report
 
 
 def save_torch(
@@ -140,13 +147,21 @@ def save_torch(
     tensors = {prefix + name: value for name, value in tensors.items()}
     metadata = describe(config) | {"layout": layout, "greenjax_version": __version__}
     metadata |= {} if step is None else {"step": str(step)}
+    parts = {name.partition("/")[0] for name in weights} - set(left_out)
+    classes = model.classes if "head" in parts else ()
+    metadata |= {"classes": json.dumps(classes)} if classes else {}
     if path.suffix:
         write_tensors(path, tensors, metadata)
     else:
-        parts = {name.partition("/")[0] for name in weights} - set(left_out)
-        described = {"config.json": folder_config(config, parts), "preprocessor_config.json": image_processor(config)}
+        described = {"config.json": folder_config(config, parts, classes)}
+        processor, path_of_it = image_processor(config), path / "preprocessor_config.json"
+        if isinstance(processor, str):
+            notes.append(f"no {path_of_it.name}: {processor}")
+        else:
+            described[path_of_it.name] = processor
         with made_folder(path):
             write_tensors(path / "model.safetensors", tensors, metadata)
+            path_of_it.unlink(missing_ok=True)  # one of an earlier export
             for name, values in described.items():
                 replace_text(path / name, json.dumps(values, indent=2) + "\n")
     return ([f"left out: {', '.join(left_out)}"] if left_out else []) + notes
@@ -191,7 +206,10 @@ def load_run(workdir: str | Path, step: int | None = None) -> tuple[Any, int]:
         check_attention(config.model.attention)
     except InputError:
         config = resolve(flatten(config) | {"model.attention": "xla"})
-    return _filled(config, config.seed, weights), step
+    model = _filled(config, config.seed, weights)
+    if "head/kernel" in weights:
+        model.classes = read_classes(expanded(workdir))
+    return model, step
 
 
 def read_run(workdir: str | Path, step: int | None = None) -> tuple[Weights, ConfigDict, int]:
@@ -252,11 +270,51 @@ def _from_foreign(init: Path, config: ConfigDict) -> tuple[Any, Report]:
     return model, report
 
 
+def initial_classes(config: ConfigDict) -> Classes:
+    """The classes of the head that `config.init` has, by output; none where it has no head or nobody knows them."""
+    init = expanded(config.init)
+    if config.init == "none":
+        return ()
+    return _classes_in(init) if init.is_file() or weights_of(init) else read_classes(init)
+
+
+def _classes_in(path: Path) -> Classes:
+    """The names that a file gives its classes, in its metadata or in the config.json of transformers beside it."""
+    file = weights_of(path) or path
+    try:
+        if names := read_metadata(file).get("classes") if file.is_file() else None:
+            return from_json(names)
+    except ValueError as error:
+        raise InputError(f"weights {str(path)!r}: the classes in the metadata are no JSON list of names") from error
+    return folder_classes(path)
+
+
 def with_image_size(model: Backbone, size: int | tuple[int, ...], resize: str = "geometric") -> tuple[Backbone, Report]:
     """The same model for other images: position bias tables are resized where a window has to change."""
     config = resolve(flatten(model.config) | {"image_size": size})
     report = Report()
-    return _filled(config, config.seed, fit(flat_weights(model), model_shapes(config), report, resize)), report
+    resized = _filled(config, config.seed, fit(flat_weights(model), model_shapes(config), report, resize))
+    resized.classes = model.classes
+    return resized, report
+
+
+def with_rgb(model: Backbone) -> Backbone:
+    """A classifier of grey images as one that takes RGB, and sees the grey in it.
+
+    The patch embedding is linear, and so is the grey of a pixel: its weights are spread over the three colours.
+    """
+    config = model.config
+    if config.task == "pretrain" or config.model.in_channels != 1:
+        found = "a masked image model" if config.task == "pretrain" else f"one of {config.model.in_channels} channels"
+        raise InputError(f"rgb is for a classifier of grey images: the model is {found}")
+    colours = {"model.in_channels": 3, "data.mean": tuple(config.data.mean) * 3, "data.std": tuple(config.data.std) * 3}
+    weights = flat_weights(model)
+    kernel = weights[PATCH_EMBED]  # [rows * columns, embed_dim]
+    spread = np.array(GREY, np.float32)[None, :, None] * kernel[:, None, :]
+    weights[PATCH_EMBED] = spread.reshape(-1, kernel.shape[1])
+    coloured = _filled(resolve(flatten(config) | colours), config.seed, weights)
+    coloured.classes = model.classes
+    return coloured
 
 
 def model_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:

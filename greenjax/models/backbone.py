@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from greenjax.classes import Classes
 from greenjax.errors import InputError
 from greenjax.models.swin import Swin
 from greenjax.models.twins import Twins
@@ -24,7 +25,12 @@ Images = Float[Array | np.ndarray, "b h w c"] | UInt8[Array | np.ndarray, "b h w
 
 
 class Backbone(nnx.Module):
-    """An encoder and how images get into it. Masked image models and classifiers build on it."""
+    """An encoder and how images get into it. Masked image models and classifiers build on it.
+
+    `classes` are the names of a classifier's outputs; () where there are none, or nobody knows them.
+    """
+
+    classes: Classes = ()
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         """`config` is resolved; it stays with the model, so that weights can say what they belong to."""

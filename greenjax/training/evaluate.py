@@ -1,6 +1,5 @@
 """Judging what was trained: a classifier on any sets of images, and frozen features by k-NN."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,18 +9,21 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from greenjax.classes import Classes, padded
 from greenjax.config import flatten, resolve
 from greenjax.console import say
 from greenjax.data import (
     CentreView,
     LabelledSource,
+    Matched,
     Undecodable,
     check_classes,
     labelled_eval_batches,
+    matched,
     open_labelled,
     warn_of_overlap,
 )
-from greenjax.errors import InputError
+from greenjax.errors import InputError, listed
 from greenjax.evaluation import (
     MOST_CLASSES,
     Evaluation,
@@ -34,10 +36,11 @@ from greenjax.evaluation import (
     knn,
     most_confused,
     pooled_features,
+    told,
     write_predictions,
     write_results,
 )
-from greenjax.interop import initial_model
+from greenjax.interop import initial_classes, initial_model
 from greenjax.models import build
 from greenjax.processes import leads
 from greenjax.training.loop import unless_full
@@ -79,7 +82,6 @@ def eval_sets(config: ConfigDict) -> list[EvalSet]:
     for text in filter(None, texts):
         where, at, split = text.rpartition("@")
         key = "data.name" if config.data.source == "tfds" else "data.path"
-        # Its classes are its own: a class that the training split lacks is still an index of the head.
         other = {key: where, "data.split": split, "data.per_class": 0} if at else {}
         sets.append(EvalSet(text, resolve(flatten(config) | other).data, split))
     names = [each.name for each in sets]
@@ -96,23 +98,44 @@ def evaluate_classifier(config: ConfigDict, workdir: Path) -> dict[str, Evaluati
     if config.init == "none":
         raise InputError("init is 'none': expected a classifier's workdir or file, for task 'eval'")
     mesh = make_mesh(config)
-    sets = []
+    found_sets = []
     for each in eval_sets(config):
         say(f"listing the images of {each.name} ...")
-        sets.append((each, open_labelled(each.data, each.split)))
-    for _, source in sets:
-        check_classes(config, source)
-    _same_classes(sets)
-    same_data({f"images of {each.name}": source for each, source in sets})
+        found_sets.append((each.name, open_labelled(each.data, each.split)))
+    same_data({f"images of {name}": source for name, source in found_sets})
+    classes = known_classes(config, *found_sets[0])
+    config = resolve(flatten(config) | {"model.num_classes": config.model.num_classes or len(classes)})
+    sets = {name: matched(source, classes, name) for name, source in found_sets}
+    for name, images in sets.items():
+        check_classes(config, images.source)
+        for line in images.lines(name):
+            say(line)
     model, params = _initial(config, mesh)
     judge, found = Judge(config, nnx.graphdef(model), mesh), {}
-    for each, source in sets:
-        say(f"evaluating on {len(source):,} images of {each.name} ...")
+    for name, images in sets.items():
+        say(f"evaluating on {len(images.source):,} images of {name} ...")
         with jax.set_mesh(mesh):  # kernels want to know it: models/fused_attention.py
-            found[each.name] = judge.evaluate(params, source, predictions=True)
-        report(config, workdir, each.name, found[each.name], source)
+            found[name] = judge.evaluate(params, images.source, predictions=True)
+        report(config, workdir, name, found[name], images)
     say_lines(end_lines(workdir, "done"))
     return found
+
+
+def known_classes(config: ConfigDict, name: str, source: LabelledSource) -> Classes:
+    """The classes of the head that `config.init` has; where it does not name them, those of the set `name`, and a line.
+
+    Raises InputError where the set has fewer or more of them than the head.
+    """
+    if classes := initial_classes(config):
+        return classes
+    count = config.model.num_classes or len(source.classes)
+    if len(source.classes) != count:
+        what = f"init {config.init!r} does not name its {count} classes, and {name} has {len(source.classes)}"
+        remedy = "expected as many, or their names as a JSON list in classes.json of its workdir"
+        raise InputError(f"{what}, {listed(source.classes)}: {remedy}")
+    assumed = f"taken to be those of {name}, {listed(source.classes)}"
+    say(f"init {config.init!r} does not name its classes: they are {assumed}")
+    return source.classes
 
 
 @holding_workdir
@@ -125,13 +148,16 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
     say_listing(config)
     train, held_out = (open_labelled(config.data, split) for split in splits)
     warn_of_overlap(config.data, train, held_out)
+    images = matched(held_out, train.classes, config.data.eval_split)
+    for line in images.lines(config.data.eval_split):
+        say(line)
     check_neighbours(config, len(train))
     same_data({f"images of {split}": source for split, source in zip(splits, (train, held_out))})
     model, params = _initial(config, mesh)
-    say(f"computing the features of {len(train):,} and {len(held_out):,} images ...")
+    say(f"computing the features of {len(train):,} and {len(images.source):,} images ...")
     pooled, place = pooled_features(nnx.graphdef(model)), Placement(mesh)
     with jax.set_mesh(mesh):  # as above
-        bank, queries = (features_of(config, pooled, params, source, place) for source in (train, held_out))
+        bank, queries = (features_of(config, pooled, params, source, place) for source in (train, images.source))
     check_neighbours(config, len(bank[1]))  # fewer where some cannot be decoded
     found = {}
     for k, scores in knn(config, bank, queries, len(train.classes)).items():
@@ -146,34 +172,32 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
 
 
 def report(
-    config: ConfigDict, workdir: Path, name: str, found: Evaluation, source: LabelledSource, step: int | None = None
+    config: ConfigDict, workdir: Path, name: str, found: Evaluation, images: Matched, step: int | None = None
 ) -> None:
     """One entry of results.json, the confusion matrix and the most confused examples, and a line for the reader."""
     if not leads():
         return
-    metrics = found.metrics
+    metrics, source = found.metrics, images.source
+    accuracies = told(metrics, len(source.classes))
     say(
-        f"{name}: top-1 {metrics['top1']:.4f}, top-5 {metrics['top5']:.4f}, loss {metrics['loss']:.4f},"
-        f" calibration error {metrics['ece']:.4f}, {metrics['images']:,} images"
+        f"{name}: {', '.join(f'{key[:3]}-{key[3:]} {value:.4f}' for key, value in accuracies.items())},"
+        f" loss {metrics['loss']:.4f}, calibration error {metrics['ece']:.4f}, {metrics['images']:,} images"
     )
     about = dict(task=config.task, init=config.init, split=name) | ({} if step is None else dict(step=step))
-    write_results(workdir, name, about | found.metrics)
+    left_out = {"left_out": sum(images.left_out.values())} if images.left_out else {}
+    write_results(workdir, name, about | metrics | left_out)
     plain = "".join(c if c.isalnum() else "_" for c in name).strip("_")
     assert found.predictions is not None
+    names = padded(source.classes, len(found.confusion))
     if config.log.predictions:
-        write_predictions(workdir / f"predictions_{plain}.csv", found.predictions)
-    names = source.classes if len(source.classes) == len(found.confusion) else None
+        files = [source.name_of(int(index)) for index in found.predictions.image]
+        write_predictions(workdir / f"predictions_{plain}.csv", found.predictions, files, names)
     with unless_full(f"pictures of {name}"):
         _draw(config, workdir, plain, found, source, names)
 
 
 def _draw(
-    config: ConfigDict,
-    workdir: Path,
-    plain: str,
-    found: Evaluation,
-    source: LabelledSource,
-    names: Sequence[str] | None,
+    config: ConfigDict, workdir: Path, plain: str, found: Evaluation, source: LabelledSource, names: Classes
 ) -> None:
     """The confusion matrix and the most confused examples; `plain` is the set's name in those of files."""
     assert found.predictions is not None
@@ -200,14 +224,3 @@ def _initial(config: ConfigDict, mesh: Mesh) -> tuple[Any, Any]:
     params = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     same_weights(config.init, params)
     return model, Placement(mesh).everywhere(params)
-
-
-def _same_classes(sets: list[tuple[EvalSet, LabelledSource]]) -> None:
-    """A label has to mean one thing in all sets."""
-    (first, source), *others = sets
-    for each, other in others:
-        differing = set(other.classes) - set(source.classes)
-        if differing and set(source.classes) - set(other.classes):
-            raise InputError(
-                f"{each.name!r} has a class {min(differing)!r} that {first.name!r} has not: expected the same"
-            )

@@ -23,7 +23,7 @@ from greenjax.training.growing import Board, GrowingFile
 from greenjax.training.progress import Values, make_display
 
 # These may change between the parts of a run: weights, masks, sample order and schedule do not hang on them.
-HARMLESS = ("log.", "mesh.", "knn.", "monitor", "data.workers", "data.path", "data.eval")
+HARMLESS = ("log.", "mesh.", "knn.", "monitor", "data.workers", "data.path", "data.eval", "data.monitor")
 HARMLESS += ("model.attention", "model.remat", "optim.max_skipped", "guard.")
 
 # What to do about a damaged config.json or data.json.

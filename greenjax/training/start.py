@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from greenjax.atomic import replace_text
 from greenjax.checkpoint import Checkpointer
+from greenjax.classes import write_classes
 from greenjax.compile import BackgroundJit
 from greenjax.console import say
 from greenjax.errors import InputError
@@ -84,6 +85,8 @@ def write_start(workdir: Path, model: Backbone, config: ConfigDict, tx: optax.Gr
     with held(workdir, "--workdir"), Checkpointer(workdir) as checkpointer:
         check_new(workdir)
         replace_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+        if model.classes:
+            write_classes(workdir, model.classes)
         checkpointer.save(0, init_state(config, tx, mesh, _params(model)))
         checkpointer.wait()
 

@@ -1,0 +1,119 @@
+"""Settings that come with the weights of `init`: the model always, the images of an evaluation where it has none."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from small import small_config
+
+import greenjax
+from greenjax import flags
+from greenjax.config import flatten, load_config
+from greenjax.inherit import inherit, recorded
+from greenjax.interop.layouts import describe
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SMALL = dict(model__in_channels=3, data__mean=(0.1, 0.2, 0.3), data__std=(0.4, 0.5, 0.6), data__source="folder")
+SMALL |= dict(data__path="/data/mine", data__split="all[:90%]", data__eval_split="all[90%:]", data__eval_crop=0.875)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a small run: nothing but its settings is read."""
+    config = small_config(**SMALL, task="finetune", model__num_classes=4)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    return tmp_path, config
+
+
+def loaded(name, overrides, run):
+    lines = []
+    return load_config(CONFIGS / f"{name}.py", {"init": str(run)} | overrides, tell=lines.append), lines
+
+
+@pytest.mark.parametrize("name", ["finetune_swin_b", "finetune_twins_l", "linear_swin_b", "swin_l"])
+def test_the_model_is_that_of_the_weights_whatever_the_file_says(run, name):
+    folder, there = run
+    config, lines = loaded(name, {}, folder)
+    for key in ("name", "patch", "window", "embed_dim", "embed_dims", "depths", "num_heads", "sr_ratios", "mlp_ratio"):
+        assert config.model[key] == there.model[key], key
+    assert (config.data.mean, config.data.std) == (there.data.mean, there.data.std)
+    assert (config.data.source, config.model.num_classes, config.image_size) == ("tfds", None, (224, 224))
+    (line,) = lines
+    assert line.startswith(f"settings of init '{folder}': model.name='swin_t', model.patch=2, model.embed_dim=8, ")
+    assert line.endswith("; image_size is 224, and was [32, 32] there") == (config.task != "pretrain")
+
+
+def test_what_follows_from_the_name_is_not_told(tmp_path):
+    there = load_config(CONFIGS / "swin_t.py")
+    (tmp_path / "config.json").write_text(json.dumps(there.to_dict()))
+    config, lines = loaded("finetune_swin_b", {}, tmp_path)
+    assert config.model.depths == (2, 2, 6, 2)
+    assert lines == [f"settings of init '{tmp_path}': model.name='swin_t'"]
+    assert loaded("finetune_swin_t", {}, tmp_path)[1] == []
+
+
+def test_an_evaluation_takes_images_and_classes_too(run):
+    folder, there = run
+    for name, classes in (("eval", 4), ("knn", None)):
+        config, _ = loaded(name, {}, folder)
+        assert config.model.num_classes == classes
+        assert (config.image_size, config.data.eval_crop) == ((32, 32), 0.875)
+        for key in ("source", "path", "split", "eval_split"):
+            assert config.data[key] == there.data[key], key
+    config, _ = loaded("eval", {"data.path": "/other", "data.eval_split": "test", "image_size": 64}, folder)
+    assert (config.data.source, config.data.path, config.data.eval_split) == ("folder", "/other", "test")
+    assert config.image_size == (64, 64)
+    config, _ = loaded("eval", {"data.source": "digits"}, folder)
+    assert (config.data.path, config.data.eval_split) == ("", "")
+
+
+def test_a_file_that_names_its_images_keeps_them(run, tmp_path):
+    own = tmp_path / "own.py"
+    text = (CONFIGS / "eval.py").read_text()
+    own.write_text(
+        text.replace("    return", "    config.data.source, config.data.path = 'folder', '/mine'\n    return")
+    )
+    config = load_config(own, {"init": str(run[0])})
+    assert (config.data.path, config.data.split, config.data.eval_split) == ("/mine", "train", "")
+
+
+def test_the_command_line_goes_before_where_weights_allow_it(run):
+    folder, _ = run
+    config, _ = loaded("finetune_swin_b", {"model.window": 8, "data.mean": (0.0, 0.0, 0.0)}, folder)
+    assert (config.model.window, config.data.mean) == (8, (0.0, 0.0, 0.0))
+    for key, value in {"model.name": "swin_b", "model.embed_dim": 16, "model.depths": (2, 4)}.items():
+        with pytest.raises(ValueError, match=rf"^{key} is .*: expected .*, as the weights of init '.*' have it$"):
+            loaded("finetune_swin_b", {key: value}, folder)
+    assert loaded("finetune_swin_b", {"model.embed_dim": 8, "model.embed_dims": (0,)}, folder)[0].model.embed_dim == 8
+
+
+def test_a_file_of_weights_brings_its_model(run, tmp_path):
+    _, there = run
+    file = tmp_path / "weights.safetensors"
+    save_file({"x": np.zeros(1)}, file, describe(there) | {"greenjax_version": greenjax.__version__})
+    config, _ = loaded("eval", {"data.source": "digits", "data.eval_split": "test"}, file)
+    assert (config.model, config.image_size) == (there.model, there.image_size)
+    assert (config.data.mean, config.data.eval_crop) == (there.data.mean, 0.875)
+    save_file({"x": np.zeros(1)}, file)
+    assert recorded(str(file)) == {}
+
+
+def test_weights_that_say_nothing_change_nothing(tmp_path):
+    before = flatten(greenjax.load_config(CONFIGS / "finetune_swin_b.py"))
+    for init in (tmp_path, tmp_path / "nowhere", tmp_path / "none.safetensors"):
+        assert inherit(before | {"init": str(init)}, (), {}) == (before | {"init": str(init)}, "")
+    (tmp_path / "config.json").write_text('{"model_type": "swin"}')  # a folder of transformers
+    assert inherit(before | {"init": str(tmp_path)}, (), {})[1] == ""
+    (tmp_path / "config.json").write_text('{"model": {')
+    with pytest.raises(ValueError, match=r"config\.json' is cut short or damaged: expected the settings of a run"):
+        inherit(before | {"init": str(tmp_path)}, (), {})
+
+
+def test_the_command_line_says_what_came_with_the_weights(run, capsys):
+    folder, _ = run
+    argv = ["greenjax", f"--config={CONFIGS / 'finetune_swin_b.py'}", f"--config.init={folder}"]
+    _, config = flags.parse_beside(flags.Parser("python -m greenjax.main"), argv)
+    assert config.model.name == "swin_t"
+    assert capsys.readouterr().out.startswith(f"settings of init '{folder}': model.name='swin_t', ")
