@@ -2,8 +2,8 @@
 
 Read in this order: sources (where images come from), encoded (how they are decoded), labels (their classes), augment
 (what is done to them), randaugment (what more, in fine-tuning), loader (in which order), workers (by which processes),
-undecodable (what cannot be used). Apart from these: records (images shrunk beforehand) and prepare, the command that
-makes them.
+undecodable (what cannot be used), listing (a digest of what a source has). Apart from these: records (images shrunk
+beforehand) and prepare, the command that makes them.
 """
 
 from greenjax.data.augment import CentreView

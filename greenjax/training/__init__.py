@@ -1,7 +1,7 @@
 """Training: the runs themselves. `pretrain` and `finetune` tell the story from a configuration to trained weights.
 
-Read in this order: pretrain, finetune, evaluate, loop, guard, interrupt, step, state, start, optim, sharding; metrics
-keeps what a run leaves behind. `run` does what a configuration's task says.
+Read in this order: pretrain, finetune, evaluate, loop, guard, interrupt, step, state, start, together, optim,
+sharding; metrics keeps what a run leaves behind. `run` does what a configuration's task says.
 """
 
 from pathlib import Path
