@@ -31,6 +31,10 @@ def main(argv: list[str]) -> None:
         parser.error(f"argument {rest[0]!r} is not understood")
     keep_compiled()
     try:
+        if arguments.command != "extract":
+            from greenjax.processes import find_devices
+
+            find_devices()
         if arguments.command == "to-torch":
             to_torch(arguments)
         elif arguments.command == "extract":

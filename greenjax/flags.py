@@ -40,8 +40,8 @@ class Parser(argparse.ArgumentParser):
     """Flags that a command has of its own; wrong ones end in one line. `prog` is "python -m " and its module."""
 
     def __init__(self, prog: str, description: str | None = None):
-        raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, description=description, epilog=SETTINGS, formatter_class=raw, allow_abbrev=False)
+        raw, settings = argparse.RawDescriptionHelpFormatter, SETTINGS if description else None  # none: a subcommand's
+        super().__init__(prog, description=description, epilog=settings, formatter_class=raw, allow_abbrev=False)
         self.add_argument("--helpfull", action=_HelpFull, help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:

@@ -42,6 +42,7 @@ from greenjax.evaluation import (
 from greenjax.interop import initial_model
 from greenjax.lock import held
 from greenjax.models import build
+from greenjax.processes import find_devices
 from greenjax.training.evaluate import Judge
 from greenjax.training.finetune import weights, with_head
 from greenjax.training.metrics import record_config
@@ -65,6 +66,7 @@ def main(argv: list[str]) -> None:
     arguments, config = flags.parse_beside(parser, argv)
     keep_compiled()
     try:
+        find_devices()
         with held(arguments.workdir, "--workdir"):
             study(config, arguments.workdir, arguments.seeds, arguments.scratch_lr)
     except InputError as error:

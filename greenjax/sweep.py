@@ -28,6 +28,7 @@ from greenjax.data import matched, open_labelled
 from greenjax.errors import InputError
 from greenjax.evaluation import accuracy, features_of, knn, linear, pooled_features, read_results, write_results
 from greenjax.lock import held
+from greenjax.processes import find_devices
 from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, finetune, pretrain
 from greenjax.training.sharding import Placement, make_mesh
 
@@ -47,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         keep_compiled()
         axes = sweep_axes(config, *(getattr(arguments, name).split(",") for name in ("ratios", "depths", "lengths")))
+        find_devices()
         with held(arguments.workdir, "--workdir"):
             sweep(config, axes, arguments.workdir, arguments.finetune)
     except InterruptedRun as stop:

@@ -22,7 +22,7 @@ def parse(*overrides, config=SWIN_B):
 
 def command(*arguments):
     """What a command that has a flag --workdir makes of its arguments."""
-    parser = flags.Parser("python -m greenjax.main")
+    parser = flags.Parser("python -m greenjax.main", "A command.")
     parser.add_argument("--workdir")
     return flags.parse_beside(parser, ["greenjax", *map(str, arguments)])
 

@@ -40,6 +40,7 @@ from greenjax.console import set_up
 from greenjax.errors import InputError
 from greenjax.flags import Parser, parse_beside, positive
 from greenjax.planning.report import check_figure
+from greenjax.processes import find_devices
 
 # Those that measure a configuration, and those that need none.
 CONFIGURED = {
@@ -67,6 +68,7 @@ def main(argv: Sequence[str]) -> None:
     set_up()
     try:
         check(arguments)
+        find_devices()
         options = {name: given for name in OPTIONS if (given := getattr(arguments, name))}
         if suite := CONFIGURED.get(arguments.suite):
             arguments, config = parse_beside(parser, argv)
