@@ -99,7 +99,8 @@ def _images(
     own = [key for key in PLACE if key not in given and settings.get(key) != defaults[key]]
     if own or ("data.source" in given and settings["data.source"] != there.get("data.source")):
         return ()
-    return tuple(key for key in IMAGES if settings.get(key) == defaults[key])
+    taken = IMAGES if there.get("data.source") == "tfds" else [key for key in IMAGES if key != "data.name"]
+    return tuple(key for key in taken if settings.get(key) == defaults[key])
 
 
 def _unset(value: Any) -> Any:

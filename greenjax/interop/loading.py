@@ -19,6 +19,7 @@ from greenjax.errors import InputError
 from greenjax.interop.files import (
     PICKLES,
     SAFETENSORS,
+    Contents,
     check_output,
     made_folder,
     read_metadata,
@@ -30,7 +31,7 @@ from greenjax.interop.files import (
 from greenjax.interop.huggingface import folder_classes, folder_config, image_processor
 from greenjax.interop.layouts import check_geometry, describe, family, find_layout
 from greenjax.interop.resize import METHODS
-from greenjax.interop.tables import LAYOUTS
+from greenjax.interop.tables import LAYOUTS, Layout
 from greenjax.interop.weights import (
     Report,
     Weights,
@@ -103,9 +104,11 @@ def read_torch(
     """As `load_torch`, of a resolved config, with a report in place of log lines."""
     if resize not in METHODS:
         raise InputError(f"resize is {resize!r}: expected {' or '.join(METHODS)}")
-    find_layout(layout, config, merge_order)
+    found = find_layout(layout, config, merge_order)
     contents = read_weights(path)
     _check_metadata(contents.metadata, config, layout)
+    if config.task in ("finetune", "linear", "eval") and not config.model.num_classes and not new_head:
+        config = resolve(flatten(config) | {"model.num_classes": _head_size(contents, found)})
     config, notes = _greenmim_norms(config, layout, contents.metadata)
     shapes = model_shapes(config)
     weights, report = from_tensors(
@@ -116,6 +119,16 @@ def read_torch(
     if "head/kernel" in weights:
         model.classes = _classes_in(expanded(path))
     return model, report
+
+
+def _head_size(contents: Contents, layout: Layout) -> int | None:
+    """How many classes the head in a file has; None where it has no head."""
+    names = tuple(f".{rule.theirs}.bias" for rule in layout.head)
+    for tensors in contents.containers.values():
+        for name, value in tensors.items():
+            if f".{name}".endswith(names):
+                return len(value)
+    return None
 
 
 def save_torch(
