@@ -107,9 +107,9 @@ def extract(arguments: argparse.Namespace) -> None:
     from greenjax import interop
 
     count, *lines = interop.extract(arguments.input, arguments.output, trust=arguments.trust)
-    print(f"{arguments.output}: {count} of {arguments.input}")
+    say(f"{arguments.output}: {count} of {arguments.input}")
     for line in lines:
-        print(f"  {line}")
+        say(f"  {line}")
 
 
 def image_size(text: str) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from greenjax import flags
 from greenjax.atomic import replace_text
 from greenjax.config import flatten, resolve
+from greenjax.console import say
 from greenjax.cost import matmul_flops
 from greenjax.data import blank_batch
 from greenjax.errors import InputError
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
         for fsdp in degrees:
             check_degree(fsdp, arguments.devices)  # before the first takes its time
         programs = [compiled(config, fsdp) for fsdp in degrees]
-        print(report(config, programs, arguments.devices))
+        say(report(config, programs, arguments.devices))
         if arguments.json:
             figures = [each._asdict() | {"collectives": [c._asdict() for c in each.collectives]} for each in programs]
             replace_text(arguments.json, json.dumps({"devices": arguments.devices, "programs": figures}, indent=1))
