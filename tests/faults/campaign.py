@@ -202,7 +202,8 @@ class Campaign:
         victim = self.dice.choice(workers)
         os.kill(victim, signal.SIGKILL)
         outcome = self.ended(process, 1, ENDS_WITHIN)
-        said = rf"greenjax: data worker \d of {len(workers)} \(process {victim}\) was killed by SIGKILL .*{workdir}$"
+        name = rf"data worker \d of {len(workers)} \(process {victim}\)"
+        said = rf"greenjax: {name} was killed by SIGKILL .*{re.escape(str(workdir))}$"
         assert re.search(said, self.log(), re.MULTILINE), self.log()
         return f"{outcome}, worker named"
 
@@ -369,6 +370,7 @@ class Campaign:
                 subprocess.Popen(
                     self.command(self.workdir, *overrides),
                     env=ENVIRONMENT | told | {"JAX_PROCESS_ID": str(index)},
+                    stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     text=True,
                 )
@@ -377,7 +379,7 @@ class Campaign:
             said = [process.communicate(timeout=PATIENCE)[1] for process in both]
         assert all(process.returncode == 1 for process in both) and all(line in text for text in said), said
         assert (self.step(), Checkpointer(self.workdir).steps()) == before
-        return f"both ended: {line}"
+        return f"both ended: {line} ..."
 
     def cut_json(self) -> str:
         """A JSON file of the workdir is cut short: the command names it, and goes on without it."""
