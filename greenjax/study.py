@@ -137,7 +137,8 @@ class Bench:
         self.held_out = found.source
         for line in found.lines(split):
             say(line)
-        check_neighbours(config, len(self.labelled(config.data.per_class, config.seed)))  # and where a class has fewer
+        fewest = self.labelled(config.data.per_class, config.seed)  # raises where a class has fewer
+        check_neighbours(config, len(fewest), config.data.split)
         self.total, warmup = run_length(config, len(self.images))
         self.place = Placement(self.mesh)
         graphdef, self.tx = model_graph(config), make_optimizer(config)

@@ -26,7 +26,16 @@ from greenjax.config import flatten, load_config, resolve
 from greenjax.console import complain, say
 from greenjax.data import matched, open_labelled
 from greenjax.errors import InputError
-from greenjax.evaluation import accuracy, features_of, knn, linear, pooled_features, read_results, write_results
+from greenjax.evaluation import (
+    accuracy,
+    check_neighbours,
+    features_of,
+    knn,
+    linear,
+    pooled_features,
+    read_results,
+    write_results,
+)
 from greenjax.lock import held
 from greenjax.processes import find_devices
 from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, finetune, pretrain
@@ -91,7 +100,8 @@ def sweep(config: ConfigDict, axes: Axes, workdir: Path, finetune_file: str | No
     """Pre-trains and judges every point, and draws what is there after each."""
     if not config.data.eval_split:
         raise InputError("data.eval_split is '': expected the split that features are judged on")
-    # Every configuration is checked before the first run starts.
+    # Every configuration, and that there are labels, is checked before the first run starts.
+    check_neighbours(config, len(open_labelled(config.data, config.data.split)), config.data.split)
     points = [
         (axis, value, resolve(flatten(config) | changes))
         for axis, values in axes.items()

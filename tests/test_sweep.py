@@ -45,4 +45,6 @@ def test_what_cannot_be_swept_is_refused(tmp_path):
         sweep_axes(config, [0.5], [1], ["long"])
     with pytest.raises(ValueError, match=r"data.eval_split is ''"):
         sweep(small_config(**RUN | dict(data__eval_split="")), {}, tmp_path)
+    with pytest.raises(ValueError, match=r"knn.k is \(20,\): expected at most the 9 images of 'train\[:9\]'"):
+        sweep(small_config(**RUN | dict(data__split="train[:9]")), {}, tmp_path)
     assert not list(tmp_path.iterdir())

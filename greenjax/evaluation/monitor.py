@@ -37,7 +37,7 @@ class Monitor:
             say(line)
         self.train, self.held_out = (first_images(source, most) for source in (train, found.source))
         if config.monitor == "knn":
-            check_neighbours(config, len(self.train))
+            check_neighbours(config, len(self.train), data.split)
         self.config, self.place = config, place
         self.pooled = pooled_features(graphdef)
 
@@ -67,10 +67,10 @@ def monitored(config: ConfigDict) -> ConfigDict:
     return resolve(flatten(config) | given).data
 
 
-def check_neighbours(config: ConfigDict, images: int) -> None:
-    """Raises InputError where `knn.k` asks for more neighbours than there are images of the training split."""
+def check_neighbours(config: ConfigDict, images: int, split: str) -> None:
+    """Raises InputError where `knn.k` asks for more neighbours than a split has images."""
     if max(config.knn.k) > images:
-        raise InputError(f"knn.k is {config.knn.k}: expected at most the {images} images of {config.data.split!r}")
+        raise InputError(f"knn.k is {config.knn.k}: expected at most the {images} images of {split!r}")
 
 
 def pooled_features(graphdef: nnx.GraphDef) -> Callable[[Any, Array], Array]:

@@ -151,14 +151,14 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
     images = matched(held_out, train.classes, config.data.eval_split)
     for line in images.lines(config.data.eval_split):
         say(line)
-    check_neighbours(config, len(train))
+    check_neighbours(config, len(train), config.data.split)
     same_data({f"images of {split}": source for split, source in zip(splits, (train, held_out))})
     model, params = _initial(config, mesh)
     say(f"computing the features of {len(train):,} and {len(images.source):,} images ...")
     pooled, place = pooled_features(nnx.graphdef(model)), Placement(mesh)
     with jax.set_mesh(mesh):  # as above
         bank, queries = (features_of(config, pooled, params, source, place) for source in (train, images.source))
-    check_neighbours(config, len(bank[1]))  # fewer where some cannot be decoded
+    check_neighbours(config, len(bank[1]), config.data.split)  # fewer where some cannot be decoded
     found = {}
     for k, scores in knn(config, bank, queries, len(train.classes)).items():
         found[k] = accuracy(scores, queries[1])
