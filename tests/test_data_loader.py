@@ -235,7 +235,15 @@ def test_a_run_begun_anew_begins_a_new_list(tmp_path):
     assert len(Undecodable(tmp_path)) == 0 and not (tmp_path / "undecodable.txt").exists()
 
 
-@pytest.mark.parametrize("name", ["new\nline.jpg", "tab\t.jpg", "caf\u00e9 \u2028.jpg", "bytes \udcff.jpg"])
+ODD = {
+    "line": "new\nline.jpg",
+    "tab": "tab\t.jpg",
+    "separator": "caf\u00e9 \u2028.jpg",
+    "not UTF-8": "bytes \udcff.jpg",
+}
+
+
+@pytest.mark.parametrize("name", ODD.values(), ids=ODD)
 def test_odd_names_are_known_again(name, tmp_path, caplog):
     Undecodable(tmp_path).add([Fault(name, "is\nempty"), Fault("b.jpg", "is empty")], "so")
     with (tmp_path / "undecodable.txt").open("a") as file:

@@ -35,7 +35,7 @@ class Undecodable:
             whole = data[: data.rfind(b"\n") + 1]  # a run may have been killed in the middle of the last line
             if writes and len(whole) < len(data):
                 os.truncate(self._path, len(whole))
-            lines = whole.decode("utf-8", "surrogateescape").split("\n")[:-1]
+            lines = whole.decode("utf-8", "replace").split("\n")[:-1]
             self._names = {line.partition("\t")[0] for line in lines}
         elif writes:
             self._path.unlink(missing_ok=True)
@@ -61,12 +61,12 @@ class Undecodable:
         if not self._writes:
             return
         try:
-            with self._path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write(f"{name}\t{reason}\n")
         except OSError as error:
             logging.warning("%s cannot be written: %s", self._path, error.strerror)
 
 
 def _on_one_line(text: str) -> str:
-    """File names may have any character but "/" and NUL."""
-    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
+    """Text without line breaks, control characters and bytes that are no UTF-8, all of which a file's name may have."""
+    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]", lambda found: repr(found[0])[1:-1], text)
