@@ -114,6 +114,9 @@ def check_data(values: Values) -> None:
     for key in ("data.mean", "data.std"):
         if len(values[key]) != values["model.in_channels"]:
             refuse(values, key, f"{values['model.in_channels']} numbers, one a channel (model.in_channels)")
+    if values["data.source"] == "digits" and values["data.path"]:
+        others = "--config.data.source=folder, records or tfds takes one"
+        refuse(values, "data.path", f"'' for data.source 'digits', which reads no path; {others}")
     if values["data.source"] == "folder" and not values["data.path"]:
         refuse(values, "data.path", "a directory of images for data.source 'folder'")
     if values["data.source"] == "records" and not values["data.path"]:

@@ -310,6 +310,7 @@ WRONG = [
     ({"mask.pool": -1}, "mask.pool is -1"),
     ({"data.source": "webdataset"}, "data.source is 'webdataset': expected digits or folder or records or tfds"),
     ({"data.source": "folder"}, "data.path is '': expected a directory"),
+    ({"data.source": "digits", "data.path": "/x"}, "data.path is '/x': expected '' for data.source 'digits', which"),
     ({"data.name": ""}, "data.name is ''"),
     ({"data.split": ""}, "data.split is ''"),
     ({"data.batch_size": 0}, "data.batch_size is 0"),

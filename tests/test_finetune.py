@@ -16,6 +16,7 @@ import greenjax
 from greenjax.checkpoint import Checkpointer
 from greenjax.data import labelled_batches, open_labelled
 from greenjax.evaluation import Monitor
+from greenjax.evaluation.monitor import monitored
 from greenjax.training import evaluate_classifier, evaluate_knn, finetune, pretrain
 from greenjax.training.optim import layer_multipliers, learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import Placement, batch_sharding, make_mesh
@@ -164,8 +165,8 @@ def test_a_probe_leaves_the_encoder_and_moves_the_statistics():
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("pretrained")
-    monitored = dict(monitor="knn", data__eval_split="test[:20]", knn__k=(3,), log__monitor_every=1)
-    config = small_config(model__depths=(1, 1), steps=2, mesh__data=2, log__monitor_images=50, **monitored)
+    monitor = dict(monitor="knn", data__eval_split="test[:20]", knn__k=(3,), log__monitor_every=1)
+    config = small_config(model__depths=(1, 1), steps=2, mesh__data=2, log__monitor_images=50, **monitor)
     pretrain(config, workdir)
     return workdir
 
@@ -195,6 +196,8 @@ def test_the_monitor_may_look_at_a_labelled_set_of_its_own(insects):
     assert monitor.train.classes == ("ant", "bee", "cat", "dog")
     assert (len(monitor.train), len(monitor.held_out)) == (16, 12)
     assert set(monitor.measure(params)) == {"knn_top1"}
+    pool = dict(data__source="folder", data__path=str(root), data__monitor_source="digits")
+    assert monitored(small_config(**pool)).path == ""  # digits have none
     with pytest.raises(ValueError, match=r"monitor is 'knn': expected none where .* data\.eval_split"):
         small_config(monitor="knn", data__monitor_split="train")
 

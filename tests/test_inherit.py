@@ -67,6 +67,9 @@ def test_an_evaluation_takes_images_and_classes_too(run):
     assert config.image_size == (64, 64)
     config, _ = loaded("eval", {"data.source": "digits"}, folder)
     assert (config.data.path, config.data.eval_split) == ("", "")
+    (folder / "config.json").write_text(json.dumps(small_config(task="finetune").to_dict()))  # of digits
+    with pytest.raises(ValueError, match=r"^data\.path is '/other': expected '' for data\.source 'digits'"):
+        loaded("eval", {"data.path": "/other"}, folder)
 
 
 def test_a_file_that_names_its_images_keeps_them(run, tmp_path):

@@ -528,6 +528,13 @@ def test_outputs_that_cannot_be_are_refused(model, tmp_path, name, expected):
     assert expected in str(refused.value)
 
 
+def test_an_export_leaves_the_workdir_of_a_run_as_it_is(model, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="is the workdir of a run: expected another folder"):
+        greenjax.save_torch(model, tmp_path, "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
 def test_inputs_that_are_not_there_are_refused(model, tmp_path):
     assert "no such file" in refusal(tmp_path / "nothing.pth", model.config)
     assert "expected model.safetensors in the folder" in refusal(tmp_path, model.config)

@@ -170,7 +170,7 @@ def refuse():
 
 
 for attempt in (
-    lambda: task(small_config(data__workers=index, data__path=str(index)), workdir),
+    lambda: task(small_config(data__workers=index, data__source="folder", data__path=f"/disk{index}"), workdir),
     lambda: same(),
     lambda: task(small_config(model__window=4 - 2 * index), workdir),
     lambda: same(step=5 if index else None),

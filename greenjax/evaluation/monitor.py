@@ -64,7 +64,8 @@ def monitored(config: ConfigDict) -> ConfigDict:
     """`config.data` of the sets that the monitor looks at: where `data.monitor_KEY` is given it replaces `data.KEY`."""
     keys = ("source", "path", "name", "split", "eval_split")
     given = {f"data.{key}": config.data[f"monitor_{key}"] for key in keys if config.data[f"monitor_{key}"]}
-    return resolve(flatten(config) | given).data
+    pathless = {"data.path": ""} if given.get("data.source") == "digits" else {}
+    return resolve(flatten(config) | pathless | given).data
 
 
 def check_neighbours(config: ConfigDict, images: int, split: str) -> None:

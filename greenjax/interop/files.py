@@ -211,6 +211,8 @@ def check_output(path: str | Path, folder: bool = False) -> Path:
         require_torch(path)
     if path.suffix and path.is_dir():
         raise InputError(f"output {str(path)!r} is a folder: expected a file")
+    if not path.suffix and (path / "checkpoints").is_dir():  # the export's config.json would replace the run's
+        raise InputError(f"output {str(path)!r} is the workdir of a run: expected another folder")
     there = next(parent for parent in ((path.parent if path.suffix else path), *path.parents) if parent.exists())
     if not there.is_dir():
         raise InputError(f"output {str(path)!r} cannot be written: {str(there)!r} is not a folder")
