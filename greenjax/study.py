@@ -26,7 +26,15 @@ from greenjax.atomic import replace_text
 from greenjax.cache import keep_compiled
 from greenjax.config import flatten, resolve
 from greenjax.console import say
-from greenjax.data import LabelledSource, check_classes, draw_of_each_class, labelled_batches, matched, open_labelled
+from greenjax.data import (
+    LabelledSource,
+    WorkerDied,
+    check_classes,
+    draw_of_each_class,
+    labelled_batches,
+    matched,
+    open_labelled,
+)
 from greenjax.errors import InputError
 from greenjax.evaluation import (
     accuracy,
@@ -69,7 +77,7 @@ def main(argv: list[str]) -> None:
         find_devices()
         with held(arguments.workdir, "--workdir"):
             study(config, arguments.workdir, arguments.seeds, arguments.scratch_lr)
-    except InputError as error:
+    except (InputError, WorkerDied) as error:
         sys.exit(f"greenjax.study: {error}")
 
 

@@ -24,7 +24,7 @@ from greenjax.cache import keep_compiled
 from greenjax.checkpoint import SaveError
 from greenjax.config import flatten, load_config, resolve
 from greenjax.console import complain, say
-from greenjax.data import matched, open_labelled
+from greenjax.data import WorkerDied, matched, open_labelled
 from greenjax.errors import InputError
 from greenjax.evaluation import (
     accuracy,
@@ -65,6 +65,8 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(EXIT_CODE)
     except (InputError, DivergedError, SaveError) as error:
         sys.exit(f"greenjax.sweep: {error}")
+    except WorkerDied as error:
+        sys.exit(f"greenjax.sweep: {error}; the same command goes on")
 
 
 def _numbers(name: str, values: Sequence[Any], whole: bool = False) -> list[float]:

@@ -240,6 +240,28 @@ def test_the_command_that_a_refusal_prints_makes_a_file_that_is_read(model, save
         convert.main(command[2:])
 
 
+@pytest.mark.parametrize("given", ["index", "folder", "weights.safetensors", "beside"])
+def test_the_printed_command_names_the_whole_input_and_a_new_output(model, saved, tmp_path, given, capsys):
+    tensors = as_type(saved, torch.float32)
+    path = tmp_path / (given if given.endswith(".safetensors") else "weights.pth")
+    if given in ("index", "folder"):
+        index = sharded(tmp_path / "shards", load_file(saved), "bin")
+        for shard in index.parent.glob("*.bin"):
+            torch.save(torch.load(shard) | {"args": argparse.Namespace(lr=1.0)}, shard)
+        path = index if given == "index" else index.parent
+    else:
+        torch.save({"model": tensors, "args": argparse.Namespace(lr=1.0)}, path)
+    if given == "beside":
+        for name in ("weights.safetensors", "weights_tensors.safetensors"):
+            (tmp_path / name).touch()
+    command = printed_command(refusal(path, model.config))
+    convert.main(command[2:])
+    made = Path(capsys.readouterr().out.partition(": ")[0])
+    weights = flat_weights(greenjax.load_torch(made, model.config, "swin"))
+    for name, value in flat_weights(model).items():
+        np.testing.assert_array_equal(weights[name], value, err_msg=name)
+
+
 def test_the_printed_command_runs_as_a_process_that_finds_the_modules_class(model, saved, tmp_path):
     """A module saved by a program whose classes lie in the folder where the command is typed."""
     (tmp_path / "nets.py").write_text("import torch\n\nclass Net(torch.nn.Module):\n    pass\n")

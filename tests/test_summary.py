@@ -57,6 +57,7 @@ def test_the_last_lines_name_what_is_there(tmp_path):
     ]
 
 
+CONFIGS_OF = Path("configs").resolve()
 CONFIGS = [path for path in sorted(Path("configs").glob("*.py")) if not path.stem.startswith(("eval", "knn"))]
 
 
@@ -75,6 +76,20 @@ def test_the_next_commands_can_be_typed(file):
         assert (found.init, rest) == ("runs/my run", ["--workdir", "runs/my run_finetuned"])
         assert (found.data.source, found.data.path) == (config.data.source, "/data/my images")
     assert (file.with_name(f"finetune_{file.name}").exists()) <= ("fine-tune" in commands)
+
+
+@pytest.mark.parametrize(
+    ("workdir", "name"), [(".", "here"), ("..", "above"), ("deeper/..", "here"), ("/", "run"), ("runs/a.pt", "a.pt")]
+)
+def test_commands_after_a_run_in_any_folder_write_beside_it(workdir, name, tmp_path, monkeypatch):
+    (tmp_path / "above" / "here" / "deeper").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "above" / "here")
+    file = CONFIGS_OF / "digits.py"
+    _, *lines = next_lines(load_config(file), Path(workdir), str(file))
+    tune, export = (shlex.split(line[14:]) for line in lines)
+    output = Path(convert.make_parser().parse_args(export[3:]).output)
+    assert output.name == f"{name}.safetensors" and output.resolve().parent == Path(workdir).resolve().parent
+    assert Path(flags.split(tune[3:]).rest[1]) == output.with_name(f"{name}_finetuned")
 
 
 def test_a_model_without_a_recipe_or_a_layout_gets_no_command(tmp_path):

@@ -1,14 +1,19 @@
 """The sweep of the paper's figure 5: every point once, and one picture of what they are worth."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 from small import ONE_STAGE, small_config
 
+from greenjax import study as study_module
 from greenjax import sweep as module
+from greenjax.data import WorkerDied
 from greenjax.evaluation import read_results
 from greenjax.sweep import sweep, sweep_axes
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 RUN = dict(**ONE_STAGE, steps=2, optim__warmup_steps=1, data__split="train[:60]", data__eval_split="test[:20]")
 
 
@@ -48,3 +53,21 @@ def test_what_cannot_be_swept_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"knn.k is \(20,\): expected at most the 9 images of 'train\[:9\]'"):
         sweep(small_config(**RUN | dict(data__split="train[:9]")), {}, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "file", "told"),
+    [
+        (module, "sweep", "digits.py", "greenjax.sweep: worker 1 was killed; the same command goes on"),
+        (study_module, "study", "finetune_digits.py", "greenjax.study: worker 1 was killed"),
+    ],
+    ids=["sweep", "study"],
+)
+def test_a_killed_worker_is_one_line(command, function, file, told, tmp_path, monkeypatch):
+    def killed(*_):
+        raise WorkerDied("worker 1 was killed")
+
+    monkeypatch.setattr(command, function, killed)
+    with pytest.raises(SystemExit) as ended:
+        command.main(["greenjax", f"--config={CONFIGS / file}", f"--workdir={tmp_path}"])
+    assert ended.value.code == told

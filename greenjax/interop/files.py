@@ -141,7 +141,7 @@ def _read_shards(index: Path, trust: bool) -> Contents:
     tensors: dict[str, Any] = {}
     metadata: dict[str, str] = {}
     for name in files:
-        containers, said = _read(index.parent / name, trust)
+        containers, said = _read(index.parent / name, trust, index)
         tensors |= containers.get("", {})
         metadata |= said
     if absent := [name for name in shards if name not in tensors]:
@@ -151,8 +151,8 @@ def _read_shards(index: Path, trust: bool) -> Contents:
     return Contents({"": tensors}, metadata)
 
 
-def _read(path: Path, trust: bool) -> Contents:
-    """One file, by what is in it: its name may say something else."""
+def _read(path: Path, trust: bool, whole: Path | None = None) -> Contents:
+    """One file, by what is in it: its name may say something else. `whole` is the index of which it is a shard."""
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -165,7 +165,7 @@ def _read(path: Path, trust: bool) -> Contents:
     elif not pickled and path.suffix not in SAFETENSORS:
         raise InputError(f"weights {str(path)!r}: neither safetensors nor a checkpoint of PyTorch")
     if pickled:
-        return Contents(read_pickle(path, trust=trust), {})
+        return Contents(read_pickle(path, trust=trust, whole=whole), {})
     tensors, metadata = _read_safetensors(path)
     return Contents({"": tensors}, metadata)
 

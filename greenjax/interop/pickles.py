@@ -8,6 +8,7 @@ import re
 import shlex
 import warnings
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from greenjax.errors import InputError
 _FAILURES = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, ImportError)
 
 
-def read_pickle(path: Path, *, trust: bool = False) -> dict[str, dict[str, Any]]:
+def read_pickle(path: Path, *, trust: bool = False, whole: Path | None = None) -> dict[str, dict[str, Any]]:
     """The tensors of a checkpoint, as PyTorch's or NumPy's, by the key of their dictionary: "", "model", "a.b".
 
-    Raises InputError for what is damaged, holds no tensors, or, without `trust`, wants to run code.
+    `whole` is the index of which the file is a shard. Raises InputError for what is damaged, holds no tensors, or,
+    without `trust`, wants to run code.
     """
     torch = require_torch(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice to programmers, such as on protocols and TorchScript
-        found = _load_trusted(torch, path) if trust else _load_safely(torch, path)
+        found = _load_trusted(torch, path) if trust else _load_safely(torch, path, whole or path)
     containers = _containers(torch, found)
     if not containers:
         raise InputError(f"weights {str(path)!r}: expected tensors by name, found {_described(found)}")
@@ -43,7 +45,7 @@ def require_torch(path: Path) -> Any:
     return torch
 
 
-def _load_safely(torch: Any, path: Path) -> Any:
+def _load_safely(torch: Any, path: Path, whole: Path) -> Any:
     try:
         with path.open("rb") as file:  # not the path: newer PyTorch goes by its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -51,13 +53,13 @@ def _load_safely(torch: Any, path: Path) -> Any:
         if wanted := _wants(str(error)):
             raise InputError(
                 f"weights {str(path)!r} hold more than tensors ({wanted}), and reading that could run any code, so"
-                f" nothing was read. {_way_round(path)}"
+                f" nothing was read. {_way_round(whole)}"
             ) from error
         raise _damaged(path, "not a pickle of PyTorch's") from error
     except _FAILURES as error:
         if "TorchScript" in str(error):
             raise InputError(
-                f"weights {str(path)!r} are a TorchScript archive, a program, so nothing was read. {_way_round(path)}"
+                f"weights {str(path)!r} are a TorchScript archive, a program, so nothing was read. {_way_round(whole)}"
             ) from error
         raise _damaged(path, first_line(error)) from error
 
@@ -93,7 +95,11 @@ def _wants(message: str) -> str:
 
 
 def _way_round(path: Path) -> str:
-    arguments = ["--input", str(path), "--output", str(path.with_suffix(".safetensors"))]
+    """The command that reads a file, or an index and its shards, into a new file."""
+    stem = Path(path.name.removesuffix(".index.json")).stem
+    names = (f"{stem}{ending}.safetensors" for ending in chain(["", "_tensors"], (f"_tensors_{n}" for n in count(2))))
+    output = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    arguments = ["--input", str(path), "--output", str(output)]
     return (
         "If you trust the file, take its tensors out once, by torch.load with weights_only=False:"
         f" python -m greenjax.convert extract --trust {shlex.join(arguments)}"

@@ -97,7 +97,7 @@ def next_lines(config: ConfigDict, workdir: Path, file: str) -> list[str]:
     layouts = export_line(config).partition(": ")[2].partition(";")[0].split(", ")
     if config.task in ("pretrain", "finetune", "linear") and layouts != ["none"]:
         layout = FAVOURITE if FAVOURITE in layouts else layouts[0].partition(" ")[0]
-        output = workdir.with_name(f"{workdir.name}.safetensors")
+        output = _beside(workdir, ".safetensors")
         words = ["to-torch", "--workdir", workdir, "--layout", layout, "--output", output]
         rows.append(("export", _command("convert", words)))
     return ["next:", *table(rows)] if rows else []
@@ -154,8 +154,14 @@ def _finetune_command(config: ConfigDict, workdir: Path, file: Path) -> str | No
     except InputError:  # somebody's own, which is not done yet
         return None
     changes = [f"--config.{key}={_text(here[key])}" for key in DATA if here[key] != there[key]]
-    output = workdir.with_name(f"{workdir.name}_finetuned")
+    output = _beside(workdir, "_finetuned")
     return _command("main", ["--config", recipe, f"--config.init={workdir}", *changes, "--workdir", output])
+
+
+def _beside(workdir: Path, ending: str) -> Path:
+    """A path beside the workdir, of its name and `ending`; `.`, `..` and `/` are no names."""
+    workdir = workdir.resolve() if workdir.name in ("", "..") else workdir
+    return workdir.parent / f"{workdir.name or 'run'}{ending}"
 
 
 def _text(value: Any) -> str:
