@@ -140,6 +140,13 @@ def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
         key=arguments.key,
         prefix=arguments.prefix,
     )
+    if config.task in ("finetune", "linear") and not model.config.model.num_classes:  # the data would decide, later
+        why = "--new-head leaves out the file's head" if arguments.new_head else "the file has no head"
+        raise InputError(
+            f"model.num_classes is not given, and {why}: expected --config.model.num_classes=N, or training that starts"
+            f" from the file, with {shlex.quote(f'--config.init={arguments.input}')}"
+            + (" --config.new_head" if arguments.new_head else "")
+        )
     write_start(workdir, model, resolve(model.config), make_optimizer(config))
     say(f"{workdir}: {config.model.name} from {arguments.input}, layout {arguments.layout}")
     for line in report.lines():

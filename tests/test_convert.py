@@ -1,6 +1,7 @@
 """The convert command: a run's weights out, a file's weights in, and training that goes on from them."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -12,10 +13,10 @@ from safetensors.numpy import load_file
 from small import small_config
 
 import greenjax
-from greenjax import convert
+from greenjax import convert, main
 from greenjax.checkpoint import Checkpointer
 from greenjax.interop.weights import flat_weights
-from greenjax.training import pretrain
+from greenjax.training import finetune, pretrain
 
 RUN = dict(
     model__depths=(1, 1), steps=4, ema=0.5, log__checkpoint_every=2, optim__base_lr=1e-2, mesh__data=1, model__patch=2
@@ -117,6 +118,27 @@ def test_training_goes_on_from_a_files_weights(run, tmp_path, capsys):
     assert [line["loss"] for line in lines] == [line["loss"] for line in others]
     scratch = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["loss"] < scratch[0]
+
+
+def test_a_classifier_from_a_file_is_trained_by_the_printed_line(run, tmp_path, capsys):
+    """Of a file without a head nobody knows the number of classes: checkpoint 0 would lack a head."""
+    workdir, _ = run
+    weights, fresh = tmp_path / "weights.safetensors", tmp_path / "fresh"
+    command("to-torch", "--workdir", workdir, "--layout", "swin", "--encoder-only", "--output", weights)
+    config = config_file(tmp_path, **RUN, task="finetune")
+    into = ("from-torch", "--config", config, "--layout", "swin", "--input", weights, "--workdir", fresh)
+    init = f"--config.init={weights}"
+    assert refused(*into).endswith(
+        f"has no head: expected --config.model.num_classes=N, or training that starts from the file, with {init}"
+    )
+    assert refused(*into, "--new-head").endswith(f"with {init} --config.new_head")
+    assert not fresh.exists()
+    capsys.readouterr()
+    command(*into, "--config.model.num_classes=10")
+    printed = capsys.readouterr().out.partition("training goes on from there: python -m ")[2]
+    arguments, trained = main.parse(shlex.split(printed))
+    finetune(trained, arguments.workdir)
+    assert Checkpointer(fresh).latest_intact_step() == RUN["steps"]
 
 
 def test_weights_of_another_program_are_found_or_said(run, tmp_path, capsys):
