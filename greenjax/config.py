@@ -227,13 +227,18 @@ def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
     """Flat settings with `changes` on top.
 
     A length in the other unit, such as steps for a file's epochs, unsets the file's. Its warm-up keeps its share of the
-    run, unless `changes` has one.
+    run, unless `changes` has one; in the file's own unit it does so only where it would not fit into the new length.
     """
     settings = dict(settings)
     for unit, other in (("steps", "epochs"), ("epochs", "steps")):
         warmup, other_warmup = f"optim.warmup_{unit}", f"optim.warmup_{other}"
         length, before = changes.get(unit), settings.get(other)
-        if not (length and before) or changes.get(other) or not isinstance(length, int):
+        if not length or changes.get(other) or not isinstance(length, int):
+            continue
+        own, own_warmup = settings.get(unit) or 0, settings.get(warmup) or 0
+        if length <= own_warmup < own and warmup not in changes:
+            settings[warmup] = own_warmup * length // own
+        if not before:
             continue
         if settings.get(other_warmup) and not {warmup, other_warmup} & changes.keys():
             settings[warmup] = settings[other_warmup] * length // before

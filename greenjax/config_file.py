@@ -65,7 +65,8 @@ def _place(path: Path, error: Exception) -> str:
     places = [(frame.filename, frame.lineno) for frame in frames]
     reason = " ".join(str(error).replace("\\n", " ").split())  # ml_collections quotes line breaks
     if isinstance(error, SyntaxError) and error.filename:
-        places, reason = [*places, (error.filename, error.lineno)], error.msg
+        reason = error.msg
+        places += [(error.filename, error.lineno)] if Path(error.filename).is_file() else []  # a text has no file
     where = repr(str(path))
     if places:
         file, line = places[-1]

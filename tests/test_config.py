@@ -178,6 +178,21 @@ def test_epochs_take_the_place_of_a_file_s_steps():
 
 
 @pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"steps": 100}, (100, 6)),  # 150 of the file's 2,500 steps are warm-up
+        ({"steps": 150}, (150, 9)),
+        ({"steps": 151}, (151, 150)),
+        ({"steps": 100, "optim.warmup_steps": 3}, (100, 3)),
+        ({"steps": 100, "optim.warmup_steps": 0}, (100, None)),
+    ],
+)
+def test_a_warmup_that_a_shorter_run_has_no_room_for_keeps_its_share(changes, expected):
+    config = load_config(ROOT / "configs" / "digits.py", changes)
+    assert (config.steps, config.optim.warmup_steps or None) == expected
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--config.model.windw=14"], "model.window"),
@@ -232,6 +247,16 @@ def test_unknown_keys_are_refused_with_the_nearest():
         *(("batch_size", "data.batch_size"), ("wd", "optim.weight_decay"), ("num_epochs", "epochs")),
         *(("max_steps", "steps"), ("workers", "data.workers"), ("dataset", "data.name"), ("arch", "model.name")),
         *(("optim.weight", "optim.weight_decay"), ("model.drop_path_rate", "model.drop_path"), ("Seed", "seed")),
+        *(("patch_size", "model.patch"), ("batch", "data.batch_size"), ("dropout", "model.drop_path")),
+        *((name, "data.eval_split") for name in ("val", "val_dir", "val_path", "test_path")),
+        *(
+            ("train_path", "data.path"),
+            ("train_dir", "data.path"),
+            ("norm_mean", "data.mean"),
+            ("norm_std", "data.std"),
+        ),
+        *(("grad_accum_steps", "optim.accumulation"), ("crop_pct", "data.eval_crop"), ("log_freq", "log.every")),
+        *(("log_steps", "log.every"), ("hidden_size", "model.embed_dim"), ("dim", "model.embed_dim")),
     ):
         assert key in refusal({name: 1}).partition("nearest are ")[2].split(", "), name
     assert "--helpfull lists all keys" in refusal({"zzz": 1})
@@ -249,7 +274,7 @@ WRONG = [
     ({"deterministic": "maybe"}, "deterministic is 'maybe': expected True or False"),
     ({"steps": 10, "epochs": 100}, "epochs is 100: expected none beside steps 10"),
     ({"epochs": None}, "neither epochs nor steps"),
-    ({"epochs": 40}, "optim.warmup_epochs is 40: expected less than epochs, 40"),
+    ({"epochs": 40, "optim.warmup_epochs": 40}, "optim.warmup_epochs is 40: expected less than epochs, 40"),
     ({"steps": 50, "optim.warmup_epochs": 4}, "optim.warmup_epochs is 4: expected none in a run measured in steps"),
     ({"image_size": 200}, "image_size is (200, 200): expected multiples of the mask unit, 32"),
     ({"image_size": (224, 225)}, "image_size is (224, 225)"),
@@ -403,6 +428,7 @@ def test_a_file_may_import_its_neighbours(tmp_path):
     [
         ("x = 1\ndef get_config(:\n", 2, "SyntaxError: invalid syntax"),
         ("def get_config():\n\n    return 1 / 0\n", 3, "ZeroDivisionError: division by zero"),
+        ("import ast\n\ndef get_config():\n    ast.literal_eval('1 +')\n", 4, "SyntaxError: invalid syntax"),
         ("import nothing_like_it\n", 1, "ModuleNotFoundError: No module named 'nothing_like_it'"),
         ("from . import base\n", 1, "ImportError: attempted relative import"),
         ("import greenjax\nconfig = greenjax.default_config()\nconfig.seed = 'x'\n", 3, "TypeError: "),
