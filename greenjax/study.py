@@ -32,7 +32,6 @@ from greenjax.data import (
     check_classes,
     draw_of_each_class,
     labelled_batches,
-    matched,
     open_labelled,
 )
 from greenjax.errors import InputError
@@ -52,7 +51,7 @@ from greenjax.lock import held
 from greenjax.models import build
 from greenjax.processes import find_devices
 from greenjax.training.evaluate import Judge
-from greenjax.training.finetune import weights, with_head
+from greenjax.training.finetune import held_out_images, weights, with_head
 from greenjax.training.metrics import record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import Placement, make_mesh
@@ -140,11 +139,9 @@ class Bench:
         config = with_head(config, self.images)
         self.config, self.mesh = config, make_mesh(config)
         check_classes(config, self.images)
-        split = config.data.eval_split
-        found = matched(open_labelled(config.data, split), self.images.classes, split)
+        found = held_out_images(config, self.images)
+        assert found is not None
         self.held_out = found.source
-        for line in found.lines(split):
-            say(line)
         fewest = self.labelled(config.data.per_class, config.seed)  # raises where a class has fewer
         check_neighbours(config, len(fewest), config.data.split)
         self.total, warmup = run_length(config, len(self.images))

@@ -39,6 +39,7 @@ from greenjax.evaluation import (
 from greenjax.lock import held
 from greenjax.processes import find_devices
 from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, finetune, pretrain
+from greenjax.training.finetune import held_out_images
 from greenjax.training.sharding import Placement, make_mesh
 
 METRICS = {"finetune": "fine-tuned", "linear": "linear probe", "knn": "k-NN"}  # as they are drawn
@@ -103,14 +104,16 @@ def sweep(config: ConfigDict, axes: Axes, workdir: Path, finetune_file: str | No
     if not config.data.eval_split:
         raise InputError("data.eval_split is '': expected the split that features are judged on")
     # Every configuration, and that there are labels, is checked before the first run starts.
-    check_neighbours(config, len(open_labelled(config.data, config.data.split)), config.data.split)
+    train = open_labelled(config.data, config.data.split)
+    check_neighbours(config, len(train), config.data.split)
+    held_out_images(config, train)
     points = [
         (axis, value, resolve(flatten(config) | changes))
         for axis, values in axes.items()
         for value, changes in values.items()
     ]
     if finetune_file is not None:
-        load_config(finetune_file)
+        check_recipe(finetune_file)
     for axis, value, run in points:
         settings = f"ratio {run.mask.ratio:g}, depth {run.decoder.depth}, {run.epochs or run.steps} {_unit(run)}"
         folder = workdir / settings.replace(", ", "_").replace(" ", "_")
@@ -122,6 +125,17 @@ def sweep(config: ConfigDict, axes: Axes, workdir: Path, finetune_file: str | No
         numbers = ", ".join(f"{label} {found[key]:.4f}" for key, label in METRICS.items() if key in found)
         say(f"{axis} {value:g}: {numbers}")
         draw(workdir / "figure5.png", list(axes), read_results(workdir))
+
+
+def check_recipe(file: str) -> None:
+    """Raises InputError for a config file that cannot fine-tune a point and judge it."""
+    recipe = load_config(file)
+    if recipe.task not in ("finetune", "linear"):
+        raise InputError(f"finetune is {file!r}, of task {recipe.task!r}: expected a config of task finetune or linear")
+    if not recipe.data.eval_split:
+        raise InputError(f"finetune is {file!r}, without data.eval_split: expected the split that points are judged on")
+    for split in (recipe.data.split, recipe.data.eval_split):
+        open_labelled(recipe.data, split)
 
 
 def _unit(config: ConfigDict) -> str:

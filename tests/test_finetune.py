@@ -184,7 +184,7 @@ def test_pretraining_is_monitored(pretrained, tmp_path):
     assert (pretrained / "loss.png").stat().st_size > 10_000
 
 
-def test_the_monitor_may_look_at_a_labelled_set_of_its_own(insects):
+def test_the_monitor_may_look_at_a_labelled_set_of_its_own(insects, caplog):
     """Matched by names, like every set; with few classes top-5 says nothing."""
     root, _, _ = insects
     pool = dict(data__monitor_source="folder", data__monitor_path=str(root), data__monitor_eval_split="test")
@@ -196,6 +196,13 @@ def test_the_monitor_may_look_at_a_labelled_set_of_its_own(insects):
     assert monitor.train.classes == ("ant", "bee", "cat", "dog")
     assert (len(monitor.train), len(monitor.held_out)) == (16, 12)
     assert set(monitor.measure(params)) == {"knn_top1"}
+    assert not caplog.records
+    same = greenjax.resolve(greenjax.flatten(config) | {"data.monitor_eval_split": "train"})
+    Monitor(same, model_graph(config), Placement(make_mesh(config)))
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(
+        "16 of the 16 images of data.monitor_eval_split 'train' are in data.monitor_split 'train' too"
+    )
     pool = dict(data__source="folder", data__path=str(root), data__monitor_source="digits")
     assert monitored(small_config(**pool)).path == ""  # digits have none
     with pytest.raises(ValueError, match=r"monitor is 'knn': expected none where .* data\.eval_split"):

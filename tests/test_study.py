@@ -134,6 +134,12 @@ def test_what_cannot_be_studied_is_refused_before_anything_starts(overrides, exp
     assert not (tmp_path / "study").exists()
 
 
+def test_images_of_both_splits_are_told(config, caplog):
+    Bench(changed(config, {"data.eval_split": "train[190:210]"}))
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("10 of the 20 images of data.eval_split 'train[190:210]' are in data.split")
+
+
 def test_the_pretraining_is_not_written_over(config):
     with pytest.raises(ValueError, match=r"has checkpoints of steps \[1\]: expected a new folder"):
         study(config, Path(config.init), seeds=1)

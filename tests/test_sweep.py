@@ -52,7 +52,22 @@ def test_what_cannot_be_swept_is_refused(tmp_path):
         sweep(small_config(**RUN | dict(data__eval_split="")), {}, tmp_path)
     with pytest.raises(ValueError, match=r"knn.k is \(20,\): expected at most the 9 images of 'train\[:9\]'"):
         sweep(small_config(**RUN | dict(data__split="train[:9]")), {}, tmp_path)
+    recipe = tmp_path / "recipe.py"
+    for changes, expected in (
+        ("task='pretrain'", "of task 'pretrain': expected a config of task finetune or linear"),
+        ("task='finetune'", r"without data.eval_split: expected the split"),
+    ):
+        recipe.write_text(f"from small import small_config\n\ndef get_config():\n    return small_config({changes})\n")
+        with pytest.raises(ValueError, match=expected):
+            sweep(config, {}, tmp_path, str(recipe))
+    recipe.unlink()
     assert not list(tmp_path.iterdir())
+
+
+def test_images_of_both_splits_are_told_at_the_start(tmp_path, caplog):
+    sweep(small_config(**RUN | dict(data__eval_split="train[50:70]")), {}, tmp_path)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("10 of the 20 images of data.eval_split 'train[50:70]' are in data.split 'train[:60]' too")
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,7 @@ IN_PROCESS = [
         ("--config.model.window=None", "model.window=7"),
         ("--config.model.window=0", "model.window=7"),
         ("--config.model.remat --noconfig.model.remat", "model.remat=False"),
-        ("--config.data.path=a=b§c[1]", "data.path='a=b c[1]'"),
+        ("--config.data.source=folder --config.data.path=a=b§c[1]", "data.path='a=b c[1]'"),
         ("--config.data.mean -0.5", "data.mean=(-0.5,)"),
         ("--config.seed=1_000", "seed=1000"),
         ("--config.epochs=50 --config.steps=0 --config.optim.warmup_steps=0", "epochs=50"),

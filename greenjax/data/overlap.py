@@ -12,12 +12,19 @@ from greenjax.data.labels import Chosen, LabelledSource, Listed
 from greenjax.data.sources import FolderSource, Slice, Source
 
 
-def warn_of_overlap(data: ConfigDict, train: Source | LabelledSource, held_out: Source | LabelledSource) -> None:
-    """One line where `data.split` and `data.eval_split` have images in common."""
+def warn_of_overlap(
+    data: ConfigDict,
+    train: Source | LabelledSource,
+    held_out: Source | LabelledSource,
+    keys: tuple[str, str] = ("split", "eval_split"),
+) -> None:
+    """One line where two splits, named by `keys` of `data`, have images in common."""
+    split, eval_split = keys
     common = images_in_both(train, held_out)
     if common:
-        found = f"{common:,} of the {len(held_out):,} images of data.eval_split {data.eval_split!r}"
-        logging.warning("%s are in data.split %r too: results on them are those of training images", found, data.split)
+        found = f"{common:,} of the {len(held_out):,} images of data.{eval_split} {data[eval_split]!r}"
+        where = f"data.{split} {data[split]!r}"
+        logging.warning("%s are in %s too: results on them are those of training images", found, where)
 
 
 def images_in_both(first: Source | LabelledSource, second: Source | LabelledSource) -> int:

@@ -11,7 +11,15 @@ from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
 from greenjax.console import say
-from greenjax.data import LabelledSource, Undecodable, first_images, labelled_eval_batches, matched, open_labelled
+from greenjax.data import (
+    LabelledSource,
+    Undecodable,
+    first_images,
+    labelled_eval_batches,
+    matched,
+    open_labelled,
+    warn_of_overlap,
+)
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Placement
 from greenjax.evaluation.classify import accuracy, extract, told
@@ -32,6 +40,9 @@ class Monitor:
         """Raises InputError where the data have no labels."""
         most, data = config.log.monitor_images, monitored(config)
         train, held_out = (open_labelled(data, split) for split in (data.split, data.eval_split))
+        if data != config.data:  # pre-training warns of its own splits
+            split, eval_split = (f"monitor_{k}" if config.data[f"monitor_{k}"] else k for k in ("split", "eval_split"))
+            warn_of_overlap(config.data, train, held_out, (split, eval_split))
         found = matched(held_out, train.classes, data.eval_split)
         for line in found.lines(f"monitor, {data.eval_split}"):
             say(line)
