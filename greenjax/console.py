@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 GONE = (errno.EPIPE, errno.EIO)
 
 
+def speaks() -> bool:
+    """Is this the first process, which speaks for all? Known before JAX is imported."""
+    return not os.environ.get("JAX_PROCESS_ID", "").strip("0")
+
+
 def say(text: str = "") -> None:
     """One or more lines on standard output."""
     _line("stdout", text)

@@ -28,7 +28,8 @@ def main(argv: list[str]) -> None:
     parser = make_parser()
     arguments, rest = parser.parse_known_args(argv[1:])
     if rest and arguments.command != "from-torch":
-        parser.error(f"argument {rest[0]!r} is not understood")
+        found = flags.meant(arguments.parser, rest[0], settings=False)
+        parser.error(f"argument {rest[0]!r} is not understood: {found}")
     keep_compiled()
     try:
         if arguments.command != "extract":
@@ -67,6 +68,8 @@ def make_parser() -> argparse.ArgumentParser:
     take.add_argument("--input", required=True, help="the file")
     take.add_argument("--output", required=True, help="*.safetensors or *.pth, a new file")
     take.add_argument("--trust", action="store_true", help="let the file run code: only for files that you trust")
+    for command in (out, into, take):
+        command.set_defaults(parser=command)
     for command in (out, into):
         command.add_argument("--layout", required=True, choices=LAYOUTS)
         order = "order of the 2 x 2 patch merging; raster: GreenMIM files that were pre-trained so"
@@ -121,7 +124,9 @@ def image_size(text: str) -> tuple[int, ...]:
 
 def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Makes a workdir whose checkpoint of step 0 holds the file's weights: training there starts from them."""
-    _, config = flags.parse_beside(flags.Parser("python -m greenjax.convert"), ["greenjax.convert", *rest])
+    _, config = flags.parse_beside(
+        flags.Parser("python -m greenjax.convert"), ["greenjax.convert", *rest], arguments.parser
+    )
 
     from greenjax.interop import read_torch
     from greenjax.training.optim import make_optimizer

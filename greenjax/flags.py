@@ -87,20 +87,22 @@ def split(arguments: Sequence[str]) -> Settings:
     return Settings(path, overrides, rest)
 
 
-def parse_beside(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
+def parse_beside(
+    parser: argparse.ArgumentParser, argv: Sequence[str], whole: argparse.ArgumentParser | None = None
+) -> tuple[argparse.Namespace, ConfigDict]:
     """What a command has of its own, by `parser`, with the file's path as `config`; and the resolved config.
 
-    What is wrong ends the program with one line. `argv` begins with the program's name.
+    What is wrong ends the program with one line, which suggests flags of `whole`, where `parser` is only a part of it.
+    `argv` begins with the program's name.
     """
     try:
         path, overrides, rest = split(argv[1:])
         arguments, unknown = parser.parse_known_args(rest)
         if unknown:
-            raise InputError(f"argument {unknown[0]!r} is not understood: {_meant(parser, unknown[0])}")
+            raise InputError(f"argument {unknown[0]!r} is not understood: {meant(whole or parser, unknown[0])}")
         if path is None:
             raise InputError("no config given: expected --config FILE, such as configs/digits.py; --help says more")
-        first = os.environ.get("JAX_PROCESS_ID", "0") == "0"  # process 0 alone speaks
-        resolved = config.load_config(path, overrides, tell=console.say if first else None)
+        resolved = config.load_config(path, overrides, tell=console.say if console.speaks() else None)
     except (InputError, OSError) as error:
         sys.exit(f"greenjax: {error}")
     arguments.config = path
@@ -168,10 +170,13 @@ def _read(key: str, text: str) -> Any:
     return (value,) if get_origin(kind) is tuple and not isinstance(value, tuple | list) else value
 
 
-def _meant(parser: argparse.ArgumentParser, argument: str) -> str:
-    """What may have been meant by an argument that no flag has."""
-    name = argument.lstrip("-").partition("=")[0]
+def meant(parser: argparse.ArgumentParser, argument: str, settings: bool = True) -> str:
+    """What may have been meant by an argument that no flag has; one of the config, where the command has `settings`."""
+    name = argument.lstrip("-").partition("=")[0].replace("_", "-")
     own = re.findall(r"--[\w-]+", parser.format_usage())
-    near = difflib.get_close_matches("--workdir" if name in WORKDIR else f"--{name}", own, 1, 0.75)
-    near += [f"--config.{key}=VALUE" for key in nearest(name, config.KEYS)] if argument.startswith("-") else []
-    return f"expected {near[0]}" if near else "expected --config.KEY=VALUE; --help lists the flags"
+    near = difflib.get_close_matches("--workdir" if name.replace("-", "_") in WORKDIR else f"--{name}", own, 1, 0.75)
+    if settings and argument.startswith("-"):
+        near += [f"--config.{key}=VALUE" for key in nearest(name, config.KEYS)]
+    if near:
+        return f"expected {near[0]}"
+    return f"{'expected --config.KEY=VALUE; ' if settings else ''}--help lists the flags"

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from ml_collections import ConfigDict
 
 from greenjax import __version__, flags
-from greenjax.console import complain, say
+from greenjax.console import complain, say, speaks
 from greenjax.errors import InputError
 
 WORKDIR = "where results go, and where an interrupted run goes on; default: runs/NAME of the config file"
@@ -21,7 +21,7 @@ WORKDIR = "where results go, and where an interrupted run goes on; default: runs
 def main(argv: list[str]) -> None:
     arguments, config = parse(argv)
     workdir = arguments.workdir
-    if _speaks():
+    if speaks():
         say(f"greenjax {__version__}: {arguments.config}, task {config.task}, workdir {workdir}")
     again = f"the same command goes on from the last checkpoint in {workdir}"
 
@@ -50,7 +50,7 @@ def parse(argv: list[str]) -> tuple[Namespace, ConfigDict]:
 
 
 def _run(config: ConfigDict, workdir: Path, file: str, again: str, imported: Callable[[], Any]) -> None:
-    if _speaks():
+    if speaks():
         say("importing JAX and greenjax ...")
     gc.disable()  # imported modules live until exit: collecting during imports takes a quarter of their time
     try:
@@ -89,11 +89,6 @@ def _run(config: ConfigDict, workdir: Path, file: str, again: str, imported: Cal
     except Exception as error:
         processes.end_if_several(error)
         raise
-
-
-def _speaks() -> bool:
-    """Is this the first process, which speaks for all? Known before JAX is imported."""
-    return not os.environ.get("JAX_PROCESS_ID", "").strip("0")
 
 
 if __name__ == "__main__":

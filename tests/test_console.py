@@ -81,6 +81,14 @@ def test_a_command_started_without_output_runs(monkeypatch, stream):
     console.say("nowhere")
 
 
+@pytest.mark.parametrize(("index", "first"), [(None, True), ("", True), ("0", True), ("00", True), ("1", False)])
+def test_the_first_process_speaks(monkeypatch, index, first):
+    monkeypatch.delenv("JAX_PROCESS_ID", raising=False)
+    if index is not None:
+        monkeypatch.setenv("JAX_PROCESS_ID", index)
+    assert console.speaks() == first
+
+
 def test_names_that_the_output_cannot_spell_are_escaped(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
@@ -95,7 +103,7 @@ def test_warnings_have_one_form_whoever_gives_them(capsys, monkeypatch):
         console.set_up()
     absl_logging.warning("%s is damaged", "a checkpoint")
     absl_logging.info("a library's chatter")
-    logging.getLogger("jax._src.xla_bridge").warning("no GPU")
+    logging.getLogger("some.library").warning("no GPU")  # convert changes the level of JAX's
     logging.getLogger("orbax").info("more chatter")
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -194,6 +194,35 @@ def test_errors_of_the_command_are_one_line_and_a_status(tmp_path):
     assert not (tmp_path / "a.pth").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "argument", "expected"),
+    [
+        ("from-torch", "--new_head", "expected --new-head"),
+        ("from-torch", "--prefx=student.", "expected --prefix"),
+        ("from-torch", "--work_dir=runs/a", "expected --workdir"),
+        ("from-torch", "--learning_rate=1", "expected --config.optim.base_lr=VALUE"),
+        ("to-torch", "--encoder_only", "expected --encoder-only"),
+        ("to-torch", "--learning_rate=1", "--help lists the flags"),
+        ("extract", "--trsut", "expected --trust"),
+    ],
+)
+def test_an_unknown_flag_gets_the_nearest_of_its_command(command, argument, expected, tmp_path):
+    paths = ["--output", "a.pth"] if command != "from-torch" else ["--config", config_file(tmp_path, **RUN)]
+    paths += ["--input", "a"] if command != "to-torch" else []
+    paths += ["--workdir", "w", "--layout", "swin"] if command != "extract" else []
+    said = refused(command, *paths, argument)
+    assert said.endswith(f"argument {argument!r} is not understood: {expected}")
+
+
+def test_a_workdir_may_be_named_like_a_file(run, tmp_path):
+    """An init of that name is taken as the run it is."""
+    workdir = tmp_path / "run.pt"
+    workdir.symlink_to(run[0])
+    model, _ = greenjax.interop.initial_model(small_config(**RUN | dict(init=str(workdir))))
+    for name, value in flat_weights(greenjax.load(run[0])).items():
+        np.testing.assert_array_equal(flat_weights(model)[name], value, err_msg=name)
+
+
 def test_layouts_of_the_command_are_those_there_are():
     assert set(convert.LAYOUTS) == set(greenjax.interop.LAYOUTS)
 

@@ -310,6 +310,13 @@ def test_extract_names_what_it_leaves_out(tmp_path, capsys):
     ]
 
 
+def test_extract_of_nothing_writes_nothing(tmp_path):
+    torch.save({"y": torch.ones(2, device="meta")}, tmp_path / "a.pth")
+    with pytest.raises(SystemExit, match="nothing in it can be written: left out: y is a meta tensor"):
+        convert.main(["c", "extract", "--input", str(tmp_path / "a.pth"), "--output", str(tmp_path / "b.safetensors")])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
 def sharded(folder, tensors, ending):
     """A folder of transformers with two shards and their index."""
     folder.mkdir()

@@ -13,6 +13,7 @@ from small import ONE_STAGE, small_config
 import greenjax
 from greenjax import convert
 from greenjax.data import CentreView, open_labelled
+from greenjax.interop.huggingface import image_processor
 
 transformers.logging.set_verbosity_error()
 
@@ -125,3 +126,10 @@ def test_the_line_of_the_docs_is_the_view_of_evaluation(size, tmp_path):
         view = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC, bleed=(1 - float(meta["crop_pct"])) / 2)
         pixels = (torch.tensor(np.asarray(view)) / 255 - mean) / std
         np.testing.assert_allclose(np.asarray(model(pixels.numpy()[None]))[0], logits, atol=0.1 * np.abs(logits).max())
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_images_of_other_channels_have_no_preprocessor_and_no_remedy(task):
+    numbers = (0.5, 0.5)
+    config = small_config(task=task, model__in_channels=2, data__mean=numbers, data__std=numbers)
+    assert image_processor(config) == "transformers reads files as RGB, and the model takes images of 2 channels"

@@ -83,8 +83,10 @@ def image_processor(config: ConfigDict) -> dict[str, Any] | str:
     """
     height, width = config.image_size
     if config.model.in_channels != 3:
-        remedy = "" if config.task == "pretrain" else ": --rgb exports one that takes RGB"
-        return f"transformers reads files as RGB, and the model takes grey images{remedy}"
+        grey = config.model.in_channels == 1
+        remedy = ": --rgb exports one that takes RGB" if grey and config.task != "pretrain" else ""
+        images = "grey images" if grey else f"images of {config.model.in_channels} channels"
+        return f"transformers reads files as RGB, and the model takes {images}{remedy}"
     if height != width:
         return f"transformers cannot cover {height} x {width} pixels: docs/interop.md has a line that does"
     return {

@@ -203,6 +203,8 @@ def extract(path: str | Path, output: str | Path, *, trust: bool = False) -> lis
                 tensors[whole] = array
             else:
                 lines.append(f"left out: {whole} is {array.dtype}")
+    if not tensors:
+        raise InputError(f"weights {str(path)!r}: nothing in it can be written: {'; '.join(lines[:3])}")
     write_tensors(output, tensors, {})
     return [f"{len(tensors)} tensors", *lines]
 
@@ -243,7 +245,8 @@ def initial_model(config: ConfigDict) -> tuple[Any, Report] | None:
     init = expanded(config.init)
     if config.init == "none":
         return None
-    if init.is_file() or init.suffix in SAFETENSORS + PICKLES or weights_of(init):
+    named = init.suffix in SAFETENSORS + PICKLES and not init.is_dir()  # a workdir may have any name
+    if init.is_file() or named or weights_of(init):
         return _from_foreign(init, config)
     if not (init / "config.json").is_file():
         raise InputError(
