@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from safetensors.numpy import load_file, save_file
 from small import ONE_STAGE, small_config
 from tiny_data import encode
 
@@ -17,6 +18,7 @@ from greenjax.checkpoint import Checkpointer
 from greenjax.data import labelled_batches, open_labelled
 from greenjax.evaluation import Monitor
 from greenjax.evaluation.monitor import monitored
+from greenjax.interop import initial_head
 from greenjax.training import evaluate_classifier, evaluate_knn, finetune, pretrain
 from greenjax.training.optim import layer_multipliers, learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import Placement, batch_sharding, make_mesh
@@ -431,6 +433,53 @@ def test_a_head_whose_classes_nobody_named_is_judged_by_numbers(insects, tmp_pat
     (tmp_path / "run" / "classes.json").write_text('["ant", ')
     with pytest.raises(ValueError, match=r"classes\.json' is cut short or damaged: expected a JSON list"):
         judge(insects, tmp_path, **nameless)
+
+
+def test_classes_of_other_names_are_judged_once_classes_json_has_them(insects, tmp_path):
+    """ImageNet's classes have other names in transformers than as folders."""
+    folder = tmp_path / "hf"
+    greenjax.save_torch(greenjax.load(insects[1]), folder, "hf")
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")  # without greenjax's metadata
+    described = json.loads((folder / "config.json").read_text())
+    remedy = rf"write the names of test as a JSON list in the order of the outputs into '{folder}/classes\.json'$"
+    for names in (("ant, Formica", "bee, Apis", "cat, Felis", "dog, Canis"), ("crane", "crane", "cat", "dog")):
+        described["id2label"] = dict(zip("0123", names))
+        (folder / "config.json").write_text(json.dumps(described))
+        with pytest.raises(ValueError, match=remedy):
+            judge(insects, tmp_path, init=str(folder))
+    (folder / "classes.json").write_text('["ant", "bee", "cat"]')
+    for init in (folder, folder / "model.safetensors"):
+        with pytest.raises(
+            ValueError, match=r"classes\.json' has 3 names: expected 4, one for each output of the head"
+        ):
+            judge(insects, tmp_path, init=str(init))
+    (folder / "classes.json").write_text('["ant", "bee", "cat", "dog"]')
+    for init in (folder, folder / "model.safetensors"):
+        assert judge(insects, tmp_path, init=str(init))["test"].metrics["top1"] == 1
+
+
+def test_a_head_and_its_names_are_those_of_the_weights(insects, tmp_path):
+    """Not those of the data, nor of a config.json that outlived the head or belongs to another file."""
+    root, workdir, config = insects
+    folder, of = (
+        tmp_path / "hf",
+        lambda path: initial_head(greenjax.resolve(greenjax.flatten(config) | {"init": str(path)})),
+    )
+    greenjax.save_torch(greenjax.load(workdir), folder, "hf")
+    tensors = load_file(folder / "model.safetensors")
+    assert of(workdir) == of(folder) == (4, ("ant", "bee", "cat", "dog"))
+    save_file(tensors, folder / "other.safetensors")
+    assert of(folder / "other.safetensors") == (4, ())
+    shutil.copytree(root / "test", tmp_path / "fewer" / "test")
+    shutil.rmtree(tmp_path / "fewer" / "test" / "ant")
+    with pytest.raises(ValueError, match=r"does not name its 4 classes, and test has 3, .*in '.*/hf/classes\.json'$"):
+        judge(insects, tmp_path, init=str(folder / "other.safetensors"), data__path=str(tmp_path / "fewer"))
+    headless = {name: value for name, value in tensors.items() if not name.startswith("classifier.")}
+    save_file(headless, folder / "model.safetensors")
+    assert of(folder) == (None, ())
+    larger = {name: np.concatenate((value, value)) for name, value in tensors.items() if "classifier" in name}
+    save_file(headless | larger, folder / "model.safetensors")
+    assert of(folder) == (8, ())
 
 
 def test_a_class_folder_added_later_is_refused(insects, tmp_path):

@@ -136,10 +136,11 @@ class Matched(NamedTuple):
         return [f"{name}: {'; '.join(found)}"] if found else []
 
 
-def matched(source: LabelledSource, classes: Sequence[str], name: str) -> Matched:
+def matched(source: LabelledSource, classes: Sequence[str], name: str, remedy: str = "") -> Matched:
     """The images of `source`, the set `name`, labelled by `classes`: classes are the same where their names are.
 
-    Images of other classes are left out. Raises InputError where no class is the same, or one is but for its case.
+    Images of other classes are left out. Raises InputError where no class is the same, or one is but for its case;
+    `remedy` is said there.
     """
     classes = tuple(classes)
     labels = source.labels
@@ -147,7 +148,7 @@ def matched(source: LabelledSource, classes: Sequence[str], name: str) -> Matche
         check_labels(labels, len(source.classes), f"the classes of {name}")
     if same(source.classes, classes):
         return Matched(source, {}, _without_images(classes, labels))
-    numbers = np.array(_numbers(source.classes, classes, name), np.int32)
+    numbers = np.array(_numbers(source.classes, classes, name, remedy), np.int32)
     left_out: dict[str, int] = {}
     if (numbers < 0).any():
         found = enumerate(labels.tolist()) if labels is not None else readable_labels(source)
@@ -161,19 +162,19 @@ def matched(source: LabelledSource, classes: Sequence[str], name: str) -> Matche
     return Matched(source, left_out, _without_images(classes, source.labels, numbers))
 
 
-def _numbers(names: Sequence[str], classes: Classes, where: str) -> list[int]:
+def _numbers(names: Sequence[str], classes: Classes, where: str, remedy: str) -> list[int]:
     """The index of each name among the classes, -1 where it is none of them."""
     known = {plain(name): index for index, name in enumerate(classes)}
     if len(known) < len(classes):
         twice = next(name for index, name in enumerate(classes) if known[plain(name)] != index)
-        raise InputError(f"two classes have the name {twice!r}: the classes of {where} cannot be told by name")
+        raise InputError(f"two classes have the name {twice!r}: the classes of {where} cannot be told by name{remedy}")
     found = [known.get(plain(name), -1) for name in names]
     folded = {name.casefold(): name for name in known}
     for name, number in zip(names, found):
         if number < 0 and (near := folded.get(plain(name).casefold())):
             raise InputError(f"{where} has class {name!r}: expected {near!r}, the class that differs in case alone")
     if max(found, default=-1) < 0:
-        raise InputError(f"{where} has classes {listed(names)}: expected some of {listed(classes)}")
+        raise InputError(f"{where} has classes {listed(names)}: expected some of {listed(classes)}{remedy}")
     return found
 
 

@@ -6,8 +6,9 @@ call).
 """
 
 from greenjax.interop.loading import (
+    classes_file,
     extract,
-    initial_classes,
+    initial_head,
     initial_model,
     load,
     load_run,
@@ -21,8 +22,9 @@ from greenjax.interop.tables import LAYOUTS
 
 __all__ = [
     "LAYOUTS",
+    "classes_file",
     "extract",
-    "initial_classes",
+    "initial_head",
     "initial_model",
     "load",
     "load_run",

@@ -2,8 +2,9 @@
 
 import json
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -13,10 +14,13 @@ from ml_collections import ConfigDict
 from greenjax import __version__
 from greenjax.atomic import expanded, replace_text
 from greenjax.checkpoint import Checkpointer, flatten_tree
+from greenjax.classes import FILE as CLASSES
 from greenjax.classes import Classes, from_json, read_classes
 from greenjax.config import flatten, read_recorded, resolve
 from greenjax.errors import InputError
+from greenjax.inherit import recorded
 from greenjax.interop.files import (
+    IN_FOLDER,
     PICKLES,
     SAFETENSORS,
     Contents,
@@ -108,7 +112,7 @@ def read_torch(
     contents = read_weights(path)
     _check_metadata(contents.metadata, config, layout)
     if config.task in ("finetune", "linear", "eval") and not config.model.num_classes and not new_head:
-        config = resolve(flatten(config) | {"model.num_classes": _head_size(contents, found)})
+        config = resolve(flatten(config) | {"model.num_classes": _head_size(contents, (found,))})
     config, notes = _greenmim_norms(config, layout, contents.metadata)
     shapes = model_shapes(config)
     weights, report = from_tensors(
@@ -117,13 +121,13 @@ def read_torch(
     report.notes += notes
     model = _filled(config, seed, fit(weights, shapes, report, resize))
     if "head/kernel" in weights:
-        model.classes = _classes_in(expanded(path))
+        model.classes = _classes_in(expanded(path), len(weights["head/bias"]))
     return model, report
 
 
-def _head_size(contents: Contents, layout: Layout) -> int | None:
-    """How many classes the head in a file has; None where it has no head."""
-    names = tuple(f".{rule.theirs}.bias" for rule in layout.head)
+def _head_size(contents: Contents, layouts: Iterable[Layout]) -> int | None:
+    """How many classes the head in a file has, under the names of one of the layouts; None where it has no head."""
+    names = tuple({f".{rule.theirs}.bias" for layout in layouts for rule in layout.head})
     for tensors in contents.containers.values():
         for name, value in tensors.items():
             if f".{name}".endswith(names):
@@ -286,23 +290,53 @@ def _from_foreign(init: Path, config: ConfigDict) -> tuple[Any, Report]:
     return model, report
 
 
-def initial_classes(config: ConfigDict) -> Classes:
-    """The classes of the head that `config.init` has, by output; none where it has no head or nobody knows them."""
+class Head(NamedTuple):
+    """The head that `config.init` has: its number of outputs, None without a head, and their names where known."""
+
+    outputs: int | None
+    classes: Classes
+
+
+def initial_head(config: ConfigDict) -> Head:
+    """The head that `config.init` has. Raises InputError where classes.json has not a name for each of its outputs."""
     init = expanded(config.init)
     if config.init == "none":
-        return ()
-    return _classes_in(init) if init.is_file() or weights_of(init) else read_classes(init)
+        return Head(None, ())
+    if init.is_file() or weights_of(init):
+        layouts = [families[family(config)] for families in LAYOUTS.values() if family(config) in families]
+        outputs = _head_size(read_weights(init), layouts)
+        return Head(outputs, _classes_in(init, outputs) if outputs else ())
+    outputs = recorded(config.init).get("model.num_classes")
+    return Head(outputs, _written_classes(init, outputs) if outputs else ())
 
 
-def _classes_in(path: Path) -> Classes:
-    """The names that a file gives its classes, in its metadata or in the config.json of transformers beside it."""
+def classes_file(init: str | Path) -> Path:
+    """Where the names of a head's classes may be written: in its workdir or folder, or beside its file."""
+    path = expanded(init)
+    return (path if path.is_dir() else path.parent) / CLASSES
+
+
+def _classes_in(path: Path, outputs: int) -> Classes:
+    """The names of a head's outputs: in classes.json, in the file's metadata, or in the config.json of transformers."""
+    if names := _written_classes(path, outputs):
+        return names
     file = weights_of(path) or path
     try:
-        if names := read_metadata(file).get("classes") if file.is_file() else None:
-            return from_json(names)
+        if text := read_metadata(file).get("classes") if file.is_file() else None:
+            return from_json(text)
     except ValueError as error:
         raise InputError(f"weights {str(path)!r}: the classes in the metadata are no JSON list of names") from error
-    return folder_classes(path)
+    names = folder_classes(path) if path.is_dir() or path.name in IN_FOLDER else ()
+    return names if len(names) == outputs else ()
+
+
+def _written_classes(path: Path, outputs: int) -> Classes:
+    """The names in classes.json. A run's head may have more outputs than its data have classes."""
+    file = classes_file(path)
+    names, of_a_run = read_classes(file.parent), (file.parent / "data.json").is_file()
+    if names and (len(names) > outputs or (len(names) < outputs and not of_a_run)):
+        raise InputError(f"{str(file)!r} has {len(names)} names: expected {outputs}, one for each output of the head")
+    return names
 
 
 def with_image_size(model: Backbone, size: int | tuple[int, ...], resize: str = "geometric") -> tuple[Backbone, Report]:

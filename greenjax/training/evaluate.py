@@ -40,7 +40,7 @@ from greenjax.evaluation import (
     write_predictions,
     write_results,
 )
-from greenjax.interop import initial_classes, initial_model
+from greenjax.interop import classes_file, initial_head, initial_model
 from greenjax.models import build
 from greenjax.processes import leads
 from greenjax.training.loop import unless_full
@@ -103,9 +103,8 @@ def evaluate_classifier(config: ConfigDict, workdir: Path) -> dict[str, Evaluati
         say(f"listing the images of {each.name} ...")
         found_sets.append((each.name, open_labelled(each.data, each.split)))
     same_data({f"images of {name}": source for name, source in found_sets})
-    classes = known_classes(config, *found_sets[0])
-    config = resolve(flatten(config) | {"model.num_classes": config.model.num_classes or len(classes)})
-    sets = {name: matched(source, classes, name) for name, source in found_sets}
+    config, classes = with_known_classes(config, *found_sets[0])
+    sets = {name: matched(source, classes, name, other_names(config, name)) for name, source in found_sets}
     for name, images in sets.items():
         check_classes(config, images.source)
         for line in images.lines(name):
@@ -121,21 +120,30 @@ def evaluate_classifier(config: ConfigDict, workdir: Path) -> dict[str, Evaluati
     return found
 
 
-def known_classes(config: ConfigDict, name: str, source: LabelledSource) -> Classes:
-    """The classes of the head that `config.init` has; where it does not name them, those of the set `name`, and a line.
+def with_known_classes(config: ConfigDict, name: str, source: LabelledSource) -> tuple[ConfigDict, Classes]:
+    """The configuration with as many outputs as the head of `config.init`, and the classes of that head.
 
-    Raises InputError where the set has fewer or more of them than the head.
+    Where nobody named them they are those of the set `name`, and a line says so. Raises InputError where the set has
+    fewer or more of them than the head.
     """
-    if classes := initial_classes(config):
-        return classes
-    count = config.model.num_classes or len(source.classes)
+    head = initial_head(config)
+    count = config.model.num_classes or head.outputs or len(source.classes)
+    config = resolve(flatten(config) | {"model.num_classes": count})
+    if head.classes:
+        return config, head.classes
     if len(source.classes) != count:
         what = f"init {config.init!r} does not name its {count} classes, and {name} has {len(source.classes)}"
-        remedy = "expected as many, or their names as a JSON list in classes.json of its workdir"
+        remedy = f"expected as many, or their names as a JSON list in {str(classes_file(config.init))!r}"
         raise InputError(f"{what}, {listed(source.classes)}: {remedy}")
     assumed = f"taken to be those of {name}, {listed(source.classes)}"
     say(f"init {config.init!r} does not name its classes: they are {assumed}")
-    return source.classes
+    return config, source.classes
+
+
+def other_names(config: ConfigDict, name: str) -> str:
+    """What to do where the set `name` has the classes of `config.init` under names of its own."""
+    where = f"as a JSON list in the order of the outputs into {str(classes_file(config.init))!r}"
+    return f"; where they are the same under other names, write the names of {name} {where}"
 
 
 @holding_workdir

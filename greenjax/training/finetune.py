@@ -24,7 +24,7 @@ from greenjax.data import (
 from greenjax.data.listing import listing
 from greenjax.errors import InputError, listed
 from greenjax.evaluation import Evaluation, draw_accuracy_curve, read_metrics, told
-from greenjax.interop import initial_classes
+from greenjax.interop import initial_head
 from greenjax.processes import leads
 from greenjax.training.evaluate import Judge, report
 from greenjax.training.guard import Rollbacks
@@ -135,7 +135,7 @@ def held_out_images(config: ConfigDict, train: LabelledSource) -> Matched | None
 
 def check_head(config: ConfigDict, classes: Classes) -> None:
     """Raises InputError where the head that `config.init` has is one for other classes."""
-    before = () if config.new_head else initial_classes(config)
+    before = () if config.new_head else initial_head(config).classes
     if before and not same(before, classes):
         found = f"has a head for the classes {listed(before)}, the data have {listed(classes)}"
         raise InputError(f"init {config.init!r} {found}: --config.new_head starts a new one")
