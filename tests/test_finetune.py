@@ -20,6 +20,7 @@ from greenjax.evaluation import Monitor
 from greenjax.evaluation.monitor import monitored
 from greenjax.interop import initial_head
 from greenjax.training import evaluate_classifier, evaluate_knn, finetune, pretrain
+from greenjax.training.evaluate import eval_sets, in_file_names
 from greenjax.training.optim import layer_multipliers, learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import Placement, batch_sharding, make_mesh
 from greenjax.training.state import init_state, model_graph
@@ -266,6 +267,18 @@ def test_evaluation_of_several_sets_and_predictions(finetuned, tmp_path):
     assert [int(row.split(",")[2]) for row in rows[1:]] == predicted.tolist()
 
 
+def test_every_set_has_files_of_its_own():
+    """Two names of sets may differ in characters that names of files do not keep, or before a long end."""
+    config = greenjax.flatten(
+        small_config(**BASE | dict(task="eval", init="x", data__source="folder", data__path="/a"))
+    )
+    for one, other in (("a/b@test", "a_b@test"), (f"/x/{'ä' * 200}@test", f"/y/{'ä' * 200}@test")):
+        with pytest.raises(ValueError, match=r"^data\.eval_sets has .* and .*, which would both write predictions_"):
+            eval_sets(greenjax.resolve(config | {"data.eval_sets": f"{one},{other}"}))
+        assert len(eval_sets(greenjax.resolve(config | {"data.eval_sets": one}))) == 2
+        assert len(f"predictions_{in_file_names(one)}.csv".encode()) <= 255
+
+
 @pytest.mark.parametrize("mesh", [1, 8])
 def test_every_image_is_evaluated_once_on_any_number_of_devices(finetuned, tmp_path, mesh):
     """103 images in batches of 8."""
@@ -461,10 +474,11 @@ def test_classes_of_other_names_are_judged_once_classes_json_has_them(insects, t
 def test_a_head_and_its_names_are_those_of_the_weights(insects, tmp_path):
     """Not those of the data, nor of a config.json that outlived the head or belongs to another file."""
     root, workdir, config = insects
-    folder, of = (
-        tmp_path / "hf",
-        lambda path: initial_head(greenjax.resolve(greenjax.flatten(config) | {"init": str(path)})),
-    )
+    folder, settings = tmp_path / "hf", greenjax.flatten(config)
+
+    def of(path):
+        return initial_head(greenjax.resolve(settings | {"init": str(path)}))
+
     greenjax.save_torch(greenjax.load(workdir), folder, "hf")
     tensors = load_file(folder / "model.safetensors")
     assert of(workdir) == of(folder) == (4, ("ant", "bee", "cat", "dog"))

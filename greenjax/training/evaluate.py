@@ -1,5 +1,6 @@
 """Judging what was trained: a classifier on any sets of images, and frozen features by k-NN."""
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,8 @@ from greenjax.training.sharding import Placement, make_mesh
 from greenjax.training.summary import end_lines, say_lines, say_listing
 from greenjax.training.together import holding_workdir, same_data, same_weights
 
+MOST_BYTES = 200  # of a set's name in the names of files
+
 
 class Judge:
     """A classifier's answers on labelled images: each image once, whatever the batch size and the devices."""
@@ -89,6 +92,12 @@ def eval_sets(config: ConfigDict) -> list[EvalSet]:
         raise InputError("data.eval_split is '': expected the name of a split, for task 'eval'")
     if len(set(names)) < len(names):
         raise InputError(f"data.eval_sets is {config.data.eval_sets!r}: expected every set once")
+    for one, other in combinations(names, 2):
+        if in_file_names(one) == in_file_names(other):
+            files = f"predictions_{in_file_names(one)}.csv and the pictures"
+            raise InputError(
+                f"data.eval_sets has {one!r} and {other!r}, which would both write {files}: judge them apart"
+            )
     return sets
 
 
@@ -194,7 +203,7 @@ def report(
     about = dict(task=config.task, init=config.init, split=name) | ({} if step is None else dict(step=step))
     left_out = {"left_out": sum(images.left_out.values())} if images.left_out else {}
     write_results(workdir, name, about | metrics | left_out)
-    plain = "".join(c if c.isalnum() else "_" for c in name).strip("_")
+    plain = in_file_names(name)
     assert found.predictions is not None
     names = padded(source.classes, len(found.confusion))
     if config.log.predictions:
@@ -202,6 +211,12 @@ def report(
         write_predictions(workdir / f"predictions_{plain}.csv", found.predictions, files, names)
     with unless_full(f"pictures of {name}"):
         _draw(config, workdir, plain, found, source, names)
+
+
+def in_file_names(name: str) -> str:
+    """A set's name as it stands in names of files, the end of a long one: file systems allow 255 bytes."""
+    plain = "".join(c if c.isalnum() else "_" for c in name)
+    return plain.encode()[-MOST_BYTES:].decode(errors="ignore").strip("_")
 
 
 def _draw(
