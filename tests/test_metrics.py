@@ -3,17 +3,20 @@
 import io
 import json
 import resource
+import shlex
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from small import small_config
 from tensorboardX.proto.event_pb2 import Event
 
-from greenjax import console
+from greenjax import console, flags
 from greenjax.config import load_config, resolve
 from greenjax.errors import InputError
 from greenjax.evaluation import read_metrics
@@ -266,6 +269,25 @@ def test_another_config_is_refused_on_resume_only(tmp_path, overrides, expected)
     assert resolve(json.loads((tmp_path / "config.json").read_text())) == first
     record_config(tmp_path, other, images=9, resuming=False)
     assert resolve(json.loads((tmp_path / "config.json").read_text())) == other
+
+
+def test_a_run_whose_init_is_gone_goes_on_with_the_flags_that_are_told(tmp_path):
+    """Its settings came from there: without it they are those of the config file."""
+    init, workdir, recipe = tmp_path / "my init", tmp_path / "run", Path(CONFIG).with_name("finetune_swin_b.py")
+    init.mkdir()
+    settings = dict(model__depths=(1, 1), model__window=2, model__in_channels=1, data__mean=(0.3,))
+    (init / "config.json").write_text(json.dumps(small_config(**settings).to_dict()))
+    config = load_config(recipe, {"init": str(init)})
+    record_config(workdir, config, images=9, resuming=False)
+    (init / "config.json").unlink()
+    init.rmdir()
+    with pytest.raises(
+        ValueError, match=r"my init' is not there, and .*/run has settings from it: expected"
+    ) as refused:
+        record_config(workdir, load_config(recipe, {"init": str(init)}), images=9, resuming=True)
+    typed = str(refused.value).partition("the same command with ")[2]
+    again = ["main", f"--config={recipe}", f"--config.init={init}", *shlex.split(typed)]
+    record_config(workdir, flags.parse_beside(flags.Parser("main"), again)[1], images=9, resuming=True)
 
 
 def test_keys_younger_than_the_run_had_their_default(tmp_path):

@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from greenjax import __version__
-from greenjax.atomic import read_json, replace_text
+from greenjax.atomic import expanded, read_json, replace_text
 from greenjax.config import KEYS, flatten, read_recorded
 from greenjax.errors import InputError
 from greenjax.evaluation import read_metrics
@@ -173,11 +173,14 @@ def _refuse_other(path: Path, config: ConfigDict) -> None:
     here = _as_json(flatten(config))
     defaults = _as_json({key: entry.default for key, entry in KEYS.items()})
     there = defaults | read_recorded(path, ANEW)  # defaults: keys that are younger than the run
-    differing = [
-        f"{key} is {there[key]!r} there, {here.get(key)!r} here"
-        for key in there
-        if not key.startswith(HARMLESS) and there[key] != here.get(key)
-    ]
+    keys = [key for key in there if not key.startswith(HARMLESS) and there[key] != here.get(key)]
+    differing = [f"{key} is {there[key]!r} there, {here.get(key)!r} here" for key in keys]
+    if keys and config.init != "none" and there["init"] == config.init and not expanded(config.init).exists():
+        typed = shlex.join(f"--config.{key}={there[key]}" for key in keys)
+        raise InputError(
+            f"init {config.init!r} is not there, and {path.parent} has settings from it: expected it where it was, or"
+            f" the same command with {typed}"
+        )
     if differing:
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise InputError(
