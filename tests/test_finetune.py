@@ -248,11 +248,13 @@ def test_an_interrupted_run_ends_with_the_same_bits(finetuned, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
-def test_evaluation_of_several_sets_and_predictions(finetuned, tmp_path):
+def test_evaluation_of_several_sets_and_predictions(finetuned, tmp_path, caplog):
     workdir, _, _ = finetuned
     sets = dict(data__eval_split="test[:40]", data__eval_sets="test[40:], train[:30]")
     config = small_config(**BASE | dict(task="eval", init=str(workdir), log__predictions=True) | sets)
     found = evaluate_classifier(config, tmp_path)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"30 of the 30 images of train[:30] are training images of init {str(workdir)!r}: ")
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(results) == ["test[:40]", "test[40:]", "train[:30]"]
     assert results["test[:40]"]["top1"] == json.loads((workdir / "results.json").read_text())["test[:40]"]["top1"]

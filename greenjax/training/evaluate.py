@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -24,6 +25,8 @@ from greenjax.data import (
     open_labelled,
     warn_of_overlap,
 )
+from greenjax.data.overlap import images_in_both
+from greenjax.data.sources import parse_split
 from greenjax.errors import InputError, listed
 from greenjax.evaluation import (
     MOST_CLASSES,
@@ -41,6 +44,7 @@ from greenjax.evaluation import (
     write_predictions,
     write_results,
 )
+from greenjax.inherit import PLACE, recorded
 from greenjax.interop import classes_file, initial_head, initial_model
 from greenjax.models import build
 from greenjax.processes import leads
@@ -111,6 +115,7 @@ def evaluate_classifier(config: ConfigDict, workdir: Path) -> dict[str, Evaluati
     for each in eval_sets(config):
         say(f"listing the images of {each.name} ...")
         found_sets.append((each.name, open_labelled(each.data, each.split)))
+        warn_of_training_images(config, each, found_sets[-1][1])
     same_data({f"images of {name}": source for name, source in found_sets})
     config, classes = with_known_classes(config, *found_sets[0])
     sets = {name: matched(source, classes, name, other_names(config, name)) for name, source in found_sets}
@@ -127,6 +132,20 @@ def evaluate_classifier(config: ConfigDict, workdir: Path) -> dict[str, Evaluati
         report(config, workdir, name, found[name], images)
     say_lines(end_lines(workdir, "done"))
     return found
+
+
+def warn_of_training_images(config: ConfigDict, each: EvalSet, source: LabelledSource) -> None:
+    """One line where the run `config.init` was trained on images of a set, by the settings that it recorded."""
+    there = recorded(config.init)
+    split, data = there.get("data.split"), {f"data.{key}": value for key, value in each.data.items()}
+    if not split or parse_split(split)[0] != parse_split(each.split)[0]:
+        return
+    if any(there.get(key) != data[key] for key in PLACE):
+        return
+    own = resolve(flatten(config) | data | {"data.split": split, "data.per_class": there.get("data.per_class", 0)})
+    if common := images_in_both(open_labelled(own.data, split), source):
+        found = f"{common:,} of the {len(source):,} images of {each.name}"
+        logging.warning("%s are training images of init %r: results on them are those of training", found, config.init)
 
 
 def with_known_classes(config: ConfigDict, name: str, source: LabelledSource) -> tuple[ConfigDict, Classes]:
