@@ -1,5 +1,6 @@
 """A jitted function that XLA compiles in a background thread, while weights are drawn and data workers start."""
 
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
@@ -7,6 +8,13 @@ import jax
 from jax.stages import Compiled, Wrapped
 
 from greenjax.cost import matmul_flops
+
+_COMPILATIONS: weakref.WeakSet[Future] = weakref.WeakSet()
+
+
+def compiling() -> bool:
+    """Is a compilation under way? The interpreter would wait for its end before it exits."""
+    return not all(each.done() for each in _COMPILATIONS)
 
 
 class _Traced(NamedTuple):
@@ -29,6 +37,7 @@ class BackgroundJit:
         traced = self._jitted.trace(*shapes)
         pool = ThreadPoolExecutor(max_workers=1)
         self._traced = _Traced(matmul_flops(traced.jaxpr), pool.submit(traced.lower().compile))
+        _COMPILATIONS.add(self._traced.compiled)
         pool.shutdown(wait=False)  # the thread ends with the compilation
 
     def compiled_within(self, seconds: float) -> bool:

@@ -31,6 +31,7 @@ SETTINGS = """settings:
   --config.KEY             of a setting that is True or False: True; --noconfig.KEY: False
   --helpfull               lists every key with its default and what is allowed
 """
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # XLA reads it when JAX starts
 TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 _SETTING = re.compile(r"--?(?P<no>no)?config(?:\.(?P<key>[^=]*))?(?P<given>=(?P<text>.*))?", re.DOTALL)
@@ -131,7 +132,7 @@ def prepare_process(config: ConfigDict) -> None:
     """What has to be set before JAX starts."""
     console.set_up()
     if config.deterministic:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
 
 
 def _next(words: Iterator[str], flag: str, what: str) -> str:

@@ -65,8 +65,9 @@ def _locked(folder: Path, flag: str) -> int:
     if note.get("host", socket.gethostname()) != socket.gethostname():
         logging.warning("%s was left by %s without an end: if it still runs there, stop it", folder, _told(note))
     mine = {"process": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
-    os.ftruncate(file, 0)
-    os.pwrite(file, json.dumps(mine).encode(), 0)
+    with suppress(OSError):  # on a full disk the lock holds without its note
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(mine).encode(), 0)
     return file
 
 

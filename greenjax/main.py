@@ -68,6 +68,7 @@ def _run(config: ConfigDict, workdir: Path, file: str, again: str, imported: Cal
         processes.end(f"greenjax: {error}")
 
     from greenjax.checkpoint import SaveError
+    from greenjax.compile import compiling
     from greenjax.data import WorkerDied
     from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, run
     from greenjax.training.summary import next_lines, say_lines
@@ -82,10 +83,12 @@ def _run(config: ConfigDict, workdir: Path, file: str, again: str, imported: Cal
     except InterruptedRun as stop:
         complain(f"greenjax: {stop}; {again}")
         sys.exit(EXIT_CODE)
-    except (InputError, DivergedError, SaveError) as error:
-        processes.end(f"greenjax: {error}")
-    except WorkerDied as error:
-        processes.end(f"greenjax: {error}: {again}")
+    except (InputError, DivergedError, SaveError, WorkerDied) as error:
+        text = f"greenjax: {error}" + (f": {again}" if isinstance(error, WorkerDied) else "")
+        if compiling():  # minutes, for a large model
+            complain(text)
+            os._exit(1)
+        processes.end(text)
     except Exception as error:
         processes.end_if_several(error)
         raise

@@ -148,14 +148,25 @@ def test_a_killed_worker_ends_the_run_with_everything_saved(tmp_path):
     assert not list((workdir / "checkpoints").glob("*tmp*"))
 
 
-def test_a_dead_worker_is_one_line_of_the_command(tmp_path, monkeypatch):
+def _left(code):
+    raise SystemExit(code)
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_a_dead_worker_is_one_line_of_the_command(tmp_path, monkeypatch, capsys, compiling):
+    """And the command ends at once, where an ordinary exit would wait for XLA."""
+
     def died(config, workdir):
         raise WorkerDied("data worker 2 of 4 (process 12345) was killed by SIGKILL (out of memory?)")
 
     monkeypatch.setattr("greenjax.training.run", died)
     monkeypatch.setattr("greenjax.cache.keep_compiled", lambda folder: None)
     monkeypatch.setattr(gc, "freeze", lambda: None)
+    monkeypatch.setattr("greenjax.compile.compiling", lambda: compiling)
+    monkeypatch.setattr("os._exit", _left)
     with pytest.raises(SystemExit) as ended:
         main(["main", "--config=configs/digits.py", f"--workdir={tmp_path}"])
     said = "greenjax: data worker 2 of 4 (process 12345) was killed by SIGKILL (out of memory?): "
-    assert ended.value.code == f"{said}the same command goes on from the last checkpoint in {tmp_path}"
+    said += f"the same command goes on from the last checkpoint in {tmp_path}"
+    assert ended.value.code == (1 if compiling else said)
+    assert not compiling or capsys.readouterr().err == said + "\n"

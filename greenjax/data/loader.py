@@ -10,7 +10,7 @@ that `own` names. None is all of them.
 
 import sys
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
@@ -332,7 +332,8 @@ class Stream:
         raised = [each for each in self._last.copy() if each is not None]
         if len(self._last) < (self._last.maxlen or 0) or 2 * len(raised) <= len(self._last):
             return
-        first = raised[0]
+        ((kind, _),) = Counter(map(type, raised)).most_common(1)
+        first = next(each for each in raised if type(each) is kind)
         found = f"{len(raised)} of the last {len(self._last)} images cannot be used"
         if isinstance(first, DecodeError):
             raise InputError(f"{found}, the first of them: {first}") from first

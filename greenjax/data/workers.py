@@ -194,9 +194,11 @@ def _received(worker: _Worker) -> "_Message":
     """The message that waits in the socket of a worker. Raises WorkerDied at its end-of-file."""
     flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
     try:
-        message, descriptors, _, _ = socket.recv_fds(worker.link, MESSAGE.size, 1, flags)
+        message, descriptors, told, _ = socket.recv_fds(worker.link, MESSAGE.size, 1, flags)
     except OSError:
-        message, descriptors = b"", []
+        message, descriptors, told = b"", [], 0
+    if told & socket.MSG_CTRUNC:
+        raise InputError("too many open files: every batch that is kept takes one; `ulimit -n` says how many may be")
     if len(message) < MESSAGE.size or not descriptors:
         raise _death(worker)
     begin, length, failed = MESSAGE.unpack(message)

@@ -74,7 +74,7 @@ def result(lines: list[dict[str, Any]], start: str = "untrained model") -> str:
     """
     held_out = [line for line in lines if "held_out_loss" in line]
     if not held_out:
-        return "no held-out loss: data.eval_split is not set"
+        return "no held-out loss was measured"
     first, last = held_out[0], held_out[-1]
     text = f"held-out masked loss: {_number(last['held_out_loss'])} at step {last['step']}"
     if first["step"] == 0:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from time import monotonic
 
+import jax
 from ml_collections import ConfigDict
 
 from greenjax.checkpoint import Checkpointer
@@ -108,7 +109,8 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
             draw_accuracy_curve(workdir / "accuracy.png", read_metrics(workdir))
     if held_out is not None:
         # A run that was finished before has not been judged in this process.
-        found = judged.get(total) or judge.evaluate(weights(state), held_out.source, predictions=True)
+        with jax.set_mesh(mesh):  # kernels want to know it: models/fused_attention.py
+            found = judged.get(total) or judge.evaluate(weights(state), held_out.source, predictions=True)
         report(config, workdir, config.data.eval_split, found, held_out, step=total)
     say_lines(end_lines(workdir, run_time(start, total, monotonic() - began)))
     return state

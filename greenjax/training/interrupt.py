@@ -22,8 +22,8 @@ class InterruptedRun(Exception):
 class Interruption:
     """Takes the signals while it is open, in the main thread; a second one has its usual effect at once.
 
-    SIGHUP comes when the terminal closes, often twice, from the shell and from the system: the second is ignored. So
-    are all of them where the run was started to outlive its terminal, by nohup.
+    SIGHUP comes when the terminal closes, often twice, from the shell and from the system: the second is ignored. A
+    signal that was ignored when the run started stays so: SIGHUP by nohup, SIGINT of a script's background process.
     """
 
     def __init__(self, place: Placement):
@@ -59,10 +59,9 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGTERM, signal.SIGINT]
-            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-                numbers.append(signal.SIGHUP)
-            self._usual = {number: signal.signal(number, self._take) for number in numbers}
+            numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            taken = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+            self._usual = {number: signal.signal(number, self._take) for number in taken}
         return self
 
     def __exit__(

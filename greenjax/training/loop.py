@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,8 @@ class _Run:
             MetricsWriter(self.workdir, total, start) as writer,
             jax.transfer_guard("disallow"),
             jax.set_mesh(self.mesh),  # callbacks want to know it: models/spconv_bridge.py
-            closing(self.batches(start + ahead)) as batches,  # ends its workers
+            # Closing ends the workers; a finished run starts none.
+            closing(self.batches(start + ahead)) if start < total else nullcontext(iter(())) as batches,
         ):
             checkpointer.forget_after(start)  # damaged ones
 

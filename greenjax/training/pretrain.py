@@ -27,6 +27,7 @@ from greenjax.data import (
 from greenjax.data.listing import listing
 from greenjax.errors import InputError
 from greenjax.evaluation import HeldOut, Monitor, Pictures, draw_loss_curve, read_metrics, result
+from greenjax.flags import DETERMINISTIC
 from greenjax.planning import Planner
 from greenjax.processes import leads
 from greenjax.training.guard import Rollbacks
@@ -39,8 +40,6 @@ from greenjax.training.state import State, model_graph
 from greenjax.training.step import make_train_step
 from greenjax.training.summary import end_lines, run_time, say_lines, say_listing, start_lines
 from greenjax.training.together import holding_workdir, same_start
-
-DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # main.py sets it
 
 
 @holding_workdir
@@ -69,6 +68,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     last = checkpointer.latest_intact_step()
     start = last or 0
     sources = {"training images": source, "held-out images": held_out_source}
+    if monitor is not None:
+        sources |= {"images of the monitor": monitor.train, "held-out images of the monitor": monitor.held_out}
     same_start(last, start + Rollbacks(workdir).skipped(start), sources)
     record_config(workdir, config, len(source), start > 0, listing(source))
     undecodable = Undecodable(workdir, resuming=start > 0, writes=leads())
@@ -89,6 +90,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     held_out = None
     if held_out_source is not None:
         held_out = HeldOut(config, held_out_source, planner, graphdef, place, undecodable)
+    say("reading the images of the pictures ...")
     shown = first_batch(config, source, held_out_source, planner, undecodable)
     pictures = Pictures(config, shown, graphdef, place.everywhere)
     log = config.log

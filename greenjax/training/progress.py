@@ -25,7 +25,7 @@ class Lines:
 
     def phase(self, text: str) -> None:
         """What the run does now that is not a step."""
-        if self._told == self._start:  # later ones are short, or end with a line of their own
+        if self._told in (self._start, self._total):  # others are short, or end with a line of their own
             say(f"{text} ...")
 
     def moved(self, step: int, values: Callable[[], Values]) -> None:
