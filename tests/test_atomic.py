@@ -122,5 +122,5 @@ def test_a_path_without_its_home_is_one_line(monkeypatch):
     for path in ("~/runs", "~somebody/runs"):
         with pytest.raises(InputError, match=rf"'{path}' begins with ~, and there is no such home: .*, or \./{path}"):
             expanded(path)
-    with pytest.raises(SystemExit, match=r"greenjax: '~/run' begins with ~"):
+    with pytest.raises(SystemExit, match=r"greenjax: argument --workdir: '~/run' begins with ~"):
         main(["main", "--config=configs/digits.py", "--workdir=~/run"])
