@@ -425,7 +425,7 @@ class Campaign:
         (shard,) = Path(f"{workdir}.data").glob("*.array_record")
         with shard.open("r+b") as file:
             for _ in range(3):
-                file.seek(self.dice.randrange(shard.stat().st_size // 4, shard.stat().st_size // 2))
+                file.seek(self.dice.randrange(2_000, IMAGES * 500))  # inside the records; padding comes after them
                 file.write(self.dice.randbytes(8))
         seen = self.step(workdir)
         self.wait_for(process, lambda: self.step(workdir) > seen + 40, "40 more steps")
