@@ -2,11 +2,11 @@
 
     python -m greenjax.main --config configs/eval.py --workdir runs/eval --config.init=runs/finetune
 
-Model, image size and images are those of `init`; for others give --config.data.source, --config.data.path,
---config.data.eval_split and so on (the source may be left out where `init` has the same). More sets:
---config.data.eval_sets=SET,SET, such as imagenet_v2/matched-frequency@test beside ImageNet (docs/finetune.md).
---config.log.predictions writes what is said of each image. Labels are matched by the names of the classes. Hardware,
-time and result: not measured here.
+The run takes the model, the image size and the images from `init`. --config.data.source, --config.data.path and
+--config.data.eval_split name other images (the source may be left out where `init` has the same).
+--config.data.eval_sets=SET,SET adds sets, such as imagenet_v2/matched-frequency@test beside ImageNet
+(docs/finetune.md). --config.log.predictions writes a CSV with the prediction for each image. Classes are matched by
+name. Hardware, time and result: not measured here.
 """
 
 import greenjax

@@ -2,9 +2,9 @@
 
     python -m greenjax.main --config configs/knn.py --workdir runs/knn --config.init=runs/swin_b
 
-Model, image size and images are those of `init`; the images need labels. For others give --config.data.source,
---config.data.path, --config.data.split, --config.data.eval_split and so on (the source may be left out where `init` has
-the same).
+The run takes the model, the image size and the images from `init`; the images need labels. --config.data.source,
+--config.data.path, --config.data.split and --config.data.eval_split name other images (the source may be left out where
+`init` has the same).
 
 Hardware, time and result: not measured here. ImageNet's bank, 1.28 million features of Swin-B, takes 5 GB.
 """

@@ -17,7 +17,7 @@ from ml_collections.config_dict import FieldReference
 from greenjax import config_checks as checks
 from greenjax.architectures import ARCHITECTURES
 from greenjax.atomic import read_json
-from greenjax.config_file import read_config
+from greenjax.config_file import flatten, read_config
 from greenjax.config_names import WORKDIR, nearest
 from greenjax.errors import InputError, listed
 from greenjax.inherit import inherit
@@ -279,15 +279,6 @@ def _fill_architecture(values: dict[str, Any]) -> None:
             checks.refuse(values, key, f"none for {values['model.name']}, which has {', '.join(architecture)}")
         if values[key] is None:
             values[key] = architecture.get(part)
-
-
-def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model.window": 7, ...} of a nested config."""
-    flat = {}
-    for name, value in config.items():
-        nested = isinstance(value, ConfigDict | Mapping)
-        flat.update(flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
-    return flat
 
 
 def check_key(key: str) -> None:

@@ -42,6 +42,15 @@ def read_config(path: str | Path) -> ConfigDict | Mapping[str, Any]:
     return found
 
 
+def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model.window": 7, ...} of a nested config."""
+    flat = {}
+    for name, value in config.items():
+        nested = isinstance(value, ConfigDict | Mapping)
+        flat.update(flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
+    return flat
+
+
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
     """Inside, modules of a folder can be imported. They are forgotten after: another folder may have the same names."""

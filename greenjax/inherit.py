@@ -12,6 +12,7 @@ from typing import Any
 
 from greenjax.architectures import ARCHITECTURES
 from greenjax.atomic import expanded, read_json
+from greenjax.config_file import flatten
 from greenjax.errors import InputError
 
 Settings = dict[str, Any]
@@ -65,7 +66,7 @@ def recorded(init: str) -> Settings:
     if not config.is_file():
         return {}
     found = read_json(config, dict, "expected the settings of a run")
-    return _flat(found) if isinstance(found.get("model"), dict) else {}  # transformers has a config.json, too
+    return flatten(found) if isinstance(found.get("model"), dict) else {}  # transformers has a config.json, too
 
 
 def _of_file(path: Path) -> Settings:
@@ -83,13 +84,6 @@ def _of_file(path: Path) -> Settings:
     keys = {"mean": "data.mean", "std": "data.std", "crop_pct": "data.eval_crop"}
     found |= {ours: json.loads(metadata[key]) for key, ours in keys.items() if key in metadata}
     return found | {"image_size": tuple(map(int, metadata["image_size"].split("x")))}
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> Settings:
-    flat: Settings = {}
-    for name, value in nested.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _images(
