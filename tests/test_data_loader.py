@@ -390,13 +390,16 @@ def test_a_death_is_noticed_between_two_batches_of_training(pool, planner, tmp_p
         run.await_update(0, writer)
 
 
-def test_what_a_worker_raises_comes_in_its_place(pool):
-    """The batches before it first, whoever makes them."""
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_a_worker_raises_comes_in_its_place(pool, ended):
+    """The batches before it first, whoever makes them; also where the worker has ended before the first is taken."""
     for raised, error, said in (
         ("input", InputError, "^data.path is 'x' at step 3$"),
         ("error", WorkerError, "KeyError: 3"),
     ):
         made = pool(Big({3: raised}, size=10))
+        if ended:
+            made._workers[1].process.wait()
         with pytest.raises(error, match=said):
             for step in range(9):
                 assert next(made)["images"][0] == step

@@ -5,6 +5,7 @@ either side dies, the other reads an end-of-file at once. A batch is written to 
 descriptor goes through the socket, in one small message: nobody waits for the rest of a large one.
 """
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -101,14 +102,15 @@ class WorkerPool(Iterator[Any]):
                     logging.warning("waiting for a batch of %s", worker.name)
                     since = time.monotonic()
             made = worker.made.popleft()
-            if not made.failed:
-                _give_credit(worker)
         except WorkerDied:
             self.close()
             raise
         self._next = (self._next + 1) % len(self._workers)
         if made.failed:
             self.close()
+        else:
+            with contextlib.suppress(OSError):  # a dead worker: what it sent last is still to be received
+                worker.link.send(b"+")
         return made.opened(worker.name)
 
     def look(self) -> None:
@@ -181,13 +183,6 @@ def _end_all(workers: list[_Worker]) -> None:
         except subprocess.TimeoutExpired:  # it waits in the kernel, for a disk or a network
             logging.warning("%s does not end: leaving it behind", worker.name)
     workers.clear()
-
-
-def _give_credit(worker: _Worker) -> None:
-    try:
-        worker.link.send(b"+")
-    except OSError:
-        raise _death(worker) from None
 
 
 def _received(worker: _Worker) -> "_Message":
