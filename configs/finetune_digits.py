@@ -1,7 +1,7 @@
 """The encoder of digits.py fine-tuned on labels, all of them or 10 a class; and the study of what it is worth.
 
     python -m greenjax.main --config configs/finetune_digits.py --workdir runs/finetune --config.init=runs/digits
-    python -m greenjax.study --config configs/finetune_digits.py --workdir runs/digits_labels --config.init=runs/digits
+    python -m benchmarks study --config configs/finetune_digits.py --workdir runs/labels --config.init=runs/digits
 
 Hardware: two CPU cores. Results: docs/digits.md. --config.data.per_class=0 takes all 1,500 labels.
 """

@@ -12,12 +12,11 @@ import logging
 import shlex
 import sys
 
-from greenjax import flags
-from greenjax.atomic import expanded
-from greenjax.cache import keep_compiled
-from greenjax.config import flatten, resolve
-from greenjax.console import say, set_up
+from greenjax.config import flags, flatten, resolve
 from greenjax.errors import InputError
+from greenjax.runtime.cache import keep_compiled
+from greenjax.runtime.console import say, set_up
+from greenjax.runtime.files import expanded
 
 LAYOUTS = ("swin", "twins", "timm", "hf", "mmdet", "torchvision", "greenmim", "simmim")
 
@@ -33,7 +32,7 @@ def main(argv: list[str]) -> None:
     keep_compiled()
     try:
         if arguments.command != "extract":
-            from greenjax.processes import find_devices
+            from greenjax.runtime.processes import find_devices
 
             find_devices()
         if arguments.command == "to-torch":

@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from greenjax import __version__, flags
-from greenjax.console import complain, say, speaks
+from greenjax import __version__
+from greenjax.config import flags
 from greenjax.errors import InputError
+from greenjax.runtime.console import complain, say, speaks
 
 WORKDIR = "where results go, and where an interrupted run goes on; default: runs/NAME of the config file"
 
@@ -58,8 +59,8 @@ def _run(config: ConfigDict, workdir: Path, file: str, again: str, imported: Cal
     except ValueError as error:  # it reads its environment now
         sys.exit(f"greenjax: {error}")
 
-    from greenjax import processes
-    from greenjax.cache import keep_compiled
+    from greenjax.runtime import processes
+    from greenjax.runtime.cache import keep_compiled
 
     try:
         processes.connect()
@@ -67,10 +68,11 @@ def _run(config: ConfigDict, workdir: Path, file: str, again: str, imported: Cal
     except InputError as error:
         processes.end(f"greenjax: {error}")
 
-    from greenjax.checkpoint import SaveError
-    from greenjax.compile import compiling
     from greenjax.data import WorkerDied
-    from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun, run
+    from greenjax.runtime.checkpoint import SaveError
+    from greenjax.runtime.compile import compiling
+    from greenjax.tasks import run
+    from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun
     from greenjax.training.summary import next_lines, say_lines
 
     gc.freeze()

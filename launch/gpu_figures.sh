@@ -53,7 +53,7 @@ for table in "${chosen[@]}"; do
     if [ "$limit" -le 0 ]; then
         result="LEFT OUT: the $total s are over" failed=1
     else
-        timeout --kill-after=10 "$limit" "$python" -m greenjax.benchmark "${arguments[@]:1}" --repeats "$repeats" \
+        timeout --kill-after=10 "$limit" "$python" -m benchmarks "${arguments[@]:1}" --repeats "$repeats" \
             --json "$folder/$table.json" 2>"$folder/$table.log" | tee "$folder/$table.txt" || {
             code=$? failed=1
             result="FAILED (exit $code)"

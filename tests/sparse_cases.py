@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from greenjax.models.sparse_conv import block_conv, strided_conv, submanifold_conv
+from greenjax.ops.sparse_conv import block_conv, strided_conv, submanifold_conv
 from greenjax.planning.sites import ConvIndex, pair, strided_index, submanifold_index
 from greenjax.planning.tokens import TokenGrid
 

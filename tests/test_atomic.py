@@ -7,11 +7,11 @@ import pytest
 from small import small_config
 
 import greenjax
-from greenjax.atomic import expanded, read_json, replace_text
 from greenjax.data.records import read_description
 from greenjax.errors import InputError
-from greenjax.lock import held
 from greenjax.main import main
+from greenjax.runtime.files import expanded, read_json, replace_text
+from greenjax.runtime.lock import held
 from greenjax.training import DivergedError
 from greenjax.training.guard import Rollbacks
 from greenjax.training.metrics import record_config

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from greenjax.models.attention import WindowAttention, attend, relative_position_bias
+from greenjax.ops.group_attention import WindowAttention, attend, relative_position_bias
 from greenjax.planning.layout import choose_layouts, exact_plan
 from greenjax.planning.plan import GroupLayout, StageSpec, WindowPartition, make_plan, partitions
 from greenjax.planning.tokens import TokenGrid

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from small import ONE_STAGE, small_config
 
-from greenjax.benchmark import __main__, inputs, measure, peers, programs, sparse, step, whole_run
+from benchmarks import __main__, inputs, measure, peers, programs, sparse, step, whole_run
 from greenjax.errors import InputError
 from greenjax.planning import planner
 from greenjax.planning.plan import GroupLayout
@@ -45,11 +45,11 @@ def test_the_sparse_suite_compares_all_backends(monkeypatch, tmp_path, capsys):
 
 
 def test_a_wrong_suite_ends_in_one_line():
-    command = [sys.executable, "-m", "greenjax.benchmark", "--suite=dense"]
+    command = [sys.executable, "-m", "benchmarks", "--suite=dense"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("greenjax.benchmark: ") and "sparse" in line
+    assert line.startswith("benchmarks: ") and "sparse" in line
 
 
 def test_the_input_suite_compares_all_ways(monkeypatch, tmp_path, capsys):

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import pytest
 from small import small_config
 
-from greenjax.benchmark import ahead
+from benchmarks import ahead
 from greenjax.errors import InputError
-from greenjax.models.operations import hold
+from greenjax.ops.primitives import hold
 
 ROOT = Path(__file__).parents[1]
 GPU_COMPILER = ROOT / ".venv" / "gpu_compiler"
@@ -69,10 +69,10 @@ def test_an_update_for_an_h100_keeps_what_the_backward_pass_reads_and_no_more():
         import json, sys
         sys.path.insert(0, {str(ROOT / "tests")!r})
         from small import small_config
-        from greenjax.benchmark.ahead import CARDS, described
-        from greenjax.benchmark.forecast import forecast
-        from greenjax.benchmark.hlo import read_kernels
-        from greenjax.benchmark.programs import compile_part, sized
+        from benchmarks.ahead import CARDS, described
+        from benchmarks.forecast import forecast
+        from benchmarks.hlo import read_kernels
+        from benchmarks.programs import compile_part, sized
         device = described(CARDS["h100"])
         programs = {{}}
         for attention, batch in (("xla", 64), ("xla", 256), ("pallas", 256)):

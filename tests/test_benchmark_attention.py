@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from small import small_config
 
-from greenjax.benchmark import attention
-from greenjax.benchmark.programs import sized
+from benchmarks import attention
+from benchmarks.programs import sized
 from greenjax.errors import InputError
 from greenjax.planning import planner
 from greenjax.planning.plan import GroupLayout

@@ -1,4 +1,4 @@
-"""python -m greenjax.benchmark --suite grouping: packings against their definitions, one loss by every way."""
+"""python -m benchmarks --suite grouping: packings against their definitions, one loss by every way."""
 
 import json
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from small import small_config
 
-from greenjax.benchmark import __main__, grouping
-from greenjax.benchmark.ways import STATIC, WAYS, first_fit, first_fit_decreasing
+from benchmarks import __main__, grouping
+from benchmarks.ways import STATIC, WAYS, first_fit, first_fit_decreasing
 from greenjax.errors import InputError
 
 

@@ -1,4 +1,4 @@
-"""python -m greenjax.benchmark --suite growth: the forecast against traced programs, lines against known ones."""
+"""python -m benchmarks --suite growth: the forecast against traced programs, lines against known ones."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from small import small_config
 
-from greenjax.benchmark import __main__, growth
-from greenjax.benchmark.forecast import forecast
-from greenjax.benchmark.programs import sized, trace_part
-from greenjax.cost import matmul_flops
+from benchmarks import __main__, growth
+from benchmarks.forecast import forecast
+from benchmarks.programs import sized, trace_part
 from greenjax.errors import InputError
+from greenjax.runtime.cost import matmul_flops
 
 PNG = b"\x89PNG\r\n\x1a\n"
 AXES = {"image_size": (32, 48, 50), "batch": (0.5, 1, 2), "mask_ratio": (0.5, 0.75), "window": (2, 4)}

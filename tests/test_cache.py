@@ -10,14 +10,14 @@ import pytest
 from small import ONE_STAGE, small_config
 from test_processes import ROOT, config_file, ended, spawned
 
-from greenjax import cache
 from greenjax.planning import Planner
+from greenjax.runtime import cache
 
 MAIN = ("-m", "greenjax.main")
 # How many programs were compiled, how many found, and what one of them computes; after what is to be done first.
 PROGRAM = """
 import jax, jax.numpy as jnp
-from greenjax.cache import keep_compiled
+from greenjax.runtime.cache import keep_compiled
 said = []
 jax.monitoring.register_event_listener(lambda name, **_: said.append(name.rpartition("/")[2]))
 keep_compiled()

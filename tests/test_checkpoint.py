@@ -17,8 +17,8 @@ import pytest
 import tensorstore
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from greenjax import checkpoint
-from greenjax.checkpoint import Checkpointer
+from greenjax.runtime import checkpoint
+from greenjax.runtime.checkpoint import Checkpointer
 
 
 class State(NamedTuple):
@@ -333,8 +333,8 @@ def test_nothing_to_restore(tmp_path):
 
 WRITER = """
 import sys, jax.numpy as jnp
-from greenjax import checkpoint
-from greenjax.checkpoint import Checkpointer
+from greenjax.runtime import checkpoint
+from greenjax.runtime.checkpoint import Checkpointer
 checkpointer = Checkpointer(sys.argv[1], 2)
 for step in range(1, 10_000):
     checkpointer.save(step, {"x": jnp.full((64, 4096), step, jnp.int32)})

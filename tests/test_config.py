@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import greenjax
-from greenjax import flags
-from greenjax.config import ARCHITECTURES, KEYS, default_config, flatten, load_config, resolve
+from greenjax.backbones.registry import ARCHITECTURES
+from greenjax.config import KEYS, default_config, flags, flatten, load_config, resolve
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob("configs/*.py"))

@@ -6,7 +6,7 @@ from PIL import Image
 
 from greenjax.errors import InputError
 from greenjax.evaluation import Predictions, draw_confusion, draw_examples, most_confused
-from greenjax.evaluation.canvas import Canvas
+from greenjax.evaluation.pictures.canvas import Canvas
 
 
 def counts(classes, seed=0):

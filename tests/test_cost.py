@@ -8,9 +8,9 @@ from flax import nnx
 from small import small_config
 
 import greenjax
-from greenjax.benchmark.programs import compile_part, sized
-from greenjax.cost import matmul_flops, peak_flops
+from benchmarks.programs import compile_part, sized
 from greenjax.planning import Planner
+from greenjax.runtime.cost import matmul_flops, peak_flops
 from greenjax.training.state import model_graph
 from greenjax.training.step import pretraining_loss
 

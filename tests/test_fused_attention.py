@@ -12,16 +12,18 @@ from jax.sharding import PartitionSpec as P
 from small import small_config
 
 import greenjax
+from greenjax.backbones.layers import checkpointed
+from greenjax.backbones.twins.encoder import Sites
 from greenjax.errors import InputError
 from greenjax.interop import loading
 from greenjax.interop.weights import flat_weights
-from greenjax.models import attention, build, fused_attention, fused_attention_kernel
-from greenjax.models.attention import check_attention, group_attention
-from greenjax.models.fused_attention import fused_group_attention
-from greenjax.models.layers import checkpointed
-from greenjax.models.twins import Sites
+from greenjax.models import build
+from greenjax.ops import fused_attention, fused_attention_kernel
+from greenjax.ops import group_attention as attention
+from greenjax.ops.fused_attention import fused_group_attention
+from greenjax.ops.group_attention import check_attention, group_attention
 from greenjax.planning import Grouping
-from greenjax.training import run
+from greenjax.tasks import run
 
 interpreted = partial(fused_group_attention, interpret=True)
 composed = partial(group_attention, "xla")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from small import ONE_STAGE, small_config
 
-from greenjax.checkpoint import Checkpointer
-from greenjax.training import DivergedError, pretrain
+from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.tasks import pretrain
+from greenjax.training import DivergedError
 from greenjax.training.guard import BEFORE, RECENT, Guard, Rollbacks
 
 
@@ -61,7 +62,7 @@ RUN = dict(**ONE_STAGE, steps=8, log__checkpoint_every=2, mesh__data=1)
 @pytest.fixture
 def diverging(monkeypatch):
     """The guard objects at given steps, once each; which batches the run asks for is written down."""
-    objections, positions, story = [], [], importlib.import_module("greenjax.training.pretrain")
+    objections, positions, story = [], [], importlib.import_module("greenjax.tasks.pretrain")
     look, batches = Guard.look, story.train_batches
 
     def object_to(self, step, loss, skipped):

@@ -9,9 +9,8 @@ from safetensors.numpy import save_file
 from small import small_config
 
 import greenjax
-from greenjax import flags
-from greenjax.config import flatten, load_config
-from greenjax.inherit import inherit, recorded
+from greenjax.config import flags, flatten, load_config
+from greenjax.config.inherit import inherit, recorded
 from greenjax.interop.layouts import describe
 
 CONFIGS = Path(__file__).parent.parent / "configs"

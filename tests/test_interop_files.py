@@ -24,9 +24,9 @@ from test_interop_layouts import SWIN, random_model
 
 import greenjax
 from greenjax import convert
-from greenjax.atomic import replace_text
 from greenjax.interop.files import write_tensors
 from greenjax.interop.weights import flat_weights
+from greenjax.runtime.files import replace_text
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from greenjax.models.layers import Keys, checkpointed, drop_path, shared
-from greenjax.models.operations import gelu, layer_norm, permute
+from greenjax.backbones.layers import Keys, checkpointed, drop_path, shared
+from greenjax.ops.primitives import gelu, layer_norm, permute
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,12 @@ import sys
 import pytest
 from small import small_config
 
-from greenjax import lock
 from greenjax.data.prepare import main as prepare
 from greenjax.errors import InputError
-from greenjax.lock import LOCK, held
-from greenjax.training import evaluate_classifier, evaluate_knn, finetune, pretrain
+from greenjax.runtime import lock
+from greenjax.runtime.lock import LOCK, held
+from greenjax.tasks import classify as finetune
+from greenjax.tasks import evaluate_classifier, evaluate_knn, pretrain
 
 IN_USE = rf"is in use by process {os.getpid()} on host \S+, started \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d: stop it, or use"
 
@@ -59,7 +60,7 @@ def test_a_preparation_leaves_the_folder_of_another_alone(tmp_path):
 HOLDER = """
 import sys
 from pathlib import Path
-from greenjax.lock import held
+from greenjax.runtime.lock import held
 with held(Path(sys.argv[1]), "--workdir"):
     print("held", flush=True)
     sys.stdin.read()

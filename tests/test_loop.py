@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from small import small_config
 
-from greenjax.compile import BackgroundJit
+from greenjax.runtime.compile import BackgroundJit
 from greenjax.training.guard import Guard
 from greenjax.training.loop import Meter, unless_full
 from greenjax.training.sharding import make_mesh

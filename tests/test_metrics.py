@@ -16,10 +16,10 @@ from rich.console import Console
 from small import small_config
 from tensorboardX.proto.event_pb2 import Event
 
-from greenjax import console, flags
-from greenjax.config import load_config, resolve
+from greenjax.config import flags, load_config, resolve
 from greenjax.errors import InputError
 from greenjax.evaluation import read_metrics
+from greenjax.runtime import console
 from greenjax.training import progress
 from greenjax.training.metrics import MetricsWriter, record_config
 

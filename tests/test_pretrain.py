@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 from small import small_config
 
-from greenjax.checkpoint import Checkpointer
-from greenjax.compile import BackgroundJit
 from greenjax.data import WorkerDied, open_source
 from greenjax.errors import InputError
 from greenjax.evaluation import result
 from greenjax.main import main
 from greenjax.planning import Planner
-from greenjax.training import DivergedError, pretrain
-from greenjax.training.pretrain import described_start, pool_use
+from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.runtime.compile import BackgroundJit
+from greenjax.tasks import pretrain
+from greenjax.tasks.pretrain import described_start, pool_use
+from greenjax.training import DivergedError
 
 RUN = dict(
     model__depths=(1, 1),
@@ -159,10 +160,10 @@ def test_a_dead_worker_is_one_line_of_the_command(tmp_path, monkeypatch, capsys,
     def died(config, workdir):
         raise WorkerDied("data worker 2 of 4 (process 12345) was killed by SIGKILL (out of memory?)")
 
-    monkeypatch.setattr("greenjax.training.run", died)
-    monkeypatch.setattr("greenjax.cache.keep_compiled", lambda folder: None)
+    monkeypatch.setattr("greenjax.tasks.run", died)
+    monkeypatch.setattr("greenjax.runtime.cache.keep_compiled", lambda folder: None)
     monkeypatch.setattr(gc, "freeze", lambda: None)
-    monkeypatch.setattr("greenjax.compile.compiling", lambda: compiling)
+    monkeypatch.setattr("greenjax.runtime.compile.compiling", lambda: compiling)
     monkeypatch.setattr("os._exit", _left)
     with pytest.raises(SystemExit) as ended:
         main(["main", "--config=configs/digits.py", f"--workdir={tmp_path}"])

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from small import ONE_STAGE, small_config
 
-from greenjax import processes
-from greenjax.checkpoint import Checkpointer
 from greenjax.data import labelled_batches, open_labelled, open_source, train_batches
 from greenjax.errors import InputError
 from greenjax.planning import Planner
-from greenjax.training import InterruptedRun, pretrain
-from greenjax.training.evaluate import Judge
+from greenjax.runtime import processes
+from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.tasks import pretrain
+from greenjax.tasks.evaluate import Judge
+from greenjax.training import InterruptedRun
 from greenjax.training.interrupt import Interruption
 from greenjax.training.optim import make_optimizer
 from greenjax.training.sharding import make_mesh
@@ -145,7 +146,7 @@ def test_four_processes_with_split_parameters_train_twins_as_one_device_does(tmp
 DIFFERENT = """
 import sys
 from pathlib import Path
-from greenjax import processes
+from greenjax.runtime import processes
 
 processes.connect()
 import jax
@@ -225,8 +226,8 @@ def test_a_command_with_other_settings_on_one_process_ends_before_it_compiles(tm
 PASS_ON = f"""
 import json, sys
 from small import small_config
-from greenjax import processes
-from greenjax.checkpoint import Checkpointer
+from greenjax.runtime import processes
+from greenjax.runtime.checkpoint import Checkpointer
 
 if __name__ == "__main__":
     processes.connect()

@@ -7,8 +7,9 @@ from PIL import Image
 from small import small_config
 
 from greenjax.data import eval_batches, open_source
-from greenjax.evaluation import Pictures, reconstruct
-from greenjax.evaluation.reconstruct import GREY, draw_reconstructions, hide, paste
+from greenjax.evaluation import Pictures
+from greenjax.evaluation.pictures import reconstruct
+from greenjax.evaluation.pictures.reconstruct import GREY, draw_reconstructions, hide, paste
 from greenjax.planning import Planner
 from greenjax.training.state import model_graph
 

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import pytest
 from small import small_config
 
-from greenjax.benchmark import measure, roofline
-from greenjax.benchmark.hlo import read_kernels
-from greenjax.benchmark.profile import Event, profiled, read_events, shared_seconds, without_callers
-from greenjax.cost import matmul_flops
+from benchmarks import measure, roofline
+from benchmarks.hlo import read_kernels
+from benchmarks.profile import Event, profiled, read_events, shared_seconds, without_callers
 from greenjax.errors import InputError
+from greenjax.runtime.cost import matmul_flops
 
 # As XLA writes it for a GPU, shortened: a product by cuBLAS, a fusion that takes rows of its first operand and copies
 # its second, and a loop.
@@ -17,7 +17,7 @@ GPU_PROGRAM = """HloModule jit_step, is_scheduled=true
 
 FileNames
 1 "/x/site-packages/flax/nnx/nn/linear.py"
-2 "/x/greenjax/models/layers.py"
+2 "/x/greenjax/backbones/layers.py"
 
 FunctionNames
 1 "Linear.__call__"
@@ -101,7 +101,7 @@ def test_stacks_are_read_as_either_way_of_printing_them(surplus):
     stack = read_kernels(gpu_program(surplus))["cublas-gemm.1"].stack
     assert stack == (
         "/x/site-packages/flax/nnx/nn/linear.py:Linear.__call__",
-        "/x/greenjax/models/layers.py:Mlp.__call__",
+        "/x/greenjax/backbones/layers.py:Mlp.__call__",
     )
     kernel = read_kernels(gpu_program(surplus))["cublas-gemm.1"]
     assert roofline.part(kernel) == "projections and MLPs"

@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 from small import small_config
 
 import greenjax
+from benchmarks.scaling import Collective, collectives, compiled, report, sent
 from greenjax.errors import InputError
-from greenjax.scaling import Collective, collectives, compiled, report, sent
 
 BASE = dict(model__depths=(1, 1))
 TWINS = dict(family="twins", model__depths=(2, 1))

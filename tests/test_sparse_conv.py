@@ -24,7 +24,7 @@ from sparse_cases import (
 )
 
 from greenjax.errors import InputError
-from greenjax.models.sparse_conv import (
+from greenjax.ops.sparse_conv import (
     avg_pool,
     block_conv,
     check_backend,

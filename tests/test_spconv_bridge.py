@@ -27,9 +27,9 @@ from sparse_cases import (
     submanifold_case,
 )
 
-import greenjax.models
+import greenjax.ops
 from greenjax.errors import InputError
-from greenjax.models.sparse_conv import check_backend, strided_conv, submanifold_conv
+from greenjax.ops.sparse_conv import check_backend, strided_conv, submanifold_conv
 from greenjax.planning.sites import strided_index
 
 pytestmark = pytest.mark.spconv
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def torch_side():
-    from greenjax.models import spconv_torch
+    from greenjax.ops import spconv_torch
 
     return spconv_torch
 
@@ -204,7 +204,7 @@ def mesh_of_8():
 @pytest.mark.parametrize("callback", CALLBACKS)
 @pytest.mark.parametrize("entered", ["use_abstract_mesh", "set_mesh"])
 def test_every_device_of_a_mesh_convolves_its_own_mask_groups(callback, entered, calls, monkeypatch):
-    from greenjax.models import spconv_bridge
+    from greenjax.ops import spconv_bridge
 
     monkeypatch.setattr(spconv_bridge, "_pure_would_hang", lambda devices: False)  # it does not, with small arrays
     mesh, ((x, kernel, bias), index) = mesh_of_8(), mask_groups(8)
@@ -245,7 +245,7 @@ def test_large_arrays_do_not_hang(devices):
         import jax, numpy as np
         from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
         from sparse_cases import SHAPE, mask_groups
-        from greenjax.models.sparse_conv import submanifold_conv
+        from greenjax.ops.sparse_conv import submanifold_conv
 
         (x, kernel, bias), index = mask_groups({devices}, channels=64)
         mesh = jax.make_mesh(({devices},), ("data",), (AxisType.Auto,))
@@ -281,8 +281,8 @@ def test_an_error_inside_spconv_ends_the_process_with_its_message(devices, callb
         import jax
         from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
         from sparse_cases import SHAPE, mask_groups
-        from greenjax.models import spconv_bridge
-        from greenjax.models.sparse_conv import submanifold_conv
+        from greenjax.ops import spconv_bridge
+        from greenjax.ops.sparse_conv import submanifold_conv
 
         spconv_bridge.GRACE = 2.0
         (x, kernel, bias), index = mask_groups({devices})
@@ -306,9 +306,9 @@ def test_an_error_inside_spconv_ends_the_process_with_its_message(devices, callb
 
 
 def test_the_missing_package_is_named(monkeypatch):
-    for name in ("greenjax.models.spconv_bridge", "greenjax.models.spconv_torch"):
+    for name in ("greenjax.ops.spconv_bridge", "greenjax.ops.spconv_torch"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-        monkeypatch.delattr(greenjax.models, name.rpartition(".")[2], raising=False)
+        monkeypatch.delattr(greenjax.ops, name.rpartition(".")[2], raising=False)
     monkeypatch.setitem(sys.modules, "spconv.pytorch", None)
     with pytest.raises(InputError, match=r"model.sparse_conv is 'spconv'.*spconv.*install.*set model.sparse_conv to"):
         check_backend("spconv")
@@ -318,7 +318,7 @@ def test_the_missing_package_is_named(monkeypatch):
 
 
 def test_buffer_falls_away_where_jax_lacks_it(monkeypatch):
-    from greenjax.models import spconv_bridge
+    from greenjax.ops import spconv_bridge
 
     check_backend("spconv", "buffer")
     monkeypatch.setattr(spconv_bridge, "buffer_callback", None)

@@ -11,10 +11,10 @@ from flax import nnx
 from small import small_config
 
 import greenjax
-from greenjax.checkpoint import Checkpointer
-from greenjax.compile import BackgroundJit
 from greenjax.data import blank_batch, blank_labelled_batch, open_source, train_batches
 from greenjax.planning import Planner
+from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.runtime.compile import BackgroundJit
 from greenjax.training.optim import (
     clip_by_global_norm,
     decayed,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from small import small_config
 
+from benchmarks.study import Bench, changed, measure, study
 from greenjax.data import draw_of_each_class, labelled_batches, open_labelled
-from greenjax.study import Bench, changed, measure, study
-from greenjax.training import pretrain
+from greenjax.tasks import pretrain
 from greenjax.training.optim import learning_rate, make_optimizer
 from greenjax.training.sharding import batch_sharding
 from greenjax.training.state import init_state, model_graph

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from small import small_config
 
-from greenjax import convert, flags, load_config
+from greenjax import convert, load_config
+from greenjax.config import flags
 from greenjax.training.optim import make_optimizer
 from greenjax.training.sharding import make_mesh
 from greenjax.training.state import init_state

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 from small import ONE_STAGE, small_config
 
-from greenjax import study as study_module
-from greenjax import sweep as module
+from benchmarks import study as study_module
+from benchmarks import sweep as module
+from benchmarks.sweep import sweep, sweep_axes
 from greenjax.data import WorkerDied
 from greenjax.evaluation import read_results
-from greenjax.sweep import sweep, sweep_axes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUN = dict(**ONE_STAGE, steps=2, optim__warmup_steps=1, data__split="train[:60]", data__eval_split="test[:20]")
@@ -73,8 +73,8 @@ def test_images_of_both_splits_are_told_at_the_start(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("command", "function", "file", "told"),
     [
-        (module, "sweep", "digits.py", "greenjax.sweep: worker 1 was killed; the same command goes on"),
-        (study_module, "study", "finetune_digits.py", "greenjax.study: worker 1 was killed"),
+        (module, "sweep", "digits.py", "benchmarks.sweep: worker 1 was killed; the same command goes on"),
+        (study_module, "study", "finetune_digits.py", "benchmarks.study: worker 1 was killed"),
     ],
     ids=["sweep", "study"],
 )

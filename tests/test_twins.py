@@ -15,7 +15,14 @@ from torch_twins import TorchTwins, copy_attention, copy_convolution, copy_embed
 from transformers_swin import randomise
 
 import greenjax
-from greenjax.models.twins import Backend, BlockEmbed, GlobalAttention, LocalAttention, PositionalEncoding, Sites
+from greenjax.backbones.twins.encoder import (
+    Backend,
+    BlockEmbed,
+    GlobalAttention,
+    LocalAttention,
+    PositionalEncoding,
+    Sites,
+)
 from greenjax.planning import StageSpec, TokenGrid, exact_plan
 from greenjax.planning.sites import submanifold_index
 

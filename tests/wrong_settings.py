@@ -306,20 +306,20 @@ OTHER_COMMANDS = [
     (
         "sweep",
         "--config={config} --ratios=a,b",
-        "greenjax.sweep: ratios is 'a,b': expected numbers with commas between",
+        "benchmarks.sweep: ratios is 'a,b': expected numbers with commas between",
     ),
-    ("sweep", "--config={config} --depths=1,1.5", "greenjax.sweep: depths is '1,1.5': expected whole numbers"),
-    ("sweep", "--config={config} --lengths=nan", "greenjax.sweep: lengths is 'nan': expected numbers with commas"),
+    ("sweep", "--config={config} --depths=1,1.5", "benchmarks.sweep: depths is '1,1.5': expected whole numbers"),
+    ("sweep", "--config={config} --lengths=nan", "benchmarks.sweep: lengths is 'nan': expected numbers with commas"),
     ("sweep", "--config={config} --workdir=", "argument --workdir: found '', expected a folder"),
     (
         "study",
         "--config={config} --workdir={world}/new --scratch-lr=-1",
         "scratch-lr is -1.0: expected a number",
     ),
-    ("study", "--config={config} --workdir={world}/new --seeds=0", "greenjax.study: argument --seeds: found '0'"),
-    ("study", "--config={config} --workdir={world}/new", "greenjax.study: init is not given"),
-    ("benchmark", "--config={config} --suite=stp", "greenjax.benchmark: argument --suite: invalid choice: 'stp'"),
-    ("benchmark", "--config={config} --gpu=h100", "greenjax.benchmark: --gpu given with --suite step"),
+    ("study", "--config={config} --workdir={world}/new --seeds=0", "benchmarks.study: argument --seeds: found '0'"),
+    ("study", "--config={config} --workdir={world}/new", "benchmarks.study: init is not given"),
+    ("benchmark", "--config={config} --suite=stp", "benchmarks: argument --suite: invalid choice: 'stp'"),
+    ("benchmark", "--config={config} --gpu=h100", "benchmarks: --gpu given with --suite step"),
 ]
 ENVIRONMENTS = [
     ({"JAX_PLATFORMS": "cuda"}, "greenjax: JAX_PLATFORMS is 'cuda': expected what JAX finds here, cpu"),

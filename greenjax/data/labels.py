@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 from ml_collections import ConfigDict
 
-from greenjax.classes import Classes, plain, same
+from greenjax.data.classes import Classes, plain, same
 from greenjax.data.encoded import DecodeError, Image, decoded, undecoded
 from greenjax.data.records import open_labelled_records
 from greenjax.data.sources import (

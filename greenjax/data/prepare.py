@@ -27,9 +27,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from greenjax import flags
-from greenjax.atomic import expanded, replace_text
-from greenjax.console import rich_console, say
+from greenjax.config import flags
 from greenjax.data.augment import shrinkage
 from greenjax.data.encoded import DecodeError, Encoded, Image, Need, Size, load, size_of, undecoded
 from greenjax.data.labels import open_labelled
@@ -47,7 +45,9 @@ from greenjax.data.records import (
 from greenjax.data.sources import open_source, parse_split
 from greenjax.data.workers import keep_freed_memory
 from greenjax.errors import InputError
-from greenjax.lock import LOCK, held
+from greenjax.runtime.console import rich_console, say
+from greenjax.runtime.files import expanded, replace_text
+from greenjax.runtime.lock import LOCK, held
 
 PER_SHARD = 4096  # images; raw ones of 256 px make about 1 GB
 QUALITY = 95  # of JPEGs that are encoded anew

@@ -23,9 +23,9 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from ml_collections import ConfigDict
 
-from greenjax.atomic import expanded, read_json
 from greenjax.data.encoded import DecodeError, Encoded, Image, decoded
 from greenjax.errors import InputError, listed
+from greenjax.runtime.files import expanded, read_json
 
 ENCODINGS = ("raw", "jpeg")
 DESCRIPTION = "records.json"

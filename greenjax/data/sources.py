@@ -20,10 +20,10 @@ from absl import logging
 from jaxtyping import Int32, UInt8
 from ml_collections import ConfigDict
 
-from greenjax.atomic import expanded
 from greenjax.data.encoded import DecodeError, Encoded, Image, decoded, undecoded
 from greenjax.data.records import count_records, naming_damage, open_records
 from greenjax.errors import InputError, listed
+from greenjax.runtime.files import expanded
 
 SUFFIXES = (".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png")
 SUFFIXES += (".pnm", ".ppm", ".tif", ".tiff", ".webp")

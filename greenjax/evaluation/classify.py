@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int32, Int64, Integer, UInt8
 
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place, check_classes, check_finite, check_labels
-from greenjax.processes import gathered
+from greenjax.runtime.processes import gathered
 
 TOP = 5
 TOP5_ABOVE = 10  # classes; of fewer, top-5 is told to nobody: chance alone has half of it

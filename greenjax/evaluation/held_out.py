@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from greenjax.data import Batch, Source, Undecodable, eval_batches
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place, Placement
-from greenjax.evaluation.reconstruct import draw_reconstructions
+from greenjax.evaluation.pictures.reconstruct import draw_reconstructions
 from greenjax.planning import Planner, token_grid
-from greenjax.processes import gathered, leads
+from greenjax.runtime.processes import gathered, leads
 
 FITTED_VALUES = 1 << 25  # target values that the constant prediction is fitted to: 128 MB
 PICTURES = 8  # images in a grid

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int32
 from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
-from greenjax.console import say
 from greenjax.data import (
     LabelledSource,
     Undecodable,
@@ -25,6 +24,7 @@ from greenjax.evaluation.checks import Placement
 from greenjax.evaluation.classify import accuracy, extract, told
 from greenjax.evaluation.knn import knn_scores
 from greenjax.evaluation.probe import choose_l2, fit_linear
+from greenjax.runtime.console import say
 
 Features = tuple[Float[np.ndarray, "_ c"], Int32[np.ndarray, " _"]]  # images in rows, and their labels
 

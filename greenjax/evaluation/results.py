@@ -13,8 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from greenjax.atomic import read_json, replace_text
 from greenjax.evaluation.classify import Predictions
+from greenjax.runtime.files import read_json, replace_text
 
 _WIDTH = 200  # columns at most: a table is as wide as it has to be, and never wraps on its own
 

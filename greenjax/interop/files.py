@@ -15,9 +15,9 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Shaped
 
-from greenjax.atomic import expanded
 from greenjax.errors import InputError
 from greenjax.interop.pickles import first_line, read_pickle, require_torch
+from greenjax.runtime.files import expanded
 
 SAFETENSORS, PICKLES, INDEX = (".safetensors",), (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"), ".index.json"
 # What transformers and timm call the weights in a folder, the first that is there.

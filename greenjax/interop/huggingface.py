@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from greenjax.classes import Classes
+from greenjax.data.classes import Classes
 from greenjax.errors import InputError
 from greenjax.planning import token_grid
 

@@ -12,13 +12,11 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from greenjax import __version__
-from greenjax.atomic import expanded, replace_text
-from greenjax.checkpoint import Checkpointer, flatten_tree
-from greenjax.classes import FILE as CLASSES
-from greenjax.classes import Classes, from_json, read_classes
 from greenjax.config import flatten, read_recorded, resolve
+from greenjax.config.inherit import recorded
+from greenjax.data.classes import FILE as CLASSES
+from greenjax.data.classes import Classes, from_json, read_classes
 from greenjax.errors import InputError
-from greenjax.inherit import recorded
 from greenjax.interop.files import (
     IN_FOLDER,
     PICKLES,
@@ -49,7 +47,9 @@ from greenjax.interop.weights import (
     to_tensors,
 )
 from greenjax.models import Backbone, build
-from greenjax.models.attention import check_attention
+from greenjax.ops.group_attention import check_attention
+from greenjax.runtime.checkpoint import Checkpointer, flatten_tree
+from greenjax.runtime.files import expanded, replace_text
 
 GREENMIM_EPSILON = 1e-6  # of the norms in GreenMIM's pre-training
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue, as OpenCV's RGB2GRAY

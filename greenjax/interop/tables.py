@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from greenjax.interop.buffers import swin_buffers
-from greenjax.interop.transforms import (
+from greenjax.backbones.transforms import (
     CONV,
     LINEAR,
     NORM,
@@ -26,6 +25,7 @@ from greenjax.interop.transforms import (
     merge_reduction,
     token,
 )
+from greenjax.interop.buffers import swin_buffers
 from greenjax.planning import stage_channels
 
 

@@ -17,7 +17,6 @@ from flax import nnx
 from jaxtyping import Shaped
 from ml_collections import ConfigDict
 
-from greenjax.checkpoint import flatten_tree
 from greenjax.errors import InputError
 from greenjax.interop.buffers import check_buffers, is_buffer
 from greenjax.interop.decoders import positions_transposed, turned
@@ -28,6 +27,7 @@ from greenjax.interop.selection import Selection, find_places, name_kind, name_k
 from greenjax.interop.tables import LAYOUTS, Layout
 from greenjax.models import Backbone
 from greenjax.models.classifier import BatchNorm
+from greenjax.runtime.checkpoint import flatten_tree
 
 Weights = dict[str, Shaped[np.ndarray, "..."]]
 Shapes = Mapping[str, tuple[int, ...]]

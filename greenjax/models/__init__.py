@@ -9,10 +9,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from greenjax.backbones.layers import Keys
 from greenjax.config import resolve
 from greenjax.models.backbone import Backbone, features
 from greenjax.models.classifier import Classifier
-from greenjax.models.layers import Keys
 from greenjax.models.mim import GreenMIM, MaskedImageModel, Output, SimMIM
 
 __all__ = ["Backbone", "Classifier", "GreenMIM", "MaskedImageModel", "Output", "SimMIM", "build", "features"]

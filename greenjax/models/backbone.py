@@ -10,10 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from greenjax.classes import Classes
+from greenjax.backbones.swin.encoder import Swin
+from greenjax.backbones.twins.encoder import Twins
+from greenjax.data.classes import Classes
 from greenjax.errors import InputError
-from greenjax.models.swin import Swin
-from greenjax.models.twins import Twins
 from greenjax.planning import dense_plan, stage_channels, stage_specs, token_grid
 from greenjax.planning.tokens import to_grid, to_unit_major
 

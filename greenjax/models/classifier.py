@@ -9,9 +9,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from greenjax.backbones.layers import linear, small_normal
 from greenjax.errors import InputError
 from greenjax.models.backbone import Backbone, Images, widened
-from greenjax.models.layers import linear, small_normal
 
 
 class BatchNorm(nnx.Module):

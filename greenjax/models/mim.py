@@ -11,10 +11,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 from ml_collections import ConfigDict
 
+from greenjax.backbones.layers import linear, token_normal
 from greenjax.errors import InputError
 from greenjax.models.backbone import Backbone, Images, widened
 from greenjax.models.decoder import Decoder
-from greenjax.models.layers import linear, token_normal
 from greenjax.planning import Plan, dense_plan, exact_plan, stage_channels
 
 TARGET_EPSILON = 1e-6  # beside the variance of a unit

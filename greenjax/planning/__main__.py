@@ -6,7 +6,7 @@ python -m greenjax.planning --config configs/swin_b.py [--config.mask.ratio=0.6]
 import sys
 from collections.abc import Sequence
 
-from greenjax import flags
+from greenjax.config import flags
 from greenjax.errors import InputError
 from greenjax.planning.report import report
 

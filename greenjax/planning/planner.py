@@ -10,7 +10,6 @@ from absl import logging
 from jaxtyping import Bool, Int32
 from ml_collections import ConfigDict
 
-from greenjax.cache import cache_folder
 from greenjax.errors import InputError
 from greenjax.planning.layout import choose_layouts
 from greenjax.planning.masking import draw_visible, visible_count
@@ -25,6 +24,7 @@ from greenjax.planning.plan import (
     stack_plans,
 )
 from greenjax.planning.tokens import TokenGrid
+from greenjax.runtime.cache import cache_folder
 
 Layouts = tuple[tuple[GroupLayout, ...], ...]
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from greenjax.atomic import read_json, replace_text
 from greenjax.errors import InputError
-from greenjax.processes import leads
+from greenjax.runtime.files import read_json, replace_text
+from greenjax.runtime.processes import leads
 
 REMEDY = "it says which batches were passed over; remove it, and the run takes those that its steps count"
 RECENT, BEFORE = 10, 100  # updates whose mean losses are compared

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from greenjax.console import complain
+from greenjax.runtime.console import complain
 from greenjax.training.sharding import Placement
 
 EXIT_CODE = 75  # EX_TEMPFAIL: "try again"; launch/slurm.sbatch requeues on it

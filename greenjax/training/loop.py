@@ -12,13 +12,13 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from greenjax.atomic import FULL
-from greenjax.checkpoint import Checkpointer
-from greenjax.compile import BackgroundJit
-from greenjax.cost import peak_flops, peak_memory
 from greenjax.data import Batches, look_after_workers
 from greenjax.evaluation import read_metrics
-from greenjax.processes import agree, leads
+from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.runtime.compile import BackgroundJit
+from greenjax.runtime.cost import peak_flops, peak_memory
+from greenjax.runtime.files import FULL
+from greenjax.runtime.processes import agree, leads
 from greenjax.training.guard import DivergedError, Guard, Rollbacks
 from greenjax.training.interrupt import InterruptedRun, Interruption
 from greenjax.training.learning import nothing_learnt, time_to_tell
@@ -104,7 +104,7 @@ class _Run:
             Checkpointer(self.workdir, log.keep, log.keep_every) as checkpointer,
             MetricsWriter(self.workdir, total, start) as writer,
             jax.transfer_guard("disallow"),
-            jax.set_mesh(self.mesh),  # callbacks want to know it: models/spconv_bridge.py
+            jax.set_mesh(self.mesh),  # callbacks want to know it: ops/spconv_bridge.py
             # Closing ends the workers; a finished run starts none.
             closing(self.batches(start + ahead)) if start < total else nullcontext(iter(())) as batches,
         ):

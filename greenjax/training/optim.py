@@ -10,7 +10,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from greenjax.errors import InputError
-from greenjax.models.operations import hold
+from greenjax.ops.primitives import hold
 
 
 def run_length(config: ConfigDict, images: int) -> tuple[int, int]:

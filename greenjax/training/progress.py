@@ -8,7 +8,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from greenjax.console import rich_console, say
+from greenjax.runtime.console import rich_console, say
 
 SILENCE = 60  # seconds after which a line of text is due, whatever log.every says
 REDRAW = 0.1  # seconds between two moves of the bar

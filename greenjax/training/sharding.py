@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from greenjax.errors import InputError
-from greenjax.processes import find_devices
+from greenjax.runtime.processes import find_devices
 
 BATCH_AXES = ("data", "fsdp")
 

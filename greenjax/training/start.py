@@ -13,15 +13,15 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from greenjax.atomic import replace_text
-from greenjax.checkpoint import Checkpointer
-from greenjax.classes import write_classes
-from greenjax.compile import BackgroundJit
-from greenjax.console import say
+from greenjax.data.classes import write_classes
 from greenjax.errors import InputError
 from greenjax.interop import initial_model
-from greenjax.lock import held
 from greenjax.models import Backbone
+from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.runtime.compile import BackgroundJit
+from greenjax.runtime.console import say
+from greenjax.runtime.files import replace_text
+from greenjax.runtime.lock import held
 from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import State, abstract_state, init_state, on_the_cpu
 from greenjax.training.together import same_weights

@@ -10,14 +10,14 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from greenjax.checkpoint import Checkpointer
 from greenjax.config import flatten, load_config
-from greenjax.console import say
 from greenjax.errors import InputError
 from greenjax.interop.layouts import export_line
 from greenjax.planning.masking import visible_count
 from greenjax.planning.planner import token_grid
-from greenjax.processes import cores
+from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.runtime.console import say
+from greenjax.runtime.processes import cores
 from greenjax.training.optim import peak_rate
 from greenjax.training.progress import duration
 from greenjax.training.state import State

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 import greenjax
 from greenjax.config import flatten
 from greenjax.data.listing import listing
-from greenjax.lock import held
-from greenjax.processes import agree, led
+from greenjax.runtime.lock import held
+from greenjax.runtime.processes import agree, led
 
 OWN = ("data.path", "data.workers")  # a process may have its own: where its machine has the data, how many cores it has
 

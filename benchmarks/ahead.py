@@ -1,0 +1,151 @@
+"""An update compiled for a GPU that need not be here: what it computes, moves and holds, and the least it can take.
+
+XLA compiles for a card by its description. So the programs are those of the card, but for what can only be chosen by
+timing on it: which of several kernels computes a product. Nothing is run; times are limits by the data sheet's rates,
+kernel by kernel, as benchmark/roofline.py defines them.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from benchmarks.hlo import Kernel, read_kernels
+from benchmarks.programs import compile_part, memory_slope, sized
+from benchmarks.roofline import Cost, grouped, least, part, rows, total
+from benchmarks.step import Columns, cells, headings
+from greenjax.errors import InputError
+from greenjax.runtime.cost import peak_flops
+
+
+class Card(NamedTuple):
+    """A GPU by its data sheet."""
+
+    name: str  # as devices call themselves
+    capability: tuple[int, int]
+    multiprocessors: int
+    lanes: int  # float32 units of one multiprocessor
+    clock: float  # GHz
+    memory: int  # bytes
+    bandwidth: int  # bytes a second
+    cache: int  # bytes, of the second level
+    shared: int  # bytes of shared memory of one multiprocessor
+
+
+CARDS = {
+    "a100": Card("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 1.41, 80 * 2**30, 2039 * 10**9, 40 * 2**20, 164 * 2**10),
+    "h100": Card("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 1.98, 80 * 2**30, 3352 * 10**9, 50 * 2**20, 228 * 2**10),
+    "h200": Card("NVIDIA H200", (9, 0), 132, 128, 1.98, 141 * 10**9, 4800 * 10**9, 50 * 2**20, 228 * 2**10),
+}
+METHODS = {"green": "green", "dense": "simmim"}
+
+
+def ahead(config: ConfigDict, batch: int, repeats: int, gpu: str = "h100") -> dict[str, Any]:
+    """Prints the tables of one update, green and dense, on one card, and returns their figures.
+
+    Raises InputError for a type of numbers whose rate data sheets do not give, and without JAX's CUDA plugin.
+    """
+    del repeats  # nothing is timed
+    if config.task != "pretrain":
+        raise InputError(f"task is {config.task!r}: expected 'pretrain'")
+    card = CARDS[gpu]
+    peak = peak_flops(card.name, config.model.dtype)
+    if peak is None:
+        raise InputError(f"model.dtype is {config.model.dtype!r}: expected 'bfloat16', whose rate data sheets give")
+    device, rates = described(card), (peak, float(card.bandwidth))
+    report: dict[str, Any] = {"suite": "ahead", "device": card.name, "jax": jax.__version__}
+    report |= {"model": config.model.name, "dtype": config.model.dtype, "attention": config.model.attention}
+    report |= {"batch": batch, "flops_per_second": rates[0], "bytes_per_second": rates[1], "rows": [], "parts": {}}
+    for name, method in METHODS.items():
+        of = sized(config, batch, method=method, mesh__data=1, mesh__fsdp=1, mask__groups=1)
+        program = compile_part(of, "update", devices=[device])
+        kernels = read_kernels(program.compiled.as_text())
+        costs = at_best(kernels, rates)
+        whole = total(costs.values())
+        row = {"method": name, "flops": program.unpadded_flops, "bytes": whole.bytes, "kernels": whole.runs}
+        row |= {"temporary": program.temporary, "memory": program.memory, "compile_seconds": program.compile_seconds}
+        row |= {"memory_slope_bytes": memory_slope(of, program, [device]), "least_seconds": whole.seconds}
+        row |= {"most_images_per_second": batch / whole.seconds, "most_mfu": row["flops"] / peak / whole.seconds}
+        report["rows"].append(row)
+        report["parts"][name] = rows(grouped(costs, lambda kernel, of=kernels: (part(of[kernel]),)), ("part",))
+    green, dense = report["rows"]
+    report["memory_slope_ratio"] = green["memory_slope_bytes"] / dense["memory_slope_bytes"]
+    report["least_seconds_ratio"] = dense["least_seconds"] / green["least_seconds"]
+    print("\n".join(table(report)))
+    return report
+
+
+def described(card: Card) -> Any:
+    """A device to compile for. Raises InputError without JAX's CUDA plugin."""
+    jax.config.update("jax_platforms", "cpu")  # whatever GPU is here is not asked for, nor missed
+    try:
+        found = topologies.get_topology_desc(platform="cuda", target_config=description(card), topology="1x1x1")
+    except NotImplementedError as error:
+        raise InputError(
+            "--suite ahead needs JAX's CUDA plugin, though no GPU: bash launch/ahead.sh installs it beside what is here"
+        ) from error
+    return found.devices[0]
+
+
+def description(card: Card) -> str:
+    """The card as XLA's GpuTargetConfigProto, text. What no Card tells is the same for all of them."""
+    major, minor = card.capability
+    return f"""
+        gpu_device_info {{
+          threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+          block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+          registers_per_core_limit: 65536 registers_per_block_limit: 65536
+          shared_memory_per_block: 49152 shared_memory_per_block_optin: {card.shared - 1024}
+          shared_memory_per_core: {card.shared} core_count: {card.multiprocessors} fpus_per_core: {card.lanes}
+          memory_bandwidth: {card.bandwidth} device_memory_size: {card.memory} l2_cache_size: {card.cache}
+          clock_rate_ghz: {card.clock} cuda_compute_capability {{ major: {major} minor: {minor} }}
+        }}
+        platform_name: "CUDA" device_description_str: "{card.name}"
+        dnn_version_info {{ major: 9 minor: 8 }} runtime_version {{ major: 12 minor: 8 patch: 0 }}"""
+
+
+def at_best(kernels: dict[str, Kernel], rates: tuple[float, float]) -> dict[str, Cost]:
+    """Every kernel at its roofline time. `rates`: FLOPs of matrix products, and bytes, a second."""
+    costs = {}
+    for name, kernel in kernels.items():
+        if not kernel.calls and (kernel.flops or kernel.bytes):
+            runs = kernel.runs or 1  # a loop of unknown length counts once
+            took = runs * least(kernel.flops, kernel.bytes, rates)
+            costs[name] = Cost(runs, took, runs * kernel.flops, runs * kernel.bytes, took)
+    return costs
+
+
+COLUMNS: Columns = {
+    "GFLOP": ("flops", 1e9, 10, 1),
+    "GB moved": ("bytes", 1e9, 10, 1),
+    "kernels": ("kernels", 1, 9, 0),
+    "MB": ("temporary", 1e6, 10, 1),
+    "MB in all": ("memory", 1e6, 11, 1),
+    "MB an image": ("memory_slope_bytes", 1e6, 13, 1),
+    "ms at least": ("least_seconds", 1e-3, 13, 2),
+    "images/s at most": ("most_images_per_second", 1, 18, 0),
+    "MFU at most": ("most_mfu", 1, 13, 2),
+    "compiled, s": ("compile_seconds", 1, 13, 1),
+}
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """The report as text."""
+
+    def part_line(row: dict[str, Any]) -> str:
+        figures = f"{1e3 * row['seconds']:13.2f}{row['flops'] / 1e9:10.1f}{row['bytes'] / 1e9:10.2f}{row['runs']:9}"
+        return f"  {row['part']:24}{figures}"
+
+    lines = [
+        f"{report['model']}, {report['dtype']}, attention by {report['attention']}, batch {report['batch']},"
+        f" compiled for one {report['device']} ({report['flops_per_second'] / 1e12:.0f} TFLOP/s,"
+        f" {report['bytes_per_second'] / 1e9:.0f} GB/s): not run",
+        f"{'':14}{headings(COLUMNS)}",
+        *(f"{row['method'] + ' update':14}{cells(row, COLUMNS)}" for row in report["rows"]),
+        f"memory for each image, green / dense: {report['memory_slope_ratio']:.2f}",
+        f"dense / green, each at its limit: {report['least_seconds_ratio']:.2f}",
+    ]
+    for name, parts in report["parts"].items():
+        lines += [f"{name:26}{'ms at least':>13}{'GFLOP':>10}{'GB moved':>10}{'kernels':>9}", *map(part_line, parts)]
+    return lines

@@ -1,0 +1,237 @@
+"""How an update grows with image size, batch, mask ratio and window: time, temporary memory, matrix products.
+
+Each is changed alone, from the configuration at --batch, and held to what it should come to (forecast.py):
+
+    matrix products    as the forecast counts them: in the main proportional to the visible tokens
+    time               as the matrix products
+    temporary memory   gradients, and beside them so many bytes for each visible token
+
+Exponents are slopes of log-log lines against the visible tokens of an update, for windows against their side. The dense
+update (SimMIM on the same encoder) is compiled for its memory and products, and not run. docs/grouping_and_growth.md
+explains the figures.
+"""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks.forecast import Forecast, forecast
+from benchmarks.growth_figure import growth_figure
+from benchmarks.measure import interleaved_seconds, machine, ratio_by_round
+from benchmarks.programs import Program, compile_part, first_state, parameter_shapes, runnable, sized
+from greenjax.errors import InputError
+from greenjax.planning import Planner
+
+
+class Setting(NamedTuple):
+    """What is changed of the configuration."""
+
+    image_size: int  # pixels a side
+    batch: int
+    mask_ratio: float
+    window: int
+
+
+AXES: dict[str, tuple[float, ...]] = {
+    "image_size": (224, 384, 512, 640),
+    "batch": (0.5, 1, 2, 4),  # times --batch
+    "mask_ratio": (0.5, 0.6, 0.75, 0.9),
+    "window": (4, 7, 8, 14),
+}
+LONGEST = 12  # times as many matrix products as the configuration's own update: what has more is not run
+
+
+class Update(NamedTuple):
+    """A setting, compiled."""
+
+    config: ConfigDict
+    green: Program
+    dense: Program
+    expected: Forecast
+
+
+def growth(config: ConfigDict, batch: int, repeats: int, plot: Path | None = None) -> dict[str, Any]:
+    """Prints the table of a resolved pre-training configuration, draws it into `plot`, and returns its figures."""
+    check(config, batch)
+    own = Setting(config.image_size[0], batch, config.mask.ratio, config.model.window)
+    configs, left_out = settings(config, own)
+    for name, reason in left_out.items():
+        print(f"{name} is left out: {reason}")
+    updates = compile_all(configs, own)
+    seconds = run_all(updates, own, repeats)
+    pace = statistics.median(seconds[own]) / updates[own].expected.flops
+    report = {"suite": "growth", **machine(), "model": config.model.name, "dtype": config.model.dtype}
+    report |= {"repeats": repeats, **own._asdict(), "left_out": left_out, "axes": {}}
+    for axis in AXES:
+        along = [setting for setting in updates if setting._replace(**{axis: getattr(own, axis)}) == own]
+        along.sort(key=lambda setting: getattr(setting, axis))
+        rows = [row(setting, updates[setting], seconds.get(setting), seconds[own], pace) for setting in along]
+        report["axes"][axis] = {"rows": rows, **fits(axis, rows)}
+    print("\n".join(table(report)))
+    if plot:
+        growth_figure(report).savefig(plot, dpi=110)
+        print(f"figure: {plot}")
+    return report
+
+
+def check(config: ConfigDict, batch: int) -> None:
+    """Raises InputError for what has no forecast, before anything is compiled."""
+    if config.task != "pretrain" or config.method != "green":
+        found = f"task is {config.task!r} and method {config.method!r}"
+        raise InputError(f"{found}: expected 'pretrain' and 'green', which is compared with the dense one")
+    if not config.model.name.startswith("swin"):
+        raise InputError(f"model.name is {config.model.name!r}: expected a Swin, whose products are known in advance")
+    if config.model.remat:
+        raise InputError("model.remat is True: expected False, for which memory is known in advance")
+    if len(set(config.image_size)) > 1:
+        raise InputError(f"image_size is {tuple(config.image_size)}: expected a square, of which other sizes are made")
+    if batch % jax.device_count():
+        raise InputError(f"--batch is {batch}: expected a multiple of the {jax.device_count()} devices")
+
+
+def settings(config: ConfigDict, own: Setting) -> tuple[dict[Setting, ConfigDict], dict[str, str]]:
+    """Every setting, its own first, with its configuration; and why some cannot be had."""
+    configs, left_out = {}, {}
+    for axis, values in AXES.items():
+        for value in [own.batch * share for share in values] if axis == "batch" else values:
+            try:
+                if axis == "batch" and value % jax.device_count():
+                    raise InputError(f"expected a multiple of the {jax.device_count()} devices")
+                setting = own._replace(**{axis: type(getattr(own, axis))(value)})
+                configs[setting] = sized_as(config, setting)
+            except InputError as error:
+                left_out[f"{axis} {value:g}"] = str(error)
+    return {own: sized_as(config, own)} | configs, left_out
+
+
+def sized_as(config: ConfigDict, setting: Setting) -> ConfigDict:
+    """The configuration in another setting. Raises InputError where it cannot be had."""
+    changes = {"mask__ratio": setting.mask_ratio, "model__window": setting.window, "image_size": setting.image_size}
+    changed = sized(config, setting.batch, **changes)
+    Planner.from_config(changed)  # whether its masks can be planned
+    return changed
+
+
+def compile_all(configs: dict[Setting, ConfigDict], own: Setting) -> dict[Setting, Update]:
+    """The updates of all settings, green and dense. No dense program depends on the mask ratio: one stands for all."""
+    updates, dense = {}, {}
+    for setting, config in configs.items():
+        unmasked = setting._replace(mask_ratio=own.mask_ratio)
+        green = compile_part(config, "update")
+        if unmasked not in dense:
+            dense[unmasked] = compile_part(sized(config, config.data.batch_size, method="simmim"), "update")
+        updates[setting] = Update(config, green, dense[unmasked], forecast(config))
+        print(f"compiled {len(updates)} of {len(configs)}: {described(setting)}", flush=True)
+    return updates
+
+
+def run_all(updates: dict[Setting, Update], own: Setting, repeats: int) -> dict[Setting, list[float]]:
+    """Seconds of every green update that is not too long, by round; parameters of one shape share a state."""
+    states, runs = {}, {}
+    for setting, (config, green, _, _) in updates.items():
+        if green.flops > LONGEST * updates[own].green.flops:
+            continue
+        held = states.setdefault(parameter_shapes(config), [])
+        held[:] = held or [first_state(config)]
+        runs[setting] = runnable(config, {"update": green}, held=held)["update"], ()
+    print(f"running {len(runs)} updates in turn, {repeats} times", flush=True)
+    return interleaved_seconds(runs, repeats)
+
+
+def row(setting: Setting, update: Update, seconds: list[float] | None, own: list[float], pace: float) -> dict[str, Any]:
+    """The figures of one setting; `own` are the seconds of the configuration's own, `pace` its seconds per FLOP."""
+    _, green, dense, expected = update
+    return {
+        **setting._asdict(),
+        "tokens": expected.tokens,
+        "seconds": seconds and statistics.median(seconds),
+        "seconds_ratio": seconds and ratio_by_round(seconds, own),
+        "expected_seconds": pace * expected.flops,
+        "flops": green.flops,
+        "expected_flops": expected.flops,
+        "temporary": green.temporary,
+        "expected_temporary": expected.gradients + expected.kept,
+        "dense_flops": dense.flops,
+        "dense_temporary": dense.temporary,
+        "compile_seconds": green.compile_seconds,
+    }
+
+
+def fits(axis: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Exponents by quantity, measured and expected, and the straight lines of memory and time.
+
+    Memory is a constant and so many bytes a visible token, time a constant and so many seconds a FLOP.
+    """
+    x = "window" if axis == "window" else "tokens"
+    slopes = {
+        name: slope([row[x] for row in rows if row[name]], [row[name] for row in rows if row[name]])
+        for kind in ("seconds", "flops", "temporary")
+        for name in (kind, f"expected_{kind}", f"dense_{kind}")
+        if name in rows[0]
+    }
+    lines = {"seconds by FLOP": line([row["flops"] for row in rows], [row["seconds"] for row in rows])}
+    if x == "tokens":
+        for name in ("temporary", "expected_temporary"):
+            lines[f"{name} by token"] = line([row["tokens"] for row in rows], [row[name] for row in rows])
+    return {"slopes": slopes, "lines": lines}
+
+
+def slope(x: Sequence[int | float], y: Sequence[int | float]) -> float | None:
+    """Of the straight line through log y against log x; None where there is no line."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(set(x)) > 1 else None
+
+
+def line(x: Sequence[int | float], y: Sequence[int | float | None]) -> dict[str, float] | None:
+    """The straight line through the points that there are; None where there is no line."""
+    known = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
+    if len({a for a, _ in known}) < 2:
+        return None
+    per_unit, constant = np.polyfit([a for a, _ in known], [b for _, b in known], 1)
+    return {"constant": float(constant), "per_unit": float(per_unit)}
+
+
+def described(setting: Setting) -> str:
+    size, batch, ratio, window = setting
+    return f"{size} pixels, batch {batch}, mask ratio {ratio:g}, window {window}"
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """The report as text."""
+    lines = [
+        f"{report['model']}, {report['dtype']}, on {report['cores']} cores of {report['device']}: one update,"
+        f" median of {report['repeats']} interleaved runs;",
+        "expected: time as the matrix products, memory as gradients and what the backward pass reads",
+        f"{'':14}{'tokens':>9}{'s':>9}{'expected':>10}{'ratio':>8}{'GFLOP':>10}{'expected':>10}{'dense':>10}"
+        f"{'MB':>9}{'expected':>10}{'dense':>9}",
+    ]
+    for axis, found in report["axes"].items():
+        lines.append(axis)
+        for row in found["rows"]:
+            run = f"{'-':>9}" if row["seconds"] is None else f"{row['seconds']:9.3f}"
+            ratio = f"{'-':>8}" if row["seconds"] is None else f"{row['seconds_ratio']:8.2f}"
+            flops = "".join(f"{row[name] / 1e9:10.1f}" for name in ("flops", "expected_flops", "dense_flops"))
+            memory = [row[name] / 1e6 for name in ("temporary", "expected_temporary", "dense_temporary")]
+            lines.append(
+                f"  {row[axis]:<12g}{row['tokens']:9}{run}{row['expected_seconds']:10.3f}{ratio}{flops}"
+                f"{memory[0]:9.0f}{memory[1]:10.0f}{memory[2]:9.0f}"
+            )
+        lines += [f"  {text}" for text in fit_lines(found)]
+    return lines
+
+
+def fit_lines(found: dict[str, Any]) -> list[str]:
+    """Exponents and straight lines of one axis as text."""
+    slopes = (f"{name.replace('_', ' ')} {value:.2f}" for name, value in found["slopes"].items() if value is not None)
+    lines = [f"exponents: {', '.join(slopes)}"]
+    for name, of in found["lines"].items():
+        if of and name.startswith("seconds"):
+            lines.append(f"{name}: {of['constant']:.2f} s + 1 s / {1e-9 / of['per_unit']:.0f} GFLOP")
+        elif of:
+            megabytes = f"{of['constant'] / 1e6:.0f} MB + {of['per_unit'] / 1e3:.1f} kB"
+            lines.append(f"{name.replace('_', ' ')}: {megabytes}")
+    return lines

@@ -1,0 +1,208 @@
+"""How many photographs a core turns into training crops, from files and from prepared records.
+
+Beside greenjax, on the same boxes: bare JPEG decoding, which is the floor of reading JPEGs, and what Pillow takes for
+it. docs/data.md explains it.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from benchmarks.measure import machine
+from greenjax.config import resolve
+from greenjax.data import open_source
+from greenjax.data.augment import TRIES, RandomView, random_box, uniforms
+from greenjax.data.encoded import undecoded
+from greenjax.data.labels import Listed
+from greenjax.data.loader import Stream, labelled_batches, shuffled
+from greenjax.data.prepare import How, prepare
+from greenjax.data.workers import keep_freed_memory
+
+PHOTOGRAPHS = {"500 x 375": ((375, 500), 64), "4000 x 3000": ((3000, 4000), 4)}  # size, and how many files
+QUALITY = 90
+PREPARED = (("jpeg", 256), ("raw", 256), ("raw", 224))  # encoding, pixels of the shorter side
+EPOCH = 50_000  # images of an epoch: shuffling few costs more than shuffling many
+LOADED = 12  # batches that the whole loader is timed for
+BATCH = 64  # images of one of them
+WORKERS = (0, 2)  # data.workers
+
+
+def inputs(batch: int, repeats: int) -> dict[str, Any]:
+    """Images a second of one core by every way, then of the whole loader with and without worker processes."""
+    cv2.setNumThreads(0)
+    keep_freed_memory()
+    report = {"suite": "input", **machine(), "batch": batch, "repeats": repeats, "rows": [], "loader": []}
+    print(f"one core of {report['cores']}, median of {repeats} interleaved runs of {batch} images")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (size, count) in PHOTOGRAPHS.items():
+            root = Path(folder, name.replace(" ", ""))
+            write_photographs(root, size, count)
+            print(f"{name:34}{'images/s':>10}{'x Pillow':>10}{'x decode':>10}{'bytes/image':>14}")
+            ways = ways_to_read(root, small=max(size) < 1000)
+            for row in rows_of(name, ways, batch if max(size) < 1000 else 2, repeats):
+                report["rows"].append(row)
+                print(line_of(row))
+        print(f"{'whole loader, batches of ' + str(BATCH):34}{'images/s':>10}")
+        for row in loader_rows(Path(folder, next(iter(PHOTOGRAPHS)).replace(" ", ""))):
+            report["loader"].append(row)
+            print(f"  {row['source'] + ', workers ' + str(row['workers']):32}{row['images_per_second']:10.0f}")
+    return report
+
+
+def write_photographs(root: Path, size: tuple[int, int], count: int) -> None:
+    """JPEGs of random parts of scikit-learn's two photographs, at least three quarters of each side of the largest."""
+    from sklearn.datasets import load_sample_images
+
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    photographs = load_sample_images().images
+    for i in range(count):
+        image = photographs[i % 2]
+        fitting = min(image.shape[0] / size[0], image.shape[1] / size[1]) * rng.uniform(0.75, 1)
+        height, width = int(size[0] * fitting), int(size[1] * fitting)
+        top, left = rng.integers(image.shape[0] - height + 1), rng.integers(image.shape[1] - width + 1)
+        part = image[top : top + height, left : left + width]
+        part = cv2.resize(part, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(root / f"{i}.jpg"), part[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, QUALITY))
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way from a stored image to a crop."""
+
+    make: Callable[[int], Any]  # of image i of the stream
+    bytes: float  # stored for an image
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The images of a source again and again, as many as a real data set has."""
+
+    source: Any
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        return self.source[index % len(self.source)]
+
+    def encoded(self, index: int) -> Any:
+        return undecoded(self.source, index % len(self.source))
+
+
+def folder_config(root: Path, **data: Any) -> ConfigDict:
+    settings = {"source": "folder", "path": str(root), "split": "all", "batch_size": BATCH, **data}
+    model = {"num_classes": 1}
+    return resolve({"task": "finetune", "steps": 1, "model": model, "data": settings})
+
+
+def ways_to_read(root: Path, small: bool) -> dict[str, Way]:
+    """Every way from the JPEGs of a folder, and from records that are made of them here."""
+    paths = sorted(root.iterdir())
+    config = folder_config(root)
+    view, size = RandomView.from_config(config), mean_size(paths)
+    encoded = [np.fromfile(path, np.uint8) for path in paths]
+    order = shuffled(config, range(EPOCH))
+    ways = {
+        "decode": Way(lambda i: cv2.imdecode(encoded[order[i] % len(paths)], cv2.IMREAD_COLOR), size),
+        "Pillow": Way(lambda i: by_pillow(paths[order[i] % len(paths)], view, i), size),
+        "greenjax, JPEG files": Way(stream(config, view), size),
+    }
+    for encoding, side in PREPARED if small else ():
+        records = prepared(root, encoding, side)
+        stored = mean_size(records.glob("*.array_record")) / len(paths)
+        from_records = folder_config(records, source="records")
+        ways[f"greenjax, {encoding} records, {side}"] = Way(stream(from_records, view), stored)
+    return ways
+
+
+def prepared(root: Path, encoding: str, side: int) -> Path:
+    """The records of a folder's images."""
+    output = root.with_name(f"{root.name}_{encoding}_{side}")
+    if not output.exists():
+        list(prepare(folder_config(root), output, How(side, encoding), unlabelled=True))
+    return output
+
+
+def mean_size(paths: Any) -> float:
+    return statistics.fmean(path.stat().st_size for path in paths)
+
+
+def stream(config: ConfigDict, view: RandomView) -> Callable[[int], Any]:
+    """Image i of training, as a worker makes it."""
+    source = Repeated(open_source(config.data, config.data.split), EPOCH)
+    return Stream(source, shuffled(config, source), view).__getitem__
+
+
+def by_pillow(path: Path, view: RandomView, index: int) -> UInt8[np.ndarray, "h w c"]:
+    """The same crop by Pillow, as torchvision's transforms make it."""
+    drawn = uniforms(view.seed, index, 2 * TRIES + 3)
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    top, left, height, width = random_box((image.height, image.width), view.scale, view.ratio, drawn)
+    image = image.crop((left, top, left + width, top + height))
+    image = image.resize((view.size[1], view.size[0]), Image.Resampling.BICUBIC)
+    if drawn[-1] < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(image)
+
+
+def rows_of(photographs: str, ways: dict[str, Way], batch: int, repeats: int) -> list[dict[str, Any]]:
+    """Each way's rate: processor time, so that what else the machine does counts little."""
+    seconds = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, way in ways.items():
+            start = time.process_time()
+            for index in range(repeat * batch, (repeat + 1) * batch):
+                way.make(index)
+            if repeat:  # the first run warms up
+                seconds[name].append((time.process_time() - start) / batch)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    return [
+        {
+            "photographs": photographs,
+            "way": name,
+            "images_per_second": 1 / median[name],
+            "times_pillow": median["Pillow"] / median[name],
+            "times_decode": median["decode"] / median[name],
+            "bytes_per_image": way.bytes,
+        }
+        for name, way in ways.items()
+    ]
+
+
+def line_of(row: dict[str, Any]) -> str:
+    rates = f"{row['images_per_second']:10.0f}{row['times_pillow']:10.2f}{row['times_decode']:10.2f}"
+    return f"  {row['way']:32}{rates}{row['bytes_per_image']:14,.0f}"
+
+
+def loader_rows(root: Path) -> list[dict[str, Any]]:
+    """Batches as training gets them, by the clock: what workers hand over, and batches made in the main process."""
+    rows = []
+    for name, folder in (("JPEG files", root), ("raw records", prepared(root, "raw", 256))):
+        kind = "folder" if folder == root else "records"
+        for workers in WORKERS:
+            config = folder_config(folder, source=kind, workers=workers)
+            images = Repeated(open_source(config.data, "all"), EPOCH)
+            source = Listed(images, np.zeros(EPOCH, np.int32), ("photograph",))
+            batches = labelled_batches(config, source)
+            for _ in range(2 * max(workers, 1)):  # until all are at work
+                next(batches)
+            start = time.perf_counter()
+            for _ in range(LOADED):
+                next(batches)
+            seconds = time.perf_counter() - start
+            batches.close()
+            rows.append({"source": name, "workers": workers, "images_per_second": LOADED * BATCH / seconds})
+    return rows

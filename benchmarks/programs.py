@@ -1,0 +1,169 @@
+"""The programs of one update of greenjax - forward, forward + backward, the whole - and inputs to run them on."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from greenjax.config import flatten, resolve
+from greenjax.data import Batch, blank_batch
+from greenjax.planning import Plan, Planner, dense_plan, stage_channels, stage_specs, token_grid
+from greenjax.planning.analysis import blocks_in_turn
+from greenjax.planning.planner import windowed_blocks
+from greenjax.runtime.cost import matmul_flops
+from greenjax.training.optim import learning_rate, make_optimizer
+from greenjax.training.sharding import Placement, batch_shapes, make_mesh
+from greenjax.training.state import State, abstract_state, init_state, model_graph
+from greenjax.training.step import drop_path_keys, make_train_step, pretraining_loss
+
+PARTS = ("forward", "backward", "update")  # "backward" is forward + backward
+LARGE = 64  # a batch on one device from which on memory per image is the slope towards a smaller one
+STEPS = 1000  # that the schedule of the learning rate believes in
+
+
+class Program(NamedTuple):
+    """One compiled program. Bytes, FLOPs; `flops` are those of matrix products."""
+
+    compiled: Any
+    flops: int
+    unpadded_flops: int  # without what attention computes among slots of different windows
+    xla_flops: float
+    bytes_accessed: float
+    temporary: int
+    memory: int  # that one device needs for it at most: arguments, results and what is temporary
+    compile_seconds: float  # tracing included
+
+
+def sized(config: ConfigDict, batch: int, **changes: Any) -> ConfigDict:
+    """The configuration with this batch, one mask a device; `changes` by name, `model__window=14`."""
+    groups = jax.device_count()
+    keys = {name.replace("__", "."): value for name, value in changes.items()}
+    fixed = {"data.batch_size": batch, "mask.groups": groups, "optim.accumulation": 1, "mesh.data": -1}
+    return resolve(flatten(config) | fixed | keys)
+
+
+def random_batch(config: ConfigDict, plan: Plan | None = None) -> Batch:
+    """Noise under the masks of step 0, or under a plan for all mask groups."""
+    if plan is None:
+        plan, _ = Planner.from_config(config).plans(config.seed, 0, config.mask.groups)
+    batch = blank_batch(config, plan)
+    return batch._replace(images=np.random.default_rng(0).integers(256, size=batch.images.shape, dtype=np.uint8))
+
+
+def compile_part(
+    config: ConfigDict, part: str, batch: Batch | None = None, devices: Sequence[Any] | None = None
+) -> Program:
+    """Compiles one of PARTS, for batches like the given or random one; nothing is computed.
+
+    `devices`: those to compile it for, by default those that are here.
+    """
+    batch = random_batch(config) if batch is None else batch
+    start = time.perf_counter()
+    traced = trace_part(config, part, batch, devices)
+    compiled = traced.lower().compile()
+    took = time.perf_counter() - start
+    costs = compiled.cost_analysis() or {"flops": 0.0, "bytes accessed": 0.0}  # not of devices that are not here
+    flops = matmul_flops(traced.jaxpr)
+    unpadded = flops - products(config, part) * padding_flops(config, batch.plan)
+    return Program(
+        compiled, flops, unpadded, costs["flops"], costs["bytes accessed"], *memory_of(compiled), compile_seconds=took
+    )
+
+
+def memory_slope(config: ConfigDict, update: Program, devices: Sequence[Any] | None = None) -> float:
+    """Bytes of temporary memory more for each image of a batch; `update` is that of a configuration by `sized`.
+
+    Between its batch and one three times as large, or a fourth of it where a larger one need not fit.
+    """
+    batch, groups = config.data.batch_size, config.mask.groups
+    other = batch // 4 // groups * groups if batch >= LARGE * groups else 3 * batch
+    second = sized(config, other, mask__groups=groups, mesh__data=config.mesh.data)
+    return (compile_part(second, "update", devices=devices).temporary - update.temporary) / (other - batch)
+
+
+def memory_of(compiled: Any) -> tuple[int, int]:
+    """Bytes that a program takes for what is temporary, and in all; 0 where the backend does not tell."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return 0, 0
+    outside = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return found.temp_size_in_bytes, outside + found.temp_size_in_bytes
+
+
+def products(config: ConfigDict, part: str) -> int:
+    """Matrix products over pairs of slots in one attention: two forward, four backward, and two computed again."""
+    return 2 if part == "forward" else 6 + 2 * config.model.remat
+
+
+def padding_flops(config: ConfigDict, plan: Plan) -> int:
+    """FLOPs of one such product in every block, over pairs of slots that do not see each other.
+
+    A block computes all pairs of a row; needed are those inside a window, w * w of its w visible tokens. All other
+    products are free of padding: projections take the ungrouped tokens.
+    """
+    green = config.method == "green"
+    # The plan of every mask group; without masks before the encoder one for all.
+    windows = plan.windows if green else dense_plan(token_grid(config), stage_specs(config)).windows
+    total = 0
+    for depth, channels, groupings in zip(windowed_blocks(config), stage_channels(config), windows, strict=True):
+        for blocks, grouping in zip(blocks_in_turn(depth, len(groupings)), groupings):
+            ids = np.asarray(grouping.window)
+            rows = ids.reshape(-1, ids.shape[-1])
+            seen = sum(int((np.bincount(row[row >= 0]) ** 2).sum()) for row in rows)
+            total += blocks * 2 * channels * (rows.size * rows.shape[1] - seen)
+    return total * (config.data.batch_size // config.mask.groups if green else config.data.batch_size)
+
+
+def trace_part(
+    config: ConfigDict, part: str, batch: Batch | None = None, devices: Sequence[Any] | None = None
+) -> jax.stages.Traced:
+    """What `compile_part` compiles."""
+    mesh, tx, graphdef = make_mesh(config, devices), make_optimizer(config), model_graph(config)
+    state = abstract_state(config, tx, mesh)
+    shapes = batch_shapes(random_batch(config) if batch is None else batch, mesh)
+    if part == "update":
+        return make_train_step(graphdef, tx, learning_rate(config, STEPS, 1), config, mesh).trace(state, shapes)
+    loss = pretraining_loss(graphdef)
+
+    def mean_loss(params: Any, batch: Batch) -> jax.Array:
+        keys = drop_path_keys(config, config.seed, jnp.zeros((), jnp.int32), config.mask.groups)
+        return loss(params, (batch.images, batch.plan, keys))[0]
+
+    with jax.set_mesh(mesh):
+        program = jax.jit(mean_loss if part == "forward" else jax.value_and_grad(mean_loss))
+        return program.trace(state.params, shapes)
+
+
+def runnable(
+    config: ConfigDict, programs: dict[str, Program], batch: Batch | None = None, held: list[State] | None = None
+) -> dict[str, Callable[[], Any]]:
+    """Each of the programs on a batch, noise by default, as a function without arguments.
+
+    The update goes on from its result. `held`, a list of one state, is for updates that share theirs and so its memory.
+    """
+    placed = Placement(make_mesh(config))(random_batch(config) if batch is None else batch)
+    held = [first_state(config)] if held is None else held
+
+    def update() -> Any:
+        held[0], metrics = programs["update"].compiled(held[0], placed)
+        return metrics
+
+    def part(program: Program) -> Callable[[], Any]:
+        return lambda: program.compiled(held[0].params, placed)
+
+    return {name: update if name == "update" else part(program) for name, program in programs.items()}
+
+
+def first_state(config: ConfigDict) -> State:
+    """The state before the first update."""
+    return init_state(config, make_optimizer(config), make_mesh(config))
+
+
+def parameter_shapes(config: ConfigDict) -> tuple[tuple[int, ...], ...]:
+    """What configurations have in common that can share a state."""
+    state = abstract_state(config, make_optimizer(config), make_mesh(config))
+    return tuple(leaf.shape for leaf in jax.tree.leaves(state))

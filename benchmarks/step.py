@@ -1,0 +1,168 @@
+"""One update side by side: green, dense (SimMIM on the same encoder), and transformers' SimMIM in PyTorch.
+
+Forward, forward + backward and the whole update, medians of runs in which all take turns; XLA's FLOPs and temporary
+memory; the limits that measured rates of matrix products and of a copy set. docs/performance.md explains it.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from benchmarks.measure import Timed, copy, interleaved_medians, machine, medians_one_by_one, product
+from benchmarks.peers import Maker, Peers, find_peers
+from benchmarks.programs import PARTS, Program, compile_part, memory_slope, runnable, sized
+from benchmarks.whole_run import whole_run
+from greenjax.errors import InputError
+from greenjax.planning import Planner
+from greenjax.planning.analysis import planning_time
+from greenjax.runtime.cost import peak_flops, peak_memory
+
+
+def step(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) -> dict[str, Any]:
+    """Prints the table of a resolved pre-training configuration and returns its figures.
+
+    `compiled`: PyTorch by torch.compile, too, which takes minutes on a CPU; on a GPU always.
+    """
+    if config.task != "pretrain":
+        raise InputError(f"task is {config.task!r}: expected 'pretrain'")
+    if batch % jax.device_count():
+        raise InputError(f"--batch is {batch}: expected a multiple of the {jax.device_count()} devices")
+    methods = {"green": sized(config, batch, method="green"), "dense": sized(config, batch, method="simmim")}
+    peers = find_peers(methods["dense"], batch, compiled)
+    for name, reason in peers.left_out.items():
+        print(f"{name} is left out: {reason}")
+    programs = {name: {part: compile_part(of, part) for part in PARTS} for name, of in methods.items()}
+    makers: dict[str, Maker] = {name: partial(runnable, of, programs[name]) for name, of in methods.items()}
+    seconds, rates = timed(makers, peers, config.model.dtype, repeats, together=jax.default_backend() == "cpu")
+    report = {"suite": "step", **machine(), "model": config.model.name, "dtype": config.model.dtype, "batch": batch}
+    report |= {"repeats": repeats, "left_out": peers.left_out, "matmul_flops_per_second": rates[0]}
+    report |= {"copy_bytes_per_second": rates[1], "peak_memory_bytes": peak_memory()}
+    peak = peak_flops(report["device"], config.model.dtype)
+    report["peak_flops_per_second"] = peak and peak * jax.device_count()
+    report["planning_ms"] = planning_time(Planner.from_config(methods["green"]), 100)
+    report["rows"] = [row(name, part, time, programs, peers, report) for (name, part), time in seconds.items()]
+    slopes = {name: memory_slope(of, programs[name]["update"]) for name, of in methods.items()}
+    report["memory_slope_bytes"] = slopes
+    report["memory_slope_ratio"] = slopes["green"] / slopes["dense"] if slopes["dense"] else None
+    report["ratios"] = {
+        f"{slow} / green, {part}": time / least
+        for (slow, part), time in seconds.items()
+        if slow != "green" and time and (least := seconds["green", part])
+    }
+    report |= whole_run(methods["green"], batch)
+    print("\n".join(table(report)))
+    return report
+
+
+def timed(
+    makers: dict[str, Maker], peers: Peers, dtype: str, repeats: int, together: bool
+) -> tuple[dict[tuple[str, str], float | None], tuple[float, float]]:
+    """Seconds of every part of every method, None where memory does not suffice; FLOPs and bytes a second at best.
+
+    On a CPU all take turns `together`, so that all meet the same disturbances. A GPU has them for itself, but its
+    memory would not hold what all need at once: there each method is gone before the next comes, PyTorch's first,
+    because JAX keeps what it once had.
+    """
+    runs: dict[Any, Timed] = {}
+    seconds: dict[Any, float | None] = {}
+    for name, make in (peers.makers | makers).items():
+        made = make()
+        parts = {(name, part): (made.pop(part), ()) for part in PARTS}
+        if together:
+            runs |= parts
+        else:
+            seconds |= medians_one_by_one(parts, repeats)
+            made.clear()
+            parts.clear()
+            peers.free()
+    (runs["matmul", ""], flops), (runs["copy", ""], moved) = product(dtype), copy()
+    found: dict[Any, Any] = seconds | interleaved_medians(runs, repeats)
+    rates = flops / found.pop(("matmul", "")), moved / found.pop(("copy", ""))
+    order = [*makers, *peers.makers]
+    return {key: found[key] for key in sorted(found, key=lambda key: order.index(key[0]))}, rates
+
+
+def row(
+    name: str,
+    part: str,
+    time: float | None,
+    programs: dict[str, dict[str, Program]],
+    peers: Peers,
+    report: dict[str, Any],
+) -> dict[str, Any]:
+    """One line of the table."""
+    found: dict[str, Any] = {"method": name, "part": part, "seconds": time}
+    # PyTorch's network is the dense one, and has its products.
+    needed = programs[name if name in programs else "dense"][part].unpadded_flops
+    if time is not None:
+        found["images_per_second"] = report["batch"] / time
+        if report["peak_flops_per_second"]:
+            found["mfu"] = needed / report["peak_flops_per_second"] / time
+    if name not in programs:
+        memory = peers.peaks[name].get(part)
+        return found | ({} if memory is None else {"memory": memory})
+    program = programs[name][part]
+    found |= program._asdict()
+    del found["compiled"]
+    if time is not None:
+        found["limit_share"] = program.flops / report["matmul_flops_per_second"] / time
+        found["bytes_limit_share"] = program.bytes_accessed / report["copy_bytes_per_second"] / time
+    return found
+
+
+Columns = dict[str, tuple[str, int | float, int, int]]  # heading: key, unit, width, digits
+COLUMNS: Columns = {
+    "s": ("seconds", 1, 9, 3),
+    "images/s": ("images_per_second", 1, 10, 1),
+    "GFLOP": ("flops", 1e9, 10, 1),
+    "MB": ("temporary", 1e6, 10, 1),
+    "MB in all": ("memory", 1e6, 11, 1),
+    "share of limit": ("limit_share", 1, 16, 2),
+    "of bytes": ("bytes_limit_share", 1, 10, 2),
+    "MFU": ("mfu", 1, 6, 2),
+    "compiled, s": ("compile_seconds", 1, 13, 1),
+}
+
+
+def headings(columns: Columns) -> str:
+    return "".join(f"{heading:>{width}}" for heading, (_, _, width, _) in columns.items())
+
+
+def cells(row: dict[str, Any], columns: Columns) -> str:
+    """The row under these headings; a dash where it has no figure."""
+    return "".join(
+        f"{row[key] / unit:{width}.{digits}f}" if row.get(key) is not None else f"{'-':>{width}}"
+        for key, unit, width, digits in columns.values()
+    )
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """The report as text."""
+
+    def line(each: dict[str, Any]) -> str:
+        missing = "   out of memory" if each["seconds"] is None else ""
+        return f"{each['method'] + ' ' + each['part']:32}{cells(each, COLUMNS)}{missing}"
+
+    lines = [
+        f"{report['model']}, {report['dtype']}, batch {report['batch']}, on {report['cores']} cores of"
+        f" {report['device']}: median of {report['repeats']} runs",
+        f"matrix products at {report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, a copy at"
+        f" {report['copy_bytes_per_second'] / 1e9:.1f} GB/s; one mask planned in {report['planning_ms']:.2f} ms",
+        f"{'':32}{headings(COLUMNS)}",
+        *map(line, report["rows"]),
+    ]
+    lines += [f"{name}: {ratio:.2f}" for name, ratio in report["ratios"].items()]
+    lines += [
+        f"{name}: {slope / 1e6:.1f} MB more for each image" for name, slope in report["memory_slope_bytes"].items()
+    ]
+    if report["memory_slope_ratio"] is not None:
+        lines.append(f"memory for each image, green / dense: {report['memory_slope_ratio']:.2f}")
+    first = report["first_step_seconds"]
+    lines += [
+        f"input: {report['input_images_per_second']:.0f} images/s by one process",
+        f"whole run: first step after {first['cold']:.1f} s, {first['cached']:.1f} s with what was compiled before;"
+        f" then {report['images_per_second']:.1f} images/s, {report['waited']:.2%} of the time waiting for data",
+    ]
+    return lines

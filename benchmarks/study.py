@@ -1,0 +1,210 @@
+"""What pre-training is worth where there are labels, against the same encoder without it.
+
+    python -m benchmarks study --config configs/finetune_digits.py --config.init=runs/digits --workdir runs/labels
+
+The pre-trained encoder and a random one are judged frozen, by a linear probe and by k-NN, and after fine-tuning, which
+for the random one is training from scratch: the same updates, at a rate of its own. All this with all labels, and with
+the labels of `data.per_class` images a class. A seed stands for the random encoder, the head, the order of the images
+and what is done to them, and for which few of them have labels; `config.seed` is the first.
+"""
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from greenjax.config import flags, flatten, resolve
+from greenjax.data import (
+    LabelledSource,
+    WorkerDied,
+    check_classes,
+    draw_of_each_class,
+    labelled_batches,
+    open_labelled,
+)
+from greenjax.errors import InputError
+from greenjax.evaluation import (
+    accuracy,
+    check_neighbours,
+    choose_l2,
+    features_of,
+    fit_linear,
+    knn,
+    pooled_features,
+    results_table,
+    write_results,
+)
+from greenjax.interop import initial_model
+from greenjax.models import build
+from greenjax.runtime.cache import keep_compiled
+from greenjax.runtime.console import say
+from greenjax.runtime.files import replace_text
+from greenjax.runtime.lock import held
+from greenjax.runtime.processes import find_devices
+from greenjax.tasks.classify import held_out_images, weights, with_head
+from greenjax.tasks.evaluate import Judge
+from greenjax.training.metrics import record_config
+from greenjax.training.optim import learning_rate, make_optimizer, run_length
+from greenjax.training.sharding import Placement, make_mesh
+from greenjax.training.start import check_new
+from greenjax.training.state import State, init_state, model_graph
+from greenjax.training.step import Metrics, make_classifier_step
+
+RANDOM, PRETRAINED, SCRATCH, FINETUNED = "random encoder", "pre-trained encoder", "from scratch", "fine-tuned"
+PROBE, KNN, FINETUNE = "linear probe", "k-NN", "fine-tuning"
+
+Row = dict[str, Any]
+
+
+def main(argv: list[str]) -> None:
+    parser = flags.Parser("python -m benchmarks study", __doc__)
+    parser.add_argument("--workdir", required=True, type=flags.folder, help="where the table and the numbers go")
+    parser.add_argument("--seeds", type=flags.positive, default=3, help="how many")
+    parser.add_argument("--scratch-lr", type=float, help="optim.base_lr from scratch; default: the config's")
+    arguments, config = flags.parse_beside(parser, argv)
+    keep_compiled()
+    try:
+        find_devices()
+        with held(arguments.workdir, "--workdir"):
+            study(config, arguments.workdir, arguments.seeds, arguments.scratch_lr)
+    except (InputError, WorkerDied) as error:
+        sys.exit(f"benchmarks.study: {error}")
+
+
+def study(config: ConfigDict, workdir: Path, seeds: int, scratch_lr: float | None = None) -> list[Row]:
+    """A row for each set of labels, encoder and seed; prints their table.
+
+    `scratch_lr`: the `optim.base_lr` from scratch, where it is another. Leaves results.json, table.txt and the settings
+    in `workdir`. Raises InputError for a configuration that cannot be studied, before anything expensive starts.
+    """
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds}: expected at least 1")
+    if scratch_lr is not None and not 0 < scratch_lr < math.inf:
+        raise InputError(f"scratch-lr is {scratch_lr}: expected a number above 0")
+    bench = Bench(config)
+    check_new(workdir)
+    record_config(workdir, config, len(bench.images), resuming=False)
+    (workdir / "results.json").unlink(missing_ok=True)
+    rows: list[Row] = []
+    for row in measure(bench, range(config.seed, config.seed + seeds), scratch_lr):
+        name = f"{row['labels']} labels, {row['encoder']}, seed {row['seed']}"
+        numbers = ", ".join(f"{key} {row[key]:.4f}" for key in (PROBE, KNN, FINETUNE) if key in row)
+        say(f"{name}: {numbers}")
+        write_results(workdir, name, row)
+        rows.append(row)
+    table = results_table(rows, ("labels", "encoder"), (PROBE, KNN, FINETUNE))
+    replace_text(workdir / "table.txt", table + "\n")
+    say(f"\nTop-1 on {config.data.eval_split!r}, mean and standard deviation over seeds:\n\n{table}")
+    return rows
+
+
+def measure(bench: "Bench", seeds: Sequence[int], scratch_lr: float | None = None) -> Iterator[Row]:
+    """The rows of a study, one after the other, with top-1 on the held-out images."""
+    fresh, pretrained = bench.fresh, bench.pretrained
+    judged = partial(bench.finetuned, base_lr=scratch_lr)
+    ways = (
+        (RANDOM, fresh, bench.frozen),
+        (PRETRAINED, pretrained, bench.frozen),
+        (SCRATCH, fresh, judged),
+        (FINETUNED, pretrained, bench.finetuned),
+    )
+    for per_class in dict.fromkeys((0, bench.config.data.per_class)):
+        labels = f"{per_class} a class" if per_class else "all"
+        for encoder, weights_by, found_by in ways:
+            for seed in seeds:
+                found = found_by(weights_by(seed), bench.labelled(per_class, seed), seed)
+                yield {"labels": labels, "encoder": encoder, "seed": seed} | found
+
+
+class Bench:
+    """What all rows of a study share: the images, the place of the pre-trained weights, the compiled programs."""
+
+    def __init__(self, config: ConfigDict):
+        """Raises InputError for a configuration that cannot be studied."""
+        for key, given in (("init", config.init != "none"), ("data.eval_split", config.data.eval_split)):
+            if not given:
+                raise InputError(f"{key} is not given: expected one, for a study")
+        if config.task != "finetune":
+            raise InputError(f"task is {config.task!r}: expected 'finetune', for a study")
+        self.images = open_labelled(changed(config, {"data.per_class": 0}).data, config.data.split)
+        config = with_head(config, self.images)
+        self.config, self.mesh = config, make_mesh(config)
+        check_classes(config, self.images)
+        found = held_out_images(config, self.images)
+        assert found is not None
+        self.held_out = found.source
+        fewest = self.labelled(config.data.per_class, config.seed)  # raises where a class has fewer
+        check_neighbours(config, len(fewest), config.data.split)
+        self.total, warmup = run_length(config, len(self.images))
+        self.place = Placement(self.mesh)
+        graphdef, self.tx = model_graph(config), make_optimizer(config)
+        self.judge, self.pooled = Judge(config, graphdef, self.mesh), pooled_features(graphdef)
+        schedule = learning_rate(config, self.total, warmup)
+
+        @partial(jax.jit, donate_argnums=0)
+        def update(state: State, batch: Any, seed: Array, scale: Array) -> tuple[State, Metrics]:
+            """The update of fine-tuning with seed and rate as data: all runs share one compiled program."""
+            step = make_classifier_step(graphdef, self.tx, lambda t: scale * schedule(t), config, self.mesh, seed)
+            return step(state, batch)
+
+        self.update = update
+
+    def fresh(self, seed: int) -> Any:
+        """The weights of a new encoder under a new head."""
+        return parameters(build(self.config, seed))
+
+    def pretrained(self, seed: int) -> Any:
+        """The weights of `config.init` under a new head."""
+        found = initial_model(changed(self.config, {"seed": seed, "new_head": True}))
+        assert found is not None
+        return parameters(found[0])
+
+    def labelled(self, per_class: int, seed: int) -> LabelledSource:
+        """The training images, or so many of each class."""
+        return draw_of_each_class(self.images, per_class, seed, self.config.data.split) if per_class else self.images
+
+    def frozen(self, params: Any, labelled: LabelledSource, seed: int) -> dict[str, float]:
+        """Accuracies of the pooled features under a linear probe and the first k of k-NN."""
+        sources = labelled, self.held_out
+        with jax.set_mesh(self.mesh):  # kernels want to know it: ops/fused_attention.py
+            bank, queries = (features_of(self.config, self.pooled, params, source, self.place) for source in sources)
+        classes = len(self.images.classes)
+        linear = fit_linear(*bank, classes, l2=choose_l2(*bank, classes, seed=seed)).logits(queries[0])
+        nearest = next(iter(knn(self.config, bank, queries, classes).values()))
+        return {name: accuracy(scores, queries[1])["top1"] for name, scores in ((PROBE, linear), (KNN, nearest))}
+
+    def finetuned(
+        self, params: Any, labelled: LabelledSource, seed: int, base_lr: float | None = None
+    ) -> dict[str, float]:
+        """Accuracy of the classifier that the config's recipe makes of these weights."""
+        state = self.train(params, labelled, seed, base_lr)
+        with jax.set_mesh(self.mesh):  # as above
+            return {FINETUNE: self.judge.evaluate(weights(state), self.held_out).metrics["top1"]}
+
+    def train(self, params: Any, labelled: LabelledSource, seed: int, base_lr: float | None = None) -> State:
+        state = init_state(self.config, self.tx, self.mesh, params)
+        batches = labelled_batches(changed(self.config, {"seed": seed}), labelled)
+        scale = np.float32((base_lr or self.config.optim.base_lr) / self.config.optim.base_lr)
+        for _ in range(self.total):
+            state, _ = self.update(state, self.place(next(batches)), np.uint32(seed), scale)
+        return state
+
+
+def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
+    return resolve(flatten(config) | changes)
+
+
+def parameters(model: nnx.Module) -> Any:
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,187 @@
+"""The paper's figure 5 on a small data set: mask ratio, decoder depth, length of pre-training, and what they are worth.
+
+    python -m benchmarks sweep --config configs/digits.py --workdir runs/sweep
+        [--ratios 0.5,0.75] [--depths 1,2] [--lengths 0.5,1] [--finetune configs/finetune_digits.py]
+
+Every point is a pre-training of its own, in a folder of its own. Its frozen features are judged on `data.eval_split`
+by a linear probe and by k-NN; with --finetune also as the start of a classifier, as in the paper. Points that
+results.json has are not computed again, so an interrupted sweep goes on. Leaves results.json and figure5.png.
+"""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from greenjax import interop
+from greenjax.config import flags, flatten, load_config, resolve
+from greenjax.data import WorkerDied, matched, open_labelled
+from greenjax.errors import InputError
+from greenjax.evaluation import (
+    accuracy,
+    check_neighbours,
+    features_of,
+    knn,
+    linear,
+    pooled_features,
+    read_results,
+    write_results,
+)
+from greenjax.runtime.cache import keep_compiled
+from greenjax.runtime.checkpoint import SaveError
+from greenjax.runtime.console import complain, say
+from greenjax.runtime.lock import held
+from greenjax.runtime.processes import find_devices
+from greenjax.tasks import classify as finetune
+from greenjax.tasks import pretrain
+from greenjax.tasks.classify import held_out_images
+from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun
+from greenjax.training.sharding import Placement, make_mesh
+
+METRICS = {"finetune": "fine-tuned", "linear": "linear probe", "knn": "k-NN"}  # as they are drawn
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = flags.Parser("python -m benchmarks sweep", __doc__)
+    parser.add_argument(
+        "--workdir", type=flags.folder, default=Path("runs/sweep"), help="where the runs and their results go"
+    )
+    parser.add_argument("--ratios", default="0.5,0.625,0.75,0.875", help="values of mask.ratio")
+    parser.add_argument("--depths", default="1,2,4", help="values of decoder.depth")
+    parser.add_argument("--lengths", default="0.25,0.5,1,2", help="lengths, as multiples of the config's")
+    parser.add_argument("--finetune", help="a config file to fine-tune every point with")
+    arguments, config = flags.parse_beside(parser, argv)
+    try:
+        keep_compiled()
+        axes = sweep_axes(config, *(getattr(arguments, name).split(",") for name in ("ratios", "depths", "lengths")))
+        find_devices()
+        with held(arguments.workdir, "--workdir"):
+            sweep(config, axes, arguments.workdir, arguments.finetune)
+    except InterruptedRun as stop:
+        complain(f"benchmarks.sweep: {stop}; the same command goes on")
+        sys.exit(EXIT_CODE)
+    except (InputError, DivergedError, SaveError) as error:
+        sys.exit(f"benchmarks.sweep: {error}")
+    except WorkerDied as error:
+        sys.exit(f"benchmarks.sweep: {error}; the same command goes on")
+
+
+def _numbers(name: str, values: Sequence[Any], whole: bool = False) -> list[float]:
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(number.is_integer() if whole else math.isfinite(number) for number in numbers):
+        kind = "whole numbers" if whole else "numbers"
+        raise InputError(f"{name} is {','.join(map(str, values))!r}: expected {kind} with commas between")
+    return numbers
+
+
+Axes = dict[str, dict[float, dict[str, Any]]]  # by name: what each value changes in the config
+
+
+def sweep_axes(config: ConfigDict, ratios: Sequence[Any], depths: Sequence[Any], lengths: Sequence[Any]) -> Axes:
+    """The three axes, each around the configuration as it is, of numbers or texts. Lengths scale the warm-up too."""
+    unit = "epochs" if config.epochs else "steps"
+    warmup = f"optim.warmup_{unit}"
+
+    def length(factor: float) -> dict[str, Any]:
+        return {key: round(factor * flatten(config)[key]) for key in (unit, warmup)}
+
+    return {
+        "mask ratio": {ratio: {"mask.ratio": ratio} for ratio in _numbers("ratios", ratios)},
+        "decoder depth": {depth: {"decoder.depth": int(depth)} for depth in _numbers("depths", depths, whole=True)},
+        unit: {length(factor)[unit]: length(factor) for factor in _numbers("lengths", lengths)},
+    }
+
+
+def sweep(config: ConfigDict, axes: Axes, workdir: Path, finetune_file: str | None = None) -> None:
+    """Pre-trains and judges every point, and draws what is there after each."""
+    if not config.data.eval_split:
+        raise InputError("data.eval_split is '': expected the split that features are judged on")
+    # Every configuration, and that there are labels, is checked before the first run starts.
+    train = open_labelled(config.data, config.data.split)
+    check_neighbours(config, len(train), config.data.split)
+    held_out_images(config, train)
+    points = [
+        (axis, value, resolve(flatten(config) | changes))
+        for axis, values in axes.items()
+        for value, changes in values.items()
+    ]
+    if finetune_file is not None:
+        check_recipe(finetune_file)
+    for axis, value, run in points:
+        settings = f"ratio {run.mask.ratio:g}, depth {run.decoder.depth}, {run.epochs or run.steps} {_unit(run)}"
+        folder = workdir / settings.replace(", ", "_").replace(" ", "_")
+        if settings not in read_results(workdir):
+            pretrain(run, folder)
+            write_results(workdir, settings, judged(folder, finetune_file))
+        found = read_results(workdir)[settings]
+        write_results(workdir, settings, found | {axis: value})
+        numbers = ", ".join(f"{label} {found[key]:.4f}" for key, label in METRICS.items() if key in found)
+        say(f"{axis} {value:g}: {numbers}")
+        draw(workdir / "figure5.png", list(axes), read_results(workdir))
+
+
+def check_recipe(file: str) -> None:
+    """Raises InputError for a config file that cannot fine-tune a point and judge it."""
+    recipe = load_config(file)
+    if recipe.task not in ("finetune", "linear"):
+        raise InputError(f"finetune is {file!r}, of task {recipe.task!r}: expected a config of task finetune or linear")
+    if not recipe.data.eval_split:
+        raise InputError(f"finetune is {file!r}, without data.eval_split: expected the split that points are judged on")
+    for split in (recipe.data.split, recipe.data.eval_split):
+        open_labelled(recipe.data, split)
+
+
+def _unit(config: ConfigDict) -> str:
+    return "epochs" if config.epochs else "steps"
+
+
+def judged(folder: Path, finetune_file: str | None) -> dict[str, float]:
+    """Top-1 of a run's features on its held-out split: {"linear", "knn", "finetune"}."""
+    model = interop.load(folder)
+    config = model.config
+    params, pooled = nnx.to_pure_dict(nnx.state(model, nnx.Param)), pooled_features(nnx.graphdef(model))
+    images, others = (open_labelled(config.data, split) for split in (config.data.split, config.data.eval_split))
+    sources = images, matched(others, images.classes, config.data.eval_split).source
+    place = Placement(make_mesh(config))
+    train, held_out = (features_of(config, pooled, params, source, place) for source in sources)
+    classes = len(images.classes)
+    top1 = {
+        "linear": accuracy(linear(train, held_out, classes), held_out[1])["top1"],
+        "knn": accuracy(next(iter(knn(config, train, held_out, classes).values())), held_out[1])["top1"],
+    }
+    if finetune_file is not None:
+        run = load_config(finetune_file, {"seed": config.seed, "init": str(folder)})
+        finetune(run, folder / "finetune")
+        top1["finetune"] = read_results(folder / "finetune")[run.data.eval_split]["top1"]
+    return top1
+
+
+def draw(path: Path, axes: Sequence[str], results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes a PNG with a panel an axis, and a curve a way of judging."""
+    figure = Figure(figsize=(4.2 * len(axes), 3.6), dpi=100, layout="constrained")
+    shared = None
+    for index, axis in enumerate(axes):
+        panel = figure.add_subplot(1, len(axes), index + 1, sharey=shared, xlabel=axis)
+        shared = shared or panel
+        for key, label in METRICS.items():
+            points = sorted((found[axis], found[key]) for found in results.values() if axis in found and key in found)
+            if points:
+                panel.plot(*zip(*points), "o-", label=label, markersize=4)
+        if index == 0:
+            panel.set_ylabel("held-out top-1")
+            panel.legend()
+        panel.grid(alpha=0.3)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+if __name__ == "__main__":
+    main(sys.argv)

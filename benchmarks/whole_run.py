@@ -1,0 +1,117 @@
+"""What a user waits for: `python -m greenjax.main` on photographs on disk, from its start to the end of the first step.
+
+The command runs twice in folders that did not exist before, so that the first run compiles everything and plans its
+layouts, and the second finds both. On a GPU start the benchmark with XLA_PYTHON_CLIENT_PREALLOCATE=false: this process
+would leave too little memory to the command.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from benchmarks.inputs import PHOTOGRAPHS, write_photographs
+from benchmarks.measure import machine
+from benchmarks.programs import STEPS, sized
+from greenjax.config import flatten, resolve
+from greenjax.data import open_source, train_batches
+from greenjax.errors import InputError
+from greenjax.planning import Planner
+
+MEASURED = 8  # steps whose speed counts
+WARM = 3  # steps before them: the first ones map memory
+# As where a user has set nothing; XDG_CACHE_HOME is a folder of ours.
+CACHE = {"JAX_COMPILATION_CACHE_DIR": "", "JAX_ENABLE_COMPILATION_CACHE": "1"}
+CACHE |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+def whole_run(config: ConfigDict, batch: int) -> dict[str, Any]:
+    """Seconds to the end of the first step, without and with what an earlier run leaves; the loop's speed after it.
+
+    `input_images_per_second` is what one process alone prepares; `waited` is the share of its time that the loop waits
+    for data. Raises InputError where the command fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_photographs(root / "photographs", *PHOTOGRAPHS["500 x 375"])
+        config = on_photographs(config, batch, root / "photographs")
+        file = write_config(root / "config.py", config)
+        cold, _ = measured_run(file, root / "cold", root / "cache", 1)
+        cached, lines = measured_run(file, root / "cached", root / "cache", WARM + MEASURED)
+        rate = input_rate(config)
+    rates = [(1 / line["images_per_second"], line["waited"]) for line in lines if line["step"] > WARM]
+    seconds = sum(rate for rate, _ in rates)  # of one image of each batch
+    return {
+        "first_step_seconds": {"cold": cold, "cached": cached},
+        "input_images_per_second": rate,
+        "images_per_second": len(rates) / seconds,
+        "waited": sum(rate * waited for rate, waited in rates) / seconds,
+    }
+
+
+def on_photographs(config: ConfigDict, batch: int, photographs: Path) -> ConfigDict:
+    """The configuration on these photographs, watched step by step, with no more workers than cores."""
+    data = {"source": "folder", "path": str(photographs), "split": "all", "eval_split": ""}
+    data["workers"] = min(config.data.workers, machine()["cores"])
+    changes = {f"data__{name}": value for name, value in data.items()}
+    changes |= dict(epochs=None, optim__warmup_epochs=None, steps=STEPS, optim__warmup_steps=1)
+    changes |= dict(monitor="none", log__every=1, log__checkpoint_every=0)
+    return sized(config, batch, **changes)
+
+
+def write_config(path: Path, config: ConfigDict) -> Path:
+    """The configuration as a file."""
+    path.write_text(f"import greenjax\n\n\ndef get_config():\n    return greenjax.resolve({flatten(config)!r})\n")
+    return path
+
+
+def input_rate(config: ConfigDict) -> float:
+    """Images a second that one process makes into batches, masks planned: decoded, cropped, resized."""
+    config = resolve(flatten(config) | {"data.workers": 0})
+    source = open_source(config.data, config.data.split)
+    with closing(train_batches(config, source, Planner.from_config(config))) as batches:
+        next(batches)
+        start = time.perf_counter()
+        for _ in range(MEASURED):
+            next(batches)
+    return MEASURED * config.data.batch_size / (time.perf_counter() - start)
+
+
+def measured_run(file: Path, workdir: Path, cache: Path, steps: int) -> tuple[float, list[dict[str, Any]]]:
+    """Seconds to the end of the first step, and the lines of metrics up to step `steps`, where the run is killed."""
+    start, first = time.perf_counter(), 0.0
+    with closing(front_door(file, workdir, cache)) as said:
+        for line in said:
+            if line.startswith(f"step 1/{STEPS}  loss"):
+                first = time.perf_counter() - start
+            if line.startswith(f"step {steps}/{STEPS}  loss"):
+                break
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return first, [line for line in lines if line["step"] <= steps]
+
+
+def front_door(file: Path, workdir: Path, cache: Path) -> Generator[str, None, None]:
+    """What the command says, line by line, until it is closed. Raises InputError where the command ends before."""
+    command = [sys.executable, "-m", "greenjax.main", "--config", str(file), "--workdir", str(workdir)]
+    told = os.environ | CACHE | {"XDG_CACHE_HOME": str(cache)}
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, env=told, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            yield from process.stdout
+            code = process.wait()
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
+            raise InputError(f"python -m greenjax.main ended too early, code {code}: {last}")
+        finally:
+            process.kill()

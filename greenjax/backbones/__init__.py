@@ -1,0 +1,1 @@
+"""Backbones: one folder a family, and the registry that names them."""

@@ -1,0 +1,194 @@
+"""The layers that every model here is made of."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from greenjax.ops.primitives import after, gelu, layer_norm, matmul
+
+# One program a shape: as single operations, or all in one program, they would take many times longer to compile.
+_compiled = partial(jax.jit, static_argnums=(1, 2))
+xavier = _compiled(nnx.initializers.xavier_uniform())
+small_normal = _compiled(nnx.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0))  # in effect not truncated
+token_normal = _compiled(nnx.initializers.normal(0.02))
+
+
+class Keys(nnx.Rngs):
+    """The keys that nnx.Rngs(seed) gives, counted in Python: a traced counter takes longer than all else of a model."""
+
+    def __init__(self, seed: int):
+        self._key, self._drawn = jax.random.key(seed), 0
+
+    def params(self) -> Key[Array, ""]:
+        """Another one at each call."""
+        self._drawn += 1
+        return jax.random.fold_in(self._key, self._drawn - 1)
+
+
+def constant(value: int, shape: int | Sequence[int]) -> np.ndarray:
+    """What a parameter starts as. NumPy's: one of JAX's is a program to compile, or to load, for every shape."""
+    return np.full(shape, value, np.float32)
+
+
+def _zeros(key: Any, shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """What nnx.Linear asks an initialiser of biases for."""
+    del key, dtype
+    return constant(0, shape)
+
+
+def linear(
+    inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs, use_bias: bool = True, init: Callable[..., Array] = xavier
+) -> nnx.Linear:
+    """A dense layer with float32 parameters, Xavier-uniform by default, that computes in `dtype`."""
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=init,
+        bias_init=_zeros,
+        dot_general=_product,
+        rngs=rngs,
+    )
+
+
+def _product(x: Array, kernel: Array, dimensions: Any, **options: Any) -> Array:
+    """What nnx.Linear asks jax.lax.dot_general for."""
+    del dimensions, options  # the last axis of x and the first of the kernel; defaults
+    return matmul(x, kernel)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis."""
+
+    def __init__(self, dim: int, *, epsilon: float, rngs: nnx.Rngs):
+        del rngs  # starts as the identity
+        self.scale = nnx.Param(constant(1, dim))
+        self.bias = nnx.Param(constant(0, dim))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
+
+
+class Mlp(nnx.Module):
+    """Two dense layers with a GELU between them."""
+
+    def __init__(self, dim: int, hidden: int, *, dtype: Any, rngs: nnx.Rngs):
+        self.fc1 = linear(dim, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        return self.fc2(gelu(self.fc1(x)))
+
+
+class PatchEmbed(nnx.Module):
+    """A convolution whose kernel equals its stride, on cut patches [b, n, patch * patch * c], and a norm.
+
+    Source: Swin Transformer (arXiv 2103.14030), section 3.1.
+    """
+
+    def __init__(self, inputs: int, dim: int, *, epsilon: float, dtype: Any, rngs: nnx.Rngs):
+        self.proj = linear(inputs, dim, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
+
+    def __call__(self, patches: Float[Array, "b n p"]) -> Float[Array, "b n c"]:
+        return self.norm(self.proj(patches))
+
+
+def drop_path(x: Float[Array, "b n c"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "b n c"]:
+    """Drops the residual branch of whole images with probability `rate`; without a key it drops none.
+
+    Source: Deep Networks with Stochastic Depth (arXiv 1603.09382); kept branches are scaled up, as timm does.
+    """
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, jnp.float32(1 - rate), (x.shape[0], 1, 1))
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+class Block(nnx.Module):
+    """A transformer block: attention and an MLP, each behind a norm and beside an identity."""
+
+    def __init__(
+        self,
+        attention: nnx.Module,
+        dim: int,
+        hidden: int,
+        *,
+        drop_path: float,
+        epsilon: float,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        self.drop_path = drop_path
+        self.norm1 = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
+        self.attn = attention
+        self.norm2 = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
+        self.mlp = Mlp(dim, hidden, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"], where: Any, key: Key[Array, ""] | None) -> Float[Array, "b n c"]:
+        """`where`: what the attention wants to know of the tokens' places."""
+        attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
+        x = x + drop_path(self.attn(self.norm1(x), where), self.drop_path, attention_key)
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, mlp_key)
+
+
+def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """The rate of every block, by stage: from 0 at the first, linearly, to `last`."""
+    rates = np.linspace(0, last, sum(depths)).tolist()
+    return [rates[end - depth : end] for depth, end in zip(depths, accumulate(depths))]
+
+
+def by_stage(value: float | tuple[float, ...], stages: int) -> tuple[float, ...]:
+    """One value a stage, where a single one stands for all."""
+    return value if isinstance(value, tuple) else (value,) * stages
+
+
+def shared(module: Callable[..., Array]) -> Callable[..., Array]:
+    """`module(x, *args)`, traced once for all equal modules, shapes and types, with what differentiates it.
+
+    Python takes half as long to trace a deep model; the compiler sees the same program.
+    """
+    graphdef, params = nnx.split(module)
+    return lambda x, *args: _run(graphdef, params, x, args)
+
+
+def checkpointed(module: Callable[..., Array]) -> Callable[..., Array]:
+    """`shared`, storing nothing but the arguments for the backward pass.
+
+    There the module runs again, behind the gradient that arrives. jax.checkpoint alone promises no order, and XLA on
+    the CPU runs what it computes again long before, which saves no memory.
+    """
+    graphdef, params = nnx.split(module)
+    return lambda x, *args: _run_again(graphdef, params, x, args)
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(graphdef: nnx.GraphDef, params: Any, x: Array, args: tuple) -> Array:
+    return nnx.merge(graphdef, params)(x, *args)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run_again(graphdef: nnx.GraphDef, params: Any, x: Array, args: tuple) -> Array:
+    return _run(graphdef, params, x, args)
+
+
+def _run_again_fwd(graphdef: nnx.GraphDef, params: Any, x: Array, args: tuple) -> tuple[Array, Any]:
+    return _run(graphdef, params, x, args), (params, x, args)
+
+
+def _run_again_bwd(graphdef: nnx.GraphDef, saved: Any, dy: Array) -> tuple[Any, Array, None]:
+    params, x, args = saved
+    _, pull = jax.vjp(lambda params, x: _run(graphdef, params, x, args), params, after(x, dy))
+    return *pull(dy), None
+
+
+_run_again.defvjp(_run_again_fwd, _run_again_bwd)

@@ -1,0 +1,1 @@
+"""Swin Transformer (arXiv 2103.14030)."""

@@ -1,0 +1,93 @@
+"""Swin Transformer (arXiv 2103.14030) as an encoder of visible tokens; dense when every unit is visible."""
+
+from typing import Any
+
+import jax
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from greenjax.backbones.layers import (
+    Block,
+    LayerNorm,
+    PatchEmbed,
+    by_stage,
+    checkpointed,
+    drop_path_rates,
+    linear,
+    shared,
+)
+from greenjax.ops.group_attention import WindowAttention
+from greenjax.planning import Grouping, Plan, stage_channels, token_grid
+
+
+class PatchMerging(nnx.Module):
+    """Joins each 2x2 block of visible tokens into one token of the next stage.
+
+    Takes tokens in unit-major order, where the four members of a block are neighbours, already in the order in which
+    Swin concatenates them. Source: section 3.1.
+    """
+
+    def __init__(self, dim: int, *, epsilon: float, dtype: Any, rngs: nnx.Rngs):
+        self.norm = LayerNorm(4 * dim, epsilon=epsilon, rngs=rngs)
+        self.reduction = linear(4 * dim, 2 * dim, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n//4 2*c"]:
+        return self.reduction(self.norm(rearrange(x, "b (n four) c -> b n (four c)", four=4)))
+
+
+class SwinStage(nnx.Module):
+    """Blocks of one resolution, regular and shifted windows in turn, then the merging, if there is a next stage."""
+
+    def __init__(self, blocks: list[Block], downsample: PatchMerging | None, remat: bool):
+        self.blocks = nnx.List(blocks)
+        self.downsample = downsample
+        self.remat = remat
+
+    def __call__(
+        self, x: Float[Array, "b n c"], windows: tuple[Grouping, ...], keys: Key[Array, " blocks"] | None
+    ) -> Float[Array, "b n c"]:
+        """The stage's tokens before merging."""
+        for i, block in enumerate(self.blocks):
+            run = checkpointed(block) if self.remat else shared(block)
+            x = run(x, windows[i % len(windows)], None if keys is None else keys[i])
+        return x
+
+
+class Swin(nnx.Module):
+    """The encoder: patch embedding, stages, norm. Tokens are unit-major throughout (planning/tokens.py)."""
+
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+        model = config.model
+        grid = token_grid(config)
+        shared = dict(epsilon=model.norm_epsilon, dtype=model.dtype, rngs=rngs)
+        dims = stage_channels(config)
+        rates = drop_path_rates(model.drop_path, model.depths)
+        hidden = [round(ratio * dim) for ratio, dim in zip(by_stage(model.mlp_ratio, len(dims)), dims)]
+        self.patch_embed = PatchEmbed(model.patch**2 * model.in_channels, dims[0], **shared)
+        stages = []
+        for i, (dim, heads) in enumerate(zip(dims, model.num_heads, strict=True)):
+            window = min(model.window, *grid.shape(i))
+            blocks = []
+            for rate in rates[i]:
+                kind = dict(attention=model.attention, dtype=model.dtype)
+                attention = WindowAttention(dim, window, heads, **kind, rngs=rngs)
+                blocks.append(Block(attention, dim, hidden[i], drop_path=rate, **shared))
+            downsample = PatchMerging(dim, **shared) if i + 1 < len(dims) else None
+            stages.append(SwinStage(blocks, downsample, model.remat))
+        self.stages = nnx.List(stages)
+        self.norm = LayerNorm(dims[-1], epsilon=model.norm_epsilon, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b n c"], plan: Plan, key: Key[Array, ""] | None
+    ) -> tuple[Float[Array, "b units latent"], tuple[Float[Array, "b _ _"], ...]]:
+        """Embedded patches -> the normed tokens of the last stage, and every stage's tokens before its merging."""
+        outputs = []
+        for i, (stage, groupings) in enumerate(zip(self.stages, plan.windows, strict=True)):
+            keys = None if key is None else jax.random.split(jax.random.fold_in(key, i), len(stage.blocks))
+            x = stage(x, groupings, keys)
+            outputs.append(x)
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+        return self.norm(x), tuple(outputs)

@@ -1,0 +1,1 @@
+"""Twins (arXiv 2104.13840): Twins-SVT and Twins-PCPVT."""

@@ -1,0 +1,205 @@
+"""Twins (arXiv 2104.13840) as an encoder of visible tokens; dense when every unit is visible.
+
+Twins-SVT alternates local attention in windows with attention to a sub-sampled map; Twins-PCPVT has the latter only. A
+key of the sub-sampled map stands for a block of sr x sr tokens. Such a block lies inside one mask unit, so it is
+visible or masked as a whole, and keys come from visible tokens only. The positional encoding generator reads visible
+neighbours only: to it, masked tokens are what lies beyond the border.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from greenjax.backbones.layers import (
+    Block,
+    LayerNorm,
+    PatchEmbed,
+    by_stage,
+    checkpointed,
+    constant,
+    drop_path_rates,
+    linear,
+    shared,
+    xavier,
+)
+from greenjax.ops.group_attention import attend, group_attention, merge_heads
+from greenjax.ops.sparse_conv import block_conv, check_backend, submanifold_conv
+from greenjax.planning import Plan, stage_channels, token_grid
+from greenjax.planning.sites import ConvIndex
+
+EPSILON = 1e-5  # of the norms behind convolutions; all other norms have model.norm_epsilon
+
+
+class Sites(NamedTuple):
+    """Where the visible tokens of one stage are."""
+
+    window: Any  # a Grouping; None in Twins-PCPVT
+    neighbours: ConvIndex  # of a 3 x 3 submanifold convolution
+
+
+class Backend(NamedTuple):
+    """How the tokens of one grid are convolved: options of sparse_conv.py."""
+
+    shape: tuple[int, int]  # rows and columns of the grid
+    backend: str = "native"
+    callback: str = "pure"
+
+
+class BlockEmbed(nnx.Module):
+    """A convolution whose kernel equals its stride, over unit-major tokens, and a norm.
+
+    It is the patch embedding between stages (2 x 2) and the sub-sampling of keys (sr x sr).
+    """
+
+    def __init__(self, side: int, inputs: int, outputs: int, backend: Backend, *, rngs: nnx.Rngs):
+        """`backend`: of the tokens that come in."""
+        kernel = xavier(rngs.params(), (side * side * inputs, outputs), jnp.float32)
+        self.kernel = nnx.Param(kernel.reshape(side, side, inputs, outputs))
+        self.bias = nnx.Param(constant(0, outputs))
+        self.norm = LayerNorm(outputs, epsilon=EPSILON, rngs=rngs)
+        self.backend = backend
+
+    def __call__(self, x: Float[Array, "b n c"], sites: Sites) -> Float[Array, "b m d"]:
+        inputs = sites.neighbours.inputs
+        return self.norm(block_conv(x, self.kernel[...], self.bias[...], inputs, **self.backend._asdict()))
+
+
+class PositionalEncoding(nnx.Module):
+    """The positional encoding generator (PEG): a depth-wise 3 x 3 convolution beside an identity.
+
+    Source: section 3.1, after arXiv 2102.10882.
+    """
+
+    def __init__(self, dim: int, backend: Backend, *, rngs: nnx.Rngs):
+        # Each channel is a map of nine values to one, drawn as Xavier's matrices are with nine inputs and outputs.
+        bound = (6 / (9 + 9)) ** 0.5
+        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (3, 3, 1, dim), jnp.float32, -bound, bound))
+        self.bias = nnx.Param(constant(0, dim))
+        self.backend = backend
+
+    def __call__(self, x: Float[Array, "b n c"], sites: Sites) -> Float[Array, "b n c"]:
+        options = dict(self.backend._asdict(), groups=x.shape[2])
+        return x + submanifold_conv(x, self.kernel[...], self.bias[...], sites.neighbours, **options)
+
+
+class LocalAttention(nnx.Module):
+    """Multi-head attention inside windows of grouped visible tokens, without position bias and without shift.
+
+    Windows are those of planning: where a grid is no multiple of the window, border windows are cut, and padding is
+    never a key. (Other implementations pad with zeros that are keys.) Source: section 3.2, LSA.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, attention: str = "xla", dtype: Any, rngs: nnx.Rngs):
+        """`attention`: as group_attention has it."""
+        self.num_heads = num_heads
+        self.attention = attention
+        self.qkv = linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"], sites: Sites) -> Float[Array, "b n c"]:
+        return self.proj(group_attention(self.attention, self.qkv(x), None, sites.window, self.num_heads))
+
+
+class GlobalAttention(nnx.Module):
+    """Multi-head attention of all visible tokens to a sub-sampled map of them. Source: section 3.2, GSA."""
+
+    def __init__(self, dim: int, num_heads: int, ratio: int, backend: Backend, *, dtype: Any, rngs: nnx.Rngs):
+        """`ratio`: a block of ratio x ratio tokens gives one key and value; 1: every token does."""
+        self.num_heads = num_heads
+        self.q = linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.kv = linear(dim, 2 * dim, dtype=dtype, rngs=rngs)
+        self.sr = BlockEmbed(ratio, dim, dim, backend, rngs=rngs) if ratio > 1 else None
+        self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"], sites: Sites) -> Float[Array, "b n c"]:
+        keys = x if self.sr is None else self.sr(x, sites)
+        q = rearrange(self.q(x), "b n (k d) -> b 1 k n d", k=self.num_heads)
+        k, v = rearrange(self.kv(keys), "b m (two k d) -> two b 1 k m d", two=2, k=self.num_heads)
+        return self.proj(merge_heads(attend(q, k, v, None, None))[:, 0])
+
+
+class TwinsStage(nnx.Module):
+    """Blocks of one resolution, with the positional encoding after the first."""
+
+    def __init__(self, config: ConfigDict, stage: int, rates: list[float], backends: list[Backend], *, rngs: nnx.Rngs):
+        """`rates`: drop-path, by block of this stage. `backends`: by stage."""
+        dims = stage_channels(config)
+        embed = partial(BlockEmbed, 2, dims[stage - 1], dims[stage], backends[stage - 1], rngs=rngs)
+        self.patch_embed = embed() if stage else None  # the first stage's is the encoder's
+        self.blocks = nnx.List(_blocks(config, stage, rates, backends[stage], rngs))
+        self.peg = PositionalEncoding(dims[stage], backends[stage], rngs=rngs)
+        self.remat = config.model.remat
+
+    def __call__(
+        self, x: Float[Array, "b n c"], sites: Sites, keys: Key[Array, " blocks"] | None
+    ) -> Float[Array, "b n c"]:
+        for i, block in enumerate(self.blocks):
+            run = checkpointed(block) if self.remat else shared(block)
+            x = run(x, sites, None if keys is None else keys[i])
+            if i == 0:
+                x = self.peg(x, sites)
+        return x
+
+
+class Twins(nnx.Module):
+    """The encoder: a patch embedding and blocks a stage, norm. Tokens are unit-major throughout (planning/tokens.py).
+
+    `model.sparse_conv` says who computes the convolutions. The first patch embedding takes whole patches of pixels, so
+    it is a matrix product under each of them.
+    """
+
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+        model = config.model
+        check_backend(model.sparse_conv, model.spconv_callback)
+        self.grid = token_grid(config)
+        dims = stage_channels(config)
+        pixels = model.patch**2 * model.in_channels
+        self.patch_embed = PatchEmbed(pixels, dims[0], epsilon=EPSILON, dtype=model.dtype, rngs=rngs)
+        rates = drop_path_rates(model.drop_path, model.depths)
+        shapes = map(self.grid.shape, range(len(dims)))
+        backends = [Backend(shape, model.sparse_conv, model.spconv_callback) for shape in shapes]
+        self.stages = nnx.List(TwinsStage(config, i, rates[i], backends, rngs=rngs) for i in range(len(dims)))
+        self.norm = LayerNorm(dims[-1], epsilon=model.norm_epsilon, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b n c"], plan: Plan, key: Key[Array, ""] | None
+    ) -> tuple[Float[Array, "b units latent"], tuple[Float[Array, "b _ _"], ...]]:
+        """Embedded patches -> the normed tokens of the last stage, and every stage's tokens at its end."""
+        sites = [self._sites(i, plan) for i in range(len(self.stages))]
+        outputs = []
+        for i, stage in enumerate(self.stages):
+            if stage.patch_embed is not None:
+                x = stage.patch_embed(x, sites[i - 1])
+            keys = None if key is None else jax.random.split(jax.random.fold_in(key, i), len(stage.blocks))
+            x = stage(x, sites[i], keys)
+            outputs.append(x)
+        return self.norm(x), tuple(outputs)
+
+    def _sites(self, stage: int, plan: Plan) -> Sites:
+        """Coordinates follow from the visible units, so a plan need not hold them."""
+        of_units = jnp.asarray(self.grid.coordinates(stage).astype(np.int32))
+        coordinates = jnp.take(of_units, jnp.asarray(plan.visible_units), axis=0).reshape(-1, 2)
+        window = plan.windows[stage][0] if plan.windows[stage] else None
+        return Sites(window, ConvIndex(jnp.asarray(plan.neighbours[stage]), None, coordinates, coordinates))
+
+
+def _blocks(config: ConfigDict, stage: int, rates: list[float], backend: Backend, rngs: nnx.Rngs) -> list[Block]:
+    """The blocks of one stage, with the drop-path rate of each."""
+    model, dims = config.model, stage_channels(config)
+    dim, heads = dims[stage], model.num_heads[stage]
+    hidden = round(by_stage(model.mlp_ratio, len(dims))[stage] * dim)
+
+    def attention(block: int) -> nnx.Module:
+        if model.window is not None and block % 2 == 0:  # in Twins-SVT local attention comes first
+            return LocalAttention(dim, heads, attention=model.attention, dtype=model.dtype, rngs=rngs)
+        return GlobalAttention(dim, heads, model.sr_ratios[stage], backend, dtype=model.dtype, rngs=rngs)
+
+    shared = dict(epsilon=model.norm_epsilon, dtype=model.dtype, rngs=rngs)
+    return [Block(attention(i), dim, hidden, drop_path=rate, **shared) for i, rate in enumerate(rates)]

@@ -1,0 +1,184 @@
+"""The command line of every command: `--config FILE`, overrides `--config.a.b=VALUE`, and flags of its own.
+
+    parser = Parser("python -m benchmarks study", __doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments, config = parse_beside(parser, sys.argv)
+
+A flag given twice counts as its last. An unknown key or a wrong value ends the program with one line.
+"""
+
+import argparse
+import ast
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, get_origin
+
+from ml_collections import ConfigDict
+
+from greenjax.config import settings as known
+from greenjax.config.names import WORKDIR, nearest
+from greenjax.errors import InputError
+from greenjax.runtime import console
+from greenjax.runtime.files import expanded
+
+SETTINGS = """settings:
+  --config FILE            a Python file with get_config(), such as configs/digits.py
+  --config.KEY=VALUE       overrides one of its settings, such as --config.optim.base_lr=1e-3;
+                           tuples as 2,2,6,2 or "(2, 2, 6, 2)"; 0 or None unsets where that is allowed
+  --config.KEY             of a setting that is True or False: True; --noconfig.KEY: False
+  --helpfull               lists every key with its default and what is allowed
+"""
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # XLA reads it when JAX starts
+TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+_SETTING = re.compile(r"--?(?P<no>no)?config(?:\.(?P<key>[^=]*))?(?P<given>=(?P<text>.*))?", re.DOTALL)
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags that a command has of its own; wrong ones end in one line. `prog` is "python -m " and its module."""
+
+    def __init__(self, prog: str, description: str | None = None):
+        raw, settings = argparse.RawDescriptionHelpFormatter, SETTINGS if description else None  # none: a subcommand's
+        super().__init__(prog, description=description, epilog=settings, formatter_class=raw, allow_abbrev=False)
+        self.add_argument("--helpfull", action=_HelpFull, help=argparse.SUPPRESS)
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"{self.prog.removeprefix('python -m ').removesuffix('.main')}: {message}")
+
+
+class _HelpFull(argparse.Action):
+    """Prints the help and the table of all keys."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None):
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        parser.print_help()
+        print("\nkeys:")
+        for key, entry in known.KEYS.items():
+            print(f"  {key:24} {'not given' if entry.default is None else entry.default!r:28} {entry.allowed}")
+        parser.exit()
+
+
+class Settings(NamedTuple):
+    """What a command line says of the config."""
+
+    path: str | None
+    overrides: dict[str, Any]
+    rest: list[str]  # the other arguments
+
+
+def split(arguments: Sequence[str]) -> Settings:
+    """Takes the settings out of a command line. Raises InputError for an unknown key, or one without its value."""
+    path, overrides, rest = None, {}, []
+    words = iter(arguments)
+    for word in words:
+        match = _SETTING.fullmatch(word)
+        if match is None:
+            rest.append(word)
+        elif match["key"] is None and not match["no"]:
+            path = match["text"] if match["given"] else _next(words, "--config", "FILE")
+        else:
+            key = match["key"] or ""
+            known.check_key(key)
+            overrides[key] = _value(key, match, words)
+    return Settings(path, overrides, rest)
+
+
+def parse_beside(
+    parser: argparse.ArgumentParser, argv: Sequence[str], whole: argparse.ArgumentParser | None = None
+) -> tuple[argparse.Namespace, ConfigDict]:
+    """What a command has of its own, by `parser`, with the file's path as `config`; and the resolved config.
+
+    What is wrong ends the program with one line, which suggests flags of `whole`, where `parser` is only a part of it.
+    `argv` begins with the program's name.
+    """
+    try:
+        path, overrides, rest = split(argv[1:])
+        arguments, unknown = parser.parse_known_args(rest)
+        if unknown:
+            raise InputError(f"argument {unknown[0]!r} is not understood: {meant(whole or parser, unknown[0])}")
+        if path is None:
+            raise InputError("no config given: expected --config FILE, such as configs/digits.py; --help says more")
+        resolved = known.load_config(path, overrides, tell=console.say if console.speaks() else None)
+    except (InputError, OSError) as error:
+        sys.exit(f"greenjax: {error}")
+    arguments.config = path
+    prepare_process(resolved)
+    return arguments, resolved
+
+
+def positive(text: str) -> int:
+    """The type of a flag that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, at least 1")
+    return int(text)
+
+
+def folder(text: str) -> Path:
+    """The type of a flag that names a folder, which need not be there."""
+    try:
+        if not text:
+            raise InputError("found '', expected a folder")
+        return expanded(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def prepare_process(config: ConfigDict) -> None:
+    """What has to be set before JAX starts."""
+    console.set_up()
+    if config.deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
+
+
+def _next(words: Iterator[str], flag: str, what: str) -> str:
+    """The value of a flag that is written without `=`."""
+    word = next(words, None)
+    if word is None or word.startswith("--"):
+        raise InputError(f"{flag} has no value: expected {flag}={what}")
+    return word
+
+
+def _value(key: str, match: re.Match[str], words: Iterator[str]) -> Any:
+    """The value of `--config.key=text`, `--config.key text`, `--config.key` or `--noconfig.key`."""
+    boolean, flag = known.KEYS[key].kind is bool, match[0].partition("=")[0]
+    if match["no"] and (not boolean or match["given"]):
+        raise InputError(f"{match[0]!r} is not understood: expected --config.{key}={known.KEYS[key].allowed}")
+    if boolean and not match["given"]:
+        return not match["no"]
+    return _read(key, match["text"] if match["given"] else _next(words, flag, "VALUE"))
+
+
+def _read(key: str, text: str) -> Any:
+    """A text as what the key takes; as it is where it cannot be that: the config's check names it then."""
+    kind, default, _, _ = known.KEYS[key]
+    if text == "None" and default is None:
+        return None
+    if kind is str:
+        return text
+    if kind is bool:
+        return TRUTHS.get(text.lower(), text)
+    try:
+        if kind in (int, float):
+            return kind(text)
+        value = ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return (value,) if get_origin(kind) is tuple and not isinstance(value, tuple | list) else value
+
+
+def meant(parser: argparse.ArgumentParser, argument: str, settings: bool = True) -> str:
+    """What may have been meant by an argument that no flag has; one of the config, where the command has `settings`."""
+    name = argument.lstrip("-").partition("=")[0].replace("_", "-")
+    own = re.findall(r"--[\w-]+", parser.format_usage())
+    near = difflib.get_close_matches("--workdir" if name.replace("-", "_") in WORKDIR else f"--{name}", own, 1, 0.75)
+    if settings and argument.startswith("-"):
+        near += [f"--config.{key}=VALUE" for key in nearest(name, known.KEYS)]
+    if near:
+        return f"expected {near[0]}"
+    return f"{'expected --config.KEY=VALUE; ' if settings else ''}--help lists the flags"

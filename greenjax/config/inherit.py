@@ -1,0 +1,127 @@
+"""What the weights that `config.init` names say of themselves: the settings that a config takes from them.
+
+A model of another size cannot take the weights, so its size is that of `init`, whatever a config file says of it. Only
+the command line, or the overrides of `load_config`, go before. An evaluation takes the images of `init`, too, where it
+has none of its own.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from greenjax.backbones.registry import ARCHITECTURES
+from greenjax.config.file import flatten
+from greenjax.errors import InputError
+from greenjax.runtime.files import expanded, read_json
+
+Settings = dict[str, Any]
+
+SIZES = ("patch", "embed_dim", "embed_dims", "depths", "num_heads", "mlp_ratio", "sr_ratios", "in_channels")
+FIXED = ("model.name", *(f"model.{part}" for part in SIZES))  # weights of others do not fit
+MODEL = (*FIXED, "model.window", "model.norm_epsilon", "data.mean", "data.std")
+DECODER = ("decoder.dim", "decoder.depth", "decoder.num_heads")
+PLACE = ("data.source", "data.path", "data.name")
+IMAGES = (*PLACE, "data.split", "data.eval_split")
+
+
+def inherit(settings: Settings, given: Collection[str], defaults: Mapping[str, Any]) -> tuple[Settings, str]:
+    """Flat settings with those of `settings["init"]` in them, and a line that says so, or "".
+
+    `given` are the keys that the user set beside the config file. Raises InputError where one of them cannot be.
+    """
+    there = recorded(settings.get("init", "none"))
+    if "model.name" not in there:
+        return settings, ""
+    init, task = settings["init"], settings.get("task", "pretrain")
+    for key in FIXED:
+        if key in given and not _same(_unset(settings[key]), there.get(key)):
+            found = "none" if there.get(key) is None else repr(there[key])
+            raise InputError(f"{key} is {settings[key]!r}: expected {found}, as the weights of init {init!r} have it")
+    wanted = dict.fromkeys(MODEL) | {key: there[key] for key in MODEL if key in there}
+    if task == "pretrain" and there.get("task") == "pretrain":
+        wanted |= {key: there[key] for key in DECODER if key in there}
+    if task in ("eval", "knn"):
+        keys = ["image_size", "data.eval_crop", *(["model.num_classes"] if task == "eval" else [])]
+        keys += _images(settings, given, defaults, there)
+        wanted |= {key: there[key] for key in keys if key in there}
+    wanted = {key: value for key, value in wanted.items() if key not in given}
+    changed = {key: value for key, value in wanted.items() if not _same(_filled(settings, key), value)}
+    told = [f"{key}={value!r}" for key, value in changed.items() if not _follows(key, value, wanted)]
+    line = f"settings of init {init!r}: {', '.join(told)}" if told else ""
+    size, before = settings.get("image_size"), there.get("image_size")
+    if task in ("finetune", "linear") and "image_size" not in given and before and not _same(size, before):
+        line = f"{line or f'init {init!r}'}; image_size is {size!r}, and was {before!r} there"
+    return settings | wanted, line
+
+
+def recorded(init: str) -> Settings:
+    """The flat settings that a workdir or a file of greenjax keeps beside its weights; {} where there are none."""
+    if init == "none":
+        return {}
+    path = expanded(init)
+    if path.suffix == ".safetensors" and path.is_file():
+        return _of_file(path)
+    config = path / "config.json"
+    if not config.is_file():
+        return {}
+    found = read_json(config, dict, "expected the settings of a run")
+    return flatten(found) if isinstance(found.get("model"), dict) else {}  # transformers has a config.json, too
+
+
+def _of_file(path: Path) -> Settings:
+    """What is in the metadata of a safetensors file."""
+    import safetensors  # only this needs it
+
+    try:
+        with safetensors.safe_open(path, "numpy") as opened:
+            metadata = opened.metadata() or {}
+    except safetensors.SafetensorError:
+        return {}  # whoever reads the weights says what is wrong
+    if "greenjax_version" not in metadata:
+        return {}
+    found = {f"model.{key}": value for key, value in json.loads(metadata["model"]).items()}
+    keys = {"mean": "data.mean", "std": "data.std", "crop_pct": "data.eval_crop"}
+    found |= {ours: json.loads(metadata[key]) for key, ours in keys.items() if key in metadata}
+    return found | {"image_size": tuple(map(int, metadata["image_size"].split("x")))}
+
+
+def _images(
+    settings: Settings, given: Collection[str], defaults: Mapping[str, Any], there: Settings
+) -> tuple[str, ...]:
+    """Which settings of where images are an evaluation takes: none where its file, or another source, has its own."""
+    own = [key for key in PLACE if key not in given and settings.get(key) != defaults[key]]
+    if own or ("data.source" in given and settings["data.source"] != there.get("data.source")):
+        return ()
+    taken = IMAGES if there.get("data.source") == "tfds" else [key for key in IMAGES if key != "data.name"]
+    return tuple(key for key in taken if settings.get(key) == defaults[key])
+
+
+def _unset(value: Any) -> Any:
+    """0, or zeros, unset a key."""
+    return value if (any(value) if isinstance(value, list | tuple) else value) else None
+
+
+def _filled(settings: Settings, key: str) -> Any:
+    """A setting, or what the model's name stands for where it is not given."""
+    section, _, part = key.rpartition(".")
+    value = settings.get(key)
+    if value is None and section == "model":
+        return ARCHITECTURES.get(settings.get("model.name", ""), {}).get(part)
+    return value
+
+
+def _follows(key: str, value: Any, wanted: Settings) -> bool:
+    """Does a part of the model go without saying, once its name is said?"""
+    part = key.removeprefix("model.")
+    published = ARCHITECTURES.get(wanted.get("model.name", ""), {})
+    return key != "model.name" and key.startswith("model.") and _same(published.get(part), value)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """JSON has lists for tuples; an image_size may be one side or two, a ratio one or one a stage."""
+    one, other = (tuple(value) if isinstance(value, list | tuple) else value for value in (one, other))
+    if isinstance(one, tuple) != isinstance(other, tuple) and None not in (one, other):
+        many, single = (one, other) if isinstance(one, tuple) else (other, one)
+        return all(item == single for item in many)
+    return one == other

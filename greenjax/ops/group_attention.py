@@ -1,0 +1,225 @@
+"""Attention inside groups: the paper's group window attention (section 3.3), dense attention being one case of it."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from greenjax.backbones.layers import linear, small_normal
+from greenjax.errors import InputError
+from greenjax.ops.primitives import permute
+from greenjax.planning import Grouping
+
+
+@jax.custom_vjp
+def attend(
+    q: Float[Array, "b g k s d"],
+    k: Float[Array, "b g k t d"],
+    v: Float[Array, "b g k t d"],
+    bias: Float[Array, "g k s t"] | None,
+    window: Int[Array, "g s"] | None,
+) -> Float[Array, "b g k s d"]:
+    """softmax(q k^T / sqrt(d) + bias) v in every group, among slots of the same window (None: to all of the t keys).
+
+    The softmax is float32: bfloat16 logits lose the small differences that the gradient lives on. Whatever sits in
+    padding slots (window -1) reaches no other slot, neither values nor gradients.
+    """
+    return _attend_fwd(q, k, v, bias, window)[0]
+
+
+def _attend_fwd(q, k, v, bias, window):
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bgksd,bgktd->bgkst", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    if bias is not None:
+        logits = logits + bias[None].astype(wide)
+    if window is not None:
+        same = window[:, :, None] == window[:, None, :]
+        # A row of padding gets equal logits, so that neither -inf nor an overflow can make it NaN.
+        padding = window[:, :, None] < 0
+        hidden = jnp.where(padding, 0.0, -jnp.inf).astype(wide)
+        logits = jnp.where((same & ~padding)[None, :, None], logits, hidden[None, :, None])
+    # XLA for GPUs would keep the float32 logits as well, and compute the softmax of them again in the backward pass.
+    p = jax.lax.optimization_barrier(jax.nn.softmax(logits, axis=-1).astype(v.dtype))
+    return jnp.einsum("bgkst,bgktd->bgksd", p, v), (q, k, v, p, None if bias is None else bias[:0])
+
+
+def _attend_bwd(saved, dy):
+    q, k, v, p, bias = saved
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    dv = jnp.einsum("bgkst,bgksd->bgktd", p, dy)
+    dp = jnp.einsum("bgksd,bgktd->bgkst", dy, v, preferred_element_type=wide)
+    weighted = dp * p
+    d_logits = weighted - p * weighted.sum(axis=-1, keepdims=True)
+    # As a matrix product: XLA's own sum over the leading axis takes many times as long on the CPU.
+    images = jnp.ones(d_logits.shape[0], d_logits.dtype)
+    d_bias = None if bias is None else jnp.einsum("b,bgkst->gkst", images, d_logits).astype(bias.dtype)
+    d_logits = (d_logits * q.shape[-1] ** -0.5).astype(q.dtype)
+    dq = jnp.einsum("bgkst,bgktd->bgksd", d_logits, k)
+    dk = jnp.einsum("bgkst,bgksd->bgktd", d_logits, q)
+    return dq, dk, dv, d_bias, None
+
+
+attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+@jax.custom_vjp
+def relative_position_bias(table: Float[Array, "offsets k"], position: Int[Array, "g s"]) -> Float[Array, "g k s s"]:
+    """The bias of every pair of slots: table row (dy + w - 1) * (2 w - 1) + dx + w - 1 for the offset (dy, dx).
+
+    `position` is row * w + column inside the window. The gradient of the table would be a contended scatter-add over
+    all pairs; it is taken as two products with one-hot positions instead, then summed along the diagonals.
+    """
+    w = _window_of(table.shape[0])
+    row, column = position // w, position % w
+    dy, dx = (axis[:, :, None] - axis[:, None, :] + w - 1 for axis in (row, column))
+    return rearrange(table[dy * (2 * w - 1) + dx], "g s t k -> g k s t")
+
+
+def _bias_fwd(table, position):
+    return relative_position_bias(table, position), (position, _window_of(table.shape[0]))
+
+
+def _bias_bwd(saved, d_bias):
+    position, w = saved
+    one_hot = jax.nn.one_hot(position, w * w, dtype=d_bias.dtype)
+    columns = jnp.einsum("gkst,gtq->gksq", d_bias, one_hot)
+    d_pairs = jnp.einsum("gksq,gsp->kpq", columns, one_hot)
+    d_pairs = rearrange(d_pairs, "k (y x) (z w) -> k x w y z", y=w, z=w)
+    d_table = _sum_diagonals(rearrange(_sum_diagonals(d_pairs), "k x w o -> k o x w"))
+    return rearrange(d_table, "k dy dx -> (dy dx) k"), None
+
+
+relative_position_bias.defvjp(_bias_fwd, _bias_bwd)
+
+
+def _sum_diagonals(a: Float[Array, "*b w w"]) -> Float[Array, "*b o"]:
+    """Sums a[i, j] over equal i - j, for i - j = -(w - 1) ... w - 1, by skewing: no scatter.
+
+    Row i, reversed and padded to 2 w, moves right by i when the flat array is read with rows of 2 w - 1.
+    """
+    *batch, w, _ = a.shape
+    padded = jnp.pad(a[..., ::-1], [(0, 0)] * (a.ndim - 1) + [(0, w)])
+    skewed = padded.reshape(*batch, 2 * w * w)[..., : w * (2 * w - 1)].reshape(*batch, w, 2 * w - 1)
+    return skewed.sum(axis=-2)
+
+
+def _window_of(offsets: int) -> int:
+    """Side of the window whose table has this many offsets, (2 w - 1) ** 2."""
+    return (math.isqrt(offsets) + 1) // 2
+
+
+def check_attention(attention: str) -> None:
+    """Raises InputError where this attention cannot run; while a step is traced, on what that is compiled for."""
+    if attention == "pallas" and "NVIDIA" not in (found := device_kind()):
+        raise InputError(f"model.attention is 'pallas': it needs an NVIDIA GPU, found {found}; set it to 'xla'")
+
+
+def device_kind() -> str:
+    """The name of the devices of the mesh that a step is traced for, or of the first one here."""
+    of_mesh = jax.sharding.get_abstract_mesh().abstract_device
+    return of_mesh.device_kind if of_mesh is not None else jax.devices()[0].device_kind
+
+
+def group_attention(
+    attention: str,
+    qkv: Float[Array, "b n qkv"],
+    bias: Float[Array, "g k s s"] | None,
+    grouping: Grouping,
+    num_heads: int,
+) -> Float[Array, "b n c"]:
+    """Attention of ungrouped tokens inside their groups, by XLA, or by a kernel of our own ("pallas").
+
+    Raises InputError where that kernel cannot run.
+    """
+    if attention == "pallas":
+        from greenjax.ops.fused_attention import fused_group_attention  # Pallas is needed by nothing else
+
+        check_attention(attention)
+        return fused_group_attention(qkv, bias, grouping, num_heads)
+    q, k, v = split_heads(enter_groups(qkv, grouping), num_heads)
+    return leave_groups(merge_heads(attend(q, k, v, bias, jnp.asarray(grouping.window))), grouping)
+
+
+class WindowAttention(nnx.Module):
+    """Multi-head attention inside local windows, with relative position bias, on grouped visible tokens.
+
+    The projections are applied to the ungrouped tokens, so padding slots cost in the quadratic term only.
+    Source: Swin Transformer (arXiv 2103.14030), section 3.2, equation 4; paper, section 3.3.
+    """
+
+    def __init__(self, dim: int, window: int, num_heads: int, *, attention: str = "xla", dtype: Any, rngs: nnx.Rngs):
+        """`attention`: as group_attention has it."""
+        self.num_heads = num_heads
+        self.attention = attention
+        self.qkv = linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.relative_position_bias_table = nnx.Param(
+            small_normal(rngs.params(), ((2 * window - 1) ** 2, num_heads), jnp.float32)
+        )
+        self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"], grouping: Grouping) -> Float[Array, "b n c"]:
+        bias = relative_position_bias(self.relative_position_bias_table[...], jnp.asarray(grouping.position))
+        return self.proj(group_attention(self.attention, self.qkv(x), bias, grouping, self.num_heads))
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head attention of all tokens to all tokens, for the decoder."""
+
+    def __init__(self, dim: int, num_heads: int, *, dtype: Any, rngs: nnx.Rngs):
+        self.num_heads = num_heads
+        self.qkv = linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        q, k, v = split_heads(self.qkv(x)[:, None], self.num_heads)
+        return self.proj(merge_heads(attend(q, k, v, None, None))[:, 0])
+
+
+def split_heads(qkv: Float[Array, "b g s qkv"], num_heads: int) -> tuple[Float[Array, "b g k s d"], ...]:
+    """Queries, keys and values by head, out of one projection. The gradient puts them together in one pass."""
+    parts: Any = _split_heads(qkv, num_heads)
+    return parts
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _split_heads(qkv, num_heads):
+    return tuple(rearrange(qkv, "b g s (three k d) -> three b g k s d", three=3, k=num_heads))
+
+
+def _split_heads_fwd(qkv, num_heads):
+    return _split_heads(qkv, num_heads), None
+
+
+def _split_heads_bwd(num_heads, saved, gradients):
+    del num_heads, saved
+    return (rearrange(jnp.stack(gradients), "three b g k s d -> b g s (three k d)"),)
+
+
+_split_heads.defvjp(_split_heads_fwd, _split_heads_bwd)
+
+
+def merge_heads(x: Float[Array, "b g k s d"]) -> Float[Array, "b g s k*d"]:
+    return rearrange(x, "b g k s d -> b g s (k d)")
+
+
+def enter_groups(x: Float[Array, "b n c"], grouping: Grouping) -> Float[Array, "b g s c"]:
+    """Puts tokens into their slots; padding slots hold zeros."""
+    if grouping.token is None:
+        return x[:, None]
+    g, s = np.shape(grouping.token)
+    grouped = permute(x, jnp.asarray(grouping.token).reshape(-1), jnp.asarray(grouping.slot))
+    return grouped.reshape(x.shape[0], g, s, x.shape[2])
+
+
+def leave_groups(x: Float[Array, "b g s c"], grouping: Grouping) -> Float[Array, "b n c"]:
+    """Takes tokens out of their slots, back into token order."""
+    if grouping.token is None:
+        return x[:, 0]
+    flat = rearrange(x, "b g s c -> b (g s) c")
+    return permute(flat, jnp.asarray(grouping.slot), jnp.asarray(grouping.token).reshape(-1))

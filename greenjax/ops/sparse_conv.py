@@ -1,0 +1,225 @@
+"""Convolution and pooling over visible tokens (paper, section 3.2): one signature, three backends.
+
+    native    greenjax's own (sparse_native.py): gathers visible tokens and multiplies; reads and writes nothing else
+    spconv    the spconv library through a JAX callback (spconv_bridge.py)
+    masked    tokens put on their dense grid, zeros elsewhere, and XLA's dense convolution: the reference
+
+All three take tokens [b, n, cin], kernels [kh, kw, cin / groups, cout] and a `ConvIndex` (planning/sites.py), and give
+the same numbers, so a checkpoint trained with one runs with another. `shape` is the grid's rows and columns, which
+native does without. Kernel and bias are cast to the dtype of x; sums are float32 at least.
+
+spconv has no groups: convolutions with groups > 1, Twins' depth-wise positional encoding among them, are done by
+native under spconv too. So are 1x1 convolutions, which are matrix products.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from greenjax.errors import InputError
+from greenjax.ops import sparse_native
+from greenjax.ops.primitives import matmul
+from greenjax.planning.sites import ConvIndex, Footprint, Pair, pair, submanifold
+from greenjax.planning.tokens import to_unit_major
+
+BACKENDS = ("native", "spconv", "masked")
+
+Tokens = Float[Array, "b n c"]
+Kernel = Float[Array, "kh kw i o"]
+Bias = Float[Array, " o"]
+Grid = tuple[int, int]
+
+
+def submanifold_conv(
+    x: Tokens,
+    kernel: Kernel,
+    bias: Bias | None,
+    index: ConvIndex,
+    *,
+    backend: str = "native",
+    groups: int = 1,
+    shape: Grid | None = None,
+    callback: str = "pure",
+) -> Float[Array, "b n o"]:
+    """A convolution whose output sites are its input sites; the kernel's sides are odd. `callback`: spconv_bridge."""
+    return _conv(
+        x, kernel, bias, index, submanifold((kernel.shape[0], kernel.shape[1])), backend, groups, shape, callback
+    )
+
+
+def strided_conv(
+    x: Tokens,
+    kernel: Kernel,
+    bias: Bias | None,
+    index: ConvIndex,
+    *,
+    stride: Pair,
+    padding: Pair = 0,
+    backend: str = "native",
+    groups: int = 1,
+    shape: Grid | None = None,
+    callback: str = "pure",
+) -> Float[Array, "b n_out o"]:
+    """A convolution to the output sites of `index`, whatever other sites the kernel would reach."""
+    footprint = Footprint((kernel.shape[0], kernel.shape[1]), pair(stride), pair(padding))
+    return _conv(x, kernel, bias, index, footprint, backend, groups, shape, callback)
+
+
+def block_conv(
+    x: Tokens,
+    kernel: Kernel,
+    bias: Bias | None,
+    sites: Int[Array | np.ndarray, "n 2"] | None = None,
+    *,
+    backend: str = "native",
+    shape: Grid | None = None,
+    callback: str = "pure",
+) -> Float[Array, "b n//(kh*kw) o"]:
+    """A convolution with kernel == stride = s, a power of two, of unit-major tokens: every s * s in turn give one.
+
+    In native it is a reshape and a matrix product. `sites`, row and column of every token, and `shape` are for the
+    other backends only.
+    """
+    s = kernel.shape[0]
+    if kernel.shape[:2] != (s, s) or s & (s - 1):
+        raise InputError(f"kernel of a block convolution is {kernel.shape[:2]}: expected a square, a power of two")
+    if _checked(backend) == "native" or s == 1:
+        blocks = x.reshape(x.shape[0], x.shape[1] // s**2, s**2 * x.shape[2])
+        # Reordered by transposing, whose gradient is a transposition; an index would leave a scatter.
+        flat = to_unit_major(kernel.reshape(1, s, s, -1), s).reshape(s**2 * x.shape[2], kernel.shape[3])
+        return _plus(matmul(blocks, flat.astype(x.dtype)), bias)
+    if sites is None:
+        raise InputError(f"sites is None: the {backend} backend needs the row and column of every token")
+    index = ConvIndex(None, None, sites, sites[:: s**2] // s)
+    return _conv(x, kernel, bias, index, Footprint((s, s), (s, s)), backend, 1, shape, callback)
+
+
+def avg_pool(
+    x: Tokens,
+    index: ConvIndex,
+    *,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair = 0,
+    backend: str = "native",
+    shape: Grid | None = None,
+) -> Float[Array, "b n_out c"]:
+    """The mean of the visible tokens under the kernel (not of the masked ones as zeros); 0 where there are none."""
+    footprint = Footprint(pair(kernel), pair(stride), pair(padding))
+    ones = jnp.ones((*footprint.kernel, 1, x.shape[2]), x.dtype)
+    sums = _conv(x, ones, None, index, footprint, _pooling(backend), x.shape[2], shape, "pure")
+    if backend == "native":
+        counts = (jnp.asarray(index.taps) < x.shape[1]).sum(axis=1)[None, :, None]
+    else:
+        seen, one = jnp.ones((1, x.shape[1], 1), x.dtype), ones[..., :1]
+        counts = _conv(seen, one, None, index, footprint, backend, 1, shape, "pure")
+    return sums / jnp.maximum(counts, 1).astype(x.dtype)
+
+
+def max_pool(
+    x: Tokens,
+    index: ConvIndex,
+    *,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair = 0,
+    backend: str = "native",
+    shape: Grid | None = None,
+) -> Float[Array, "b n_out c"]:
+    """The largest visible token under the kernel, by channel; 0 where there is none. Ties: the first tap's gradient."""
+    if _pooling(backend) == "native":
+        return sparse_native.max_pool(x, jnp.asarray(index.taps), _uses(index, False))
+    (kh, kw), stride, (ph, pw) = pair(kernel), pair(stride), pair(padding)
+    grid = _on_grid(x, index.inputs, shape, -jnp.inf)
+    pads = ((0, 0), (ph, ph), (pw, pw), (0, 0))
+    largest = jax.lax.reduce_window(grid, -jnp.inf, jax.lax.max, (1, kh, kw, 1), (1, *stride, 1), pads)
+    y = _from_grid(largest, index.outputs)
+    return jnp.where(y == -jnp.inf, jnp.zeros_like(y), y)
+
+
+def check_backend(backend: str, callback: str = "pure") -> None:
+    """Raises InputError for an unknown backend, and where spconv or its callback is wanted but missing."""
+    if _checked(backend) == "spconv":
+        from greenjax.ops import spconv_bridge
+
+        spconv_bridge.check_callback(callback)
+
+
+def _conv(
+    x: Tokens,
+    kernel: Kernel,
+    bias: Bias | None,
+    index: ConvIndex,
+    footprint: Footprint,
+    backend: str,
+    groups: int,
+    shape: Grid | None,
+    callback: str,
+) -> Array:
+    if kernel.shape[2] * groups != x.shape[2] or kernel.shape[3] % groups:
+        raise InputError(
+            f"kernel is {kernel.shape} with groups {groups}: expected (kh, kw, {x.shape[2]} / groups, a multiple of it)"
+        )
+    if _checked(backend) == "masked":
+        return _plus(_masked(x, kernel.astype(x.dtype), index, footprint, groups, shape), bias)
+    if backend == "spconv" and groups == 1 and footprint.kernel != (1, 1):
+        from greenjax.ops import spconv_bridge  # torch and spconv are needed by this backend only
+
+        sites = jnp.asarray(_given(index.inputs, "inputs")), jnp.asarray(_given(index.outputs, "outputs"))
+        return spconv_bridge.conv(x, kernel, bias, *sites, footprint, _given(shape, "shape"), callback)
+    uses = _uses(index, footprint.submanifold)
+    return sparse_native.conv(groups, footprint.uses, x, kernel, bias, jnp.asarray(index.taps), uses)
+
+
+def _checked(backend: str) -> str:
+    if backend not in BACKENDS:
+        raise InputError(f"model.sparse_conv is {backend!r}: expected {' or '.join(BACKENDS)}")
+    return backend
+
+
+def _pooling(backend: str) -> str:
+    if backend not in ("native", "masked"):
+        raise InputError(f"backend of a pooling is {backend!r}: expected native or masked")
+    return backend
+
+
+def _given(value: Any, name: str) -> Any:
+    if value is None:
+        raise InputError(f"{name} is None: this backend of the sparse convolution needs it")
+    return value
+
+
+def _uses(index: ConvIndex, is_submanifold: bool) -> Int[Array, "n taps"]:
+    if index.uses is None and is_submanifold:
+        return jnp.asarray(index.taps)[:, ::-1]
+    return jnp.asarray(_given(index.uses, "uses"))
+
+
+def _plus(y: Array, bias: Bias | None) -> Array:
+    return y if bias is None else y + bias.astype(y.dtype)[None, None]
+
+
+def _masked(
+    x: Tokens, kernel: Kernel, index: ConvIndex, footprint: Footprint, groups: int, shape: Grid | None
+) -> Array:
+    grid = _on_grid(x, index.inputs, shape, 0.0)
+    layout = ("NHWC", "HWIO", "NHWC")
+    pads = [(p, p) for p in footprint.padding]
+    y = jax.lax.conv_general_dilated(
+        grid, kernel, footprint.stride, pads, dimension_numbers=layout, feature_group_count=groups
+    )
+    return _from_grid(y, index.outputs)
+
+
+def _on_grid(x: Tokens, sites: Any, shape: Grid | None, filler: float) -> Float[Array, "b h w c"]:
+    row, column = jnp.asarray(_given(sites, "inputs")).T
+    grid = jnp.full((x.shape[0], *_given(shape, "shape"), x.shape[2]), filler, x.dtype)
+    return grid.at[:, row, column].set(x, unique_indices=True)
+
+
+def _from_grid(y: Float[Array, "b h w o"], sites: Any) -> Float[Array, "b n_out o"]:
+    row, column = jnp.asarray(_given(sites, "outputs")).T
+    return y[:, row, column]

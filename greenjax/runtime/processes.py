@@ -1,0 +1,174 @@
+"""The processes of a run: usually one, or one a machine. All compute; process 0 alone writes files and speaks.
+
+A run of several is told so by three environment variables, the same way under every scheduler:
+
+    JAX_COORDINATOR_ADDRESS=HOST:PORT    where process 0 listens: any free port of its machine
+    JAX_NUM_PROCESSES=N
+    JAX_PROCESS_ID=0 ... N - 1
+
+Each process takes all devices of its machine, or those that JAX_LOCAL_DEVICE_IDS=0,1,... names.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from greenjax.errors import InputError
+from greenjax.runtime.console import complain
+
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+T = TypeVar("T")
+HEARTBEAT = 30  # seconds after which a process that is silent counts as dead, and the others end
+
+
+def connect() -> None:
+    """Joins the other processes of the run, if there are any, and has JAX look for its devices.
+
+    Raises InputError where the environment tells only a part, no process can be reached, or there are no devices.
+    """
+    if jax.config.values["jax_disable_jit"]:
+        raise InputError("JAX_DISABLE_JIT is set: expected 0, as greenjax compiles what it computes")
+    _join()
+    find_devices()
+
+
+def find_devices() -> list[Any]:
+    """The devices of all processes. Raises InputError where JAX finds none of the kind that it is told to use."""
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where JAX knows the kind, and nothing has it
+        reason = str(error).partition(" (")[0].partition("\n")[0]
+    asked = jax.config.values["jax_platforms"]
+    try:
+        jax.config.update("jax_platforms", None)
+        found = ", ".join(sorted({device.platform for device in jax.devices()}))
+    except (RuntimeError, AssertionError):
+        raise InputError(f"JAX finds no devices: {reason}") from None
+    finally:
+        jax.config.update("jax_platforms", asked)
+    raise InputError(f"JAX_PLATFORMS is {asked!r}: expected what JAX finds here, {found}{reason and f'; {reason}'}")
+
+
+def _join() -> None:
+    given = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
+    if not given:
+        return
+    for name in (ADDRESS, COUNT, INDEX):
+        if name not in given:
+            raise InputError(f"{name} is not set: expected it beside {', '.join(given)}")
+    count, index = (_number(name, given[name]) for name in (COUNT, INDEX))
+    if not given[ADDRESS].rpartition(":")[2].isdigit():
+        raise InputError(f"{ADDRESS} is {given[ADDRESS]!r}: expected HOST:PORT of process 0")
+    if not 0 <= index < count:
+        raise InputError(f"{INDEX} is {index}: expected 0 to {count - 1}, as {COUNT} is {count}")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM: training/interrupt.py does
+    if not index and count > 1:
+        complain(f"waiting at {given[ADDRESS]} for the other {count - 1} of {count} processes")
+    try:
+        jax.distributed.initialize(
+            given[ADDRESS],
+            count,
+            index,
+            cluster_detection_method="deactivate",  # a scheduler's variables would leave one device a process
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"process {index} of {count} cannot reach {ADDRESS} {given[ADDRESS]!r}: {reason}") from error
+    if index:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+
+
+def _number(name: str, text: str) -> int:
+    if not text.isdigit():
+        raise InputError(f"{name} is {text!r}: expected a whole number")
+    return int(text)
+
+
+def cores() -> int:
+    """Those of the processor that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def leads() -> bool:
+    """Is this the process that writes for all?"""
+    return jax.process_index() == 0
+
+
+def gathered(tree: Any) -> Any:
+    """Host arrays of the whole of each leaf: of an array of the devices, or of the rows that each process has."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    with jax.transfer_guard("allow"):
+        return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def led(action: Callable[[], T]) -> T | None:
+    """What `action` gives on process 0, None on the others. An InputError there is raised on every process."""
+    if jax.process_count() == 1:
+        return action()
+    found, said = None, ""
+    if leads():
+        try:
+            found = action()
+        except InputError as error:
+            said = str(error)
+    if refused := _texts(said)[0]:
+        raise InputError(refused)
+    return found
+
+
+def agree(values: Mapping[str, Any]) -> None:
+    """Raises InputError, on every process, which names the first of the values that differs on one of them.
+
+    A key is what has the value, "{}" in it the place of the value where it is not the end. Values are JSON's.
+    """
+    if jax.process_count() == 1:
+        return
+    first, *others = (json.loads(text) for text in _texts(json.dumps(values)))
+    for index, other in enumerate(others, 1):
+        for key in first | other:
+            if first.get(key) != other.get(key):
+                phrase = (key if "{}" in key else key + " {}").replace("{}", str(other.get(key)))
+                raise InputError(f"process {index} has {phrase}, process 0 has {first.get(key)}: expected the same")
+
+
+def _texts(mine: str) -> list[str]:
+    """The texts of all processes."""
+    data = np.frombuffer(mine.encode(), np.uint8)
+    with jax.transfer_guard("allow"):
+        lengths = multihost_utils.process_allgather(np.array([data.size], np.int32)).ravel().tolist()
+        padded = np.pad(data, (0, max(*lengths, 1) - data.size))
+        rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:length]).decode() for row, length in zip(np.asarray(rows), lengths)]
+
+
+def end(message: str) -> NoReturn:
+    """Ends this process with the message and exit code 1.
+
+    One of several goes at once: an ordinary exit would wait for the others, and they for it.
+    """
+    if not jax.distributed.is_initialized():
+        sys.exit(message)
+    complain(message)
+    _end_now()
+
+
+def end_if_several(error: Exception) -> None:
+    """The same with the traceback of a defect; a process that is alone goes on and raises it."""
+    if jax.distributed.is_initialized():
+        traceback.print_exception(error)
+        _end_now()
+
+
+def _end_now() -> NoReturn:
+    sys.stderr.flush()
+    os._exit(1)
