@@ -38,8 +38,7 @@ from greenjax.runtime.checkpoint import SaveError
 from greenjax.runtime.console import complain, say
 from greenjax.runtime.lock import held
 from greenjax.runtime.processes import find_devices
-from greenjax.tasks import classify as finetune
-from greenjax.tasks import pretrain
+from greenjax.tasks import finetune, pretrain
 from greenjax.tasks.classify import held_out_images
 from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun
 from greenjax.training.sharding import Placement, make_mesh

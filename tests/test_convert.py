@@ -16,8 +16,7 @@ import greenjax
 from greenjax import convert, main
 from greenjax.interop.weights import flat_weights
 from greenjax.runtime.checkpoint import Checkpointer
-from greenjax.tasks import classify as finetune
-from greenjax.tasks import pretrain
+from greenjax.tasks import finetune, pretrain
 
 RUN = dict(
     model__depths=(1, 1), steps=4, ema=0.5, log__checkpoint_every=2, optim__base_lr=1e-2, mesh__data=1, model__patch=2

@@ -19,8 +19,7 @@ from greenjax.evaluation import Monitor
 from greenjax.evaluation.monitor import monitored
 from greenjax.interop import initial_head
 from greenjax.runtime.checkpoint import Checkpointer
-from greenjax.tasks import classify as finetune
-from greenjax.tasks import evaluate_classifier, evaluate_knn, pretrain
+from greenjax.tasks import evaluate_classifier, evaluate_knn, finetune, pretrain
 from greenjax.tasks.evaluate import eval_sets, in_file_names
 from greenjax.training.optim import layer_multipliers, learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import Placement, batch_sharding, make_mesh

@@ -14,8 +14,7 @@ from greenjax.data.prepare import main as prepare
 from greenjax.errors import InputError
 from greenjax.runtime import lock
 from greenjax.runtime.lock import LOCK, held
-from greenjax.tasks import classify as finetune
-from greenjax.tasks import evaluate_classifier, evaluate_knn, pretrain
+from greenjax.tasks import evaluate_classifier, evaluate_knn, finetune, pretrain
 
 IN_USE = rf"is in use by process {os.getpid()} on host \S+, started \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d: stop it, or use"
 
