@@ -49,7 +49,7 @@ def sized(config: ConfigDict, batch: int, **changes: Any) -> ConfigDict:
 def random_batch(config: ConfigDict, plan: Plan | None = None) -> Batch:
     """Noise under the masks of step 0, or under a plan for all mask groups."""
     if plan is None:
-        plan, _ = Planner.from_config(config).plans(config.seed, 0, config.mask.groups)
+        plan, _ = Planner.from_config(config).plans(0, config.mask.groups)
     batch = blank_batch(config, plan)
     return batch._replace(images=np.random.default_rng(0).integers(256, size=batch.images.shape, dtype=np.uint8))
 

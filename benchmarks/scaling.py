@@ -96,8 +96,8 @@ def compiled(config: ConfigDict, fsdp: int) -> Program:
     mesh, tx = make_mesh(config), make_optimizer(config)
     update = make_train_step(model_graph(config), tx, learning_rate(config, total=2, warmup=1), config, mesh)
     state = abstract_state(config, tx, mesh)
-    plans = Planner.from_config(config).plans(config.seed, 0, config.mask.groups)
-    traced = update.trace(state, batch_shapes(blank_batch(config, *plans), mesh))
+    plan = Planner.from_config(config).example(config.mask.groups)
+    traced = update.trace(state, batch_shapes(blank_batch(config, plan), mesh))
     program = traced.lower().compile()
     memory, text, here = program.memory_analysis(), program.as_text(), sum(map(_bytes_here, jax.tree.leaves(state)))
     assert memory is not None and text is not None  # XLA's CPU compiler tells both

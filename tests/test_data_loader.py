@@ -129,7 +129,7 @@ def test_rows_plans_and_groups_belong_together(planner):
     batch = take(train_batches(config, constants(50), planner, 4), 1)[0]
     assert batch.images.shape == (4, 2, 32, 32, 1) and batch.images.dtype == np.uint8
     assert batch.images[:, :, 0, 0, 0].ravel().tolist() == flat[4 * 8 : 5 * 8]
-    plan, redrawn = planner.plans(config.seed, 4, 4)
+    plan, redrawn = planner.plans(4, 4)
     assert_equal([batch.plan, batch.redrawn], [plan, redrawn])
     assert batch.valid.all() and batch.valid.shape == (4, 2) and batch.undecodable.tolist() == [0, 0, 0, 0]
 

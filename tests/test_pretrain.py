@@ -122,7 +122,7 @@ def test_pooled_masks_are_counted_by_epoch():
     images = len(open_source(config.data, "train[:160]"))  # ten steps an epoch
     assert pool_use(config, planner, 1, images)["distinct_masks"] <= 5
     assert pool_use(config, planner, 10, images) == {"distinct_masks": 5}
-    drawn = {mask for step in (10, 11) for mask in planner.mask_ids(0, step, config.mask.groups)}
+    drawn = {mask for step in (10, 11) for mask in planner.mask_ids(step, config.mask.groups)}
     assert pool_use(config, planner, 12, images) == {"distinct_masks": len(drawn)}
     assert pool_use(small_config(), planner, 12, images) == {}
 

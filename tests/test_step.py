@@ -315,7 +315,7 @@ def test_an_update_compiled_ahead_is_the_step_and_takes_nothing_else():
     mesh, tx = make_mesh(config), make_optimizer(config)
     step = make_train_step(model_graph(config), tx, learning_rate(config, 10, 2), config, mesh)
     planner = Planner.from_config(config)
-    blank = blank_batch(config, *planner.plans(config.seed, 0, config.mask.groups))
+    blank = blank_batch(config, planner.example(config.mask.groups))
     update = BackgroundJit(step)
     update.start(abstract_state(config, tx, mesh), batch_shapes(blank, mesh))
     batches = train_batches(config, open_source(config.data, "train"), planner, 0)
@@ -348,7 +348,7 @@ def test_an_update_stays_float32_where_jax_has_float64(overrides):
         state = abstract_state(config, tx, mesh)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
         if config.task == "pretrain":
-            batch = blank_batch(config, *Planner.from_config(config).plans(0, 0, config.mask.groups))
+            batch = blank_batch(config, Planner.from_config(config).example(config.mask.groups))
             step = make_train_step(graphdef, tx, learning_rate(config, 10, 1), config, mesh)
         else:
             batch = blank_labelled_batch(config)

@@ -59,12 +59,11 @@ class LabelledBatch(NamedTuple):
     valid: Bool[np.ndarray, " b"]  # all True in training; False in evaluation: undecodable, or padding at the end
 
 
-def blank_batch(config: ConfigDict, plan: Plan, redrawn: Int32[np.ndarray, " m"] | None = None) -> Batch:
-    """A batch of pre-training under this plan of all mask groups, black: for its shapes. Its images take no memory."""
+def blank_batch(config: ConfigDict, plan: Plan) -> Batch:
+    """A black batch of pre-training for its shapes; `plan` is that of all mask groups. Its images take no memory."""
     groups, each = config.mask.groups, config.data.batch_size // config.mask.groups
     none = np.zeros(groups, np.int32)
-    redrawn = none if redrawn is None else redrawn
-    return Batch(_black(config, groups, each), plan, redrawn, none, np.ones((groups, each), bool))
+    return Batch(_black(config, groups, each), plan, none, none, np.ones((groups, each), bool))
 
 
 def blank_labelled_batch(config: ConfigDict) -> LabelledBatch:
@@ -112,7 +111,7 @@ def train_batches(
     stream = Stream(source, shuffled(config, source), RandomView.from_config(config))
     own = own or range(config.mask.groups)
     rows = rows_of(config, own)
-    draw = partial(planner.plans, config.seed, groups=config.mask.groups, own=own)
+    draw = partial(planner.plans, groups=config.mask.groups, own=own)
     make = Maker(Rows(stream, rows, config.data.batch_size), WithPlans(draw, own, rows, config.data.batch_size))
     return Batches(read_ahead(config, make, start_step), undecodable, REPLACED)
 

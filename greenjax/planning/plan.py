@@ -226,6 +226,16 @@ def fit(sizes: Int[np.ndarray, " windows"], layout: GroupLayout) -> Packing | No
     return packing
 
 
+def repeated_plan(plan: Any, groups: int) -> Any:
+    """A plan with a leading axis that repeats it for all mask groups; its leaves are views."""
+    if plan is None:
+        return None
+    if isinstance(plan, np.ndarray):
+        return np.broadcast_to(plan, (groups, *plan.shape))
+    parts = [repeated_plan(entry, groups) for entry in plan]
+    return type(plan)(*parts) if hasattr(plan, "_fields") else tuple(parts)
+
+
 def stack_plans(plans: Sequence[Any]) -> Any:
     """Plans of equal layouts as one plan whose leaves have a leading axis, one entry a mask group."""
     first = plans[0]

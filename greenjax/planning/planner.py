@@ -21,6 +21,7 @@ from greenjax.planning.plan import (
     make_plan,
     neighbourhoods,
     partitions,
+    repeated_plan,
     stack_plans,
 )
 from greenjax.planning.tokens import TokenGrid
@@ -94,28 +95,30 @@ class Planner:
         specs = stage_specs(config) if config.method == "green" else ()
         return cls(grid, specs, cached_layouts(grid, specs, visible), visible, config.seed, config.mask.pool)
 
-    def plans(
-        self, seed: int, step: int, groups: int, own: range | None = None
-    ) -> tuple[Plan, Int32[np.ndarray, " m"]]:
+    def plans(self, step: int, groups: int, own: range | None = None) -> tuple[Plan, Int32[np.ndarray, " m"]]:
         """The plans of a training step, one a mask group, and how many masks of each were redrawn.
 
         `own`: which of the mask groups are wanted; None: all.
         """
         own = own or range(groups)
         if self.pool:
-            ids = self.mask_ids(seed, step, groups)
-            return _stacked([self._from_pool(seed, ids[group]) for group in own])
-        return _stacked([self.draw((seed, TRAIN, step, group)) for group in own])
+            ids = self.mask_ids(step, groups)
+            return _stacked([self._from_pool(ids[group]) for group in own])
+        return _stacked([self.draw((self.seed, TRAIN, step, group)) for group in own])
+
+    def example(self, groups: int) -> Plan:
+        """One plan, the same for all mask groups, for its shapes: views, so that no other mask is drawn."""
+        return repeated_plan(self.draw((self.seed, TRAIN, 0, 0))[0], groups)
 
     def held_out_plans(self, step: int, groups: int, own: range | None = None) -> tuple[Plan, Int32[np.ndarray, " m"]]:
         """The plans of a batch of held-out images: always the same masks."""
         return _stacked([self.draw((self.seed, HELD_OUT, step, group)) for group in own or range(groups)])
 
-    def mask_ids(self, seed: int, step: int, groups: int) -> list[int]:
+    def mask_ids(self, step: int, groups: int) -> list[int]:
         """Which mask of the pool each mask group of a step takes; without a pool every mask is new."""
         if not self.pool:
             return list(range(step * groups, (step + 1) * groups))
-        return np.random.default_rng((seed, TRAIN, step)).integers(self.pool, size=groups).tolist()
+        return np.random.default_rng((self.seed, TRAIN, step)).integers(self.pool, size=groups).tolist()
 
     def draw(self, key: tuple[int, ...], attempts: int = 100) -> tuple[Plan, int]:
         """One plan from the stream named by `key`, and how many masks were redrawn on the way."""
@@ -130,9 +133,9 @@ class Planner:
         """The plan of one mask, or None if it does not fit the layouts."""
         return make_plan(visible, self.stages, self.layouts, self.nearby)
 
-    def _from_pool(self, seed: int, index: int) -> tuple[Plan, int]:
+    def _from_pool(self, index: int) -> tuple[Plan, int]:
         if index not in self._pooled:
-            self._pooled[index] = self.draw((seed, POOL, index))
+            self._pooled[index] = self.draw((self.seed, POOL, index))
         return self._pooled[index]
 
 

@@ -80,7 +80,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     graphdef, tx = model_graph(config), make_optimizer(config)
     step = make_train_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh)
     update = BackgroundJit(step)
-    batch = blank_batch(config, *planner.plans(config.seed, 0, config.mask.groups))
+    batch = blank_batch(config, planner.example(config.mask.groups))
     state = begin(config, tx, mesh, checkpointer, total, update, batch)
     images = {config.data.split: len(source)}
     images |= {config.data.eval_split: len(held_out_source)} if held_out_source is not None else {}
@@ -167,5 +167,5 @@ def pool_use(config: ConfigDict, planner: Planner, step: int, images: int) -> di
     if not config.mask.pool:
         return {}
     first = (step - 1) * config.data.batch_size // images * images // config.data.batch_size
-    drawn = (planner.mask_ids(config.seed, t, config.mask.groups) for t in range(first, step))
+    drawn = (planner.mask_ids(t, config.mask.groups) for t in range(first, step))
     return {"distinct_masks": len(set(chain.from_iterable(drawn)))}
