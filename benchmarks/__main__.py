@@ -12,9 +12,9 @@ step: an update of a configuration, green, dense and in PyTorch; docs/performanc
 roofline: an update of a configuration kernel by kernel, against what the machine can do at best.
 ahead: an update compiled for a GPU that need not be here: what it moves and holds, and the least it can take.
 attention: attention inside groups by greenjax, its own kernel, JAX and cuDNN, at the shapes of a configuration.
-grouping: ways to group the windows of visible tokens; docs/grouping_and_growth.md explains it.
-growth: an update against image size, batch, mask ratio and window; docs/grouping_and_growth.md explains it.
-input: decoding and cropping of photographs, from files and from prepared records; docs/data.md explains it.
+grouping: ways to group the windows of visible tokens; docs/grouping.md explains it.
+growth: an update against image size, batch, mask ratio and window; docs/growth.md explains it.
+input: decoding and cropping of photographs, from files and from prepared records; docs/input_speed.md explains it.
 sparse: the backends of the sparse convolution on the layers of Twins-L, and on larger kernels that Twins lacks;
 docs/sparse_conv.md explains it.
 """

@@ -1,7 +1,7 @@
 """Ways to group the windows of visible tokens, side by side: what they cost on paper, and the time of an update.
 
 The table of the paper's appendix A.2 (arXiv 2205.13515), and more: Algorithm 1, packings of simpler kinds, one masked
-attention over all visible tokens, and the static layouts that greenjax trains with. docs/grouping_and_growth.md
+attention over all visible tokens, and the static layouts that greenjax trains with. docs/grouping.md
 explains it.
 
 The shapes of all ways but the last two depend on the mask. Their updates are compiled for one typical mask: of all

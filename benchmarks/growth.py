@@ -7,7 +7,7 @@ Each is changed alone, from the configuration at --batch, and held to what it sh
     temporary memory   gradients, and beside them so many bytes for each visible token
 
 Exponents are slopes of log-log lines against the visible tokens of an update, for windows against their side. The dense
-update (SimMIM on the same encoder) is compiled for its memory and products, and not run. docs/grouping_and_growth.md
+update (SimMIM on the same encoder) is compiled for its memory and products, and not run. docs/growth.md
 explains the figures.
 """
 

@@ -1,7 +1,7 @@
 """How many photographs a core turns into training crops, from files and from prepared records.
 
 Beside greenjax, on the same boxes: bare JPEG decoding, which is the floor of reading JPEGs, and what Pillow takes for
-it. docs/data.md explains it.
+it. docs/input_speed.md explains it.
 """
 
 import statistics

@@ -4,7 +4,7 @@
 
 The step of pre-training is compiled for so many simulated CPU devices, once for each degree of fsdp. The program says
 what every device holds and which collectives there are, with their bytes. From these and from the FLOPs follows the
-time of an update on 8, 64 and 512 GPUs at given speeds. docs/scaling.md explains it.
+time of an update on 8, 64 and 512 GPUs at given speeds. docs/exchange.md explains it.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""A small Swin pre-trained on scikit-learn's 1,500 training digits: the first run, nothing to download.
+"""Pre-trains a small Swin on scikit-learn's 1,500 training digits: the first run, nothing to download.
 
     python -m greenjax.main --config configs/digits.py --workdir runs/digits
 
 Hardware: two CPU cores. Time and result: README.md, "Results".
-Digits of 8 x 8 pixels are enlarged to 32 x 32; mask units of 8 pixels, so 4 of 16 units stay visible.
+Digits of 8 x 8 pixels are enlarged to 32 x 32. Mask units have 8 pixels a side; 4 of 16 units stay visible.
 """
 
 import greenjax

@@ -1,10 +1,10 @@
-"""A small Twins-SVT pre-trained on scikit-learn's 1,500 training digits: configs/digits.py with another backbone.
+"""Pre-trains a small Twins-SVT on scikit-learn's 1,500 training digits: configs/digits.py with another backbone.
 
     python -m greenjax.main --config configs/digits_twins.py --workdir runs/digits_twins
 
 Hardware: two CPU cores. Time: about 5 minutes. Result: masked loss of 0.48 on the held-out digits, 1.64 before
 training, 0.93 for the best constant; accuracies in docs/digits.md. --config.model.sparse_conv=spconv gives the same.
-Digits of 8 x 8 pixels are enlarged to 32 x 32; mask units of 8 pixels, so 4 of 16 units stay visible.
+Digits of 8 x 8 pixels are enlarged to 32 x 32. Mask units have 8 pixels a side; 4 of 16 units stay visible.
 """
 
 import greenjax

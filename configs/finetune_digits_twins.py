@@ -1,4 +1,4 @@
-"""The encoder of digits_twins.py fine-tuned on labels, all of them or 10 a class; and the study of what it is worth.
+"""Fine-tunes the encoder of digits_twins.py on 10 labels a class; the study measures what its pre-training is worth.
 
     python -m greenjax.main --config configs/finetune_digits_twins.py --workdir runs/f --config.init=runs/digits_twins
     CONFIG=configs/digits_twins.py bash launch/quickstart.sh

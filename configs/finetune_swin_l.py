@@ -1,12 +1,12 @@
-"""Swin-L, windows of 14 tokens, fine-tuned on ImageNet-1K with labels (arXiv 2205.13515, section 4.1).
+"""Fine-tunes Swin-L with windows of 14 tokens on ImageNet-1K with labels (arXiv 2205.13515, section 4.1).
 
     python -m greenjax.main --config configs/finetune_swin_l.py --workdir runs/finetune_swin_l --config.init=runs/swin_l
 
-`init` is the workdir of the pre-training, or a file of weights; without it the same recipe trains from scratch.
-Hardware, time and result: not measured here; --config.model.dtype=bfloat16 halves the activations on a GPU,
+`init` is the workdir of the pre-training, or a file of weights. Without it the same recipe trains from scratch.
+Hardware, time and result: not measured yet. --config.model.dtype=bfloat16 halves the activations on a GPU.
 --config.optim.accumulation=N fits an update into less memory.
 
-The paper's numbers: epochs, rates, layer decay, stochastic depth, weight decay. The augmentation is that of SimMIM's
+Epochs, rates, layer decay, stochastic depth and weight decay are the paper's. The augmentation is that of SimMIM's
 fine-tuning (arXiv 2111.09886, appendix), which the paper follows.
 """
 

@@ -1,14 +1,14 @@
-"""Swin-T fine-tuned on ImageNet-1K with labels (arXiv 2205.13515, section 4.1).
+"""Fine-tunes Swin-T on ImageNet-1K with labels (arXiv 2205.13515, section 4.1).
 
-The paper has no Swin-T; this is its recipe for Swin-B, with half of its stochastic depth.
+The paper has no Swin-T. The recipe is its recipe for Swin-B, with half of its stochastic depth.
 
     python -m greenjax.main --config configs/finetune_swin_t.py --workdir runs/finetune_swin_t --config.init=runs/swin_t
 
-`init` is the workdir of the pre-training, or a converted file; without it the same recipe trains from scratch.
-Hardware, time and result: not measured here; --config.model.dtype=bfloat16 halves the activations on a GPU,
+`init` is the workdir of the pre-training, or a file of weights. Without it the same recipe trains from scratch.
+Hardware, time and result: not measured yet. --config.model.dtype=bfloat16 halves the activations on a GPU.
 --config.optim.accumulation=N fits an update into less memory.
 
-The paper's numbers: epochs, rates, layer decay, weight decay. The augmentation is that of SimMIM's fine-tuning
+Epochs, rates, layer decay and weight decay are the paper's. The augmentation is that of SimMIM's fine-tuning
 (arXiv 2111.09886, appendix), which the paper follows.
 """
 

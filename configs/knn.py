@@ -1,4 +1,4 @@
-"""Frozen features, classified by their neighbours: no training (arXiv 1805.01978; k and temperature: DINO's).
+"""Classifies frozen features by their neighbours, without training (arXiv 1805.01978; k and temperature: DINO's).
 
     python -m greenjax.main --config configs/knn.py --workdir runs/knn --config.init=runs/swin_b
 
@@ -6,7 +6,7 @@ The run takes the model, the image size and the images from `init`; the images n
 --config.data.path, --config.data.split and --config.data.eval_split name other images (the source may be left out where
 `init` has the same).
 
-Hardware, time and result: not measured here. ImageNet's bank, 1.28 million features of Swin-B, takes 5 GB.
+Hardware, time and result: not measured yet. ImageNet's bank, 1.28 million features of Swin-B, takes 5 GB.
 """
 
 import greenjax

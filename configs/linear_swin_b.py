@@ -1,9 +1,9 @@
-"""A linear probe of Swin-B on ImageNet-1K: the head alone learns, on a frozen encoder (arXiv 2111.06377, appendix A.1).
+"""Probes Swin-B on ImageNet-1K: a linear head learns on the frozen encoder (arXiv 2111.06377, appendix A.1).
 
     python -m greenjax.main --config configs/linear_swin_b.py --workdir runs/linear --config.init=runs/swin_b
 
 MAE's recipe: batch norm without affine before the head, LARS, 90 epochs, no weight decay, random crops and flips only.
-Another `init` brings its own model. Hardware, time and result: not measured here.
+Another `init` brings its own model. Hardware, time and result: not measured yet.
 """
 
 import greenjax

@@ -1,11 +1,11 @@
-"""SimMIM with its own recipe (arXiv 2111.09886, section 4.1.1) at 224 px, window 7: configs/swin_b.py's twin.
+"""Pre-trains Swin-B by SimMIM with its own recipe (arXiv 2111.09886, section 4.1.1), 224 px and window 7 as swin_b.py.
 
     python -m greenjax.main --config configs/simmim_swin_b.py --workdir runs/simmim_swin_b
 
-Data: TFDS's imagenet2012, prepared as ArrayRecord (docs/data.md); --config.data.path=DIR where it is not in
-TFDS's own folder.
+Data: TFDS's imagenet2012, prepared as ArrayRecord (docs/imagenet.md). --config.data.path=DIR names the folder where it
+is not TFDS's own.
 
-Hardware, time and result: not measured here; --config.model.dtype=bfloat16 halves the activations on a GPU,
+Hardware, time and result: not measured yet. --config.model.dtype=bfloat16 halves the activations on a GPU.
 --config.model.remat and --config.optim.accumulation=N fit an update into less memory.
 
 Longer runs: --config.epochs=200, 400 or 800, all else the same.

@@ -1,14 +1,14 @@
-"""SimMIM as its paper trains Swin-B (arXiv 2111.09886, section 4.1.1): 192 px, window 6.
+"""Pre-trains Swin-B by SimMIM as its paper does (arXiv 2111.09886, section 4.1.1): 192 px, window 6.
 
     python -m greenjax.main --config configs/simmim_swin_b_192.py --workdir runs/simmim_swin_b_192
 
-Data: TFDS's imagenet2012, prepared as ArrayRecord (docs/data.md); --config.data.path=DIR where it is not in
-TFDS's own folder.
+Data: TFDS's imagenet2012, prepared as ArrayRecord (docs/imagenet.md). --config.data.path=DIR names the folder where it
+is not TFDS's own.
 
-Hardware, time and result: not measured here; --config.model.dtype=bfloat16 halves the activations on a GPU,
+Hardware, time and result: not measured yet. --config.model.dtype=bfloat16 halves the activations on a GPU.
 --config.model.remat and --config.optim.accumulation=N fit an update into less memory.
 
-Longer runs: --config.epochs=200, 400 or 800; SimMIM's own 800 epochs use a step schedule, which is not there.
+Longer runs: --config.epochs=200, 400 or 800; SimMIM's own 800 epochs use a step schedule, which greenjax lacks.
 """
 
 import greenjax

@@ -1,14 +1,15 @@
-"""Twins-SVT-L (arXiv 2104.13840) by green masked image modelling on ImageNet-1K, with the recipe of
-Swin-B (arXiv 2205.13515, section 4.1).
+"""Pre-trains Twins-SVT-L (arXiv 2104.13840) by green masked image modelling on ImageNet-1K.
+
+The recipe is the paper's (arXiv 2205.13515, section 4.1).
 
     python -m greenjax.main --config configs/twins_l.py --workdir runs/twins_l
 
-Data: TFDS's imagenet2012, prepared as ArrayRecord (docs/data.md); --config.data.path=DIR where it is not in
-TFDS's own folder.
+Data: TFDS's imagenet2012, prepared as ArrayRecord (docs/imagenet.md). --config.data.path=DIR names the folder where it
+is not TFDS's own.
 
-Hardware, time and result: not measured here; --config.model.dtype=bfloat16 halves the activations on a GPU,
---config.model.remat and --config.optim.accumulation=N fit an update into less memory (--config.mask.groups, 8
-here, has to be a multiple of devices x N).
+Hardware, time and result: not measured yet. --config.model.dtype=bfloat16 halves the activations on a GPU.
+--config.model.remat and --config.optim.accumulation=N fit an update into less memory; --config.mask.groups, 8 here, has
+to be a multiple of devices x N.
 """
 
 import greenjax
@@ -26,7 +27,7 @@ def get_config():
     config.data.batch_size = 2048
     config.optim.base_lr = 1.5e-4  # at a batch of 256; 1.2e-3 at 2048
     config.optim.weight_decay = 0.05
-    config.optim.b1, config.optim.b2 = 0.9, 0.95  # printed: 0.999; the recipe behind its numbers: 0.95
+    config.optim.b1, config.optim.b2 = 0.9, 0.95  # the paper prints 0.999; the recipe behind its numbers has 0.95
     config.optim.warmup_epochs = 40
     config.optim.warmup_lr = 1.5e-7
 

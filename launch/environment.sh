@@ -1,8 +1,8 @@
-# Sourced by the other scripts: makes .venv once, installs a requirements file when it changed, sets $python.
+# The other scripts source this file: it makes .venv once, installs a requirements file when it has changed, sets $python.
 #   install_requirements requirements.txt
 #   install_gpu_compiler
 
-# The first Python that all requirements have wheels for; PYTHON=... names one.
+# Prints the first Python that all requirements have wheels for; PYTHON=... names another.
 find_python() {
     local name found names=(python3 python3.13 python3.12 python3.11 python)
     if [ -n "${PYTHON:-}" ]; then names=("$PYTHON"); fi
@@ -38,11 +38,11 @@ install_requirements() {
         echo "pip could not install $requirements: its message is above" >&2
         return 1
     }
-    echo "$wanted" >"$stamp" # last, so that a broken installation is tried again
+    echo "$wanted" >"$stamp" # written last, so that a broken installation is tried again
 }
 
-# JAX's compiler for NVIDIA GPUs without CUDA's libraries, in a folder of its own: where Python's path has it, JAX
-# compiles for a card that is not there. Inside .venv every run on a machine without a GPU would complain.
+# Installs JAX's compiler for NVIDIA GPUs, without CUDA's libraries, into a folder of its own. With this folder on
+# Python's path JAX compiles for a GPU that is not there. Inside .venv it would make every run without a GPU complain.
 install_gpu_compiler() {
     local version wanted
     gpu_compiler=.venv/gpu_compiler

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The tables of the benchmark on one GPU, as many as fit into 40 minutes:
-#   bash launch/gpu_figures.sh runs/figures [TABLE ...]          without names all tables, the most important first
-# Leaves TABLE.txt and TABLE.json in the folder, and TABLE.log with what the libraries said. Read by the script, with
-# their defaults: CONFIG, LARGER (the second configuration), BATCH, SPARSE_BATCH, REPEATS, DTYPE, TOTAL (seconds).
+# Makes the tables of the benchmarks on one GPU, as many as fit into 40 minutes:
+#   bash launch/gpu_figures.sh runs/figures [TABLE ...]          without names: all tables, the most important first
+# Writes TABLE.txt, TABLE.json and TABLE.log (messages of the libraries) into the folder. Variables with defaults:
+# CONFIG, LARGER (the second configuration), BATCH, SPARSE_BATCH, REPEATS, DTYPE, TOTAL (seconds).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,14 +12,14 @@ config=${CONFIG:-configs/swin_b.py} larger=${LARGER:-configs/swin_l.py}
 batch=${BATCH:-256} sparse_batch=${SPARSE_BATCH:-64} repeats=${REPEATS:-10} total=${TOTAL:-2400}
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$folder"
-# JAX and PyTorch take turns on one card: neither may keep it all from the start.
+# JAX and PyTorch take turns on one GPU, so neither may take all of its memory at the start.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false PYTHONUNBUFFERED=1
-# What one table compiled the next one need not compile again; a new place, so that compile times are true.
+# Tables share compiled programs. The folder is new, so that compile times are true.
 compiled=$(mktemp -d)
 trap 'rm -rf "$compiled"' EXIT
 export JAX_COMPILATION_CACHE_DIR=$compiled TORCHINDUCTOR_CACHE_DIR=$compiled/torch
 
-# Which attention is fastest is the first question; *_pallas is with the kernel of our own.
+# The most important question first: which attention is fastest. *_pallas: with the kernel of our own.
 tables=(attention step step_pallas roofline roofline_pallas step_larger step_larger_pallas)
 tables+=(sparse roofline_dense roofline_larger)
 arguments_of() {

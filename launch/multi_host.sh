@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Several machines without a scheduler: the same command on each, with its own number. The workdir is on a shared disk.
+# Runs greenjax.main on several machines without a scheduler: the same command on each, with its own number. The workdir
+# is on a shared disk.
 #   export JAX_COORDINATOR_ADDRESS=10.0.0.1:12345    machine 0, any free port
 #   export JAX_NUM_PROCESSES=2
 #   export JAX_PROCESS_ID=0                          0 on machine 0, 1 on the next, ...

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From a fresh clone to a pre-trained encoder, and to what it is worth where there are labels: digits on the CPU.
-#   bash launch/quickstart.sh [--config.key=value ...]        settings of the pre-training
-# CONFIG=configs/digits_twins.py takes another backbone, WORKDIR=DIR another place for the results.
+# Installs greenjax, pre-trains a small encoder on digits on the CPU, and measures its worth with labels.
+#   bash launch/quickstart.sh [--config.key=value ...]        changes settings of the pre-training
+# CONFIG=configs/digits_twins.py takes another backbone, WORKDIR=DIR writes the results elsewhere.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
@@ -11,7 +11,7 @@ config=${CONFIG:-configs/digits.py}
 workdir=${WORKDIR:-runs/$(basename "$config" .py)}
 labels=$(dirname "$config")/finetune_$(basename "$config")
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
-# Large pages: a training step maps its temporaries anew, and clearing small pages was a tenth of its time.
+# Large pages: each step maps fresh memory for its temporaries, and clearing small pages took a tenth of its time.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 "$python" -m greenjax.main --config "$config" --workdir "$workdir" "$@"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Linters, type checker and the whole test suite; arguments go to pytest: bash launch/test.sh -k config
+# Runs linters, type checker and the whole test suite. Arguments go to pytest: bash launch/test.sh -k config
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh

@@ -1,6 +1,6 @@
 """Odd files that a folder of images may hold: their kind, their bytes, and what is to come of each.
 
-    python -m tests.odd_files      prints the table of docs/scaling.md
+    python -m tests.odd_files      prints the table of docs/faults.md
 
 Most are written here, from definitions of the formats, so that their pixels are known whatever a decoder says. Pillow
 and OpenCV write the formats that are too long to write here; of lossy ones the pixels are those that Pillow reads.

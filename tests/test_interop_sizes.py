@@ -19,8 +19,8 @@ def layouts_of(config):
 
 
 def rows_of_the_table():
-    """Sizes and windows that docs/interop.md recommends."""
-    page = Path("docs/interop.md").read_text()
+    """Sizes and windows that docs/parity.md recommends."""
+    page = Path("docs/parity.md").read_text()
     rows = re.findall(r"^\| `image_size=([\d,]+)` \| (\d+) \|", page, re.MULTILINE)
     assert len(rows) > 5
     return [(tuple(map(int, size.split(","))), int(window)) for size, window in rows]

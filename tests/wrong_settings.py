@@ -2,7 +2,7 @@
 
     python -m tests.wrong_settings
 
-tries all of them and prints how many of each kind ended as they have to (docs/scaling.md).
+tries all of them and prints how many of each kind ended as they have to (docs/faults.md).
 """
 
 import os

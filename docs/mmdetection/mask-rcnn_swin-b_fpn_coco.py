@@ -3,14 +3,14 @@
     python -m greenjax.convert to-torch --workdir runs/swin_b --layout mmdet --prefix backbone. --output swin_b.pth
     mim train mmdet mask-rcnn_swin-b_fpn_coco.py --launcher pytorch --gpus 8
 
-Images and annotations are looked for in data/coco. Another file of weights: --cfg-options
-model.backbone.init_cfg.checkpoint=FILE. With automatic mixed precision: --amp.
+mmdetection looks for images and annotations in data/coco. Another file of weights: --cfg-options
+model.backbone.init_cfg.checkpoint=FILE. Automatic mixed precision: --amp.
 
-Where the numbers are from: the paper (arXiv 2205.13515) fine-tunes Mask R-CNN on COCO. Its settings could not be
-compared with these. All numbers here are those of mmdetection 3.3.0's own Mask R-CNN with Swin-T and Swin-S
-(configs/swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py), which are the Swin paper's (arXiv 2103.14030): 36 epochs
-("3x"), AdamW, scales of 480 to 800 with crops, 8 GPUs x 2 images. mmdetection has no Mask R-CNN with Swin-B.
-No training has been run with this file.
+The numbers are those of the paper (arXiv 2205.13515, section 4.1) where it prints them: batch 16, AdamW, rate 1e-4,
+weight decay 0.05, 36 epochs ("3x"), rate / 10 after 27 and 33. All numbers are also those of mmdetection 3.3.0's own
+Mask R-CNN with Swin-T and Swin-S (its mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py), which are the Swin paper's (arXiv
+2103.14030): scales of 480 to 800 with crops, 8 GPUs x 2 images. mmdetection has no Mask R-CNN with Swin-B. No training
+has been run with this file.
 """
 
 _base_ = [

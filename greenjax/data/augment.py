@@ -181,7 +181,7 @@ def resize(image: UInt8[np.ndarray, "h w c"], size: Size) -> UInt8[np.ndarray, "
 
     Shrunk by two or more, pixels are averaged. Below that averaging takes three times as long as what is done here:
     up to 1.6 linear interpolation is low-pass enough, from there on bicubic interpolation after the filter [1 2 1].
-    tests/test_data_resize.py compares all of it with Pillow's bicubic; docs/data.md has the figures.
+    tests/test_data_resize.py compares all of it with Pillow's bicubic; docs/input_speed.md has the figures.
     """
     height, width = size
     if image.shape[:2] == (height, width):

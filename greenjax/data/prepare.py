@@ -6,7 +6,7 @@
     python -m greenjax.main --config C.py --config.data.source=records --config.data.path=DIR ...
 
 Every split that the config names is prepared whole, under its own name: slices such as train[:98%] are taken when it
-is read. Stopped or killed, the same command goes on where it was. docs/data.md has sizes and speeds.
+is read. Stopped or killed, the same command goes on where it was. docs/data.md has sizes and times.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The decoder of green MIM: plain transformer blocks over visible tokens and mask tokens (paper, section 3.2)."""
+"""The decoder of green MIM: plain transformer blocks over visible tokens and mask tokens (paper, section 4.1)."""
 
 from functools import cache
 from typing import Any

@@ -109,7 +109,7 @@ class MaskedImageModel(Backbone):
 class GreenMIM(MaskedImageModel):
     """Encodes visible units only, decodes with mask tokens, predicts per-unit normalised pixels.
 
-    Source: paper, section 3.2; target and loss as in MAE (arXiv 2111.06377).
+    Source: paper, sections 3.1 and 4.1; target and loss as in MAE (arXiv 2111.06377).
     """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):

@@ -1,4 +1,4 @@
-"""Attention inside groups: the paper's group window attention (section 3.3), dense attention being one case of it."""
+"""Attention inside groups: the paper's group window attention (section 3.2), dense attention being one case of it."""
 
 import math
 from functools import partial
@@ -150,7 +150,7 @@ class WindowAttention(nnx.Module):
     """Multi-head attention inside local windows, with relative position bias, on grouped visible tokens.
 
     The projections are applied to the ungrouped tokens, so padding slots cost in the quadratic term only.
-    Source: Swin Transformer (arXiv 2103.14030), section 3.2, equation 4; paper, section 3.3.
+    Source: Swin Transformer (arXiv 2103.14030), section 3.2, equation 4; paper, sections 3.2 and 3.4.
     """
 
     def __init__(self, dim: int, window: int, num_heads: int, *, attention: str = "xla", dtype: Any, rngs: nnx.Rngs):
