@@ -1,16 +1,28 @@
-"""The error that is meant for the user."""
+"""The errors that are meant for the user: a command prints their message, one line, and ends with exit code 1.
 
-from collections.abc import Iterable
+Any other error is a defect, of greenjax or of a library, and keeps its traceback.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
 
 
 class InputError(ValueError):
-    """Something given to greenjax is wrong; the message is one line that names it, its value and what is allowed.
+    """Something given to greenjax is wrong; the message names it, its value and what is expected."""
 
-    The commands print that line alone. Any other error is a defect, of greenjax or a library, and keeps its traceback.
-    """
+
+class RunError(RuntimeError):
+    """A run cannot go on although its input is right: it diverged, its disk is full, or a data worker died."""
+
+    resumable = False  # True: the same command goes on from the last checkpoint
+
+
+def refuse(values: Mapping[str, Any], key: str, expected: str) -> NoReturn:
+    """Raises the InputError that names the setting `key` and its value in `values`."""
+    raise InputError(f"{key} is {values[key]!r}: expected {expected}")
 
 
 def listed(names: Iterable[str]) -> str:
-    """The names as errors show them, the first ten of many."""
+    """The names as an error shows them: the first ten, and the number of the others."""
     names = list(names)
     return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

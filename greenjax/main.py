@@ -1,11 +1,11 @@
 """The front door: python -m greenjax.main --config configs/digits.py [--workdir DIR] [--config.key=value ...]"""
 
-import gc
 import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,32 +13,29 @@ from ml_collections import ConfigDict
 
 from greenjax import __version__
 from greenjax.config import flags
-from greenjax.errors import InputError
-from greenjax.runtime.console import complain, say, speaks
+from greenjax.errors import InputError, RunError
+from greenjax.runtime.console import complain, say
 
 WORKDIR = "where results go, and where an interrupted run goes on; default: runs/NAME of the config file"
 
 
 def main(argv: list[str]) -> None:
+    """Reads the command line, imports JAX, joins the other processes and runs the task."""
     arguments, config = parse(argv)
     workdir = arguments.workdir
-    if speaks():
-        say(f"greenjax {__version__}: {arguments.config}, task {config.task}, workdir {workdir}")
+    say(f"greenjax {__version__}: {arguments.config}, task {config.task}, workdir {workdir}")
     again = f"the same command goes on from the last checkpoint in {workdir}"
 
     def interrupted(*_: Any) -> NoReturn:
         complain(f"greenjax: interrupted; {again}")
-        os._exit(130)  # at once: an ordinary exit would wait for XLA, which may be compiling
+        os._exit(130)  # an ordinary exit would wait for XLA, which may be compiling
 
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupted)  # an import swallows a KeyboardInterrupt that meets its callbacks
     try:
-        _run(config, workdir, arguments.config, again, imported=lambda: signal.signal(signal.SIGINT, usual))
+        with on_interrupt(interrupted):
+            start(workdir)
+        run(config, workdir, arguments.config, again)
     except KeyboardInterrupt:
         interrupted()
-    finally:
-        signal.signal(signal.SIGINT, usual)
 
 
 def parse(argv: list[str]) -> tuple[Namespace, ConfigDict]:
@@ -50,13 +47,24 @@ def parse(argv: list[str]) -> tuple[Namespace, ConfigDict]:
     return arguments, config
 
 
-def _run(config: ConfigDict, workdir: Path, file: str, again: str, imported: Callable[[], Any]) -> None:
-    if speaks():
-        say("importing JAX and greenjax ...")
-    gc.disable()  # imported modules live until exit: collecting during imports takes a quarter of their time
+@contextmanager
+def on_interrupt(handler: Callable[..., NoReturn]) -> Iterator[None]:
+    """Ctrl-C calls `handler`: a KeyboardInterrupt would be lost in the callbacks of an import."""
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is signal.default_int_handler:  # not where SIGINT is ignored, as in a shell's background
+        signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def start(workdir: Path) -> None:
+    """Imports JAX, joins the other processes of the run, turns the compilation cache on, imports the tasks."""
+    say("importing JAX and greenjax ...")
     try:
         import jax
-    except ValueError as error:  # it reads its environment now
+    except ValueError as error:  # JAX checks its environment variables on import
         sys.exit(f"greenjax: {error}")
 
     from greenjax.runtime import processes
@@ -68,29 +76,26 @@ def _run(config: ConfigDict, workdir: Path, file: str, again: str, imported: Cal
     except InputError as error:
         processes.end(f"greenjax: {error}")
 
-    from greenjax.data import WorkerDied
-    from greenjax.runtime.checkpoint import SaveError
-    from greenjax.runtime.compile import compiling
-    from greenjax.tasks import run
-    from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun
+    import greenjax.tasks  # noqa: F401
+
+
+def run(config: ConfigDict, workdir: Path, file: str, again: str) -> None:
+    """Runs the task of the config. Every way in which a run ends has its line and its exit code here."""
+    from greenjax import tasks
+    from greenjax.runtime import processes
+    from greenjax.training import EXIT_CODE, InterruptedRun
     from greenjax.training.summary import next_lines, say_lines
 
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 10)  # tracing a large model makes many objects that live
-    gc.enable()
-    imported()
     try:
-        run(config, workdir)
+        tasks.run(config, workdir)
         say_lines(next_lines(config, workdir, file))
     except InterruptedRun as stop:
         complain(f"greenjax: {stop}; {again}")
         sys.exit(EXIT_CODE)
-    except (InputError, DivergedError, SaveError, WorkerDied) as error:
-        text = f"greenjax: {error}" + (f": {again}" if isinstance(error, WorkerDied) else "")
-        if compiling():  # minutes, for a large model
-            complain(text)
-            os._exit(1)
-        processes.end(text)
+    except InputError as error:
+        processes.end(f"greenjax: {error}")
+    except RunError as error:
+        processes.end(f"greenjax: {error}" + (f": {again}" if error.resumable else ""))
     except Exception as error:
         processes.end_if_several(error)
         raise

@@ -235,7 +235,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, c
     room[0] = 1_000_000
     checkpointer.save(2, state)
     assert "step 2 could not be saved: 1.0 MB are free" in caplog.text and "steps [1] are there" in caplog.text
-    with pytest.raises(OSError, match="step 2 could not be saved"):
+    with pytest.raises(checkpoint.SaveError, match="step 2 could not be saved"):
         checkpointer.wait()
     assert checkpointer.steps() == [1]
     room[0] = 1 << 40

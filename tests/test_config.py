@@ -331,7 +331,10 @@ WRONG = [
     ({"mask.ratio": 0.99}, "of 49 units it leaves none visible"),
     ({"mask.groups": 0}, "mask.groups is 0"),
     ({"mask.groups": 3}, "mask.groups is 3: expected a divisor of data.batch_size, 2048"),
-    ({"optim.accumulation": 16}, "mask.groups is 8: expected a multiple of optim.accumulation, 16"),
+    (
+        {"optim.accumulation": 16},
+        "mask.groups is 8: expected a multiple of optim.accumulation x devices (mesh.data x mesh.fsdp), 16 x 1",
+    ),
     ({"mask.pool": -1}, "mask.pool is -1"),
     ({"data.source": "webdataset"}, "data.source is 'webdataset': expected digits or folder or records or tfds"),
     ({"data.source": "folder"}, "data.path is '': expected a directory"),

@@ -1,6 +1,5 @@
 """Whole runs: what they leave behind, and that an interrupted one ends as an uninterrupted one."""
 
-import gc
 import json
 import os
 import re
@@ -162,8 +161,7 @@ def test_a_dead_worker_is_one_line_of_the_command(tmp_path, monkeypatch, capsys,
 
     monkeypatch.setattr("greenjax.tasks.run", died)
     monkeypatch.setattr("greenjax.runtime.cache.keep_compiled", lambda folder: None)
-    monkeypatch.setattr(gc, "freeze", lambda: None)
-    monkeypatch.setattr("greenjax.runtime.compile.compiling", lambda: compiling)
+    monkeypatch.setattr("greenjax.runtime.processes.compiling", lambda: compiling)
     monkeypatch.setattr("os._exit", _left)
     with pytest.raises(SystemExit) as ended:
         main(["main", "--config=configs/digits.py", f"--workdir={tmp_path}"])

@@ -6,19 +6,12 @@ Raises InputError: one line with the key, its value and what is allowed next to 
 import math
 from typing import Any
 
-from greenjax.errors import InputError
+from greenjax.errors import refuse
 
 Values = dict[str, Any]
 
 
-def refuse(values: Values, key: str, allowed: str) -> None:
-    raise InputError(f"{key} is {values[key]!r}: expected {allowed}")
-
-
 def check_all(values: Values) -> None:
-    """Every check, and the one thing that is settled here: the unit in which the run's length is measured."""
-    if values["task"] not in ("knn", "eval"):
-        settle_length(values)
     check_rates(values)
     check_model(values)
     check_size(values)
@@ -27,25 +20,8 @@ def check_all(values: Values) -> None:
     if values["task"] == "pretrain":
         check_mask(values)
         check_decoder(values)
-        check_groups(values)
         check_unlabelled(values)
-    else:
-        check_batch(values)
-
-
-def settle_length(values: Values) -> None:
-    """Keeps the lengths of the run and its warm-up in one unit, epochs or steps; the others become None."""
-    pairs = (("epochs", "optim.warmup_epochs"), ("steps", "optim.warmup_steps"))
-    if values["epochs"] and values["steps"]:
-        refuse(values, "epochs", f"none beside steps {values['steps']}: unset one of them with 0")
-    if not values["epochs"] and not values["steps"]:
-        raise InputError("neither epochs nor steps is given: expected one of them, a whole number, at least 1")
-    (length, warmup), (_, other) = pairs if values["epochs"] else reversed(pairs)
-    if values[other]:
-        refuse(values, other, f"none in a run measured in {length}: unset it with 0 and set {warmup}")
-    values[warmup] = values[warmup] or 0
-    if values[warmup] >= values[length]:
-        refuse(values, warmup, f"less than {length}, {values[length]}")
+    check_split(values, max(values["mesh.data"], 1) * values["mesh.fsdp"])  # mesh.data -1: at least one device
 
 
 def check_rates(values: Values) -> None:
@@ -137,30 +113,20 @@ def check_optimizer(values: Values) -> None:
             refuse(values, "monitor", "none where the task is not pretrain or data.eval_split is not set")
 
 
-def check_batch(values: Values) -> None:
-    parts = values["optim.accumulation"] * max(values["mesh.data"], 1) * values["mesh.fsdp"]
-    if values["data.batch_size"] % parts:
-        refuse(values, "data.batch_size", f"a multiple of optim.accumulation x mesh devices, {parts}")
-    if values["task"] == "linear" and values["data.batch_size"] // values["optim.accumulation"] < 2:
-        refuse(values, "data.batch_size", "at least 2 images in each part of an update, for the batch norm of a probe")
-
-
 def check_unlabelled(values: Values) -> None:
     for key in ("per_class", "randaugment", "erasing", "mixup", "cutmix"):
         if values[f"data.{key}"]:
             refuse(values, f"data.{key}", "0 for task 'pretrain': it is for images with labels")
 
 
-def check_groups(values: Values) -> None:
-    batch, groups, parts = values["data.batch_size"], values["mask.groups"], values["optim.accumulation"]
-    if batch % groups:
+def check_split(values: Values, devices: int) -> None:
+    """Every device computes equally many mask groups, or labelled images, in each part of an update."""
+    key = "mask.groups" if values["task"] == "pretrain" else "data.batch_size"
+    accumulation, batch = values["optim.accumulation"], values["data.batch_size"]
+    if values[key] % (accumulation * devices):
+        allowed = f"a multiple of optim.accumulation x devices (mesh.data x mesh.fsdp), {accumulation} x {devices}"
+        refuse(values, key, allowed)
+    if values["task"] == "pretrain" and batch % values["mask.groups"]:
         refuse(values, "mask.groups", f"a divisor of data.batch_size, {batch}")
-    if groups % parts:
-        refuse(values, "mask.groups", f"a multiple of optim.accumulation, {parts}")
-    devices = max(values["mesh.data"], 1) * values["mesh.fsdp"]  # data -1: at least this many
-    if groups % (parts * devices):
-        refuse(
-            values,
-            "mask.groups",
-            f"a multiple of optim.accumulation x devices (mesh.data x mesh.fsdp), {parts} x {devices}",
-        )
+    if values["task"] == "linear" and batch // accumulation < 2:
+        refuse(values, "data.batch_size", "at least 2 images in each part of an update, for the batch norm of a probe")

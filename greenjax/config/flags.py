@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, NoReturn, get_origin
 
 from ml_collections import ConfigDict
 
-from greenjax.config import settings as known
 from greenjax.config.names import WORKDIR, nearest
+from greenjax.config.resolve import check_key, load_config
+from greenjax.config.settings import KEYS
 from greenjax.errors import InputError
 from greenjax.runtime import console
 from greenjax.runtime.files import expanded
@@ -59,7 +60,7 @@ class _HelpFull(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         parser.print_help()
         print("\nkeys:")
-        for key, entry in known.KEYS.items():
+        for key, entry in KEYS.items():
             print(f"  {key:24} {'not given' if entry.default is None else entry.default!r:28} {entry.allowed}")
         parser.exit()
 
@@ -84,7 +85,7 @@ def split(arguments: Sequence[str]) -> Settings:
             path = match["text"] if match["given"] else _next(words, "--config", "FILE")
         else:
             key = match["key"] or ""
-            known.check_key(key)
+            check_key(key)
             overrides[key] = _value(key, match, words)
     return Settings(path, overrides, rest)
 
@@ -104,7 +105,7 @@ def parse_beside(
             raise InputError(f"argument {unknown[0]!r} is not understood: {meant(whole or parser, unknown[0])}")
         if path is None:
             raise InputError("no config given: expected --config FILE, such as configs/digits.py; --help says more")
-        resolved = known.load_config(path, overrides, tell=console.say if console.speaks() else None)
+        resolved = load_config(path, overrides, tell=console.say)
     except (InputError, OSError) as error:
         sys.exit(f"greenjax: {error}")
     arguments.config = path
@@ -146,9 +147,9 @@ def _next(words: Iterator[str], flag: str, what: str) -> str:
 
 def _value(key: str, match: re.Match[str], words: Iterator[str]) -> Any:
     """The value of `--config.key=text`, `--config.key text`, `--config.key` or `--noconfig.key`."""
-    boolean, flag = known.KEYS[key].kind is bool, match[0].partition("=")[0]
+    boolean, flag = KEYS[key].kind is bool, match[0].partition("=")[0]
     if match["no"] and (not boolean or match["given"]):
-        raise InputError(f"{match[0]!r} is not understood: expected --config.{key}={known.KEYS[key].allowed}")
+        raise InputError(f"{match[0]!r} is not understood: expected --config.{key}={KEYS[key].allowed}")
     if boolean and not match["given"]:
         return not match["no"]
     return _read(key, match["text"] if match["given"] else _next(words, flag, "VALUE"))
@@ -156,7 +157,7 @@ def _value(key: str, match: re.Match[str], words: Iterator[str]) -> Any:
 
 def _read(key: str, text: str) -> Any:
     """A text as what the key takes; as it is where it cannot be that: the config's check names it then."""
-    kind, default, _, _ = known.KEYS[key]
+    kind, default, _, _ = KEYS[key]
     if text == "None" and default is None:
         return None
     if kind is str:
@@ -178,7 +179,7 @@ def meant(parser: argparse.ArgumentParser, argument: str, settings: bool = True)
     own = re.findall(r"--[\w-]+", parser.format_usage())
     near = difflib.get_close_matches("--workdir" if name.replace("-", "_") in WORKDIR else f"--{name}", own, 1, 0.75)
     if settings and argument.startswith("-"):
-        near += [f"--config.{key}=VALUE" for key in nearest(name, known.KEYS)]
+        near += [f"--config.{key}=VALUE" for key in nearest(name, KEYS)]
     if near:
         return f"expected {near[0]}"
     return f"{'expected --config.KEY=VALUE; ' if settings else ''}--help lists the flags"

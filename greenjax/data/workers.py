@@ -32,7 +32,7 @@ import cloudpickle
 import cv2
 from absl import logging
 
-from greenjax.errors import InputError
+from greenjax.errors import InputError, RunError
 
 AHEAD = 2  # batches of a worker that nobody has taken yet, the one in the making included
 ALIGNED = 64  # bytes: on a CPU, JAX copies arrays that begin at no multiple of it
@@ -44,8 +44,10 @@ LEFT_TO_THE_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a terminal s
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(RunError):
     """A worker process ended although nobody had asked it to; the message is one line that says which and how."""
+
+    resumable = True
 
 
 class WorkerError(RuntimeError):

@@ -27,7 +27,7 @@ import tensorstore
 from absl import logging
 from jax.experimental import multihost_utils
 
-from greenjax.errors import InputError
+from greenjax.errors import InputError, RunError
 from greenjax.runtime.processes import gathered, leads
 
 _SUMS = "sums.json"  # {file below state/: [bytes, hash]}
@@ -35,7 +35,7 @@ _SLACK = 1 << 20  # bytes of a checkpoint that are not arrays, and to spare
 _FAILED = (OSError, ValueError)  # of a save; TensorStore says ValueError for a full disk, too
 
 
-class SaveError(OSError):
+class SaveError(RunError):
     """A checkpoint could not be written: the disk is full, or not there."""
 
 

@@ -22,13 +22,14 @@ GONE = (errno.EPIPE, errno.EIO)
 
 
 def speaks() -> bool:
-    """Is this the first process, which speaks for all? Known before JAX is imported."""
+    """Is this the first process, which speaks for all? The environment says so before JAX is imported."""
     return not os.environ.get("JAX_PROCESS_ID", "").strip("0")
 
 
 def say(text: str = "") -> None:
-    """One or more lines on standard output."""
-    _line("stdout", text)
+    """One or more lines on standard output, of the first process."""
+    if speaks():
+        _line("stdout", text)
 
 
 def warn(text: str) -> None:

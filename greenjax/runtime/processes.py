@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from greenjax.errors import InputError
+from greenjax.runtime.compile import compiling
 from greenjax.runtime.console import complain
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -82,8 +83,6 @@ def _join() -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"process {index} of {count} cannot reach {ADDRESS} {given[ADDRESS]!r}: {reason}") from error
-    if index:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
 
 
 def _number(name: str, text: str) -> int:
@@ -154,16 +153,16 @@ def _texts(mine: str) -> list[str]:
 def end(message: str) -> NoReturn:
     """Ends this process with the message and exit code 1.
 
-    One of several goes at once: an ordinary exit would wait for the others, and they for it.
+    At once where an ordinary exit would wait: for the other processes, which wait for this one, or for a compilation.
     """
-    if not jax.distributed.is_initialized():
+    if not (jax.distributed.is_initialized() or compiling()):
         sys.exit(message)
     complain(message)
     _end_now()
 
 
 def end_if_several(error: Exception) -> None:
-    """The same with the traceback of a defect; a process that is alone goes on and raises it."""
+    """Prints the traceback of a defect and ends one of several processes; returns in a process that is alone."""
     if jax.distributed.is_initialized():
         traceback.print_exception(error)
         _end_now()

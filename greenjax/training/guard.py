@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from greenjax.errors import InputError
+from greenjax.errors import InputError, RunError
 from greenjax.runtime.files import read_json, replace_text
 from greenjax.runtime.processes import leads
 
@@ -21,7 +21,7 @@ REMEDY = "it says which batches were passed over; remove it, and the run takes t
 RECENT, BEFORE = 10, 100  # updates whose mean losses are compared
 
 
-class DivergedError(RuntimeError):
+class DivergedError(RunError):
     """Updates were not finite too often in a row, or the loss rose too far."""
 
     def __init__(self, message: str, step: int, since: int):

@@ -9,6 +9,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from greenjax.config import flatten
+from greenjax.config.checks import check_split
 from greenjax.errors import InputError
 from greenjax.runtime.processes import find_devices
 
@@ -29,17 +31,7 @@ def make_mesh(config: ConfigDict, available: Sequence[Any] | None = None) -> Mes
         raise InputError(f"mesh.data is {data}: expected at most {devices // fsdp}, for {devices} devices")
     if data * fsdp < devices and jax.process_count() > 1:
         raise InputError(f"mesh.data is {data}: expected {devices // fsdp}, all devices of several processes")
-    parts = data * fsdp * config.optim.accumulation
-    if config.task != "pretrain" and config.data.batch_size % parts:
-        raise InputError(
-            f"data.batch_size is {config.data.batch_size}: expected a multiple of"
-            f" optim.accumulation x devices, {config.optim.accumulation} x {data * fsdp}"
-        )
-    if config.task == "pretrain" and config.mask.groups % parts:
-        raise InputError(
-            f"mask.groups is {config.mask.groups}: expected a multiple of optim.accumulation x devices,"
-            f" {config.optim.accumulation} x {data * fsdp}"
-        )
+    check_split(flatten(config), data * fsdp)
     # The devices of a process are neighbours, fsdp's first: parameters stay inside a machine where they can.
     used = sorted(available, key=lambda device: (device.process_index, device.id))[: data * fsdp]
     # Auto axes: with Explicit ones a callback inside shard_map inside vmap fails.

@@ -1,0 +1,189 @@
+"""From a config file to the settings of a run.
+
+A file's `get_config()` starts from `default_config()` and changes what differs. `load_config` puts overrides on top and
+takes the model from the weights that `init` names. `resolve` fills in what `model.name` stands for, checks every value,
+and locks the result.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
+
+from greenjax.backbones.registry import ARCHITECTURES
+from greenjax.config.checks import check_all
+from greenjax.config.file import flatten, read_config
+from greenjax.config.inherit import inherit
+from greenjax.config.names import WORKDIR, nearest
+from greenjax.config.settings import KEYS, RATIO, SIZE, Key
+from greenjax.errors import InputError, listed, refuse
+from greenjax.runtime.files import read_json
+
+
+def default_config() -> ConfigDict:
+    """The full tree of settings, unlocked: the paper's Swin-B, without data and without a length of the run."""
+    return _nested({key: _field(entry) for key, entry in KEYS.items()})
+
+
+def load_config(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, tell: Callable[[str], None] | None = None
+) -> ConfigDict:
+    """The config of a file under overrides such as {"model.window": 14}, resolved and locked.
+
+    The weights that `init` names bring their model, whatever the file says; `tell` is called with a line about it.
+    """
+    given = flatten(overrides or {})
+    for key in given:
+        check_key(key)
+    defaults = {key: entry.default for key, entry in KEYS.items()}
+    settings, line = inherit(override(flatten(read_config(path)), given), given, defaults)
+    config = resolve(settings)
+    if line and tell is not None:
+        tell(line)
+    return config
+
+
+def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings with `changes` on top.
+
+    A length in the other unit, such as steps for a file's epochs, unsets the file's length, and the warm-up keeps its
+    share of the run unless `changes` has one. In the same unit a warm-up is scaled only where it is too long.
+    """
+    settings = dict(settings)
+    for unit, other in (("steps", "epochs"), ("epochs", "steps")):
+        warmup, other_warmup = f"optim.warmup_{unit}", f"optim.warmup_{other}"
+        length, before = changes.get(unit), settings.get(other)
+        if not length or changes.get(other) or not isinstance(length, int):
+            continue
+        own, own_warmup = settings.get(unit) or 0, settings.get(warmup) or 0
+        if length <= own_warmup < own and warmup not in changes:
+            settings[warmup] = own_warmup * length // own
+        if not before:
+            continue
+        if settings.get(other_warmup) and not {warmup, other_warmup} & changes.keys():
+            settings[warmup] = settings[other_warmup] * length // before
+        settings[other] = settings[other_warmup] = None
+    return settings | dict(changes)
+
+
+def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
+    """The config with every key filled in and checked, as a locked copy; resolving twice changes nothing.
+
+    Takes a ConfigDict, or a mapping, nested or with dotted keys, such as config.json read back.
+    Raises InputError: one line with the key, its value and what is expected.
+    """
+    given = flatten(config)
+    for key in given:
+        check_key(key)
+    values = {key: _checked(key, given.get(key, entry.default)) for key, entry in KEYS.items()}
+    _fill_architecture(values)
+    if values["task"] not in ("knn", "eval"):
+        _settle_length(values)
+    check_all(values)
+    return _nested(values).lock()
+
+
+def read_recorded(path: Path, remedy: str) -> dict[str, Any]:
+    """The settings in a run's config.json, by dotted key. Raises InputError with `remedy` where it is damaged."""
+    settings = flatten(read_json(path, dict, remedy))
+    if unknown := [key for key in settings if key not in KEYS]:
+        raise InputError(f"{str(path)!r} has settings of another version of greenjax: {listed(unknown)}")
+    return settings
+
+
+def check_key(key: str) -> None:
+    """Raises InputError with the nearest names where `key` is not a setting."""
+    if key in KEYS:
+        return
+    near = nearest(key, KEYS)
+    if any(known.startswith(f"{key}.") for known in KEYS):
+        hint = f"{key!r} is a section: its keys are set one by one"
+    elif near:
+        hint = f"nearest are {', '.join(near)}"
+    elif key.rpartition(".")[2] in WORKDIR:
+        hint = "--workdir says where results go"
+    else:
+        hint = "--helpfull lists all keys"
+    raise InputError(f"config has no key {key!r}: {hint}")
+
+
+def _fill_architecture(values: dict[str, Any]) -> None:
+    """Fills in the published settings of `model.name`; refuses settings that this architecture does not have."""
+    architecture = ARCHITECTURES[values["model.name"]]
+    for part in dict.fromkeys(part for parts in ARCHITECTURES.values() for part in parts):
+        key = f"model.{part}"
+        if part not in architecture and values[key] is not None:
+            refuse(values, key, f"none for {values['model.name']}, which has {', '.join(architecture)}")
+        if values[key] is None:
+            values[key] = architecture.get(part)
+
+
+def _settle_length(values: dict[str, Any]) -> None:
+    """Keeps the lengths of the run and of its warm-up in one unit, epochs or steps; the other two become None."""
+    pairs = (("epochs", "optim.warmup_epochs"), ("steps", "optim.warmup_steps"))
+    if values["epochs"] and values["steps"]:
+        refuse(values, "epochs", f"none beside steps {values['steps']}: unset one of them with 0")
+    if not values["epochs"] and not values["steps"]:
+        raise InputError("neither epochs nor steps is given: expected one of them, a whole number, at least 1")
+    (length, warmup), (_, other) = pairs if values["epochs"] else reversed(pairs)
+    if values[other]:
+        refuse(values, other, f"none in a run measured in {length}: unset it with 0 and set {warmup}")
+    values[warmup] = values[warmup] or 0
+    if values[warmup] >= values[length]:
+        refuse(values, warmup, f"less than {length}, {values[length]}")
+
+
+def _field(entry: Key) -> Any:
+    """The default, or a placeholder by which ml_collections checks the type of later values."""
+    if entry.default is not None and entry.kind not in (SIZE, RATIO):
+        return entry.default
+    return FieldReference(entry.default, field_type=get_origin(entry.kind) or entry.kind)
+
+
+def _nested(values: Mapping[str, Any]) -> ConfigDict:
+    config = ConfigDict()
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        if section and section not in config:
+            config[section] = ConfigDict()
+        (config[section] if section else config)[name] = value
+    return config
+
+
+def _checked(key: str, value: Any) -> Any:
+    """The value in its proper type, or an error that says what is expected; placeholders may stay or become None."""
+    entry = KEYS[key]
+    if value is None and entry.default is None:
+        return None
+    try:
+        value = _converted(value, entry.kind)
+        good = entry.ok(value)
+    except (TypeError, ValueError, OverflowError):
+        good = False
+    if not good:
+        refuse({key: value}, key, entry.allowed)
+    unset = entry.default is None and not (any(value) if isinstance(value, tuple) else value)
+    return None if unset else value  # 0 unsets a placeholder from the command line
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    if kind == SIZE:
+        kind = tuple[int, ...]
+        value = value if isinstance(value, tuple | list) else (value, value)
+        value = tuple(value) * (2 if len(value) == 1 else 1)
+    if kind == RATIO:
+        kind = tuple[float, ...] if type(value) in (tuple, list) else float
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple | list):
+            raise TypeError
+        return tuple(_converted(item, get_args(kind)[0]) for item in value)
+    wanted = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError
+    if kind is float and not math.isfinite(value):
+        raise ValueError
+    return kind(value)
