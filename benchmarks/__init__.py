@@ -1,4 +1,5 @@
-"""What things cost on this machine, side by side with what they are compared to.
+"""Measurements of greenjax on this machine; README.md lists the suites.
 
-A suite is a function that prints its table and returns what --json writes. `python -m benchmarks` runs them.
+A suite is a module with FLAGS, its flags as argparse takes them, and `run`, which takes their values by name, after the
+resolved config where the suite has one, prints its tables and returns the figures that --json writes.
 """

@@ -12,6 +12,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from benchmarks.hlo import Kernel, read_kernels
+from benchmarks.measure import TIMING
 from benchmarks.programs import compile_part, memory_slope, sized
 from benchmarks.roofline import Cost, grouped, least, part, rows, total
 from benchmarks.step import Columns, cells, headings
@@ -38,15 +39,18 @@ CARDS = {
     "h100": Card("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 1.98, 80 * 2**30, 3352 * 10**9, 50 * 2**20, 228 * 2**10),
     "h200": Card("NVIDIA H200", (9, 0), 132, 128, 1.98, 141 * 10**9, 4800 * 10**9, 50 * 2**20, 228 * 2**10),
 }
+FLAGS = {
+    "--batch": TIMING["--batch"],
+    "--gpu": dict(choices=CARDS, default="h100", help="the card to compile for"),
+}
 METHODS = {"green": "green", "dense": "simmim"}
 
 
-def ahead(config: ConfigDict, batch: int, repeats: int, gpu: str = "h100") -> dict[str, Any]:
+def run(config: ConfigDict, batch: int, gpu: str = "h100") -> dict[str, Any]:
     """Prints the tables of one update, green and dense, on one card, and returns their figures.
 
     Raises InputError for a type of numbers whose rate data sheets do not give, and without JAX's CUDA plugin.
     """
-    del repeats  # nothing is timed
     if config.task != "pretrain":
         raise InputError(f"task is {config.task!r}: expected 'pretrain'")
     card = CARDS[gpu]
@@ -54,7 +58,7 @@ def ahead(config: ConfigDict, batch: int, repeats: int, gpu: str = "h100") -> di
     if peak is None:
         raise InputError(f"model.dtype is {config.model.dtype!r}: expected 'bfloat16', whose rate data sheets give")
     device, rates = described(card), (peak, float(card.bandwidth))
-    report: dict[str, Any] = {"suite": "ahead", "device": card.name, "jax": jax.__version__}
+    report: dict[str, Any] = {"device": card.name, "jax": jax.__version__}
     report |= {"model": config.model.name, "dtype": config.model.dtype, "attention": config.model.attention}
     report |= {"batch": batch, "flops_per_second": rates[0], "bytes_per_second": rates[1], "rows": [], "parts": {}}
     for name, method in METHODS.items():
@@ -83,7 +87,7 @@ def described(card: Card) -> Any:
         found = topologies.get_topology_desc(platform="cuda", target_config=description(card), topology="1x1x1")
     except NotImplementedError as error:
         raise InputError(
-            "--suite ahead needs JAX's CUDA plugin, though no GPU: bash launch/ahead.sh installs it beside what is here"
+            "ahead needs JAX's CUDA plugin, though no GPU: bash launch/ahead.sh installs it beside what is here"
         ) from error
     return found.devices[0]
 

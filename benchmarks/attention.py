@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from benchmarks.measure import Timed, interleaved_medians, machine
+from benchmarks.measure import TIMING, Timed, interleaved_medians, machine
 from benchmarks.programs import memory_of, random_batch, sized
 from greenjax.errors import InputError
 from greenjax.ops.group_attention import device_kind, enter_groups, group_attention, leave_groups
@@ -25,6 +25,7 @@ from greenjax.planning import Grouping, dense_plan, stage_channels, stage_specs,
 from greenjax.planning.analysis import blocks_in_turn
 from greenjax.planning.planner import windowed_blocks
 
+FLAGS = TIMING
 # Large enough that nothing is left of what is hidden, small enough for float16. By a comment in JAX's own masks, cuDNN
 # errs where much larger numbers are subtracted.
 HIDDEN = -(2.0**15)
@@ -71,13 +72,13 @@ CANDIDATES: dict[str, Candidate] = {
 }
 
 
-def attention(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
+def run(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     """Forward + backward of every candidate that can run here, for every stage, and for all blocks of an update."""
     if config.task != "pretrain":
         raise InputError(f"task is {config.task!r}: expected 'pretrain'")
     config = sized(config, batch, mesh__data=1, mesh__fsdp=1, mask__groups=1)
     left_out = {name: why for name in CANDIDATES if (why := why_not(name, config.model.dtype))}
-    report = {"suite": "attention", **machine(), "model": config.model.name, "method": config.method}
+    report = {**machine(), "model": config.model.name, "method": config.method}
     report |= {"dtype": config.model.dtype, "batch": batch, "repeats": repeats, "left_out": left_out, "rows": []}
     print(f"{config.model.name}, {config.method}, {config.model.dtype}, batch {batch}, on {report['device']}:")
     for name, reason in left_out.items():

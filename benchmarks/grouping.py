@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool
 from ml_collections import ConfigDict
 
-from benchmarks.measure import interleaved_seconds, machine, ratio_quartiles
+from benchmarks.measure import TIMING, interleaved_seconds, machine, ratio_quartiles
 from benchmarks.programs import Program, compile_part, first_state, random_batch, runnable, sized
 from benchmarks.ways import STATIC, WAYS, Grouped, Place, static
 from greenjax.data import Batch
@@ -31,19 +31,20 @@ from greenjax.planning.planner import simulated_masks, windowed_blocks
 from greenjax.training.sharding import Placement, make_mesh
 from greenjax.training.state import State
 
+FLAGS = TIMING
 MASKS = 1000  # simulated
 FRESH = 1  # their seed; layouts were chosen by those of seed 0
 AFTER = (1, 10, 100, 1000)  # masks, of which the different programs are counted
 
 
-def grouping(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
+def run(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     """Prints the tables of a resolved pre-training configuration and returns their figures."""
     check(config, batch)
     config = sized(config, batch)
     planner = Planner.from_config(config)
     everywhere = places(config, planner)
     masks, ways = group_all(everywhere, simulated_masks(planner.grid.units, planner.visible, MASKS, seed=FRESH))
-    report = {"suite": "grouping", **machine(), "model": config.model.name, "window": config.model.window}
+    report = {**machine(), "model": config.model.name, "window": config.model.window}
     report |= {"image_size": list(config.image_size), "mask_ratio": config.mask.ratio, "dtype": config.model.dtype}
     report |= {"batch": batch, "repeats": repeats, "masks": len(masks), "redrawn": MASKS - len(masks)}
     rows = {name: on_paper(grouped, everywhere) for name, grouped in ways.items()}

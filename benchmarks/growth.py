@@ -22,10 +22,13 @@ from ml_collections import ConfigDict
 
 from benchmarks.forecast import Forecast, forecast
 from benchmarks.growth_figure import growth_figure
-from benchmarks.measure import interleaved_seconds, machine, ratio_by_round
+from benchmarks.measure import TIMING, interleaved_seconds, machine, ratio_by_round
 from benchmarks.programs import Program, compile_part, first_state, parameter_shapes, runnable, sized
 from greenjax.errors import InputError
 from greenjax.planning import Planner
+from greenjax.planning.report import check_figure
+
+FLAGS = TIMING | {"--plot": dict(type=Path, help="file to draw the curves into, such as FILE.png")}
 
 
 class Setting(NamedTuple):
@@ -55,9 +58,11 @@ class Update(NamedTuple):
     expected: Forecast
 
 
-def growth(config: ConfigDict, batch: int, repeats: int, plot: Path | None = None) -> dict[str, Any]:
+def run(config: ConfigDict, batch: int, repeats: int, plot: Path | None = None) -> dict[str, Any]:
     """Prints the table of a resolved pre-training configuration, draws it into `plot`, and returns its figures."""
     check(config, batch)
+    if plot:
+        check_figure(plot)
     own = Setting(config.image_size[0], batch, config.mask.ratio, config.model.window)
     configs, left_out = settings(config, own)
     for name, reason in left_out.items():
@@ -65,7 +70,7 @@ def growth(config: ConfigDict, batch: int, repeats: int, plot: Path | None = Non
     updates = compile_all(configs, own)
     seconds = run_all(updates, own, repeats)
     pace = statistics.median(seconds[own]) / updates[own].expected.flops
-    report = {"suite": "growth", **machine(), "model": config.model.name, "dtype": config.model.dtype}
+    report = {**machine(), "model": config.model.name, "dtype": config.model.dtype}
     report |= {"repeats": repeats, **own._asdict(), "left_out": left_out, "axes": {}}
     for axis in AXES:
         along = [setting for setting in updates if setting._replace(**{axis: getattr(own, axis)}) == own]

@@ -1,4 +1,4 @@
-"""The curves of `--suite growth`: a column for what is changed, a row for what it costs."""
+"""The curves of the suite `growth`: a column for what is changed, a row for what it costs."""
 
 from typing import Any
 

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from benchmarks.measure import machine
+from benchmarks.measure import TIMING, machine
 from greenjax.config import resolve
 from greenjax.data import open_source
 from greenjax.data.augment import TRIES, RandomView, random_box, uniforms
@@ -28,6 +28,7 @@ from greenjax.data.loader import Stream, labelled_batches, shuffled
 from greenjax.data.prepare import How, prepare
 from greenjax.data.workers import keep_freed_memory
 
+FLAGS = TIMING
 PHOTOGRAPHS = {"500 x 375": ((375, 500), 64), "4000 x 3000": ((3000, 4000), 4)}  # size, and how many files
 QUALITY = 90
 PREPARED = (("jpeg", 256), ("raw", 256), ("raw", 224))  # encoding, pixels of the shorter side
@@ -37,11 +38,11 @@ BATCH = 64  # images of one of them
 WORKERS = (0, 2)  # data.workers
 
 
-def inputs(batch: int, repeats: int) -> dict[str, Any]:
+def run(batch: int, repeats: int) -> dict[str, Any]:
     """Images a second of one core by every way, then of the whole loader with and without worker processes."""
     cv2.setNumThreads(0)
     keep_freed_memory()
-    report = {"suite": "input", **machine(), "batch": batch, "repeats": repeats, "rows": [], "loader": []}
+    report = {**machine(), "batch": batch, "repeats": repeats, "rows": [], "loader": []}
     print(f"one core of {report['cores']}, median of {repeats} interleaved runs of {batch} images")
     with tempfile.TemporaryDirectory() as folder:
         for name, (size, count) in PHOTOGRAPHS.items():

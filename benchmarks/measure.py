@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from greenjax.config.flags import positive
 from greenjax.runtime.processes import cores
+
+TIMING = {  # flags of suites that time programs
+    "--batch": dict(type=positive, default=8, help="images at a time"),
+    "--repeats": dict(type=positive, default=15, help="measurements of each; the median counts"),
+}
 
 Timed = tuple[Callable[..., Any], tuple[Any, ...]]  # a compiled program and its arguments
 

@@ -17,11 +17,12 @@ import jax
 from ml_collections import ConfigDict
 
 from benchmarks.hlo import Kernel, read_kernels
-from benchmarks.measure import Timed, copy, interleaved_seconds, machine, product
+from benchmarks.measure import TIMING, Timed, copy, interleaved_seconds, machine, product
 from benchmarks.profile import Event, profiled, shared_seconds, without_callers
 from benchmarks.programs import compile_part, runnable, sized
 from greenjax.errors import InputError
 
+FLAGS = TIMING
 SHOWN = 25  # kinds of kernel in the printed table; the report has all
 # Where a Python call stands that a kernel was traced in -> the part of the update. A kernel belongs to the part that
 # its innermost call of these belongs to, except that whatever the decoder calls is the decoder's. A fusion is traced
@@ -50,7 +51,7 @@ class Cost(NamedTuple):
     roofline_seconds: float
 
 
-def roofline(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
+def run(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     """Prints the tables of one update by `config.method` on one device, and returns their figures."""
     if config.task != "pretrain":
         raise InputError(f"task is {config.task!r}: expected 'pretrain'")
@@ -65,7 +66,7 @@ def roofline(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     rates = flops / seconds["matmul"], moved / seconds["copy"]
     events, wall = least_disturbed(update, kernels, repeats)
     costs = kernel_costs(events, kernels, rates)
-    report = {"suite": "roofline", **machine(), "model": config.model.name, "method": config.method}
+    report = {**machine(), "model": config.model.name, "method": config.method}
     report |= {"dtype": config.model.dtype, "batch": batch, "repeats": repeats}
     report |= {"matmul_flops_per_second": rates[0], "copy_bytes_per_second": rates[1]}
     report |= {"update_seconds": seconds["update"], "profiled_seconds": wall, "program_flops": program.flops}

@@ -7,24 +7,20 @@ what every device holds and which collectives there are, with their bytes. From 
 time of an update on 8, 64 and 512 GPUs at given speeds. docs/exchange.md explains it.
 """
 
-import json
 import math
 import re
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from greenjax.config import flags, flatten, resolve
+from greenjax.config import flatten, resolve
+from greenjax.config.flags import positive
 from greenjax.data import blank_batch
 from greenjax.errors import InputError
 from greenjax.planning import Planner
-from greenjax.runtime.console import say
 from greenjax.runtime.cost import matmul_flops
-from greenjax.runtime.files import replace_text
 from greenjax.training.optim import learning_rate, make_optimizer
 from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import abstract_state, model_graph
@@ -37,6 +33,11 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "
 RATE, SHARE = 989e12, 0.25
 LINKS = {"NVLink, 450 GB/s": 450e9, "400 Gb/s a GPU": 50e9, "100 Gb/s a GPU": 12.5e9, "25 Gb/s a GPU": 3.125e9}
 FLEETS = (8, 64, 512)
+
+FLAGS = {
+    "--devices": dict(type=positive, default=8, help="how many are simulated"),
+    "--fsdp": dict(type=int, nargs="+", help="degrees to compare; default: 1 and all devices"),
+}
 
 
 class Collective(NamedTuple):
@@ -60,25 +61,17 @@ class Program(NamedTuple):
     collectives: list[Collective]
 
 
-def main(argv: list[str]) -> None:
-    parser = flags.Parser("python -m benchmarks scaling", __doc__)
-    parser.add_argument("--devices", type=flags.positive, default=8, help="how many are simulated")
-    parser.add_argument("--fsdp", type=int, nargs="+", help="degrees to compare; default: 1 and all devices")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    arguments, config = flags.parse_beside(parser, argv)
+def run(config: ConfigDict, devices: int, fsdp: Sequence[int] | None) -> dict[str, Any]:
+    """Prints the tables of a resolved pre-training configuration and returns their figures."""
+    degrees = fsdp or [1, devices]
+    for degree in degrees:
+        check_degree(degree, devices)  # before the first takes its time
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", arguments.devices)
-    try:
-        degrees = arguments.fsdp or [1, arguments.devices]
-        for fsdp in degrees:
-            check_degree(fsdp, arguments.devices)  # before the first takes its time
-        programs = [compiled(config, fsdp) for fsdp in degrees]
-        say(report(config, programs, arguments.devices))
-        if arguments.json:
-            figures = [each._asdict() | {"collectives": [c._asdict() for c in each.collectives]} for each in programs]
-            replace_text(arguments.json, json.dumps({"devices": arguments.devices, "programs": figures}, indent=1))
-    except InputError as error:
-        sys.exit(f"benchmarks.scaling: {error}")
+    jax.config.update("jax_num_cpu_devices", devices)
+    programs = [compiled(config, degree) for degree in degrees]
+    print(text(config, programs, devices))
+    figures = [each._asdict() | {"collectives": [c._asdict() for c in each.collectives]} for each in programs]
+    return {"devices": devices, "programs": figures}
 
 
 def check_degree(fsdp: int, devices: int) -> None:
@@ -182,7 +175,7 @@ def sent(each: Collective, devices: int) -> float:
     return passes * (devices - 1) / devices * each.bytes
 
 
-def report(config: ConfigDict, programs: Sequence[Program], devices: int) -> str:
+def text(config: ConfigDict, programs: Sequence[Program], devices: int) -> str:
     """The tables for people."""
     mb = 1e6
     lines = [f"{config.model.name}, batch {config.data.batch_size}, {devices} devices; MB a device", ""]
@@ -209,7 +202,3 @@ def report(config: ConfigDict, programs: Sequence[Program], devices: int) -> str
             cells.append(f"{exchange * 1e3:,.1f} ms, {exchange / (exchange + work):.1%}")
         lines.append(f"| {fleet} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main(sys.argv)

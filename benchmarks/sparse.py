@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.measure import interleaved_medians, machine
+from benchmarks.measure import TIMING, interleaved_medians, machine
 from greenjax.errors import InputError
 from greenjax.ops import sparse_native
 from greenjax.ops.sparse_conv import block_conv, check_backend, strided_conv, submanifold_conv
 from greenjax.planning import TokenGrid
 from greenjax.planning.sites import ConvIndex, strided_index, submanifold_index
+
+FLAGS = TIMING
 
 
 class Layer(NamedTuple):
@@ -51,7 +53,7 @@ GRID = TokenGrid(224, 224, patch=4, stages=4)
 VISIBLE = 12  # units: the paper's ratio of 0.75
 
 
-def sparse(batch: int, repeats: int) -> dict[str, Any]:
+def run(batch: int, repeats: int) -> dict[str, Any]:
     """Every layer by every backend that there is, forward and forward + backward, float32."""
     backends, left_out = {}, {}
     for name, how in BACKENDS.items():
@@ -61,7 +63,7 @@ def sparse(batch: int, repeats: int) -> dict[str, Any]:
         except InputError as error:
             left_out[name] = str(error)
             print(f"{name} is left out: {error}")
-    report = {"suite": "sparse", **machine(), "batch": batch, "repeats": repeats, "left_out": left_out, "rows": []}
+    report = {**machine(), "batch": batch, "repeats": repeats, "left_out": left_out, "rows": []}
     print(f"{report['device']}, {report['cores']} cores, batch {batch}, median of {repeats} interleaved runs")
     print(f"{'':50}{'ms':>10}{'ms':>10}{'GFLOP':>10}{'GFLOP':>10}{'MB':>10}{'MB':>10}{'difference':>12}")
     print(f"{'':50}{'forward':>10}{'+ back':>10}{'forward':>10}{'+ back':>10}{'forward':>10}{'+ back':>10}")

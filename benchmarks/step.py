@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from benchmarks.measure import Timed, copy, interleaved_medians, machine, medians_one_by_one, product
+from benchmarks.measure import TIMING, Timed, copy, interleaved_medians, machine, medians_one_by_one, product
 from benchmarks.peers import Maker, Peers, find_peers
 from benchmarks.programs import PARTS, Program, compile_part, memory_slope, runnable, sized
 from benchmarks.whole_run import whole_run
@@ -19,8 +19,10 @@ from greenjax.planning import Planner
 from greenjax.planning.analysis import planning_time
 from greenjax.runtime.cost import peak_flops, peak_memory
 
+FLAGS = TIMING | {"--compiled": dict(action="store_true", help="PyTorch by torch.compile, too; on a GPU always")}
 
-def step(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) -> dict[str, Any]:
+
+def run(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) -> dict[str, Any]:
     """Prints the table of a resolved pre-training configuration and returns its figures.
 
     `compiled`: PyTorch by torch.compile, too, which takes minutes on a CPU; on a GPU always.
@@ -36,7 +38,7 @@ def step(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) -
     programs = {name: {part: compile_part(of, part) for part in PARTS} for name, of in methods.items()}
     makers: dict[str, Maker] = {name: partial(runnable, of, programs[name]) for name, of in methods.items()}
     seconds, rates = timed(makers, peers, config.model.dtype, repeats, together=jax.default_backend() == "cpu")
-    report = {"suite": "step", **machine(), "model": config.model.name, "dtype": config.model.dtype, "batch": batch}
+    report = {**machine(), "model": config.model.name, "dtype": config.model.dtype, "batch": batch}
     report |= {"repeats": repeats, "left_out": peers.left_out, "matmul_flops_per_second": rates[0]}
     report |= {"copy_bytes_per_second": rates[1], "peak_memory_bytes": peak_memory()}
     peak = peak_flops(report["device"], config.model.dtype)

@@ -9,7 +9,6 @@ and what is done to them, and for which few of them have labels; `config.seed` i
 """
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,10 +20,10 @@ from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from greenjax.config import flags, flatten, resolve
+from greenjax.config import flatten, resolve
+from greenjax.config.flags import folder, positive
 from greenjax.data import (
     LabelledSource,
-    WorkerDied,
     check_classes,
     draw_of_each_class,
     labelled_batches,
@@ -48,7 +47,6 @@ from greenjax.runtime.cache import keep_compiled
 from greenjax.runtime.console import say
 from greenjax.runtime.files import replace_text
 from greenjax.runtime.lock import held
-from greenjax.runtime.processes import find_devices
 from greenjax.tasks.classify import held_out_images, weights, with_head
 from greenjax.tasks.evaluate import Judge
 from greenjax.training.metrics import record_config
@@ -61,22 +59,20 @@ from greenjax.training.step import Metrics, make_classifier_step
 RANDOM, PRETRAINED, SCRATCH, FINETUNED = "random encoder", "pre-trained encoder", "from scratch", "fine-tuned"
 PROBE, KNN, FINETUNE = "linear probe", "k-NN", "fine-tuning"
 
+FLAGS = {
+    "--workdir": dict(required=True, type=folder, help="where the table and the numbers go"),
+    "--seeds": dict(type=positive, default=3, help="how many"),
+    "--scratch-lr": dict(type=float, help="optim.base_lr from scratch; default: the config's"),
+}
+
 Row = dict[str, Any]
 
 
-def main(argv: list[str]) -> None:
-    parser = flags.Parser("python -m benchmarks study", __doc__)
-    parser.add_argument("--workdir", required=True, type=flags.folder, help="where the table and the numbers go")
-    parser.add_argument("--seeds", type=flags.positive, default=3, help="how many")
-    parser.add_argument("--scratch-lr", type=float, help="optim.base_lr from scratch; default: the config's")
-    arguments, config = flags.parse_beside(parser, argv)
+def run(config: ConfigDict, workdir: Path, seeds: int, scratch_lr: float | None) -> dict[str, Any]:
+    """Prints the table of a study, and returns its rows."""
     keep_compiled()
-    try:
-        find_devices()
-        with held(arguments.workdir, "--workdir"):
-            study(config, arguments.workdir, arguments.seeds, arguments.scratch_lr)
-    except (InputError, WorkerDied) as error:
-        sys.exit(f"benchmarks.study: {error}")
+    with held(workdir, "--workdir"):
+        return {"rows": study(config, workdir, seeds, scratch_lr)}
 
 
 def study(config: ConfigDict, workdir: Path, seeds: int, scratch_lr: float | None = None) -> list[Row]:
@@ -85,10 +81,8 @@ def study(config: ConfigDict, workdir: Path, seeds: int, scratch_lr: float | Non
     `scratch_lr`: the `optim.base_lr` from scratch, where it is another. Leaves results.json, table.txt and the settings
     in `workdir`. Raises InputError for a configuration that cannot be studied, before anything expensive starts.
     """
-    if seeds < 1:
-        raise InputError(f"seeds is {seeds}: expected at least 1")
     if scratch_lr is not None and not 0 < scratch_lr < math.inf:
-        raise InputError(f"scratch-lr is {scratch_lr}: expected a number above 0")
+        raise InputError(f"--scratch-lr is {scratch_lr}: expected a number above 0")
     bench = Bench(config)
     check_new(workdir)
     record_config(workdir, config, len(bench.images), resuming=False)
@@ -204,7 +198,3 @@ def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
 
 def parameters(model: nnx.Module) -> Any:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
-
-
-if __name__ == "__main__":
-    main(sys.argv)

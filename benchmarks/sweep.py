@@ -9,7 +9,6 @@ results.json has are not computed again, so an interrupted sweep goes on. Leaves
 """
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from greenjax import interop
-from greenjax.config import flags, flatten, load_config, resolve
+from greenjax.config import flatten, load_config, resolve
+from greenjax.config.flags import folder
 from greenjax.data import WorkerDied, matched, open_labelled
 from greenjax.errors import InputError
 from greenjax.evaluation import (
@@ -34,41 +34,33 @@ from greenjax.evaluation import (
     write_results,
 )
 from greenjax.runtime.cache import keep_compiled
-from greenjax.runtime.checkpoint import SaveError
-from greenjax.runtime.console import complain, say
+from greenjax.runtime.console import say
 from greenjax.runtime.lock import held
-from greenjax.runtime.processes import find_devices
 from greenjax.tasks import finetune, pretrain
 from greenjax.tasks.classify import held_out_images
-from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun
 from greenjax.training.sharding import Placement, make_mesh
 
 METRICS = {"finetune": "fine-tuned", "linear": "linear probe", "knn": "k-NN"}  # as they are drawn
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = flags.Parser("python -m benchmarks sweep", __doc__)
-    parser.add_argument(
-        "--workdir", type=flags.folder, default=Path("runs/sweep"), help="where the runs and their results go"
-    )
-    parser.add_argument("--ratios", default="0.5,0.625,0.75,0.875", help="values of mask.ratio")
-    parser.add_argument("--depths", default="1,2,4", help="values of decoder.depth")
-    parser.add_argument("--lengths", default="0.25,0.5,1,2", help="lengths, as multiples of the config's")
-    parser.add_argument("--finetune", help="a config file to fine-tune every point with")
-    arguments, config = flags.parse_beside(parser, argv)
-    try:
-        keep_compiled()
-        axes = sweep_axes(config, *(getattr(arguments, name).split(",") for name in ("ratios", "depths", "lengths")))
-        find_devices()
-        with held(arguments.workdir, "--workdir"):
-            sweep(config, axes, arguments.workdir, arguments.finetune)
-    except InterruptedRun as stop:
-        complain(f"benchmarks.sweep: {stop}; the same command goes on")
-        sys.exit(EXIT_CODE)
-    except (InputError, DivergedError, SaveError) as error:
-        sys.exit(f"benchmarks.sweep: {error}")
-    except WorkerDied as error:
-        sys.exit(f"benchmarks.sweep: {error}; the same command goes on")
+FLAGS = {
+    "--workdir": dict(type=folder, default=Path("runs/sweep"), help="where the runs and their results go"),
+    "--ratios": dict(default="0.5,0.625,0.75,0.875", help="values of mask.ratio"),
+    "--depths": dict(default="1,2,4", help="values of decoder.depth"),
+    "--lengths": dict(default="0.25,0.5,1,2", help="lengths, as multiples of the config's"),
+    "--finetune": dict(help="a config file to fine-tune every point with"),
+}
+
+
+def run(
+    config: ConfigDict, workdir: Path, ratios: str, depths: str, lengths: str, finetune: str | None
+) -> dict[str, Any]:
+    """Pre-trains and judges every point of the three axes, and returns what each is worth."""
+    axes = sweep_axes(config, *(values.split(",") for values in (ratios, depths, lengths)))
+    keep_compiled()
+    with held(workdir, "--workdir"):
+        sweep(config, axes, workdir, finetune)
+    return {"points": read_results(workdir)}
 
 
 def _numbers(name: str, values: Sequence[Any], whole: bool = False) -> list[float]:
@@ -78,7 +70,7 @@ def _numbers(name: str, values: Sequence[Any], whole: bool = False) -> list[floa
         numbers = []
     if not numbers or not all(number.is_integer() if whole else math.isfinite(number) for number in numbers):
         kind = "whole numbers" if whole else "numbers"
-        raise InputError(f"{name} is {','.join(map(str, values))!r}: expected {kind} with commas between")
+        raise InputError(f"--{name} is {','.join(map(str, values))!r}: expected {kind} with commas between")
     return numbers
 
 
@@ -119,7 +111,10 @@ def sweep(config: ConfigDict, axes: Axes, workdir: Path, finetune_file: str | No
         settings = f"ratio {run.mask.ratio:g}, depth {run.decoder.depth}, {run.epochs or run.steps} {_unit(run)}"
         folder = workdir / settings.replace(", ", "_").replace(" ", "_")
         if settings not in read_results(workdir):
-            pretrain(run, folder)
+            try:
+                pretrain(run, folder)
+            except WorkerDied as error:
+                raise WorkerDied(f"{error}; the same command goes on") from error
             write_results(workdir, settings, judged(folder, finetune_file))
         found = read_results(workdir)[settings]
         write_results(workdir, settings, found | {axis: value})
@@ -132,9 +127,9 @@ def check_recipe(file: str) -> None:
     """Raises InputError for a config file that cannot fine-tune a point and judge it."""
     recipe = load_config(file)
     if recipe.task not in ("finetune", "linear"):
-        raise InputError(f"finetune is {file!r}, of task {recipe.task!r}: expected a config of task finetune or linear")
+        raise InputError(f"--finetune is {file!r}, whose task is {recipe.task!r}: expected finetune or linear")
     if not recipe.data.eval_split:
-        raise InputError(f"finetune is {file!r}, without data.eval_split: expected the split that points are judged on")
+        raise InputError(f"--finetune is {file!r}, without data.eval_split: expected the split to judge points on")
     for split in (recipe.data.split, recipe.data.eval_split):
         open_labelled(recipe.data, split)
 
@@ -180,7 +175,3 @@ def draw(path: Path, axes: Sequence[str], results: Mapping[str, Mapping[str, Any
             panel.legend()
         panel.grid(alpha=0.3)
     FigureCanvasAgg(figure).print_png(path)
-
-
-if __name__ == "__main__":
-    main(sys.argv)

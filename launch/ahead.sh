@@ -9,4 +9,4 @@ requirements=requirements.txt
 if [ -e .venv/installed-requirements-test.txt ]; then requirements=requirements-test.txt; fi # it includes requirements.txt
 install_requirements "$requirements"
 install_gpu_compiler
-PYTHONPATH="$gpu_compiler${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m benchmarks --suite ahead "$@"
+PYTHONPATH="$gpu_compiler${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m benchmarks ahead "$@"

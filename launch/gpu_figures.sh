@@ -26,13 +26,13 @@ arguments_of() {
     local given="--batch $batch --config.model.dtype=${DTYPE:-bfloat16}"
     if [[ $1 == *_pallas ]]; then given+=" --config.model.attention=pallas"; fi
     case $1 in
-    step | step_pallas) echo "600 --suite step --config $config $given" ;;
-    roofline | roofline_pallas) echo "240 --suite roofline --config $config $given" ;;
-    attention) echo "200 --suite attention --config $config $given" ;;
-    step_larger | step_larger_pallas) echo "700 --suite step --config $larger $given" ;;
-    sparse) echo "200 --suite sparse --batch $sparse_batch" ;;
-    roofline_dense) echo "240 --suite roofline --config $config $given --config.method=simmim" ;;
-    roofline_larger) echo "240 --suite roofline --config $larger $given" ;;
+    step | step_pallas) echo "600 step --config $config $given" ;;
+    roofline | roofline_pallas) echo "240 roofline --config $config $given" ;;
+    attention) echo "200 attention --config $config $given" ;;
+    step_larger | step_larger_pallas) echo "700 step --config $larger $given" ;;
+    sparse) echo "200 sparse --batch $sparse_batch" ;;
+    roofline_dense) echo "240 roofline --config $config $given --config.method=simmim" ;;
+    roofline_larger) echo "240 roofline --config $larger $given" ;;
     *)
         echo "table $1: expected one of ${tables[*]}" >&2
         return 1

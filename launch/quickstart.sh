@@ -16,7 +16,7 @@ export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 "$python" -m greenjax.main --config "$config" --workdir "$workdir" "$@"
 
 if [ -f "$labels" ]; then
-    "$python" -m benchmarks.study --config "$labels" --config.init="$workdir" --workdir "${workdir}_labels" --scratch-lr=1.6e-2
+    "$python" -m benchmarks study --config "$labels" --config.init="$workdir" --workdir "${workdir}_labels" --scratch-lr=1.6e-2
     study="
 Results in ${workdir}_labels:
   table.txt             accuracies with labels: linear probe, k-NN, fine-tuning

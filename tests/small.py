@@ -41,3 +41,10 @@ def small_config(family="swin", **overrides):
             section, _, name = key.rpartition(".")
             (config[section] if section else config)[name] = value
     return greenjax.resolve(config)
+
+
+def config_file(path, *args, **overrides):
+    """The path of a file with `small_config(*args, **overrides)`, for commands."""
+    call = f"small_config(*{args!r}, **{overrides!r})"
+    path.write_text(f"from small import small_config\n\n\ndef get_config():\n    return {call}\n")
+    return path

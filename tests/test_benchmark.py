@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import import_module, util
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,7 @@ WHOLE_RUN |= {"input_images_per_second": 99.0}
 @pytest.mark.spconv
 def test_the_sparse_suite_compares_all_backends(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sparse, "LAYERS", LAYERS)
-    flags = ["--suite=sparse", "--batch=1", "--repeats=2", f"--json={tmp_path / 'figures.json'}"]
-    __main__.main(["benchmark", *flags])
+    __main__.main(["", "sparse", "--batch=1", "--repeats=2", f"--json={tmp_path / 'figures.json'}"])
     report = json.loads((tmp_path / "figures.json").read_text())
     assert report["suite"] == "sparse" and report["batch"] == 1 and not report["left_out"]
     rows = {(row["layer"], row["backend"]): row for row in report["rows"]}
@@ -45,11 +45,37 @@ def test_the_sparse_suite_compares_all_backends(monkeypatch, tmp_path, capsys):
 
 
 def test_a_wrong_suite_ends_in_one_line():
-    command = [sys.executable, "-m", "benchmarks", "--suite=dense"]
+    command = [sys.executable, "-m", "benchmarks", "dense"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("benchmarks: ") and "sparse" in line
+    assert line.startswith("benchmarks: argument SUITE: invalid choice: 'dense'") and "sparse" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "flags"),
+    [
+        ("benchmark", "step", []),
+        ("benchmark", "sparse", ["--suite", "sparse"]),
+        ("benchmark", "sparse", ["--suite=sparse"]),
+        ("benchmark", "sparse", ["sparse"]),
+        ("study", "study", []),
+        ("sweep", "sweep", []),
+        ("scaling", "scaling", []),
+    ],
+)
+def test_commands_of_the_package_forward_their_flags_and_keep_their_names(monkeypatch, command, name, flags):
+    """The form `python -m greenjax.benchmark [--suite NAME] FLAGS` included."""
+    forward = import_module(f"greenjax.{command}").main
+    told = []
+    monkeypatch.setattr(__main__, "measure", lambda *values: told.append(values))
+    forward(["", *flags, "--batch=3", "--config", "a.py"])
+    ((found, suite, parser, rest),) = told
+    assert (found, parser.name, rest) == (name, f"greenjax.{command}", ["--batch=3", "--config", "a.py"])
+    assert suite.FLAGS.keys() <= parser._option_string_actions.keys() and callable(suite.run)
+    monkeypatch.setattr(util, "find_spec", lambda _: None)
+    with pytest.raises(SystemExit, match=rf"greenjax.{command}: expected a checkout .* benchmarks/"):
+        forward([])
 
 
 def test_the_input_suite_compares_all_ways(monkeypatch, tmp_path, capsys):
@@ -57,7 +83,7 @@ def test_the_input_suite_compares_all_ways(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(inputs, "BATCH", 4)
     monkeypatch.setattr(inputs, "WORKERS", (0,))
     monkeypatch.setattr(inputs, "LOADED", 2)
-    __main__.main(["benchmark", "--suite=input", "--batch=2", "--repeats=2", f"--json={tmp_path / 'figures.json'}"])
+    __main__.main(["", "input", "--batch=2", "--repeats=2", f"--json={tmp_path / 'figures.json'}"])
     report = json.loads((tmp_path / "figures.json").read_text())
     rows = {(row["photographs"], row["way"]): row for row in report["rows"]}
     from_jpeg = {"decode", "Pillow", "greenjax, JPEG files"}
@@ -76,7 +102,7 @@ def test_the_step_suite_compares_with_the_dense_step_and_pytorch(monkeypatch, ca
     monkeypatch.setattr(measure, "COPIED", {"cpu": 2**20})
     monkeypatch.setattr(step, "peak_flops", lambda kind, dtype: 1e9)
     monkeypatch.setattr(step, "whole_run", lambda config, batch: WHOLE_RUN)
-    report = step.step(small_config(model__depths=(1, 1), mask__groups=8), batch=8, repeats=1)
+    report = step.run(small_config(model__depths=(1, 1), mask__groups=8), batch=8, repeats=1)
     rows = {row["method"]: row for row in report["rows"]}
     assert set(rows) == {"green", "dense", "transformers"} and not report["left_out"]
     assert all(row["seconds"] > 0 for row in rows.values())

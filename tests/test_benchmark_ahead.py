@@ -31,7 +31,7 @@ def test_what_a_cpu_holds_is_free_on_a_gpu():
 def test_the_suite_tells_what_programs_move_and_hold(monkeypatch, capsys):
     """By programs for the CPU, which has the same figures of its own."""
     monkeypatch.setattr(ahead, "described", lambda card: jax.devices()[0])
-    report = ahead.ahead(small_config(model__dtype="bfloat16", model__depths=(1, 1)), batch=2, repeats=1, gpu="a100")
+    report = ahead.run(small_config(model__dtype="bfloat16", model__depths=(1, 1)), batch=2, gpu="a100")
     rows = {row["method"]: row for row in report["rows"]}
     assert rows["green"]["flops"] < rows["dense"]["flops"] and report["memory_slope_ratio"] < 1
     for name, row in rows.items():
@@ -55,9 +55,9 @@ def test_wrong_settings_and_a_missing_compiler_end_before_anything_is_compiled(m
     monkeypatch.setattr(ahead.topologies, "get_topology_desc", missing)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)  # the other tests keep their devices
     with pytest.raises(InputError, match=r"model.dtype is 'float32': expected 'bfloat16'"):
-        ahead.ahead(small_config(), batch=2, repeats=1)
+        ahead.run(small_config(), batch=2)
     with pytest.raises(InputError, match=r"needs JAX's CUDA plugin.*launch/ahead.sh"):
-        ahead.ahead(small_config(model__dtype="bfloat16"), batch=2, repeats=1)
+        ahead.run(small_config(model__dtype="bfloat16"), batch=2)
 
 
 @pytest.mark.gpu_compiler

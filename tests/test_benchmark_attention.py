@@ -37,14 +37,14 @@ def test_candidates_agree_in_values_and_gradients(monkeypatch, family, method):
 
 
 def test_the_suite_compares_what_can_run(capsys):
-    report = attention.attention(small_config(), batch=2, repeats=1)
+    report = attention.run(small_config(), batch=2, repeats=1)
     assert {row["candidate"] for row in report["rows"]} == {"greenjax", "xla"}
     assert all(row["ms"] > 0 and row["difference"] < 1e-5 for row in report["rows"])
     assert set(report["update_ms"]) == {"greenjax", "xla"} and set(report["left_out"]) == {"pallas", "cudnn"}
     assert all("GPU, found cpu" in reason for reason in report["left_out"].values())
     assert "all blocks, xla" in capsys.readouterr().out
     with pytest.raises(InputError, match="pcpvt_s"):
-        attention.attention(small_config("pcpvt"), batch=2, repeats=1)
+        attention.run(small_config("pcpvt"), batch=2, repeats=1)
 
 
 def test_shapes_that_a_library_does_not_take_are_a_row_that_says_so(monkeypatch):
@@ -60,6 +60,6 @@ def test_shapes_that_a_library_does_not_take_are_a_row_that_says_so(monkeypatch)
 
 @pytest.mark.gpu
 def test_fused_ones_agree_in_bfloat16():
-    report = attention.attention(small_config(model__dtype="bfloat16", model__embed_dim=32), batch=2, repeats=1)
+    report = attention.run(small_config(model__dtype="bfloat16", model__embed_dim=32), batch=2, repeats=1)
     assert all(row["difference"] < 0.05 for row in report["rows"])
     assert set(report["update_ms"]) == set(attention.CANDIDATES)

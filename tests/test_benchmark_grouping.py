@@ -1,10 +1,10 @@
-"""python -m benchmarks --suite grouping: packings against their definitions, one loss by every way."""
+"""python -m benchmarks grouping: packings against their definitions, one loss by every way."""
 
 import json
 
 import numpy as np
 import pytest
-from small import small_config
+from small import config_file, small_config
 
 from benchmarks import __main__, grouping
 from benchmarks.ways import STATIC, WAYS, first_fit, first_fit_decreasing
@@ -39,9 +39,8 @@ def report(tmp_path_factory):
         patch.setattr(grouping, "MASKS", 30)
         patch.setattr(grouping, "AFTER", (1, 10))
         file = tmp_path_factory.mktemp("grouping") / "figures.json"
-        config = small_config(mask__ratio=0.7, model__depths=(2, 1))
-        patch.setattr(__main__, "parse_beside", lambda parser, argv: (parser.parse_args(argv[1:]), config))
-        __main__.main(["benchmark", "--suite=grouping", "--batch=8", "--repeats=2", f"--json={file}"])
+        config = config_file(file.with_name("config.py"), mask__ratio=0.7, model__depths=(2, 1))
+        __main__.main(["", "grouping", f"--config={config}", "--batch=8", "--repeats=2", f"--json={file}"])
         return json.loads(file.read_text())
 
 
@@ -80,7 +79,7 @@ def test_costs_are_ordered_as_the_ways_promise(report):
 def test_what_cannot_be_grouped_is_refused_before_anything_is_compiled(monkeypatch, changes, batch, message):
     monkeypatch.setattr(grouping, "compile_part", None)
     with pytest.raises(InputError, match=message):
-        grouping.grouping(small_config(**changes), batch, 1)
+        grouping.run(small_config(**changes), batch, 1)
 
 
 def test_twins_has_windows_in_every_second_block():

@@ -1,11 +1,11 @@
-"""python -m benchmarks --suite growth: the forecast against traced programs, lines against known ones."""
+"""python -m benchmarks growth: the forecast against traced programs, lines against known ones."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small import small_config
+from small import config_file, small_config
 
 from benchmarks import __main__, growth
 from benchmarks.forecast import forecast
@@ -44,10 +44,9 @@ def report(tmp_path_factory):
         patch.setattr(growth, "AXES", AXES)
         patch.setattr(growth, "LONGEST", 2.2)
         folder = tmp_path_factory.mktemp("growth")
-        config = small_config()
-        patch.setattr(__main__, "parse_beside", lambda parser, argv: (parser.parse_args(argv[1:]), config))
         files = [f"--json={folder / 'figures.json'}", f"--plot={folder / 'figure.png'}"]
-        __main__.main(["benchmark", "--suite=growth", "--batch=8", "--repeats=2", *files])
+        config = config_file(folder / "config.py")
+        __main__.main(["", "growth", f"--config={config}", "--batch=8", "--repeats=2", *files])
         assert (folder / "figure.png").read_bytes().startswith(PNG)
         return json.loads((folder / "figures.json").read_text())
 
@@ -97,21 +96,20 @@ def test_lines_and_exponents_of_known_curves():
 def test_what_has_no_forecast_is_refused_before_anything_is_compiled(monkeypatch, changes, batch, message):
     monkeypatch.setattr(growth, "compile_part", None)
     with pytest.raises(InputError, match=message):
-        growth.growth(small_config(**changes), batch, 1)
+        growth.run(small_config(**changes), batch, 1)
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flag", "message"),
     [
-        (["--suite=step", "--plot=a.png"], "--plot given with --suite step: expected --suite growth"),
-        (["--suite=growth", "--plot=a.txt"], "--plot is 'a.txt': expected a file named *.png or *.pdf or *.svg"),
-        (["--suite=growth", "--plot=nowhere/a.png"], "--plot is 'nowhere/a.png': expected an existing folder"),
-        (["--suite=growth", "--json=."], "--json is '.': expected a file in a folder"),
-        (["--suite=growth", f"--json={Path(__file__)}/a.json"], "expected a file in a folder"),
+        ("--plot=a.txt", "--plot is 'a.txt': expected a file named *.png or *.pdf or *.svg"),
+        ("--plot=nowhere/a.png", "--plot is 'nowhere/a.png': expected an existing folder"),
+        ("--json=.", "--json is '.': expected a file in a folder"),
+        (f"--json={Path(__file__)}/a.json", "expected a file in a folder"),
     ],
 )
-def test_files_that_cannot_be_written_are_refused_first(monkeypatch, flags, message):
-    monkeypatch.setattr(__main__, "parse_beside", None)
+def test_files_that_cannot_be_written_are_refused_first(monkeypatch, tmp_path, flag, message):
+    monkeypatch.setattr(growth, "compile_part", None)
     with pytest.raises(SystemExit) as stopped:
-        __main__.main(["benchmark", *flags])
+        __main__.main(["", "growth", f"--config={config_file(tmp_path / 'config.py')}", flag])
     assert message in str(stopped.value) and "\n" not in str(stopped.value)

@@ -75,9 +75,9 @@ def test_tables_of_a_gpu_are_made_one_by_one_whatever_becomes_of_others(run, tmp
     lines = {path.stem: path.read_text() for path in folder.glob("*.txt")}
     assert all(f"--json {folder / table}.json" in line for table, line in lines.items()) and len(lines) == 10
     of_config = "--config configs/swin_t.py --batch 4 --config.model.dtype=bfloat16"
-    assert f"-m benchmarks --suite step {of_config}" in lines["step"]
-    assert f"--suite roofline {of_config} --config.method=simmim" in lines["roofline_dense"]
-    assert f"--suite step {of_config} --config.model.attention=pallas" in lines["step_pallas"]
+    assert f"-m benchmarks step {of_config}" in lines["step"]
+    assert f"-m benchmarks roofline {of_config} --config.method=simmim" in lines["roofline_dense"]
+    assert f"-m benchmarks step {of_config} --config.model.attention=pallas" in lines["step_pallas"]
     done, _ = run("gpu_figures.sh", str(folder), "sparse", "step", CODE="3")
     assert done.returncode == 1 and done.stdout.count("FAILED (exit 3)") == 2
     done, _ = run("gpu_figures.sh", str(folder), "sparse", "step", TOTAL="0")

@@ -221,7 +221,7 @@ def test_a_profile_without_kernels_is_refused():
 def test_the_suite_explains_an_update(monkeypatch, capsys, method):
     monkeypatch.setattr(measure, "SIDES", {"cpu": 64})
     monkeypatch.setattr(measure, "COPIED", {"cpu": 2**20})
-    report = roofline.roofline(small_config(model__depths=(1, 1), method=method), batch=4, repeats=1)
+    report = roofline.run(small_config(model__depths=(1, 1), method=method), batch=4, repeats=1)
     parts, whole = {row["part"]: row for row in report["parts"]}, report["kernels"]
     expected = {"projections and MLPs", "norms", "activation functions", "attention", "optimizer"}
     assert expected < set(parts) and ("decoder" in parts) == (method == "green")

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from small import small_config
 
 import greenjax
-from benchmarks.scaling import Collective, collectives, compiled, report, sent
+from benchmarks.scaling import Collective, collectives, compiled, sent, text
 from greenjax.errors import InputError
 
 BASE = dict(model__depths=(1, 1))
@@ -40,8 +40,8 @@ def test_fsdp_divides_the_state():
     whole, split = (compiled(config, fsdp) for fsdp in (1, 2))
     assert whole.flops == split.flops > 0
     assert 0.5 * whole.state < split.state < 0.62 * whole.state  # vectors are on every device
-    text = report(config, [whole, split], 8)
-    assert "| 512 |" in text and "activations" not in text
+    printed = text(config, [whole, split], 8)
+    assert "| 512 |" in printed and "activations" not in printed
 
 
 def lowered(f, *shapes, spec):

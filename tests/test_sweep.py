@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from small import ONE_STAGE, small_config
 
+from benchmarks import __main__
 from benchmarks import study as study_module
-from benchmarks import sweep as module
+from benchmarks import sweep as sweep_module
 from benchmarks.sweep import sweep, sweep_axes
 from greenjax.data import WorkerDied
 from greenjax.evaluation import read_results
@@ -37,7 +38,7 @@ def test_every_point_is_computed_once_and_drawn(tmp_path, monkeypatch):
     def again(*_):
         raise AssertionError("a point was computed twice")
 
-    monkeypatch.setattr(module, "pretrain", again)
+    monkeypatch.setattr(sweep_module, "pretrain", again)
     sweep(config, axes, tmp_path)
     assert read_results(tmp_path) == results
 
@@ -46,7 +47,7 @@ def test_what_cannot_be_swept_is_refused(tmp_path):
     config = small_config(**RUN)
     with pytest.raises(ValueError, match=r"mask.ratio is 1.0: expected above 0 and below 1"):
         sweep(config, sweep_axes(config, [0.5, 1.0], [1], ["1"]), tmp_path)
-    with pytest.raises(ValueError, match=r"lengths is 'long': expected numbers with commas between"):
+    with pytest.raises(ValueError, match=r"--lengths is 'long': expected numbers with commas between"):
         sweep_axes(config, [0.5], [1], ["long"])
     with pytest.raises(ValueError, match=r"data.eval_split is ''"):
         sweep(small_config(**RUN | dict(data__eval_split="")), {}, tmp_path)
@@ -54,7 +55,7 @@ def test_what_cannot_be_swept_is_refused(tmp_path):
         sweep(small_config(**RUN | dict(data__split="train[:9]")), {}, tmp_path)
     recipe = tmp_path / "recipe.py"
     for changes, expected in (
-        ("task='pretrain'", "of task 'pretrain': expected a config of task finetune or linear"),
+        ("task='pretrain'", "whose task is 'pretrain': expected finetune or linear"),
         ("task='finetune'", r"without data.eval_split: expected the split"),
     ):
         recipe.write_text(f"from small import small_config\n\ndef get_config():\n    return small_config({changes})\n")
@@ -71,18 +72,19 @@ def test_images_of_both_splits_are_told_at_the_start(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("command", "function", "file", "told"),
+    ("module", "function", "file", "told"),
     [
-        (module, "sweep", "digits.py", "benchmarks.sweep: worker 1 was killed; the same command goes on"),
-        (study_module, "study", "finetune_digits.py", "benchmarks.study: worker 1 was killed"),
+        (sweep_module, "pretrain", "digits.py", "benchmarks sweep: worker 1 was killed; the same command goes on"),
+        (study_module, "study", "finetune_digits.py", "benchmarks study: worker 1 was killed"),
     ],
     ids=["sweep", "study"],
 )
-def test_a_killed_worker_is_one_line(command, function, file, told, tmp_path, monkeypatch):
+def test_a_killed_worker_is_one_line(module, function, file, told, tmp_path, monkeypatch):
     def killed(*_):
         raise WorkerDied("worker 1 was killed")
 
-    monkeypatch.setattr(command, function, killed)
+    monkeypatch.setattr(module, function, killed)
+    suite = module.__name__.rpartition(".")[2]
     with pytest.raises(SystemExit) as ended:
-        command.main(["greenjax", f"--config={CONFIGS / file}", f"--workdir={tmp_path}"])
+        __main__.main(["benchmarks", suite, f"--config={CONFIGS / file}", f"--workdir={tmp_path}"])
     assert ended.value.code == told

@@ -309,20 +309,20 @@ OTHER_COMMANDS = [
     (
         "sweep",
         "--config={config} --ratios=a,b",
-        "benchmarks.sweep: ratios is 'a,b': expected numbers with commas between",
+        "greenjax.sweep: --ratios is 'a,b': expected numbers with commas between",
     ),
-    ("sweep", "--config={config} --depths=1,1.5", "benchmarks.sweep: depths is '1,1.5': expected whole numbers"),
-    ("sweep", "--config={config} --lengths=nan", "benchmarks.sweep: lengths is 'nan': expected numbers with commas"),
+    ("sweep", "--config={config} --depths=1,1.5", "greenjax.sweep: --depths is '1,1.5': expected whole numbers"),
+    ("sweep", "--config={config} --lengths=nan", "greenjax.sweep: --lengths is 'nan': expected numbers with commas"),
     ("sweep", "--config={config} --workdir=", "argument --workdir: found '', expected a folder"),
     (
         "study",
         "--config={config} --workdir={world}/new --scratch-lr=-1",
-        "scratch-lr is -1.0: expected a number",
+        "--scratch-lr is -1.0: expected a number",
     ),
-    ("study", "--config={config} --workdir={world}/new --seeds=0", "benchmarks.study: argument --seeds: found '0'"),
-    ("study", "--config={config} --workdir={world}/new", "benchmarks.study: init is not given"),
-    ("benchmark", "--config={config} --suite=stp", "benchmarks: argument --suite: invalid choice: 'stp'"),
-    ("benchmark", "--config={config} --gpu=h100", "benchmarks: --gpu given with --suite step"),
+    ("study", "--config={config} --workdir={world}/new --seeds=0", "greenjax.study: argument --seeds: found '0'"),
+    ("study", "--config={config} --workdir={world}/new", "greenjax.study: init is not given"),
+    ("benchmark", "--config={config} --suite=stp", "greenjax.benchmark: argument SUITE: invalid choice: 'stp'"),
+    ("benchmark", "--config={config} --gpu=h100", "greenjax.benchmark: argument '--gpu=h100' is not understood"),
 ]
 ENVIRONMENTS = [
     ({"JAX_PLATFORMS": "cuda"}, "greenjax: JAX_PLATFORMS is 'cuda': expected what JAX finds here, cpu"),
@@ -431,7 +431,7 @@ def try_command(module: str, text: str, pattern: str, world: Path) -> str:
     """The same for another command."""
     import importlib
 
-    name = "greenjax." + module + (".__main__" if module in ("planning", "benchmark") else "")
+    name = "greenjax." + module + (".__main__" if module == "planning" else "")
     main = importlib.import_module(name).main
     return failure(ending(lambda: main([f"greenjax.{module}", *typed(text, world)])), pattern, world)
 

@@ -47,15 +47,20 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog, description=description, epilog=settings, formatter_class=raw, allow_abbrev=False)
         self.add_argument("--helpfull", action=_HelpFull, help=argparse.SUPPRESS)
 
+    @property
+    def name(self) -> str:
+        """The command, as its errors begin."""
+        return self.prog.removeprefix("python -m ").removesuffix(".main")
+
     def error(self, message: str) -> NoReturn:
-        sys.exit(f"{self.prog.removeprefix('python -m ').removesuffix('.main')}: {message}")
+        sys.exit(f"{self.name}: {message}")
 
 
 class _HelpFull(argparse.Action):
     """Prints the help and the table of all keys."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None):
-        super().__init__(option_strings, dest, nargs=0, help=help)
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         parser.print_help()
@@ -107,7 +112,7 @@ def parse_beside(
             raise InputError("no config given: expected --config FILE, such as configs/digits.py; --help says more")
         resolved = load_config(path, overrides, tell=console.say)
     except (InputError, OSError) as error:
-        sys.exit(f"greenjax: {error}")
+        parser.error(str(error))
     arguments.config = path
     prepare_process(resolved)
     return arguments, resolved
