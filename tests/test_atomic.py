@@ -1,16 +1,19 @@
 """Files of a workdir that are damaged end in one line that names the file and says what to do."""
 
+import errno
 import json
 import os
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from small import small_config
 
 import greenjax
 from greenjax.data.records import read_description
 from greenjax.errors import InputError
+from greenjax.evaluation.pictures.canvas import Canvas
 from greenjax.main import main
-from greenjax.runtime.files import expanded, read_json, replace_text
+from greenjax.runtime.files import expanded, read_json, replace_text, replacing
 from greenjax.runtime.lock import held
 from greenjax.training import DivergedError
 from greenjax.training.guard import Rollbacks
@@ -92,6 +95,30 @@ def test_text_replaces_a_file_and_leaves_no_draft(tmp_path):
     replace_text(tmp_path / "new" / "a", "1")
     replace_text(tmp_path / "new" / "a", "2")
     assert os.listdir(tmp_path / "new") == ["a"] and (tmp_path / "new" / "a").read_text() == "2"
+
+
+def test_a_full_disk_leaves_no_cut_file_and_no_folder(tmp_path):
+    replace_text(tmp_path / "a", "1")
+    for path in (tmp_path / "a", tmp_path / "new" / "folder" / "a"):
+        with pytest.raises(OSError, match="No space left"), replacing(path) as draft:
+            draft.write_text("half of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "1"
+
+
+def test_a_picture_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "picture.png"
+    Canvas(8, 8).save(path)
+    whole = path.read_bytes()
+
+    def cut(canvas, draft):
+        draft.write_bytes(whole[:20])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", cut)
+    with pytest.raises(OSError, match="No space left"):
+        Canvas(16, 16).save(path)
+    assert os.listdir(path.parent) == ["picture.png"] and path.read_bytes() == whole
 
 
 def test_a_path_that_this_user_may_not_open_is_one_line(tmp_path, monkeypatch):

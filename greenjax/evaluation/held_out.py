@@ -119,7 +119,6 @@ class Pictures:
         if not leads():
             return
         prediction = prediction.reshape(len(self.images), *prediction.shape[2:])
-        path.parent.mkdir(parents=True, exist_ok=True)
         draw_reconstructions(
             path,
             self.images[self.shown],

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +25,7 @@ from greenjax.planning.plan import (
 )
 from greenjax.planning.tokens import TokenGrid
 from greenjax.runtime.cache import cache_folder
+from greenjax.runtime.files import replacing
 
 Layouts = tuple[tuple[GroupLayout, ...], ...]
 
@@ -181,11 +181,8 @@ def cached_layouts(grid: TokenGrid, specs: Sequence[StageSpec], visible: int) ->
             f" and layouts {layouts}; at most {LIMIT:.0%} are allowed"
         )
     try:
-        path = cache_folder() / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(layouts))
-        partial.replace(path)
+        with replacing(cache_folder() / name) as draft:
+            draft.write_text(json.dumps(layouts))
     except OSError as error:
         logging.info("layouts are not cached: %s", error)
     return layouts

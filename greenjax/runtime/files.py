@@ -3,7 +3,8 @@
 import errno
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,43 @@ def expanded(path: str | Path) -> Path:
     return Path(found)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a text file in place of what is there. Raises InputError where that cannot be."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a draft beside `path` to write: it replaces the file where the block ends well, and is removed elsewhere.
+
+    So are the folders that were made for it. Raises OSError.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
     draft = path.with_name(f".{path.name}.draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield draft
+        with draft.open("rb") as file:
             os.fsync(file.fileno())  # else a power failure leaves the new name with an empty file
         os.replace(draft, path)
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from error
-    finally:
+    except BaseException:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+        remove_empty(made)
+        raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file as a whole. Raises InputError where it cannot be written."""
+    try:
+        with replacing(path) as draft:
+            draft.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from error
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Removes folders, the innermost first, up to the first that is not empty."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def read_json(path: Path, kind: type, remedy: str) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 from absl import logging
 
 from greenjax.errors import InputError
+from greenjax.runtime.files import remove_empty
 
 LOCK = ".lock"
 
@@ -34,7 +35,7 @@ def held(folder: Path, flag: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = _locked(folder, flag)
     except OSError as error:
-        _remove_empty(made)
+        remove_empty(made)
         raise InputError(f"{flag} {str(folder)!r} cannot be written: {error.strerror}") from error
     try:
         yield
@@ -42,7 +43,7 @@ def held(folder: Path, flag: str) -> Iterator[None]:
         with suppress(OSError):
             (folder / LOCK).unlink()  # while it is held: who waits for it looks again
         os.close(file)
-        _remove_empty(made)
+        remove_empty(made)
 
 
 def _locked(folder: Path, flag: str) -> int:
@@ -90,12 +91,3 @@ def _read_note(path: Path) -> dict[str, Any]:
         return note if isinstance(note, dict) and note.keys() >= {"process", "host", "started"} else {}
     except (OSError, ValueError):
         return {}
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Those that were made for nothing; the innermost first."""
-    for folder in folders:
-        try:
-            folder.rmdir()
-        except OSError:
-            return

@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
+from greenjax.runtime.files import replacing
+
 CHAR = 7  # pixels that a character of 8 points takes, about
 
 _DPI = 100
@@ -35,8 +37,14 @@ class Canvas:
         self._figure.text(x, y, text, fontsize=size, parse_math=False, **{"va": "top", **style})
 
     def save(self, path: str | Path) -> None:
-        """Writes a PNG."""
-        FigureCanvasAgg(self._figure).print_png(path)
+        """Writes a PNG. Raises OSError."""
+        save_png(self._figure, path)
+
+
+def save_png(figure: Figure, path: str | Path) -> None:
+    """Draws a figure into a file, which is written as a whole or not at all. Raises OSError."""
+    with replacing(Path(path)) as draft:
+        FigureCanvasAgg(figure).print_png(draft)
 
 
 def coloured(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w 3"]:

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from greenjax.evaluation.pictures.canvas import save_png
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -39,7 +40,7 @@ def draw_loss_curve(path: Path, lines: list[dict[str, Any]]) -> None:
         axes = figure.add_subplot(1, 2, 2, xlabel="step", ylabel="top-1 accuracy of frozen features")
         _draw(axes, lines, [(key, key.partition("_")[0].replace("knn", "k-NN"), "o-") for key in monitored])
         _legend(axes)
-    FigureCanvasAgg(figure).print_png(path)
+    save_png(figure, path)
 
 
 def draw_accuracy_curve(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -51,7 +52,7 @@ def draw_accuracy_curve(path: Path, lines: list[dict[str, Any]]) -> None:
     axes = figure.add_subplot(1, 2, 2, xlabel="step", ylabel="held-out accuracy")
     _draw(axes, lines, (("eval_top1", "top-1", "o-"), ("eval_top5", "top-5", "o-")))
     _legend(axes)
-    FigureCanvasAgg(figure).print_png(path)
+    save_png(figure, path)
 
 
 def _draw(axes: Any, lines: list[dict[str, Any]], curves: Iterable[tuple[str, str, str]]) -> None:
