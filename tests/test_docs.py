@@ -91,7 +91,7 @@ def test_paths_exist(text):
 
 
 def test_modules_and_their_names_exist(text):
-    for name in set(re.findall(r"\b(?:greenjax|benchmarks)(?:\.[A-Za-z_]\w*)+", text)) - {"greenjax.git"}:
+    for name in set(re.findall(r"\b(?:greenjax|benchmarks|tests)(?:\.[A-Za-z_]\w*)+", text)):
         if name.rpartition(".")[2] in ("py", "md"):
             continue
         path, parts = ROOT, name.split(".")
@@ -101,6 +101,14 @@ def test_modules_and_their_names_exist(text):
             path = path / f"{parts.pop(0)}.py"
         file = path / "__init__.py" if path.is_dir() else path
         assert not parts or ".".join(parts) in names_in(file), name
+
+
+def test_suites_exist(text):
+    source = ast.parse((ROOT / "benchmarks" / "__main__.py").read_text())
+    tables = [node.value for node in source.body if isinstance(node, ast.Assign) and node.targets[0].id == "SUITES"]
+    suites = ast.literal_eval(tables[0])
+    for name in re.findall(r"-m benchmarks ([a-z]\w*)", text):
+        assert name in suites, f"python -m benchmarks {name}"
 
 
 def test_settings_exist(text):
