@@ -13,12 +13,10 @@ from pathlib import Path
 from types import ModuleType
 
 from greenjax.config.flags import Parser, parse_beside
-from greenjax.data import WorkerDied
-from greenjax.errors import InputError
+from greenjax.errors import InputError, InterruptedRun, RunError
 from greenjax.runtime.console import complain, set_up
 from greenjax.runtime.files import replace_text
 from greenjax.runtime.processes import find_devices
-from greenjax.training import EXIT_CODE, DivergedError, InterruptedRun
 
 SUITES = {  # by name: the module
     "step": "step",
@@ -62,8 +60,8 @@ def main(argv: Sequence[str], command: str | None = None) -> None:
         measure(name, suite, parser, argv[2:])
     except InterruptedRun as stop:
         complain(f"{parser.name}: {stop}; the same command goes on")
-        sys.exit(EXIT_CODE)
-    except (InputError, OSError, DivergedError, WorkerDied) as error:
+        sys.exit(stop.exit_code)
+    except (InputError, OSError, RunError) as error:
         parser.error(str(error))
 
 

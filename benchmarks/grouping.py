@@ -28,7 +28,8 @@ from greenjax.planning.analysis import blocks_in_turn
 from greenjax.planning.grouping import grouping_cost, layout_cost
 from greenjax.planning.plan import packed_plan, stack_plans
 from greenjax.planning.planner import simulated_masks, windowed_blocks
-from greenjax.training.sharding import Placement, make_mesh
+from greenjax.runtime.placement import Placement
+from greenjax.training.sharding import make_mesh
 from greenjax.training.state import State
 
 FLAGS = TIMING

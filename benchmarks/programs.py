@@ -15,8 +15,9 @@ from greenjax.planning import Plan, Planner, dense_plan, stage_channels, stage_s
 from greenjax.planning.analysis import blocks_in_turn
 from greenjax.planning.planner import windowed_blocks
 from greenjax.runtime.cost import matmul_flops
+from greenjax.runtime.placement import Placement
 from greenjax.training.optim import learning_rate, make_optimizer
-from greenjax.training.sharding import Placement, batch_shapes, make_mesh
+from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import State, abstract_state, init_state, model_graph
 from greenjax.training.step import drop_path_keys, make_train_step, pretraining_loss
 
@@ -123,7 +124,7 @@ def trace_part(
 ) -> jax.stages.Traced:
     """What `compile_part` compiles."""
     mesh, tx, graphdef = make_mesh(config, devices), make_optimizer(config), model_graph(config)
-    state = abstract_state(config, tx, mesh)
+    state = abstract_state(config, mesh)
     shapes = batch_shapes(random_batch(config) if batch is None else batch, mesh)
     if part == "update":
         return make_train_step(graphdef, tx, learning_rate(config, STEPS, 1), config, mesh).trace(state, shapes)
@@ -160,10 +161,10 @@ def runnable(
 
 def first_state(config: ConfigDict) -> State:
     """The state before the first update."""
-    return init_state(config, make_optimizer(config), make_mesh(config))
+    return init_state(config, make_mesh(config))
 
 
 def parameter_shapes(config: ConfigDict) -> tuple[tuple[int, ...], ...]:
     """What configurations have in common that can share a state."""
-    state = abstract_state(config, make_optimizer(config), make_mesh(config))
+    state = abstract_state(config, make_mesh(config))
     return tuple(leaf.shape for leaf in jax.tree.leaves(state))

@@ -88,7 +88,7 @@ def compiled(config: ConfigDict, fsdp: int) -> Program:
     config = resolve(flatten(config) | {"mesh.fsdp": fsdp, "mesh.data": jax.device_count() // fsdp})
     mesh, tx = make_mesh(config), make_optimizer(config)
     update = make_train_step(model_graph(config), tx, learning_rate(config, total=2, warmup=1), config, mesh)
-    state = abstract_state(config, tx, mesh)
+    state = abstract_state(config, mesh)
     plan = Planner.from_config(config).example(config.mask.groups)
     traced = update.trace(state, batch_shapes(blank_batch(config, plan), mesh))
     program = traced.lower().compile()

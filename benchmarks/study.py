@@ -47,11 +47,12 @@ from greenjax.runtime.cache import keep_compiled
 from greenjax.runtime.console import say
 from greenjax.runtime.files import replace_text
 from greenjax.runtime.lock import held
+from greenjax.runtime.placement import Placement
 from greenjax.tasks.classify import held_out_images, weights, with_head
 from greenjax.tasks.evaluate import Judge
 from greenjax.training.metrics import record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
-from greenjax.training.sharding import Placement, make_mesh
+from greenjax.training.sharding import make_mesh
 from greenjax.training.start import check_new
 from greenjax.training.state import State, init_state, model_graph
 from greenjax.training.step import Metrics, make_classifier_step
@@ -184,7 +185,7 @@ class Bench:
             return {FINETUNE: self.judge.evaluate(weights(state), self.held_out).metrics["top1"]}
 
     def train(self, params: Any, labelled: LabelledSource, seed: int, base_lr: float | None = None) -> State:
-        state = init_state(self.config, self.tx, self.mesh, params)
+        state = init_state(self.config, self.mesh, params)
         batches = labelled_batches(changed(self.config, {"seed": seed}), labelled)
         scale = np.float32((base_lr or self.config.optim.base_lr) / self.config.optim.base_lr)
         for _ in range(self.total):

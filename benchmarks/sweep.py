@@ -36,9 +36,10 @@ from greenjax.evaluation import (
 from greenjax.runtime.cache import keep_compiled
 from greenjax.runtime.console import say
 from greenjax.runtime.lock import held
+from greenjax.runtime.placement import Placement
 from greenjax.tasks import finetune, pretrain
 from greenjax.tasks.classify import held_out_images
-from greenjax.training.sharding import Placement, make_mesh
+from greenjax.training.sharding import make_mesh
 
 METRICS = {"finetune": "fine-tuned", "linear": "linear probe", "knn": "k-NN"}  # as they are drawn
 

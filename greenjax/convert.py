@@ -128,7 +128,6 @@ def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
     )
 
     from greenjax.interop import read_torch
-    from greenjax.training.optim import make_optimizer
     from greenjax.training.start import check_new, write_start
 
     workdir = expanded(arguments.workdir)
@@ -151,7 +150,7 @@ def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
             f" from the file, with {shlex.quote(f'--config.init={arguments.input}')}"
             + (" --config.new_head" if arguments.new_head else "")
         )
-    write_start(workdir, model, resolve(model.config), make_optimizer(config))
+    write_start(workdir, model, resolve(model.config))
     say(f"{workdir}: {config.model.name} from {arguments.input}, layout {arguments.layout}")
     for line in report.lines():
         say(f"  {line}")

@@ -17,6 +17,12 @@ class RunError(RuntimeError):
     resumable = False  # True: the same command goes on from the last checkpoint
 
 
+class InterruptedRun(Exception):
+    """A signal asked the run to stop; it did so after a step that it saved."""
+
+    exit_code = 75  # EX_TEMPFAIL, "try again": launch/slurm.sbatch requeues on it
+
+
 def refuse(values: Mapping[str, Any], key: str, expected: str) -> NoReturn:
     """Raises the InputError that names the setting `key` and its value in `values`."""
     raise InputError(f"{key} is {values[key]!r}: expected {expected}")

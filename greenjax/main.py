@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from greenjax import __version__
 from greenjax.config import flags
-from greenjax.errors import InputError, RunError
+from greenjax.errors import InputError, InterruptedRun, RunError
 from greenjax.runtime.console import complain, say
 
 WORKDIR = "where results go, and where an interrupted run goes on; default: runs/NAME of the config file"
@@ -83,7 +83,6 @@ def run(config: ConfigDict, workdir: Path, file: str, again: str) -> None:
     """Runs the task of the config. Every way in which a run ends has its line and its exit code here."""
     from greenjax import tasks
     from greenjax.runtime import processes
-    from greenjax.training import EXIT_CODE, InterruptedRun
     from greenjax.training.summary import next_lines, say_lines
 
     try:
@@ -91,7 +90,7 @@ def run(config: ConfigDict, workdir: Path, file: str, again: str) -> None:
         say_lines(next_lines(config, workdir, file))
     except InterruptedRun as stop:
         complain(f"greenjax: {stop}; {again}")
-        sys.exit(EXIT_CODE)
+        sys.exit(stop.exit_code)
     except InputError as error:
         processes.end(f"greenjax: {error}")
     except RunError as error:

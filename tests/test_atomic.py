@@ -15,8 +15,7 @@ from greenjax.evaluation.pictures.canvas import Canvas
 from greenjax.main import main
 from greenjax.runtime.files import expanded, read_json, replace_text, replacing
 from greenjax.runtime.lock import held
-from greenjax.training import DivergedError
-from greenjax.training.guard import Rollbacks
+from greenjax.training.guard import DivergedError, Rollbacks
 from greenjax.training.metrics import record_config
 
 RUN = small_config()

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from absl import logging as absl_logging
 
-from greenjax.evaluation import read_metrics
 from greenjax.runtime import console
+from greenjax.runtime.files import read_metrics
 
 ROOT = Path(__file__).parent.parent
 

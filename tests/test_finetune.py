@@ -7,7 +7,6 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from safetensors.numpy import load_file, save_file
 from small import ONE_STAGE, small_config
@@ -19,10 +18,11 @@ from greenjax.evaluation import Monitor
 from greenjax.evaluation.monitor import monitored
 from greenjax.interop import initial_head
 from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.runtime.placement import Placement, batch_sharding
 from greenjax.tasks import evaluate_classifier, evaluate_knn, finetune, pretrain
 from greenjax.tasks.evaluate import eval_sets, in_file_names
 from greenjax.training.optim import layer_multipliers, learning_rate, make_optimizer, run_length
-from greenjax.training.sharding import Placement, batch_sharding, make_mesh
+from greenjax.training.sharding import make_mesh
 from greenjax.training.state import init_state, model_graph
 from greenjax.training.step import make_classifier_step
 
@@ -45,7 +45,7 @@ LINEAR = BASE | dict(task="linear", optim__name="lars", optim__weight_decay=0.0,
 
 
 def abstract_params(config):
-    return jax.eval_shape(lambda: init_state(config, optax.identity(), make_mesh(config)).params)
+    return jax.eval_shape(lambda: init_state(config, make_mesh(config)).params)
 
 
 def multipliers_of(name, depths):
@@ -93,7 +93,7 @@ def test_twins_has_its_embeddings_and_encodings_beside_their_blocks():
 def test_the_optimizer_applies_the_multipliers():
     """Adam's first update is the sign of the gradient, whatever its size; nothing decays here."""
     config = small_config(**BASE, optim__layer_decay=0.5, optim__weight_decay=0.0, optim__clip=0.0)
-    params = init_state(config, optax.identity(), make_mesh(config)).params
+    params = init_state(config, make_mesh(config)).params
     tx = make_optimizer(config)
     grads = jax.tree.map(lambda p: jnp.full(p.shape, -3.0), params)
     updates, _ = tx.update(grads, tx.init(params), params)
@@ -106,7 +106,7 @@ def test_the_optimizer_applies_the_multipliers():
 
 def test_lars_follows_its_formula_and_leaves_the_encoder_alone():
     config = small_config(**LINEAR | dict(optim__weight_decay=0.1), optim__clip=0.0)
-    params = init_state(config, optax.identity(), make_mesh(config)).params
+    params = init_state(config, make_mesh(config)).params
     tx = make_optimizer(config)
     grads = jax.tree.map(lambda p: jnp.full(p.shape, 0.3), params)
     updates, state = tx.update(grads, tx.init(params), params)
@@ -128,7 +128,7 @@ def train(config, steps):
     update = make_classifier_step(
         model_graph(config), tx, learning_rate(config, *run_length(config, images=1500)), config, mesh
     )
-    state, losses = init_state(config, tx, mesh), []
+    state, losses = init_state(config, mesh), []
     batches = labelled_batches(config, open_labelled(config.data, config.data.split))
     for _ in range(steps):
         state, metrics = update(state, jax.device_put(next(batches), batch_sharding(mesh)))
@@ -155,7 +155,7 @@ def test_accumulation_trains_alike():
 
 def test_a_probe_leaves_the_encoder_and_moves_the_statistics():
     config = small_config(**LINEAR)
-    before = init_state(config, make_optimizer(config), make_mesh(config)).params
+    before = init_state(config, make_mesh(config)).params
     _, state, _ = train(config, 2)
     jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], before["encoder"])
     assert not np.allclose(state.params["head"]["kernel"], before["head"]["kernel"])
@@ -195,7 +195,7 @@ def test_the_monitor_may_look_at_a_labelled_set_of_its_own(insects, caplog):
         **ONE_STAGE, data__split="all", monitor="knn", knn__k=(1,), data__monitor_split="train", **pool
     )
     monitor = Monitor(config, model_graph(config), Placement(make_mesh(config)))
-    params = init_state(config, make_optimizer(config), make_mesh(config)).params
+    params = init_state(config, make_mesh(config)).params
     assert monitor.train.classes == ("ant", "bee", "cat", "dog")
     assert (len(monitor.train), len(monitor.held_out)) == (16, 12)
     assert set(monitor.measure(params)) == {"knn_top1"}

@@ -9,8 +9,7 @@ from small import ONE_STAGE, small_config
 
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.tasks import pretrain
-from greenjax.training import DivergedError
-from greenjax.training.guard import BEFORE, RECENT, Guard, Rollbacks
+from greenjax.training.guard import BEFORE, RECENT, DivergedError, Guard, Rollbacks
 
 
 def feed(guard, losses, first=1):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from small import small_config
 
+from greenjax.runtime.placement import Placement
 from greenjax.training.interrupt import Interruption
-from greenjax.training.sharding import Placement, make_mesh
+from greenjax.training.sharding import make_mesh
 
 
 @pytest.fixture(autouse=True)

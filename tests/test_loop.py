@@ -8,8 +8,9 @@ import pytest
 from small import small_config
 
 from greenjax.runtime.compile import BackgroundJit
+from greenjax.runtime.files import unless_full
 from greenjax.training.guard import Guard
-from greenjax.training.loop import Meter, unless_full
+from greenjax.training.loop import Meter
 from greenjax.training.sharding import make_mesh
 
 

@@ -18,8 +18,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from greenjax.config import flags, load_config, resolve
 from greenjax.errors import InputError
-from greenjax.evaluation import read_metrics
 from greenjax.runtime import console
+from greenjax.runtime.files import read_metrics
 from greenjax.training import progress
 from greenjax.training.metrics import MetricsWriter, record_config
 

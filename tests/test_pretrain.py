@@ -25,7 +25,7 @@ from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.tasks import pretrain
 from greenjax.tasks.pretrain import described_start, pool_use
-from greenjax.training import DivergedError
+from greenjax.training.guard import DivergedError
 
 RUN = dict(
     model__depths=(1, 1),

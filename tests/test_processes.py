@@ -17,15 +17,13 @@ import pytest
 from small import ONE_STAGE, small_config
 
 from greenjax.data import labelled_batches, open_labelled, open_source, train_batches
-from greenjax.errors import InputError
+from greenjax.errors import InputError, InterruptedRun
 from greenjax.planning import Planner
 from greenjax.runtime import processes
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.tasks import pretrain
 from greenjax.tasks.evaluate import Judge
-from greenjax.training import InterruptedRun
 from greenjax.training.interrupt import Interruption
-from greenjax.training.optim import make_optimizer
 from greenjax.training.sharding import make_mesh
 from greenjax.training.state import abstract_state, init_state, model_graph
 
@@ -243,14 +241,14 @@ if __name__ == "__main__":
 
 
 def target(config):
-    return abstract_state(config, make_optimizer(config), make_mesh(config))
+    return abstract_state(config, make_mesh(config))
 
 
 def judged():
     """An untrained classifier on 103 images, in batches of 16: the last one is not full."""
     config = small_config(**CLASSIFIER)
     mesh = make_mesh(config)
-    state = init_state(config, make_optimizer(config), mesh)
+    state = init_state(config, mesh)
     judge = Judge(config, model_graph(config), mesh)
     return judge.evaluate(state.params, open_labelled(config.data, "test[:103]")).metrics
 

@@ -15,6 +15,7 @@ from greenjax.data import blank_batch, blank_labelled_batch, open_source, train_
 from greenjax.planning import Planner
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
+from greenjax.runtime.placement import batch_sharding
 from greenjax.training.optim import (
     clip_by_global_norm,
     decayed,
@@ -24,7 +25,7 @@ from greenjax.training.optim import (
     run_length,
     scale_by_adam,
 )
-from greenjax.training.sharding import batch_shapes, batch_sharding, make_mesh
+from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import abstract_state, init_state, model_graph
 from greenjax.training.step import make_classifier_step, make_train_step
 
@@ -41,7 +42,7 @@ def train(config, steps, state=None):
     mesh, tx = make_mesh(config), make_optimizer(config)
     rate = learning_rate(config, *run_length(config, images=1500))
     update = make_train_step(model_graph(config), tx, rate, config, mesh)
-    state = init_state(config, tx, mesh) if state is None else state
+    state = init_state(config, mesh) if state is None else state
     source = open_source(config.data, "train")
     batches = train_batches(config, source, Planner.from_config(config), int(state.step))
     losses = []
@@ -117,7 +118,7 @@ def test_twins_resume_from_a_checkpoint_bit_for_bit(twins_on_one_device, tmp_pat
     _, halfway, _ = train(config, 9)
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(9, halfway)
-    restored = Checkpointer(tmp_path).restore(abstract_state(config, make_optimizer(config), make_mesh(config)))
+    restored = Checkpointer(tmp_path).restore(abstract_state(config, make_mesh(config)))
     last, resumed, _ = train(config, 1, restored)
     assert last == losses[9]
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
@@ -140,7 +141,7 @@ def test_digits_twins_trains_with_spconv_as_with_native():
 def test_fsdp_splits_the_largest_axis():
     config = small_config(**BASE, mesh__data=2, mesh__fsdp=4)
     mesh = make_mesh(config)
-    state = init_state(config, make_optimizer(config), mesh)
+    state = init_state(config, mesh)
     kernel = state.params["encoder"]["stages"][1]["blocks"][0]["mlp"]["fc1"]["kernel"]
     assert kernel.shape == (16, 64)
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(16, 16)}
@@ -166,7 +167,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
     good = batch._replace(images=batch.images.astype(np.float32) / 255)
     bad = good._replace(images=np.where(np.arange(8)[:, None, None, None, None] == 3, np.nan, good.images))
 
-    state, metrics = update(init_state(config, tx, mesh), good)
+    state, metrics = update(init_state(config, mesh), good)
     before = jax.device_get(state)
     state, metrics = update(state, bad)
     jax.tree.map(np.testing.assert_array_equal, (before.params, before.opt), jax.device_get((state.params, state.opt)))
@@ -274,7 +275,7 @@ def test_the_optimizer_is_optax_adamw_with_clipping():
 
 def test_the_weight_average_follows_its_formula():
     config = small_config(**BASE, ema=0.9, mesh__data=1)
-    states = [init_state(config, make_optimizer(config), make_mesh(config))]
+    states = [init_state(config, make_mesh(config))]
     average = jax.tree.map(np.asarray, states[0].params)
     for _ in range(2):
         _, state, _ = train(config, 1, jax.tree.map(jnp.copy, states[-1]))
@@ -317,9 +318,9 @@ def test_an_update_compiled_ahead_is_the_step_and_takes_nothing_else():
     planner = Planner.from_config(config)
     blank = blank_batch(config, planner.example(config.mask.groups))
     update = BackgroundJit(step)
-    update.start(abstract_state(config, tx, mesh), batch_shapes(blank, mesh))
+    update.start(abstract_state(config, mesh), batch_shapes(blank, mesh))
     batches = train_batches(config, open_source(config.data, "train"), planner, 0)
-    ours, theirs = init_state(config, tx, mesh), init_state(config, tx, mesh)
+    ours, theirs = init_state(config, mesh), init_state(config, mesh)
     for _ in range(2):  # the second time from its own result
         batch = next(batches)
         assert jax.tree.map(np.shape, batch) == jax.tree.map(np.shape, blank)
@@ -345,7 +346,7 @@ def test_an_update_stays_float32_where_jax_has_float64(overrides):
     config = small_config(mesh__data=1, **overrides)
     with jax.enable_x64(True):
         mesh, tx, graphdef = make_mesh(config), make_optimizer(config), model_graph(config)
-        state = abstract_state(config, tx, mesh)
+        state = abstract_state(config, mesh)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
         if config.task == "pretrain":
             batch = blank_batch(config, Planner.from_config(config).example(config.mask.groups))

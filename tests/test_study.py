@@ -10,9 +10,9 @@ from small import small_config
 
 from benchmarks.study import Bench, changed, measure, study
 from greenjax.data import draw_of_each_class, labelled_batches, open_labelled
+from greenjax.runtime.placement import batch_sharding
 from greenjax.tasks import pretrain
 from greenjax.training.optim import learning_rate, make_optimizer
-from greenjax.training.sharding import batch_sharding
 from greenjax.training.state import init_state, model_graph
 from greenjax.training.step import make_classifier_step
 
@@ -72,7 +72,7 @@ def test_a_run_of_a_study_is_the_run_that_its_seed_and_rate_as_constants_give(be
     alone = changed(bench.config, {"seed": seed, "optim.base_lr": base_lr})
     tx = make_optimizer(alone)
     update = make_classifier_step(model_graph(alone), tx, learning_rate(alone, bench.total, 0), alone, bench.mesh)
-    expected, batches = init_state(alone, tx, bench.mesh), labelled_batches(alone, few)
+    expected, batches = init_state(alone, bench.mesh), labelled_batches(alone, few)
     for _ in range(bench.total):
         expected, _ = update(expected, jax.device_put(next(batches), batch_sharding(bench.mesh)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, expected.params)

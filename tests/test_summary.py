@@ -8,7 +8,6 @@ from small import small_config
 
 from greenjax import convert, load_config
 from greenjax.config import flags
-from greenjax.training.optim import make_optimizer
 from greenjax.training.sharding import make_mesh
 from greenjax.training.state import init_state
 from greenjax.training.summary import end_lines, next_lines, start_lines
@@ -16,7 +15,7 @@ from greenjax.training.summary import end_lines, next_lines, start_lines
 
 def said(config, workdir, total=400, **changes):
     mesh = make_mesh(config)
-    state = init_state(config, make_optimizer(config), mesh)
+    state = init_state(config, mesh)
     given = dict(images={"train": 1500, "test": 297}, total=total, warmup=20) | changes
     lines = start_lines(config, workdir, mesh, state, **given)
     return {line[:12].strip(): line[14:] for line in lines}

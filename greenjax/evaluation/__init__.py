@@ -18,7 +18,7 @@ from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.knn import knn_scores
 from greenjax.evaluation.monitor import Monitor, check_neighbours, features_of, knn, linear, pooled_features
 from greenjax.evaluation.pictures.confusion import MOST_CLASSES, draw_confusion, draw_examples, most_confused
-from greenjax.evaluation.pictures.curve import draw_accuracy_curve, draw_loss_curve, read_metrics, result
+from greenjax.evaluation.pictures.curve import draw_accuracy_curve, draw_loss_curve, result
 from greenjax.evaluation.pictures.reconstruct import draw_reconstructions
 from greenjax.evaluation.probe import LinearFit, choose_l2, fit_linear
 from greenjax.evaluation.results import read_results, results_table, write_predictions, write_results
@@ -49,7 +49,6 @@ __all__ = [
     "linear",
     "most_confused",
     "pooled_features",
-    "read_metrics",
     "read_results",
     "result",
     "results_table",

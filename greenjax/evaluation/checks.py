@@ -1,7 +1,7 @@
 """What features and labels have to be, whoever uses them."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -9,16 +9,6 @@ from jaxtyping import Float, Integer
 from greenjax.errors import InputError
 
 Place = Callable[[Any], Any]  # puts a host array or batch on the devices, as the computation wants it
-
-
-@runtime_checkable
-class Placement(Protocol):
-    """How batches are split, over devices and over the processes that read them; training/sharding.py has one."""
-
-    def __call__(self, batch: Any) -> Any: ...
-    def own(self, count: int) -> range:
-        """Which of `count` mask groups, or images, of a batch this process reads."""
-        ...
 
 
 def check_labels(

@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from greenjax.data import Batch, Source, Undecodable, eval_batches
 from greenjax.errors import InputError
-from greenjax.evaluation.checks import Place, Placement
+from greenjax.evaluation.checks import Place
 from greenjax.evaluation.pictures.reconstruct import draw_reconstructions
 from greenjax.planning import Planner, token_grid
+from greenjax.runtime.placement import Placement
 from greenjax.runtime.processes import gathered, leads
 
 FITTED_VALUES = 1 << 25  # target values that the constant prediction is fitted to: 128 MB

@@ -20,11 +20,11 @@ from greenjax.data import (
     warn_of_overlap,
 )
 from greenjax.errors import InputError
-from greenjax.evaluation.checks import Placement
 from greenjax.evaluation.classify import accuracy, extract, told
 from greenjax.evaluation.knn import knn_scores
 from greenjax.evaluation.probe import choose_l2, fit_linear
 from greenjax.runtime.console import say
+from greenjax.runtime.placement import Placement
 
 Features = tuple[Float[np.ndarray, "_ c"], Int32[np.ndarray, " _"]]  # images in rows, and their labels
 

@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all, and JSON files that may be damaged all the same."""
+"""Files that are written as a whole or not at all, JSON files that may be damaged all the same, and full disks."""
 
 import errno
 import json
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from absl import logging
 
 from greenjax.errors import InputError
 
@@ -79,3 +81,27 @@ def read_json(path: Path, kind: type, remedy: str) -> Any:
     if not isinstance(found, kind):
         raise InputError(f"{str(path)!r} holds no JSON {'object' if kind is dict else 'array'}: {remedy}")
     return found
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of DIR/metrics.jsonl, one dict a line; a line that was cut short is left out."""
+    path, found = workdir / "metrics.jsonl", []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and "step" in line:
+            found.append(line)
+    return found
+
+
+@contextmanager
+def unless_full(what: str) -> Iterator[None]:
+    """Warns where the disk is too full to write `what`, and goes on without it: the run matters more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        logging.warning("%s: %s; the run goes on without it", what, error)

@@ -21,18 +21,20 @@ from greenjax.data import (
 from greenjax.data.classes import Classes, refuse_other_classes, same, write_classes
 from greenjax.data.listing import listing
 from greenjax.errors import InputError, listed
-from greenjax.evaluation import Evaluation, draw_accuracy_curve, read_metrics, told
+from greenjax.evaluation import Evaluation, draw_accuracy_curve, told
 from greenjax.interop import initial_head
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.runtime.console import say
+from greenjax.runtime.files import read_metrics, unless_full
+from greenjax.runtime.placement import Placement
 from greenjax.runtime.processes import leads
 from greenjax.tasks.evaluate import Judge, report
 from greenjax.training.guard import Rollbacks
-from greenjax.training.loop import due, train, unless_full
+from greenjax.training.loop import due, train
 from greenjax.training.metrics import MetricsWriter, record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
-from greenjax.training.sharding import Placement, make_mesh
+from greenjax.training.sharding import make_mesh
 from greenjax.training.start import begin
 from greenjax.training.state import State, model_graph
 from greenjax.training.step import make_classifier_step
@@ -75,7 +77,7 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     graphdef, tx = model_graph(config), make_optimizer(config)
     step = make_classifier_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh)
     update = BackgroundJit(step)
-    state = begin(config, tx, mesh, checkpointer, total, update, blank_labelled_batch(config))
+    state = begin(config, mesh, checkpointer, total, update, blank_labelled_batch(config))
     images = {config.data.split: len(source)}
     images |= {config.data.eval_split: len(held_out.source)} if held_out is not None else {}
     say_lines(start_lines(config, workdir, mesh, state, images, total, warmup, len(source.classes)))

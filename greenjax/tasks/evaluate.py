@@ -47,9 +47,10 @@ from greenjax.evaluation import (
 from greenjax.interop import classes_file, initial_head, initial_model
 from greenjax.models import build
 from greenjax.runtime.console import say
+from greenjax.runtime.files import unless_full
+from greenjax.runtime.placement import Placement
 from greenjax.runtime.processes import leads
-from greenjax.training.loop import unless_full
-from greenjax.training.sharding import Placement, make_mesh
+from greenjax.training.sharding import make_mesh
 from greenjax.training.summary import end_lines, say_lines, say_listing
 from greenjax.training.together import holding_workdir, same_data, same_weights
 

@@ -24,17 +24,19 @@ from greenjax.data import (
 )
 from greenjax.data.listing import listing
 from greenjax.errors import InputError
-from greenjax.evaluation import HeldOut, Monitor, Pictures, draw_loss_curve, read_metrics, result
+from greenjax.evaluation import HeldOut, Monitor, Pictures, draw_loss_curve, result
 from greenjax.planning import Planner
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.runtime.console import say
+from greenjax.runtime.files import read_metrics, unless_full
+from greenjax.runtime.placement import Placement
 from greenjax.runtime.processes import leads
 from greenjax.training.guard import Rollbacks
-from greenjax.training.loop import due, train, unless_full
+from greenjax.training.loop import due, train
 from greenjax.training.metrics import MetricsWriter, record_config
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
-from greenjax.training.sharding import Placement, make_mesh
+from greenjax.training.sharding import make_mesh
 from greenjax.training.start import begin
 from greenjax.training.state import State, model_graph
 from greenjax.training.step import make_train_step
@@ -81,7 +83,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     step = make_train_step(graphdef, tx, learning_rate(config, total, warmup), config, mesh)
     update = BackgroundJit(step)
     batch = blank_batch(config, planner.example(config.mask.groups))
-    state = begin(config, tx, mesh, checkpointer, total, update, batch)
+    state = begin(config, mesh, checkpointer, total, update, batch)
     images = {config.data.split: len(source)}
     images |= {config.data.eval_split: len(held_out_source)} if held_out_source is not None else {}
     say_lines(start_lines(config, workdir, mesh, state, images, total, warmup))

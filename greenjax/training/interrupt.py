@@ -10,13 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from greenjax.runtime.console import complain
-from greenjax.training.sharding import Placement
-
-EXIT_CODE = 75  # EX_TEMPFAIL: "try again"; launch/slurm.sbatch requeues on it
-
-
-class InterruptedRun(Exception):
-    """The run was asked to stop, and did so after a step that it saved."""
+from greenjax.runtime.placement import Placement
 
 
 class Interruption:

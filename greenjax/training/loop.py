@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from greenjax.data import Batches, look_after_workers
-from greenjax.evaluation import read_metrics
+from greenjax.errors import InterruptedRun
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.runtime.cost import peak_flops, peak_memory
-from greenjax.runtime.files import FULL
+from greenjax.runtime.files import read_metrics, unless_full
+from greenjax.runtime.placement import Placement
 from greenjax.runtime.processes import agree, leads
 from greenjax.training.guard import DivergedError, Guard, Rollbacks
-from greenjax.training.interrupt import InterruptedRun, Interruption
+from greenjax.training.interrupt import Interruption
 from greenjax.training.learning import nothing_learnt, time_to_tell
 from greenjax.training.metrics import MetricsWriter, hours_so_far
-from greenjax.training.sharding import Placement
 from greenjax.training.state import State
 from greenjax.training.step import Metrics
 
@@ -165,17 +165,6 @@ class _Run:
     def tell_if_nothing_is_learnt(self) -> None:
         if leads() and (text := nothing_learnt(self.config, read_metrics(self.workdir), self.total)):
             logging.warning("%s", text)
-
-
-@contextmanager
-def unless_full(what: str) -> Iterator[None]:
-    """What a full disk keeps from being written is told and missed: the run matters more."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        logging.warning("%s: %s; the run goes on without it", what, error)
 
 
 def due(step: int, every: int, total: int) -> bool:

@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 from greenjax import __version__
 from greenjax.config import KEYS, flatten, read_recorded
 from greenjax.errors import InputError
-from greenjax.evaluation import read_metrics
-from greenjax.runtime.files import expanded, read_json, replace_text
+from greenjax.runtime.files import expanded, read_json, read_metrics, replace_text
 from greenjax.runtime.processes import leads
 from greenjax.training.growing import Board, GrowingFile
 from greenjax.training.progress import Values, make_display

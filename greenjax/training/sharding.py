@@ -12,9 +12,8 @@ from ml_collections import ConfigDict
 from greenjax.config import flatten
 from greenjax.config.checks import check_split
 from greenjax.errors import InputError
+from greenjax.runtime.placement import BATCH_AXES, batch_sharding
 from greenjax.runtime.processes import find_devices
-
-BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(config: ConfigDict, available: Sequence[Any] | None = None) -> Mesh:
@@ -38,43 +37,10 @@ def make_mesh(config: ConfigDict, available: Sequence[Any] | None = None) -> Mes
     return Mesh(np.array(used).reshape(data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Mask groups, or images with labels, the leading axis of every leaf of a batch, over all devices."""
-    return NamedSharding(mesh, P(BATCH_AXES))
-
-
 def batch_shapes(batch: Any, mesh: Mesh) -> Any:
     """What a program that takes batches like this whole one can be compiled for."""
     split = batch_sharding(mesh)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split), batch)
-
-
-class Placement:
-    """How host arrays get onto the devices of a mesh."""
-
-    def __init__(self, mesh: Mesh):
-        self.split, self.copies = batch_sharding(mesh), NamedSharding(mesh, P())
-
-    def own(self, count: int) -> range:
-        """Which of `count` mask groups, or images, of a batch belong to the devices of this process."""
-        parts = self.split.addressable_devices_indices_map((count,)).values()
-        bounds = [part[0].indices(count) for part in parts if part is not None]
-        return range(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
-
-    def __call__(self, batch: Any) -> Any:
-        """A batch split over the devices; of several processes each gives its own part of it."""
-        return self._put(batch, self.split)
-
-    def everywhere(self, batch: Any) -> Any:
-        """A copy on every device; all processes give the same."""
-        return self._put(batch, self.copies)
-
-    @staticmethod
-    def _put(batch: Any, sharding: NamedSharding) -> Any:
-        if jax.process_count() == 1:
-            return jax.device_put(batch, sharding)  # all leaves at once
-        with jax.transfer_guard("allow"):  # it is meant
-            return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
 
 
 def spread(whole: Any, shardings: Any) -> Any:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -29,7 +28,6 @@ from greenjax.training.together import same_weights
 
 def begin(
     config: ConfigDict,
-    tx: optax.GradientTransformation,
     mesh: Mesh,
     checkpointer: Checkpointer,
     total: int,
@@ -43,7 +41,7 @@ def begin(
     """
     last = checkpointer.latest_intact_step()
     given = given_weights(config) if last is None else None  # before anything is compiled: they may be wrong
-    shapes = abstract_state(config, tx, mesh)
+    shapes = abstract_state(config, mesh)
     if (last or 0) < total:
         folder = jax.config.values["jax_compilation_cache_dir"]
         kept = f"; later starts find it in {folder}" if folder else ""
@@ -52,7 +50,7 @@ def begin(
     if last is None:
         if given is None:
             say("drawing the first weights ...")
-        return init_state(config, tx, mesh, given)
+        return init_state(config, mesh, given)
     if last:
         say(f"going on at step {last} of {total}" if last < total else f"finished: {total} steps were done before")
     return checkpointer.restore(shapes, last)
@@ -79,7 +77,7 @@ def check_new(workdir: Path) -> None:
         raise InputError(f"workdir {str(workdir)!r} has checkpoints of steps {steps}: expected a new folder")
 
 
-def write_start(workdir: Path, model: Backbone, config: ConfigDict, tx: optax.GradientTransformation) -> None:
+def write_start(workdir: Path, model: Backbone, config: ConfigDict) -> None:
     """Makes a workdir whose checkpoint of step 0 holds the weights of a model: a run there begins with them."""
     mesh = make_mesh(config)
     with held(workdir, "--workdir"), Checkpointer(workdir) as checkpointer:
@@ -87,7 +85,7 @@ def write_start(workdir: Path, model: Backbone, config: ConfigDict, tx: optax.Gr
         replace_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
         if model.classes:
             write_classes(workdir, model.classes)
-        checkpointer.save(0, init_state(config, tx, mesh, _params(model)))
+        checkpointer.save(0, init_state(config, mesh, _params(model)))
         checkpointer.wait()
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int32
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from greenjax.models import build
+from greenjax.training.optim import make_optimizer
 from greenjax.training.sharding import spread, state_shardings
 
 
@@ -59,15 +60,15 @@ def on_the_cpu() -> AbstractContextManager:
         return nullcontext()
 
 
-def _first(config: ConfigDict, tx: optax.GradientTransformation, params: Any) -> State:
+def _first(config: ConfigDict, params: Any) -> State:
     zero = jnp.zeros((), jnp.int32)
     ema = jax.tree.map(jnp.copy, params) if config.ema else None  # a copy: the state is donated leaf by leaf
-    return State(zero, params, ema, tx.init(params), Counts(zero, zero, zero, zero))
+    return State(zero, params, ema, make_optimizer(config).init(params), Counts(zero, zero, zero, zero))
 
 
-def abstract_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh) -> State:
+def abstract_state(config: ConfigDict, mesh: Mesh) -> State:
     """Shapes, types and shardings of the state, to restore a checkpoint onto."""
-    shapes = jax.eval_shape(partial(_first, config, tx), _abstract_model(FrozenConfigDict(config))[1])
+    shapes = jax.eval_shape(partial(_first, config), _abstract_model(FrozenConfigDict(config))[1])
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -75,14 +76,14 @@ def abstract_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: M
     )
 
 
-def init_state(config: ConfigDict, tx: optax.GradientTransformation, mesh: Mesh, params: Any = None) -> State:
+def init_state(config: ConfigDict, mesh: Mesh, params: Any = None) -> State:
     """A state before its first step, placed as it will stay: otherwise the step would compile twice.
 
     `params` are the weights to start from; None: fresh ones from `config.seed`, the same on any mesh.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, tx, mesh))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     if params is None:
         with on_the_cpu():
             params = _params(config)
     params = spread(params, shardings.params)
-    return jax.jit(partial(_first, config, tx), out_shardings=shardings, donate_argnums=0)(params)
+    return jax.jit(partial(_first, config), out_shardings=shardings, donate_argnums=0)(params)

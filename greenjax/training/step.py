@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from greenjax.runtime.placement import BATCH_AXES, batch_sharding
 from greenjax.training.mix import mix, one_hot
 from greenjax.training.optim import global_norm
-from greenjax.training.sharding import BATCH_AXES, batch_sharding, state_shardings
+from greenjax.training.sharding import state_shardings
 from greenjax.training.state import Counts, State
 
 Metrics = dict[str, Array]

@@ -32,8 +32,8 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
-from greenjax.evaluation import read_metrics
 from greenjax.runtime.checkpoint import Checkpointer, _plain
+from greenjax.runtime.files import read_metrics
 
 IMAGES = 64
 SLACK = int(os.environ.get("FAULTS_SLACK", "1"))

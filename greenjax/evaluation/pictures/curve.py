@@ -1,6 +1,5 @@
 """The loss curve of a run, drawn from its metrics.jsonl, and its result in one line."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,19 +7,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from greenjax.evaluation.pictures.canvas import save_png
-
-
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of DIR/metrics.jsonl, one dict a line, but for those that were cut short."""
-    path, found = workdir / "metrics.jsonl", []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and "step" in line:
-            found.append(line)
-    return found
 
 
 def draw_loss_curve(path: Path, lines: list[dict[str, Any]]) -> None:
