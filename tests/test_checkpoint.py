@@ -17,8 +17,9 @@ import pytest
 import tensorstore
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from greenjax.runtime import checkpoint
+from greenjax.runtime import checkpoint, checkpoint_folder
 from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.runtime.checkpoint_folder import missing_array
 
 
 class State(NamedTuple):
@@ -127,7 +128,7 @@ def test_a_folder_may_have_any_name(tmp_path, name):
 @pytest.mark.parametrize("name", ["[1]", "back\\slash"])
 def test_a_save_that_cannot_be_read_again_has_failed(tmp_path, name, monkeypatch, caplog):
     """Orbax, left alone with such a path, writes what nobody can open, and says so in a warning at most."""
-    monkeypatch.setattr(checkpoint, "_is_plain", lambda folder: True)
+    monkeypatch.setattr(checkpoint_folder, "_is_plain", lambda folder: True)
     with Checkpointer(tmp_path / name) as checkpointer:
         checkpointer.save(1, {"x": jnp.arange(8.0)})
         with pytest.raises(checkpoint.SaveError, match=r"step 1 could not be saved: .*"):
@@ -141,12 +142,12 @@ def test_every_part_of_every_array_is_looked_up(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(1, state)
     folder = tmp_path / "checkpoints" / "1" / "state"
-    assert checkpoint._lacking(folder, ["a/x", "y"]) == ""
-    assert checkpoint._lacking(folder, ["a/x", "z"]) == "z"
+    assert missing_array(folder, ["a/x", "y"]) == ""
+    assert missing_array(folder, ["a/x", "z"]) == "z"
     base = {"driver": "file", "path": f"{folder}/"}
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
     store.delete_range(tensorstore.KvStore.KeyRange("a/x/3", "a/x/4")).result()
-    assert checkpoint._lacking(folder, ["a/x", "y"]) == "a part of a/x"
+    assert missing_array(folder, ["a/x", "y"]) == "a part of a/x"
 
 
 def test_only_the_latest_are_kept(tmp_path):
@@ -275,7 +276,7 @@ def test_a_defect_is_no_full_disk(tmp_path, monkeypatch):
 
 
 def test_what_fails_in_the_middle_of_a_save_leaves_nothing_behind(tmp_path, monkeypatch, caplog):
-    state, sums = {"x": jnp.arange(4096.0)}, checkpoint._sums
+    state, sums = {"x": jnp.arange(4096.0)}, checkpoint.write_sums
     checkpointer = Checkpointer(tmp_path, 2)
     checkpointer.save(1, state)
     checkpointer.wait()
@@ -283,12 +284,12 @@ def test_what_fails_in_the_middle_of_a_save_leaves_nothing_behind(tmp_path, monk
     def full(folder):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_sums", full)
+    monkeypatch.setattr(checkpoint, "write_sums", full)
     checkpointer.save(2, state)  # in the background
-    with pytest.raises(OSError, match=r"step 2 could not be saved: .*No space left on device"):
+    with pytest.raises(checkpoint.SaveError, match=r"step 2 could not be saved: .*No space left on device"):
         checkpointer.wait()
     assert os.listdir(tmp_path / "checkpoints") == ["1"]
-    monkeypatch.setattr(checkpoint, "_sums", sums)
+    monkeypatch.setattr(checkpoint, "write_sums", sums)
     checkpointer.save(3, state)
     assert same_bits(checkpointer.restore(abstract(state)), state)
     assert checkpointer.steps() == [1, 3]
@@ -333,8 +334,9 @@ def test_nothing_to_restore(tmp_path):
 
 WRITER = """
 import sys, jax.numpy as jnp
-from greenjax.runtime import checkpoint
+from greenjax.runtime import checkpoint, checkpoint_folder
 from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.runtime.checkpoint_folder import missing_array
 checkpointer = Checkpointer(sys.argv[1], 2)
 for step in range(1, 10_000):
     checkpointer.save(step, {"x": jnp.full((64, 4096), step, jnp.int32)})

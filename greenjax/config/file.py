@@ -16,9 +16,9 @@ from greenjax.errors import InputError
 
 
 def read_config(path: str | Path) -> ConfigDict | Mapping[str, Any]:
-    """What the get_config() of a file returns; the file may import modules beside it.
+    """Runs the get_config() of a file, which may import modules beside it, and returns the result.
 
-    Raises InputError, one line with the place in the file, where there is no such thing or it fails.
+    Raises InputError, one line with the place in the file, where it fails or there is no get_config().
     """
     path = Path(path)
     if not path.is_file():
@@ -53,7 +53,7 @@ def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[st
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Inside, modules of a folder can be imported. They are forgotten after: another folder may have the same names."""
+    """Makes the modules of a folder importable, and forgets them after: another folder may have the same names."""
     before = set(sys.modules)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
@@ -68,7 +68,7 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def _place(path: Path, error: Exception) -> str:
-    """The line of the config file, or of its neighbour, that failed, and why."""
+    """The line that failed, in the config file or a module beside it, and the error."""
     folder = path.resolve().parent
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).parents]
     places = [(frame.filename, frame.lineno) for frame in frames]
@@ -84,7 +84,7 @@ def _place(path: Path, error: Exception) -> str:
 
 
 def _near_files(path: Path) -> str:
-    """What may have been meant by a path that is no file."""
+    """Config files with a name like that of a path that is not a file."""
     folders = {folder.resolve(): folder for folder in (Path("configs"), path.parent)}
     found = [file for folder in reversed(folders.values()) for file in folder.glob("*.py")]
     names = difflib.get_close_matches(path.stem, [file.stem for file in found], 3)

@@ -33,17 +33,17 @@ SETTINGS = """settings:
   --config.KEY             of a setting that is True or False: True; --noconfig.KEY: False
   --helpfull               lists every key with its default and what is allowed
 """
-DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # XLA reads it when JAX starts
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # in XLA_FLAGS, which XLA reads when JAX starts
 TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 _SETTING = re.compile(r"--?(?P<no>no)?config(?:\.(?P<key>[^=]*))?(?P<given>=(?P<text>.*))?", re.DOTALL)
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags that a command has of its own; wrong ones end in one line. `prog` is "python -m " and its module."""
+    """The flags of one command; a wrong flag ends the program with one line. `prog` is "python -m " and a module."""
 
     def __init__(self, prog: str, description: str | None = None):
-        raw, settings = argparse.RawDescriptionHelpFormatter, SETTINGS if description else None  # none: a subcommand's
+        raw, settings = argparse.RawDescriptionHelpFormatter, SETTINGS if description else None  # None: of a subcommand
         super().__init__(prog, description=description, epilog=settings, formatter_class=raw, allow_abbrev=False)
         self.add_argument("--helpfull", action=_HelpFull, help=argparse.SUPPRESS)
 
@@ -71,15 +71,15 @@ class _HelpFull(argparse.Action):
 
 
 class Settings(NamedTuple):
-    """What a command line says of the config."""
+    """A command line: the config file, the overrides of its settings, and all other arguments."""
 
     path: str | None
     overrides: dict[str, Any]
-    rest: list[str]  # the other arguments
+    rest: list[str]
 
 
 def split(arguments: Sequence[str]) -> Settings:
-    """Takes the settings out of a command line. Raises InputError for an unknown key, or one without its value."""
+    """Takes the settings out of a command line. Raises InputError for an unknown key or a missing value."""
     path, overrides, rest = None, {}, []
     words = iter(arguments)
     for word in words:
@@ -98,10 +98,10 @@ def split(arguments: Sequence[str]) -> Settings:
 def parse_beside(
     parser: argparse.ArgumentParser, argv: Sequence[str], whole: argparse.ArgumentParser | None = None
 ) -> tuple[argparse.Namespace, ConfigDict]:
-    """What a command has of its own, by `parser`, with the file's path as `config`; and the resolved config.
+    """Parses `argv`, which begins with the program's name, into flags of `parser` and settings.
 
-    What is wrong ends the program with one line, which suggests flags of `whole`, where `parser` is only a part of it.
-    `argv` begins with the program's name.
+    Returns the flags, with the path of the config file as `config`, and the resolved config. Prepares the process for
+    JAX. A wrong argument ends the program with one line, which suggests flags of `whole`, by default `parser`.
     """
     try:
         path, overrides, rest = split(argv[1:])
@@ -136,7 +136,7 @@ def folder(text: str) -> Path:
 
 
 def prepare_process(config: ConfigDict) -> None:
-    """What has to be set before JAX starts."""
+    """Sets up warnings, and XLA_FLAGS for `config.deterministic`; before JAX starts."""
     console.set_up()
     if config.deterministic:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
@@ -161,7 +161,7 @@ def _value(key: str, match: re.Match[str], words: Iterator[str]) -> Any:
 
 
 def _read(key: str, text: str) -> Any:
-    """A text as what the key takes; as it is where it cannot be that: the config's check names it then."""
+    """The text converted to the key's type; unchanged where it cannot be, for the check of the value to name it."""
     kind, default, _, _ = KEYS[key]
     if text == "None" and default is None:
         return None
@@ -179,7 +179,7 @@ def _read(key: str, text: str) -> Any:
 
 
 def meant(parser: argparse.ArgumentParser, argument: str, settings: bool = True) -> str:
-    """What may have been meant by an argument that no flag has; one of the config, where the command has `settings`."""
+    """A hint at the flag, or the setting where the command takes `settings`, that an unknown argument may mean."""
     name = argument.lstrip("-").partition("=")[0].replace("_", "-")
     own = re.findall(r"--[\w-]+", parser.format_usage())
     near = difflib.get_close_matches("--workdir" if name.replace("-", "_") in WORKDIR else f"--{name}", own, 1, 0.75)

@@ -1,9 +1,9 @@
-"""What may have been meant by a name that is no key."""
+"""Keys that a misspelt or foreign name may mean."""
 
 import difflib
 from collections.abc import Collection
 
-# Each key's names in other projects: timm, MMPretrain, Detectron2, MAE, transformers.
+# The names of each key in other projects: timm, MMPretrain, Detectron2, MAE, transformers.
 SYNONYMS = {
     "data.batch_size": "batch bs ims_per_batch per_device_train_batch_size samples_per_gpu",
     "data.erasing": "reprob random_erasing",
@@ -50,7 +50,7 @@ WORKDIR = ["exp_dir", "output", "output_dir", "save_dir", "work_dir", "workdir"]
 
 
 def nearest(name: str, keys: Collection[str]) -> list[str]:
-    """At most three of `keys` that `name` may mean: by other names, without its section, by spelling, by its words."""
+    """At most three of `keys` that `name` may mean: by synonyms, without its section, by spelling, by common words."""
     name = name.lower().replace("-", "_")
     last = name.rpartition(".")[2]
     by_last: dict[str, list[str]] = {}

@@ -1,1 +1,1 @@
-"""What a run needs of the machine: files, locks, processes, the console, compilation in a thread, checkpoints."""
+"""The machine below a run: files, locks, processes, the console, compilation in a thread, caches, checkpoints."""

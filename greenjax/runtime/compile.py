@@ -13,7 +13,7 @@ _COMPILATIONS: weakref.WeakSet[Future] = weakref.WeakSet()
 
 
 def compiling() -> bool:
-    """Is a compilation under way? The interpreter would wait for its end before it exits."""
+    """Whether a compilation is under way. The interpreter waits for its end before it exits, for minutes perhaps."""
     return not all(each.done() for each in _COMPILATIONS)
 
 
@@ -23,7 +23,7 @@ class _Traced(NamedTuple):
 
 
 class BackgroundJit:
-    """A jitted function for arguments of one kind: once started or called, it refuses other shapes and shardings."""
+    """A jitted function that is compiled once: after `start` or a call it refuses other shapes and shardings."""
 
     def __init__(self, jitted: Wrapped):
         self._jitted = jitted
@@ -41,11 +41,11 @@ class BackgroundJit:
         pool.shutdown(wait=False)  # the thread ends with the compilation
 
     def compiled_within(self, seconds: float) -> bool:
-        """Has the compilation ended, now or in so many seconds?"""
+        """Waits for the compilation, at most so many seconds; whether it has ended."""
         return bool(wait([self._started().compiled], seconds).done)
 
     def wait(self) -> Compiled:
-        """The executable, as soon as it is compiled."""
+        """Waits for the compilation and returns the executable."""
         return self._started().compiled.result()
 
     def __call__(self, *arguments: Any) -> Any:

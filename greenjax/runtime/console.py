@@ -1,7 +1,7 @@
-"""Where a command speaks: lines for the reader, warnings in one form, above a progress bar where there is one.
+"""Standard output and error of a command: lines for the reader, warnings in one form, above any progress bar.
 
 A run outlives its output. A line that cannot be written, to a closed pipe, a full disk or a terminal that is gone, is
-dropped: results are in files. Nothing here imports JAX, so that a command can speak before it does.
+dropped: results are in files. Nothing here imports JAX, so that a command can print before JAX is imported.
 """
 
 import atexit
@@ -38,20 +38,20 @@ def warn(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """A line on standard error, as it is: why a command ends."""
+    """A line on standard error that says why a command ends."""
     _line("stderr", text)
 
 
 def rich_console(stderr: bool = False) -> "Console":
-    """A console of rich's whose output may be lost like any other."""
+    """rich's console, on outputs that may be lost like any other."""
     from rich.console import Console  # 50 ms, and not every command draws
 
     return Console(file=_OUTPUTS["stderr" if stderr else "stdout"])  # type: ignore[arg-type]
 
 
 def set_up() -> None:
-    """Warnings of this package, its libraries and Python all become lines of one form. For commands, not for users."""
-    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax and Grain tell every file they touch
+    """Gives the warnings of this package, its libraries and Python one form. For commands, not for libraries."""
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax and Grain log every file they touch
     root = logging.getLogger()
     for handler in list(root.handlers):
         if isinstance(handler, absl_logging.ABSLHandler | _Handler):
@@ -61,7 +61,7 @@ def set_up() -> None:
 
 
 class _Output(io.TextIOBase):
-    """Standard output or error, whatever stream that is now. Writing never raises."""
+    """Standard output or error, whichever stream has that name now. Writing never raises."""
 
     def __init__(self, name: str):
         self._name, self._lost = name, False
@@ -94,12 +94,12 @@ class _Output(io.TextIOBase):
         return getattr(self._stream(), "encoding", None) or "utf-8"
 
     def _stream(self) -> Any:
-        """None: the process was started without it. A bar puts a proxy in its place, which writes here in turn."""
+        """The stream; None in a process started without it. A progress bar puts a proxy there, which writes here."""
         stream = getattr(sys, self._name)
         return getattr(stream, "rich_proxied_file", stream)
 
     def _lose(self, stream: Any, error: OSError) -> None:
-        """A full disk may have room again later; a reader or a terminal that is gone does not come back."""
+        """Warns once. A full disk may have room again later; a closed pipe or terminal does not come back."""
         if error.errno in GONE:
             _to_nowhere(stream)
         if not self._lost:
@@ -119,10 +119,10 @@ def _line(name: str, text: str) -> None:
 
 
 def _to_nowhere(stream: Any) -> None:
-    """Whatever this process still writes there, C libraries included, is lost without an error."""
+    """Sends the stream's descriptor to /dev/null, for C libraries, too: later writes are lost without an error."""
     try:
         number = stream.fileno()
-    except (OSError, ValueError):  # closed, or none of the system's
+    except (OSError, ValueError):  # closed, or a stream without a descriptor
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, number)

@@ -1,4 +1,4 @@
-"""What a run costs: the matrix products of an update, against what the devices can do; memory; hours."""
+"""The cost of a run: FLOPs of the matrix products of a program, the devices' peak rate, the memory in use."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
-# Dense bfloat16 matrix products a second, by the makers' data sheets; of names that fit the longest counts.
+# Dense bfloat16 FLOP/s by the makers' data sheets. Where several names fit a device, the longest counts.
 PEAK_FLOPS = {
     "A100": 312e12,
     "A10G": 70e12,
@@ -28,17 +28,17 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """FLOP/s that a device of this kind can do in matrix products of this type; None: not known."""
+    """FLOP/s of dense matrix products of this type on a device of this kind; None where the rate is not known."""
     names = sorted((name for name in PEAK_FLOPS if name in device_kind), key=len)
     return PEAK_FLOPS[names[-1]] if names and dtype == "bfloat16" else None
 
 
 def matmul_flops(jaxpr: ClosedJaxpr | Jaxpr) -> int:
-    """FLOPs of all matrix products and convolutions of a traced program, on all devices, loops counted as often as run.
+    """FLOPs of all matrix products and convolutions of a traced program, on all devices; a scan counts every iteration.
 
-    Multiplications and additions count one each. What a callback computes is not seen; of branches the dearest counts;
-    a loop of unknown length counts once; of a kernel of ours counts what it says of itself. What nothing uses, the
-    gradient of pixels, does not count: XLA drops it.
+    Multiplications and additions count one each. Callbacks count nothing, a branch counts as its dearest case, a loop
+    of unknown length counts once, a Pallas kernel counts its own estimate. Unused results, such as the gradient of the
+    pixels, do not count: XLA drops them.
     """
     plain: Any = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     return _products(dce_jaxpr(plain, [True] * len(plain.outvars))[0])
@@ -86,7 +86,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def peak_memory() -> int | None:
-    """Bytes that the fullest device of this process held at most; None where devices do not tell, such as a CPU."""
+    """Peak bytes in use on the fullest device of this process; None where devices do not say, such as a CPU."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     found = [each["peak_bytes_in_use"] for each in stats if each and "peak_bytes_in_use" in each]
     return max(found, default=None)

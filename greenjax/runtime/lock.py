@@ -1,8 +1,9 @@
 """One writer a folder: a run, an evaluation or a conversion holds its folder from its start to its end.
 
 The lock is an flock on FOLDER/.lock, which the kernel gives up when the process ends, however it ends. Two processes of
-one machine never hold one folder. Of two machines this is true where their shared file system passes flock on (NFS 4,
-NFS 3 with its lock service, Lustre mounted with flock, GPFS, CephFS). The file says who holds it. Readers need no lock.
+one machine never hold the same folder. Nor do processes of two machines, where their shared file system passes flock on
+(NFS 4, NFS 3 with its lock service, Lustre mounted with flock, GPFS, CephFS). The file names the process that holds it.
+Readers need no lock.
 """
 
 import fcntl
@@ -25,9 +26,9 @@ LOCK = ".lock"
 
 @contextmanager
 def held(folder: Path, flag: str) -> Iterator[None]:
-    """Makes `folder` where it is not there and holds it. `flag` is the one that names the folder.
+    """Holds `folder`, which is made where it is missing. `flag` is the flag that names it.
 
-    Raises InputError where another process holds it, or where it cannot be written.
+    Raises InputError where another process holds the folder, or where it cannot be written.
     """
     made: list[Path] = []
     try:
@@ -41,7 +42,7 @@ def held(folder: Path, flag: str) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            (folder / LOCK).unlink()  # while it is held: who waits for it looks again
+            (folder / LOCK).unlink()  # while it is locked: a process that waits for it looks again
         os.close(file)
         remove_empty(made)
 
@@ -53,7 +54,7 @@ def _locked(folder: Path, flag: str) -> int:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # NFS may say the latter
+        except (BlockingIOError, PermissionError):  # the latter on NFS
             os.close(file)
             raise InputError(f"{folder} is in use by {_holder(path)}: stop it, or use another {flag}") from None
         except OSError as error:
@@ -64,7 +65,7 @@ def _locked(folder: Path, flag: str) -> int:
         os.close(file)  # its holder has just removed it
     note = _read_note(path)
     if note.get("host", socket.gethostname()) != socket.gethostname():
-        logging.warning("%s was left by %s without an end: if it still runs there, stop it", folder, _told(note))
+        logging.warning("%s was left by %s without an end: if it still runs there, stop it", folder, _described(note))
     mine = {"process": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
     with suppress(OSError):  # on a full disk the lock holds without its note
         os.ftruncate(file, 0)
@@ -77,15 +78,15 @@ def _holder(path: Path) -> str:
     if not note:
         return "another process"
     elsewhere = note["host"] != socket.gethostname()
-    return _told(note) + (f" (if that machine is gone, remove {path})" if elsewhere else "")
+    return _described(note) + (f" (if that machine is gone, remove {path})" if elsewhere else "")
 
 
-def _told(note: dict[str, Any]) -> str:
+def _described(note: dict[str, Any]) -> str:
     return f"process {note['process']} on host {note['host']}, started {note['started']}"
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    """What the holder has written; nothing where it is writing just now."""
+    """The note of the process that holds the folder; {} while it is being written."""
     try:
         note = json.loads(path.read_text())
         return note if isinstance(note, dict) and note.keys() >= {"process", "host", "started"} else {}

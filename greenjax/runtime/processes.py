@@ -1,6 +1,6 @@
-"""The processes of a run: usually one, or one a machine. All compute; process 0 alone writes files and speaks.
+"""The processes of a run: usually one, or one a machine. All compute; process 0 alone writes files and prints.
 
-A run of several is told so by three environment variables, the same way under every scheduler:
+Three environment variables make a process one of several, the same way under every scheduler:
 
     JAX_COORDINATOR_ADDRESS=HOST:PORT    where process 0 listens: any free port of its machine
     JAX_NUM_PROCESSES=N
@@ -26,13 +26,13 @@ from greenjax.runtime.console import complain
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 T = TypeVar("T")
-HEARTBEAT = 30  # seconds after which a process that is silent counts as dead, and the others end
+HEARTBEAT = 30  # seconds after which a silent process counts as dead, and the others end
 
 
 def connect() -> None:
-    """Joins the other processes of the run, if there are any, and has JAX look for its devices.
+    """Joins the other processes of the run, if there are any, and lets JAX find its devices.
 
-    Raises InputError where the environment tells only a part, no process can be reached, or there are no devices.
+    Raises InputError where only a part of the environment is set, no process can be reached, or there are no devices.
     """
     if jax.config.values["jax_disable_jit"]:
         raise InputError("JAX_DISABLE_JIT is set: expected 0, as greenjax compiles what it computes")
@@ -41,10 +41,10 @@ def connect() -> None:
 
 
 def find_devices() -> list[Any]:
-    """The devices of all processes. Raises InputError where JAX finds none of the kind that it is told to use."""
+    """The devices of all processes. Raises InputError where JAX finds none of the kind in JAX_PLATFORMS."""
     try:
         return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter where JAX knows the kind, and nothing has it
+    except (RuntimeError, AssertionError) as error:  # AssertionError: JAX knows the kind, and no device has it
         reason = str(error).partition(" (")[0].partition("\n")[0]
     asked = jax.config.values["jax_platforms"]
     try:
@@ -69,7 +69,7 @@ def _join() -> None:
         raise InputError(f"{ADDRESS} is {given[ADDRESS]!r}: expected HOST:PORT of process 0")
     if not 0 <= index < count:
         raise InputError(f"{INDEX} is {index}: expected 0 to {count - 1}, as {COUNT} is {count}")
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM: training/interrupt.py does
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from training/interrupt.py
     if not index and count > 1:
         complain(f"waiting at {given[ADDRESS]} for the other {count - 1} of {count} processes")
     try:
@@ -77,7 +77,7 @@ def _join() -> None:
             given[ADDRESS],
             count,
             index,
-            cluster_detection_method="deactivate",  # a scheduler's variables would leave one device a process
+            cluster_detection_method="deactivate",  # by a scheduler's variables each process would take one device
             heartbeat_timeout_seconds=HEARTBEAT,
         )
     except RuntimeError as error:
@@ -92,18 +92,18 @@ def _number(name: str, text: str) -> int:
 
 
 def cores() -> int:
-    """Those of the processor that this process may use."""
+    """The number of CPU cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def leads() -> bool:
-    """Is this the process that writes for all?"""
+    """Whether this is process 0, which writes for all."""
     return jax.process_index() == 0
 
 
 def gathered(tree: Any) -> Any:
-    """Host arrays of the whole of each leaf: of an array of the devices, or of the rows that each process has."""
+    """Each leaf as one whole array on the host: a device array, or the rows of all processes one after another."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     with jax.transfer_guard("allow"):
@@ -111,24 +111,25 @@ def gathered(tree: Any) -> Any:
 
 
 def led(action: Callable[[], T]) -> T | None:
-    """What `action` gives on process 0, None on the others. An InputError there is raised on every process."""
+    """Runs `action` on process 0 and returns its result there, None elsewhere. Its InputError is raised on all."""
     if jax.process_count() == 1:
         return action()
-    found, said = None, ""
+    found, error_text = None, ""
     if leads():
         try:
             found = action()
         except InputError as error:
-            said = str(error)
-    if refused := _texts(said)[0]:
+            error_text = str(error)
+    if refused := _texts(error_text)[0]:
         raise InputError(refused)
     return found
 
 
 def agree(values: Mapping[str, Any]) -> None:
-    """Raises InputError, on every process, which names the first of the values that differs on one of them.
+    """Raises InputError on every process where a value of `values` is not the same on all, naming the first.
 
-    A key is what has the value, "{}" in it the place of the value where it is not the end. Values are JSON's.
+    A key is the phrase that names a value in the error; "{}" in it stands for the value, which else follows the phrase.
+    Values are of JSON's types.
     """
     if jax.process_count() == 1:
         return
@@ -141,7 +142,7 @@ def agree(values: Mapping[str, Any]) -> None:
 
 
 def _texts(mine: str) -> list[str]:
-    """The texts of all processes."""
+    """The texts of all processes, in their order."""
     data = np.frombuffer(mine.encode(), np.uint8)
     with jax.transfer_guard("allow"):
         lengths = multihost_utils.process_allgather(np.array([data.size], np.int32)).ravel().tolist()

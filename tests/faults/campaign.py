@@ -32,7 +32,8 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
-from greenjax.runtime.checkpoint import Checkpointer, _plain
+from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.runtime.checkpoint_folder import plain_path
 from greenjax.runtime.files import read_metrics
 
 IMAGES = 64
@@ -517,7 +518,7 @@ def everything(workdir: Path) -> dict[str, np.ndarray]:
 
     checkpointer = Checkpointer(workdir)
     handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler())
-    with ocp.Checkpointer(handler) as reader, _plain(checkpointer.directory) as directory:
+    with ocp.Checkpointer(handler) as reader, plain_path(checkpointer.directory) as directory:
         arguments = ocp.args.Composite(state=ocp.args.PyTreeRestore())
         found = reader.restore(directory / str(checkpointer.latest_step()), args=arguments).state
     return {key: np.asarray(value) for key, value in found.items()}
