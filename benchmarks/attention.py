@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 
 from benchmarks.measure import TIMING, Timed, interleaved_medians, machine
 from benchmarks.programs import memory_of, random_batch, sized
+from greenjax.backbones.geometry import stage_channels, stage_specs, token_grid, windowed_blocks
 from greenjax.errors import InputError
 from greenjax.ops.group_attention import device_kind, enter_groups, group_attention, leave_groups
-from greenjax.planning import Grouping, dense_plan, stage_channels, stage_specs, token_grid
+from greenjax.planning import Grouping, dense_plan
 from greenjax.planning.analysis import blocks_in_turn
-from greenjax.planning.planner import windowed_blocks
 
 FLAGS = TIMING
 # Large enough that nothing is left of what is hidden, small enough for float16. By a comment in JAX's own masks, cuDNN

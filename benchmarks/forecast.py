@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from greenjax.backbones.geometry import make_planner, stage_channels
 from greenjax.backbones.layers import by_stage
 from greenjax.models import build
-from greenjax.planning import Planner, stage_channels
+from greenjax.planning import Planner
 from greenjax.planning.analysis import blocks_in_turn
 
 PASSES = 3  # forward, and two products backward for each of its products
@@ -52,7 +53,7 @@ class Attention(NamedTuple):
 
 def forecast(config: ConfigDict) -> Forecast:
     """The forecast of a resolved configuration of green MIM with a Swin, without recomputation (model.remat)."""
-    planner = Planner.from_config(config)
+    planner = make_planner(config)
     images = config.data.batch_size
     blocks = list(encoder_blocks(config, planner))
     encoder = sum(block_flops(block) for block in blocks)

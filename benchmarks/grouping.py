@@ -21,13 +21,14 @@ from ml_collections import ConfigDict
 from benchmarks.measure import TIMING, interleaved_seconds, machine, ratio_quartiles
 from benchmarks.programs import Program, compile_part, first_state, random_batch, runnable, sized
 from benchmarks.ways import STATIC, WAYS, Grouped, Place, static
+from greenjax.backbones.geometry import make_planner, stage_channels, windowed_blocks
 from greenjax.data import Batch
 from greenjax.errors import InputError
-from greenjax.planning import Plan, Planner, stage_channels
+from greenjax.planning import Plan, Planner
 from greenjax.planning.analysis import blocks_in_turn
 from greenjax.planning.grouping import grouping_cost, layout_cost
 from greenjax.planning.plan import packed_plan, stack_plans
-from greenjax.planning.planner import simulated_masks, windowed_blocks
+from greenjax.planning.planner import simulated_masks
 from greenjax.runtime.placement import Placement
 from greenjax.training.sharding import make_mesh
 from greenjax.training.state import State
@@ -42,7 +43,7 @@ def run(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     """Prints the tables of a resolved pre-training configuration and returns their figures."""
     check(config, batch)
     config = sized(config, batch)
-    planner = Planner.from_config(config)
+    planner = make_planner(config)
     everywhere = places(config, planner)
     masks, ways = group_all(everywhere, simulated_masks(planner.grid.units, planner.visible, MASKS, seed=FRESH))
     report = {**machine(), "model": config.model.name, "window": config.model.window}

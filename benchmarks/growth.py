@@ -24,8 +24,8 @@ from benchmarks.forecast import Forecast, forecast
 from benchmarks.growth_figure import growth_figure
 from benchmarks.measure import TIMING, interleaved_seconds, machine, ratio_by_round
 from benchmarks.programs import Program, compile_part, first_state, parameter_shapes, runnable, sized
+from greenjax.backbones.geometry import make_planner
 from greenjax.errors import InputError
-from greenjax.planning import Planner
 from greenjax.planning.report import check_figure
 
 FLAGS = TIMING | {"--plot": dict(type=Path, help="file to draw the curves into, such as FILE.png")}
@@ -118,7 +118,7 @@ def sized_as(config: ConfigDict, setting: Setting) -> ConfigDict:
     """The configuration in another setting. Raises InputError where it cannot be had."""
     changes = {"mask__ratio": setting.mask_ratio, "model__window": setting.window, "image_size": setting.image_size}
     changed = sized(config, setting.batch, **changes)
-    Planner.from_config(changed)  # whether its masks can be planned
+    make_planner(changed)  # whether its masks can be planned
     return changed
 
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from greenjax.backbones.geometry import make_planner, stage_channels, stage_specs, token_grid, windowed_blocks
 from greenjax.config import flatten, resolve
 from greenjax.data import Batch, blank_batch
-from greenjax.planning import Plan, Planner, dense_plan, stage_channels, stage_specs, token_grid
+from greenjax.planning import Plan, dense_plan
 from greenjax.planning.analysis import blocks_in_turn
-from greenjax.planning.planner import windowed_blocks
 from greenjax.runtime.cost import matmul_flops
 from greenjax.runtime.placement import Placement
 from greenjax.training.optim import learning_rate, make_optimizer
@@ -50,7 +50,7 @@ def sized(config: ConfigDict, batch: int, **changes: Any) -> ConfigDict:
 def random_batch(config: ConfigDict, plan: Plan | None = None) -> Batch:
     """Noise under the masks of step 0, or under a plan for all mask groups."""
     if plan is None:
-        plan, _ = Planner.from_config(config).plans(0, config.mask.groups)
+        plan, _ = make_planner(config).plans(0, config.mask.groups)
     batch = blank_batch(config, plan)
     return batch._replace(images=np.random.default_rng(0).integers(256, size=batch.images.shape, dtype=np.uint8))
 

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from greenjax.backbones.geometry import make_planner
 from greenjax.config import flatten, resolve
 from greenjax.config.flags import positive
 from greenjax.data import blank_batch
 from greenjax.errors import InputError
-from greenjax.planning import Planner
 from greenjax.runtime.cost import matmul_flops
 from greenjax.training.optim import learning_rate, make_optimizer
 from greenjax.training.sharding import batch_shapes, make_mesh
@@ -89,7 +89,7 @@ def compiled(config: ConfigDict, fsdp: int) -> Program:
     mesh, tx = make_mesh(config), make_optimizer(config)
     update = make_train_step(model_graph(config), tx, learning_rate(config, total=2, warmup=1), config, mesh)
     state = abstract_state(config, mesh)
-    plan = Planner.from_config(config).example(config.mask.groups)
+    plan = make_planner(config).example(config.mask.groups)
     traced = update.trace(state, batch_shapes(blank_batch(config, plan), mesh))
     program = traced.lower().compile()
     memory, text, here = program.memory_analysis(), program.as_text(), sum(map(_bytes_here, jax.tree.leaves(state)))

@@ -14,8 +14,8 @@ from benchmarks.measure import TIMING, Timed, copy, interleaved_medians, machine
 from benchmarks.peers import Maker, Peers, find_peers
 from benchmarks.programs import PARTS, Program, compile_part, memory_slope, runnable, sized
 from benchmarks.whole_run import whole_run
+from greenjax.backbones.geometry import make_planner
 from greenjax.errors import InputError
-from greenjax.planning import Planner
 from greenjax.planning.analysis import planning_time
 from greenjax.runtime.cost import peak_flops, peak_memory
 
@@ -43,7 +43,7 @@ def run(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) ->
     report |= {"copy_bytes_per_second": rates[1], "peak_memory_bytes": peak_memory()}
     peak = peak_flops(report["device"], config.model.dtype)
     report["peak_flops_per_second"] = peak and peak * jax.device_count()
-    report["planning_ms"] = planning_time(Planner.from_config(methods["green"]), 100)
+    report["planning_ms"] = planning_time(make_planner(methods["green"]), 100)
     report["rows"] = [row(name, part, time, programs, peers, report) for (name, part), time in seconds.items()]
     slopes = {name: memory_slope(of, programs[name]["update"]) for name, of in methods.items()}
     report["memory_slope_bytes"] = slopes

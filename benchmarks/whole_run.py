@@ -21,10 +21,10 @@ from ml_collections import ConfigDict
 from benchmarks.inputs import PHOTOGRAPHS, write_photographs
 from benchmarks.measure import machine
 from benchmarks.programs import STEPS, sized
+from greenjax.backbones.geometry import make_planner
 from greenjax.config import flatten, resolve
 from greenjax.data import open_source, train_batches
 from greenjax.errors import InputError
-from greenjax.planning import Planner
 
 MEASURED = 8  # steps whose speed counts
 WARM = 3  # steps before them: the first ones map memory
@@ -77,7 +77,7 @@ def input_rate(config: ConfigDict) -> float:
     """Images a second that one process makes into batches, masks planned: decoded, cropped, resized."""
     config = resolve(flatten(config) | {"data.workers": 0})
     source = open_source(config.data, config.data.split)
-    with closing(train_batches(config, source, Planner.from_config(config))) as batches:
+    with closing(train_batches(config, source, make_planner(config))) as batches:
         next(batches)
         start = time.perf_counter()
         for _ in range(MEASURED):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from greenjax.ops.group_attention import WindowAttention, attend, relative_position_bias
+from greenjax.backbones.attention import WindowAttention
+from greenjax.ops.group_attention import attend, relative_position_bias
 from greenjax.planning.layout import choose_layouts, exact_plan
 from greenjax.planning.plan import GroupLayout, StageSpec, WindowPartition, make_plan, partitions
 from greenjax.planning.tokens import TokenGrid

@@ -84,7 +84,7 @@ def test_what_cannot_be_grouped_is_refused_before_anything_is_compiled(monkeypat
 
 def test_twins_has_windows_in_every_second_block():
     config = small_config("twins")
-    planner = grouping.Planner.from_config(config)
+    planner = grouping.make_planner(config)
     everywhere = grouping.places(config, planner)
     assert [(place.partition.stage, place.partition.shift, place.blocks) for place in everywhere] == [
         (0, 0, 1),

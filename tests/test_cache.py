@@ -10,7 +10,7 @@ import pytest
 from small import ONE_STAGE, small_config
 from test_processes import ROOT, config_file, ended, spawned
 
-from greenjax.planning import Planner
+from greenjax.backbones.geometry import make_planner
 from greenjax.runtime import cache
 
 MAIN = ("-m", "greenjax.main")
@@ -63,7 +63,7 @@ def test_a_user_without_a_home_keeps_nothing_and_is_told_once(tmp_path, monkeypa
         assert jax.config.values["jax_compilation_cache_dir"] is None
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
-    Planner.from_config(small_config())
+    make_planner(small_config())
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
         "compiled programs are not kept: [Errno 2] this user has no home; XDG_CACHE_HOME names another folder:"
         " '~/.cache'"
@@ -73,16 +73,16 @@ def test_a_user_without_a_home_keeps_nothing_and_is_told_once(tmp_path, monkeypa
 def test_layouts_that_cannot_be_read_are_found_again(tmp_path, monkeypatch, caplog):
     """A cache folder of somebody else, or one that is no folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    layouts = Planner.from_config(small_config()).layouts
+    layouts = make_planner(small_config()).layouts
     (kept,) = (tmp_path / "greenjax").iterdir()
     for text in ("", "{", "[3]"):
         kept.write_text(text)
-        assert Planner.from_config(small_config()).layouts == layouts
+        assert make_planner(small_config()).layouts == layouts
         assert "cannot be read" in caplog.text
         caplog.clear()
     kept.unlink()
     kept.mkdir()
-    assert Planner.from_config(small_config()).layouts == layouts
+    assert make_planner(small_config()).layouts == layouts
 
 
 def test_above_the_largest_size_the_least_recently_used_go(tmp_path, monkeypatch):

@@ -22,13 +22,13 @@ import pytest
 from tiny_data import encode, picture
 from worker_cases import Big, Broken, Strange, constants
 
+from greenjax.backbones.geometry import make_planner
 from greenjax.config import resolve
 from greenjax.data import Undecodable, WorkerDied, eval_batches, open_source, train_batches
 from greenjax.data.loader import ImagesError, order_seed, shuffled
 from greenjax.data.undecodable import Fault
 from greenjax.data.workers import WorkerError, WorkerPool
 from greenjax.errors import InputError
-from greenjax.planning import Planner
 from greenjax.training.loop import _Run
 from greenjax.training.metrics import MetricsWriter
 
@@ -44,7 +44,7 @@ def tiny_config(**data):
 def planner(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return Planner.from_config(tiny_config())
+        return make_planner(tiny_config())
 
 
 def take(iterator, count):
@@ -444,9 +444,9 @@ def test_a_worker_imports_neither_jax_nor_orbax(pool):
 SCRIPT = """
 import sys, time
 from pathlib import Path
+from greenjax.backbones.geometry import make_planner
 from greenjax.config import resolve
 from greenjax.data import train_batches
-from greenjax.planning import Planner
 
 class Images:
     def __len__(self):
@@ -458,7 +458,7 @@ class Images:
 model = {"patch": 2, "depths": (2, 2, 2), "num_heads": (1, 2, 4), "embed_dim": 8, "window": 4}
 data = {"source": "digits", "batch_size": 8, "workers": int(sys.argv[1])}
 config = resolve({"steps": 1, "image_size": 32, "model": model, "data": data})
-batches = train_batches(config, Images(), Planner.from_config(config))
+batches = train_batches(config, Images(), make_planner(config))
 assert next(batches).images.shape == (8, 1, 32, 32, 3)
 print("made", flush=True)
 time.sleep(float(sys.argv[2]))

@@ -13,9 +13,9 @@ from small import small_config
 from tiny_data import encode, picture, settings
 from tiny_data import prepare as prepare_tfds
 
+from greenjax.backbones.geometry import make_planner
 from greenjax.data import open_labelled, open_source, prepare, records, train_batches
 from greenjax.errors import InputError
-from greenjax.planning import Planner
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "digits.py")
 
@@ -87,7 +87,7 @@ def test_raw_pixels_are_not_copied_and_read_by_workers_alike(tmp_path, monkeypat
     config = small_config(data__source="records", data__path=str(tmp_path / "out"))
     source, digits = open_source(config.data, "train[:40]"), open_source(settings("digits"), "train[:40]")
     assert all(np.array_equal(source[i], digits[i]) and not source[i].flags.owndata for i in range(40))
-    planner = Planner.from_config(config)
+    planner = make_planner(config)
     for workers in (0, 2):
         ours = train_batches(small_config(data__workers=workers), source, planner)
         theirs = train_batches(small_config(), digits, planner)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from greenjax import config as configs
+from greenjax.backbones.geometry import make_planner
 from greenjax.planning import Plan, Planner, StageSpec, TokenGrid, planner
 from greenjax.planning.analysis import analyse
 from greenjax.planning.grouping import pack
@@ -148,14 +149,14 @@ def test_layouts_hold_fresh_masks(image, window, ratio):
 
 def test_layouts_are_cached(cache, monkeypatch):
     config = four_units()
-    first = Planner.from_config(config).layouts
+    first = make_planner(config).layouts
     monkeypatch.setattr(planner, "choose_layouts", lambda *_: pytest.fail("the cache was not read"))
-    assert Planner.from_config(config).layouts == first
+    assert make_planner(config).layouts == first
     (entry,) = (cache / "greenjax").iterdir()
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     entry.write_text("torn")
-    assert Planner.from_config(config).layouts == first
+    assert make_planner(config).layouts == first
 
 
 def test_layouts_that_lose_too_many_masks_are_refused(cache, monkeypatch):
@@ -165,4 +166,4 @@ def test_layouts_that_lose_too_many_masks_are_refused(cache, monkeypatch):
         lambda stages, *_: tuple(tuple(GroupLayout(1, 1) for _ in stage) for stage in stages),
     )
     with pytest.raises(ValueError, match=r"100\.0% of the masks would be redrawn with 1 of 4 units visible"):
-        Planner.from_config(four_units())
+        make_planner(four_units())

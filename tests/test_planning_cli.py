@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from greenjax.backbones.geometry import make_planner, windowed_blocks
 from greenjax.config import load_config
+from greenjax.planning.__main__ import report
 from greenjax.planning.analysis import Analysis, analyse, cost_ratio
 from greenjax.planning.grouping import layout_cost, optimal_grouping
 from greenjax.planning.planner import Planner, simulated_masks
-from greenjax.planning.report import group_size_figure, layout_table, report, summary, windowed_blocks
+from greenjax.planning.report import group_size_figure, layout_table, summary
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "configs" / "digits.py"
@@ -30,7 +32,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def planner() -> Planner:
-    return Planner.from_config(load_config(DIGITS, STAGES))
+    return make_planner(load_config(DIGITS, STAGES))
 
 
 @pytest.fixture(scope="module")

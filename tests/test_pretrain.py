@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from small import small_config
 
+from greenjax.backbones.geometry import make_planner
 from greenjax.data import WorkerDied, open_source
 from greenjax.errors import InputError
 from greenjax.evaluation import result
 from greenjax.main import main
-from greenjax.planning import Planner
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.tasks import pretrain
@@ -117,7 +117,7 @@ def test_a_run_that_diverges_stops_and_names_the_step(tmp_path):
 
 def test_pooled_masks_are_counted_by_epoch():
     config = small_config(mask__pool=5, data__batch_size=16)
-    planner = Planner.from_config(config)
+    planner = make_planner(config)
     images = len(open_source(config.data, "train[:160]"))  # ten steps an epoch
     assert pool_use(config, planner, 1, images)["distinct_masks"] <= 5
     assert pool_use(config, planner, 10, images) == {"distinct_masks": 5}

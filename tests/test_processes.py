@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from small import ONE_STAGE, small_config
 
+from greenjax.backbones.geometry import make_planner
 from greenjax.data import labelled_batches, open_labelled, open_source, train_batches
 from greenjax.errors import InputError, InterruptedRun
-from greenjax.planning import Planner
 from greenjax.runtime import processes
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.tasks import pretrain
@@ -271,7 +271,7 @@ def test_a_checkpoint_passes_through_other_processes_with_every_bit(alone, tmp_p
 def test_the_rows_of_all_processes_are_the_batch():
     """By mask group in pre-training, by image with labels; masks of a pool too."""
     config = small_config(mask__pool=5)
-    source, planner = open_source(config.data, "train"), Planner.from_config(config)
+    source, planner = open_source(config.data, "train"), make_planner(config)
     whole = next(train_batches(config, source, planner, 3))
     parts = [next(train_batches(config, source, planner, 3, range(i, i + 2))) for i in range(0, 8, 2)]
     jax.tree.map(lambda *leaves: np.testing.assert_array_equal(leaves[0], np.concatenate(leaves[1:])), whole, *parts)

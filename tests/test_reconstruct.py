@@ -6,11 +6,11 @@ from einops import rearrange
 from PIL import Image
 from small import small_config
 
+from greenjax.backbones.geometry import make_planner
 from greenjax.data import eval_batches, open_source
 from greenjax.evaluation import Pictures
 from greenjax.evaluation.pictures import reconstruct
 from greenjax.evaluation.pictures.reconstruct import GREY, draw_reconstructions, hide, paste
-from greenjax.planning import Planner
 from greenjax.training.state import model_graph
 
 MEAN = {1: (0.3,), 2: (0.3, 0.2), 3: (0.485, 0.456, 0.406), 5: (0.5,) * 5}
@@ -102,7 +102,7 @@ def test_the_caption_says_where_mean_and_variance_come_from(tmp_path, monkeypatc
 )
 def test_a_batch_of_any_size_is_drawn(groups, batch, shown, tmp_path, monkeypatch):
     config = small_config(mask__groups=groups, data__batch_size=batch, mesh__data=1)
-    planner, source = Planner.from_config(config), open_source(config.data, "test")
+    planner, source = make_planner(config), open_source(config.data, "test")
     pictures = Pictures(config, next(eval_batches(config, source, planner)), model_graph(config), lambda batch: batch)
     assert len(pictures.images) == len(pictures.visible) == len(pictures.shown) == shown
     units = planner.grid.units[0] * planner.grid.units[1]

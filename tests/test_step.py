@@ -1,5 +1,6 @@
 """One update: the same function on any mesh, compiled once, unharmed by what is not finite."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,8 +12,8 @@ from flax import nnx
 from small import small_config
 
 import greenjax
+from greenjax.backbones.geometry import make_planner
 from greenjax.data import blank_batch, blank_labelled_batch, open_source, train_batches
-from greenjax.planning import Planner
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.runtime.placement import batch_sharding
@@ -44,7 +45,7 @@ def train(config, steps, state=None):
     update = make_train_step(model_graph(config), tx, rate, config, mesh)
     state = init_state(config, mesh) if state is None else state
     source = open_source(config.data, "train")
-    batches = train_batches(config, source, Planner.from_config(config), int(state.step))
+    batches = train_batches(config, source, make_planner(config), int(state.step))
     losses = []
     for _ in range(steps):
         state, metrics = update(state, jax.device_put(next(batches), batch_sharding(mesh)))
@@ -163,7 +164,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
     config = small_config(**BASE, mesh__data=1)
     mesh, tx = make_mesh(config), make_optimizer(config)
     update = make_train_step(model_graph(config), tx, learning_rate(config, 10, 2), config, mesh)
-    batch = next(train_batches(config, open_source(config.data, "train"), Planner.from_config(config), 0))
+    batch = next(train_batches(config, open_source(config.data, "train"), make_planner(config), 0))
     good = batch._replace(images=batch.images.astype(np.float32) / 255)
     bad = good._replace(images=np.where(np.arange(8)[:, None, None, None, None] == 3, np.nan, good.images))
 
@@ -219,7 +220,7 @@ def test_epochs_become_steps():
 def test_weight_decay_reaches_matrices_only():
     config = small_config(optim__weight_decay=0.5, optim__clip=0.0)
     params = nnx.to_pure_dict(nnx.state(greenjax.build(config)))
-    names = decayed_names(params)
+    names = decayed_names(config, params)
     assert names == {
         "kernel": True,
         "bias": False,
@@ -230,13 +231,14 @@ def test_weight_decay_reaches_matrices_only():
     tx = make_optimizer(config)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = tx.update(zeros, tx.init(params), params)
-    expected = jax.tree.map(lambda p, flag: 0.5 * p if flag else 0 * p, params, decayed(params))
+    expected = jax.tree.map(lambda p, flag: 0.5 * p if flag else 0 * p, params, decayed(config, params))
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
 
 
 def test_weight_decay_leaves_the_positional_encoding_of_twins_alone():
-    params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: greenjax.build(small_config("twins")))))
-    assert decayed_names(params, 2) == {
+    config = small_config("twins")
+    params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: greenjax.build(config))))
+    assert decayed_names(config, params, 2) == {
         **{f"{layer}/kernel": True for layer in ("qkv", "q", "kv", "sr", "proj", "fc1", "fc2", "patch_embed")},
         **{f"{layer}/kernel": True for layer in ("embed", "head")},
         **{f"{layer}/bias": False for layer in ("qkv", "q", "kv", "sr", "proj", "fc1", "fc2", "patch_embed")},
@@ -248,11 +250,11 @@ def test_weight_decay_leaves_the_positional_encoding_of_twins_alone():
     }
 
 
-def decayed_names(params, parts=1):
+def decayed_names(config, params, parts=1):
     """{the last parts of a parameter's path: does it decay?}"""
     return {
         "/".join(jax.tree_util.keystr(path, simple=True, separator="/").split("/")[-parts:]): flag
-        for path, flag in jax.tree.flatten_with_path(decayed(params))[0]
+        for path, flag in jax.tree.flatten_with_path(decayed(config, params))[0]
     }
 
 
@@ -260,7 +262,7 @@ def test_the_optimizer_is_optax_adamw_with_clipping():
     config = small_config(optim__weight_decay=0.1, optim__clip=1.0, optim__b2=0.95)
     tx = make_optimizer(config)
     reference = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(0.01, 0.9, 0.95, weight_decay=0.1, mask=decayed)
+        optax.clip_by_global_norm(1.0), optax.adamw(0.01, 0.9, 0.95, weight_decay=0.1, mask=partial(decayed, config))
     )
     params = {"layer": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3)}}
     ours, theirs, state, other = params, params, tx.init(params), reference.init(params)
@@ -315,7 +317,7 @@ def test_an_update_compiled_ahead_is_the_step_and_takes_nothing_else():
     config = small_config(**BASE, mask__groups=4, mesh__data=2, mesh__fsdp=2)
     mesh, tx = make_mesh(config), make_optimizer(config)
     step = make_train_step(model_graph(config), tx, learning_rate(config, 10, 2), config, mesh)
-    planner = Planner.from_config(config)
+    planner = make_planner(config)
     blank = blank_batch(config, planner.example(config.mask.groups))
     update = BackgroundJit(step)
     update.start(abstract_state(config, mesh), batch_shapes(blank, mesh))
@@ -349,7 +351,7 @@ def test_an_update_stays_float32_where_jax_has_float64(overrides):
         state = abstract_state(config, mesh)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
         if config.task == "pretrain":
-            batch = blank_batch(config, Planner.from_config(config).example(config.mask.groups))
+            batch = blank_batch(config, make_planner(config).example(config.mask.groups))
             step = make_train_step(graphdef, tx, learning_rate(config, 10, 1), config, mesh)
         else:
             batch = blank_labelled_batch(config)

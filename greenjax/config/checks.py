@@ -4,17 +4,20 @@ Raises InputError: one line with the key, its value and what is allowed next to 
 """
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
+from greenjax.backbones.registry import family_of
 from greenjax.errors import refuse
+from greenjax.planning import TokenGrid
 
 Values = dict[str, Any]
 
 
 def check_all(values: Values) -> None:
     check_rates(values)
-    check_model(values)
     check_size(values)
+    check_model(values)
     check_data(values)
     check_optimizer(values)
     if values["task"] == "pretrain":
@@ -31,30 +34,22 @@ def check_rates(values: Values) -> None:
 
 
 def check_model(values: Values) -> None:
-    depths, heads, dim = (values[f"model.{part}"] for part in ("depths", "num_heads", "embed_dim"))
-    for part in ("num_heads", "embed_dims", "sr_ratios", "mlp_ratio"):
-        value = values[f"model.{part}"]
-        if isinstance(value, tuple) and len(value) != len(depths):
-            refuse(values, f"model.{part}", f"one number a stage, as model.depths {depths!r} has")
-    note = " (model.embed_dim doubles at each stage)" if dim else ""
-    channels = values["model.embed_dims"] or tuple(dim * 2**stage for stage in range(len(depths)))
-    for stage, (width, count) in enumerate(zip(channels, heads)):
-        if width % count:
-            allowed = f"a divisor of the {width} channels of stage {stage + 1} in place of {count}"
-            refuse(values, "model.num_heads", allowed + note)
-    for stage, ratio in enumerate(values["model.sr_ratios"] or ()):
-        side = 2 ** (len(depths) - 1 - stage)
-        if ratio & (ratio - 1) or ratio > side:
-            allowed = f"a power of two, at most the {side} tokens along a mask unit of stage {stage + 1}"
-            refuse(values, "model.sr_ratios", f"{allowed}, in place of {ratio}")
-    if values["model.attention"] != "xla" and not values["model.window"]:
-        refuse(values, "model.attention", f"xla for {values['model.name']}, which has no attention inside windows")
-    for width, count in zip(channels, heads):
-        if values["model.attention"] == "pallas" and width // count not in (16, 32, 64, 128):
-            allowed = f"xla where a head has {width // count} channels: pallas takes 16, 32, 64 or 128"
+    model = SimpleNamespace(**{key[6:]: value for key, value in values.items() if key.startswith("model.")})
+    family = family_of(model.name)
+    for part, value in vars(model).items():
+        if isinstance(value, tuple) and len(value) != len(model.depths):
+            refuse(values, f"model.{part}", f"one number a stage, as model.depths {model.depths!r} has")
+    family.check(model)
+    grid = TokenGrid(*values["image_size"], patch=model.patch, stages=len(model.depths))
+    stages = family.stages(model, grid)
+    if model.attention != "xla" and model.window is None:
+        refuse(values, "model.attention", f"xla for {model.name}, which has no attention inside windows")
+    for width, heads in zip(family.channels(model), model.num_heads or ()):
+        if model.attention == "pallas" and width // heads not in (16, 32, 64, 128):
+            allowed = f"xla where a head has {width // heads} channels: pallas takes 16, 32, 64 or 128"
             refuse(values, "model.attention", allowed)
-    if values["model.sparse_conv"] != "native" and not values["model.sr_ratios"]:
-        refuse(values, "model.sparse_conv", f"native for {values['model.name']}, which has no sparse convolutions")
+    if model.sparse_conv != "native" and not any(stage.peg for stage in stages):
+        refuse(values, "model.sparse_conv", f"native for {model.name}, which has no sparse convolutions")
 
 
 def check_size(values: Values) -> None:

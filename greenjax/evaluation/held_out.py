@@ -10,11 +10,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from greenjax.backbones.geometry import token_grid
 from greenjax.data import Batch, Source, Undecodable, eval_batches
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place
 from greenjax.evaluation.pictures.reconstruct import draw_reconstructions
-from greenjax.planning import Planner, token_grid
+from greenjax.planning import Planner
 from greenjax.runtime.placement import Placement
 from greenjax.runtime.processes import gathered, leads
 

@@ -10,9 +10,9 @@ from einops import rearrange
 from jaxtyping import Float32, Int64, Shaped
 from ml_collections import ConfigDict
 
+from greenjax.backbones.geometry import token_grid
 from greenjax.errors import InputError
 from greenjax.interop.resize import window_of
-from greenjax.planning import token_grid
 
 Tensors = Mapping[str, Shaped[np.ndarray, "..."]]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from greenjax.backbones.geometry import token_grid
 from greenjax.data.classes import Classes
 from greenjax.errors import InputError
-from greenjax.planning import token_grid
 
 UNNAMED = "LABEL_"  # how transformers begins the name of a class that nobody named
 

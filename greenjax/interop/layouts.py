@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from greenjax.backbones.geometry import token_grid
 from greenjax.errors import InputError
 from greenjax.interop.buffers import stage_windows
 from greenjax.interop.tables import LAYOUTS, Layout, Rule, swin
 from greenjax.models.decoder import sine_cosine_positions
-from greenjax.planning import token_grid
 
 
 class Entry(NamedTuple):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from greenjax.backbones.geometry import stage_channels
 from greenjax.backbones.transforms import (
     CONV,
     LINEAR,
@@ -26,7 +27,6 @@ from greenjax.backbones.transforms import (
     token,
 )
 from greenjax.interop.buffers import swin_buffers
-from greenjax.planning import stage_channels
 
 
 class Rule(NamedTuple):

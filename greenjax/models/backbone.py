@@ -10,16 +10,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from greenjax.backbones.swin.encoder import Swin
-from greenjax.backbones.twins.encoder import Twins
-from greenjax.data.classes import Classes
+from greenjax.backbones.geometry import stage_channels, stage_specs, token_grid
+from greenjax.backbones.registry import family_of
 from greenjax.errors import InputError
-from greenjax.planning import dense_plan, stage_channels, stage_specs, token_grid
+from greenjax.planning import dense_plan
 from greenjax.planning.tokens import to_grid, to_unit_major
-
-# By the first word of model.name. An encoder has `patch_embed`, patches [b, n, p] -> tokens [b, n, c], and is called
-# with (tokens, plan, drop-path key or None); the tokens are those of the plan's visible units.
-ENCODERS = {"swin": Swin, "twins": Twins, "pcpvt": Twins}
 
 Images = Float[Array | np.ndarray, "b h w c"] | UInt8[Array | np.ndarray, "b h w c"]
 
@@ -30,7 +25,7 @@ class Backbone(nnx.Module):
     `classes` are the names of a classifier's outputs; () where there are none, or nobody knows them.
     """
 
-    classes: Classes = ()
+    classes: tuple[str, ...] = ()
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         """`config` is resolved; it stays with the model, so that weights can say what they belong to."""
@@ -38,7 +33,7 @@ class Backbone(nnx.Module):
         self.grid = token_grid(config)
         self.specs = stage_specs(config)
         self.mean, self.std = tuple(config.data.mean), tuple(config.data.std)
-        self.encoder = ENCODERS[config.model.name.partition("_")[0]](config, rngs=rngs)
+        self.encoder = family_of(config.model.name).encoder(config, rngs=rngs)
         self.latent_dim = stage_channels(config)[-1]
 
     def dense(

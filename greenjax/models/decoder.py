@@ -9,8 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 from ml_collections import ConfigDict
 
+from greenjax.backbones.attention import SelfAttention
 from greenjax.backbones.layers import LayerNorm, Mlp, linear, token_normal
-from greenjax.ops.group_attention import SelfAttention
 
 
 @cache

@@ -11,11 +11,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 from ml_collections import ConfigDict
 
+from greenjax.backbones.geometry import stage_channels
 from greenjax.backbones.layers import linear, token_normal
 from greenjax.errors import InputError
 from greenjax.models.backbone import Backbone, Images, widened
 from greenjax.models.decoder import Decoder
-from greenjax.planning import Plan, dense_plan, exact_plan, stage_channels
+from greenjax.planning import Plan, dense_plan, exact_plan
 
 TARGET_EPSILON = 1e-6  # beside the variance of a unit
 

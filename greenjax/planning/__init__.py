@@ -1,11 +1,11 @@
-"""Planning: from a configuration to masks, static group shapes and index arrays. NumPy only, no JAX.
+"""Planning: from a geometry to masks, static group shapes and index arrays. NumPy only, no JAX.
 
 Read in this order: tokens (the token order), masking, grouping (Algorithm 1), sites, plan, layout, planner.
 """
 
 from greenjax.planning.layout import dense_plan, exact_plan
 from greenjax.planning.plan import Grouping, Plan, StageSpec
-from greenjax.planning.planner import Planner, stage_channels, stage_specs, token_grid
+from greenjax.planning.planner import Planner
 from greenjax.planning.tokens import TokenGrid
 
 __all__ = [
@@ -16,7 +16,4 @@ __all__ = [
     "TokenGrid",
     "dense_plan",
     "exact_plan",
-    "stage_channels",
-    "stage_specs",
-    "token_grid",
 ]

@@ -6,9 +6,16 @@ python -m greenjax.planning --config configs/swin_b.py [--config.mask.ratio=0.6]
 import sys
 from collections.abc import Sequence
 
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from greenjax.backbones.geometry import make_planner, stage_channels, windowed_blocks
 from greenjax.config import flags
 from greenjax.errors import InputError
-from greenjax.planning.report import report
+from greenjax.planning.analysis import analyse
+from greenjax.planning.report import check_figure, group_size_figure, layout_table, summary
+
+WIDTH = 110  # columns, where the output is not a terminal
 
 
 def main(argv: Sequence[str]) -> None:
@@ -20,6 +27,40 @@ def main(argv: Sequence[str]) -> None:
         report(config, arguments.masks, arguments.plot)
     except (InputError, OSError) as error:
         sys.exit(f"greenjax.planning: {error}")
+
+
+def report(config: ConfigDict, masks: int, plot: str | None = None) -> None:
+    """Prints what simulated masks say of a resolved configuration; `plot` names a file for the figure.
+
+    Raises InputError for a method that groups nothing, for layouts that lose too many masks, and for a figure of a
+    backbone without windows.
+    """
+    if config.method != "green":
+        raise InputError(
+            f"method is {config.method!r}, whose encoder takes all tokens and groups none: expected 'green'"
+        )
+    if plot:
+        check_figure(plot)
+    planner = make_planner(config)
+    windows = any(planner.stages)
+    if plot and not windows:
+        raise InputError(f"model.name is {config.model.name!r}, which has no windows: no figure can be drawn")
+    analysis = analyse(planner, stage_channels(config), masks)
+    title = f"{config.model.name}, {'x'.join(map(str, config.image_size))} pixels"
+    title += f", window {config.model.window}" if windows else ", no windows"
+    units = planner.grid.units[0] * planner.grid.units[1]
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console.print(
+        f"{title}, patch {config.model.patch}: {planner.visible} of {units} mask units visible,"
+        f" {planner.grid.unit} pixels a side"
+    )
+    if windows:
+        console.print(layout_table(analysis))
+        console.print("\n".join(summary(analysis, windowed_blocks(config))))
+    console.print(f"Time to draw and plan one mask: {analysis.milliseconds:.2f} ms (median)")
+    if plot:
+        group_size_figure(analysis, f"{title}, mask ratio {config.mask.ratio:g}").savefig(plot, dpi=150)
+        console.print(f"Figure 4: {plot}")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int32
-from ml_collections import ConfigDict
 
 from greenjax.errors import InputError
 from greenjax.planning.layout import choose_layouts
-from greenjax.planning.masking import draw_visible, visible_count
+from greenjax.planning.masking import draw_visible
 from greenjax.planning.plan import (
     GroupLayout,
     Plan,
@@ -38,35 +37,6 @@ CACHE_VERSION = 1  # raise it when layouts are chosen differently
 TRAIN, POOL, HELD_OUT, SIMULATION = range(4)
 
 
-def token_grid(config: ConfigDict) -> TokenGrid:
-    """The grids of tokens of a resolved configuration."""
-    return TokenGrid(*config.image_size, patch=config.model.patch, stages=len(config.model.depths))
-
-
-def stage_specs(config: ConfigDict) -> tuple[StageSpec, ...]:
-    """What the configured backbone states of its stages.
-
-    Swin shifts the windows of every second block. Twins-SVT has windows without shift, Twins-PCPVT none, and both have
-    a positional encoding generator in every stage.
-    """
-    model = config.model
-    if model.name.startswith("swin"):
-        return tuple(StageSpec(model.window, shifted=depth > 1) for depth in model.depths)
-    return tuple(StageSpec(model.window, shifted=False, peg=True) for _ in model.depths)
-
-
-def stage_channels(config: ConfigDict) -> tuple[int, ...]:
-    """Channels of every stage: Swin doubles those of the first, Twins names them."""
-    model = config.model
-    return model.embed_dims or tuple(model.embed_dim * 2**stage for stage in range(len(model.depths)))
-
-
-def windowed_blocks(config: ConfigDict) -> list[int]:
-    """Blocks with local attention, by stage: all of Swin's, every second one of Twins', beginning with the first."""
-    twins = config.model.embed_dims is not None
-    return [(depth + 1) // 2 if twins else depth for depth in config.model.depths]
-
-
 class Planner:
     """Draws the masks of a run and plans them. Small, picklable, free of JAX: it lives in the data workers.
 
@@ -82,18 +52,6 @@ class Planner:
         self.seed, self.pool = seed, pool
         self.stages, self.nearby = partitions(grid, specs), neighbourhoods(grid, specs)
         self._pooled: dict[int, tuple[Plan, int]] = {}
-
-    @classmethod
-    def from_config(cls, config: ConfigDict) -> "Planner":
-        """The planner of a resolved configuration; layouts come from a cache on disk where they are known.
-
-        Raises InputError if more than 1 % of the masks would have to be redrawn.
-        """
-        grid = token_grid(config)
-        visible = visible_count(grid.units[0] * grid.units[1], config.mask.ratio)
-        # SimMIM's encoder sees every token (the masked ones as mask tokens), so its masks need no grouping.
-        specs = stage_specs(config) if config.method == "green" else ()
-        return cls(grid, specs, cached_layouts(grid, specs, visible), visible, config.seed, config.mask.pool)
 
     def plans(self, step: int, groups: int, own: range | None = None) -> tuple[Plan, Int32[np.ndarray, " m"]]:
         """The plans of a training step, one a mask group, and how many masks of each were redrawn.

@@ -1,63 +1,24 @@
 """The analysis of a run's layouts as a table and as the paper's figure 4."""
 
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from ml_collections import ConfigDict
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from greenjax.errors import InputError
-from greenjax.planning.analysis import Analysis, LayoutFacts, analyse, cost_ratio
-from greenjax.planning.planner import Planner, stage_channels, windowed_blocks
+from greenjax.planning.analysis import Analysis, LayoutFacts, cost_ratio
 
-WIDTH = 110  # columns, where the output is not a terminal
 FORMATS = (".png", ".pdf", ".svg")
 COLUMNS = (
     *("stage", "grid", "window", "shift", "slots", "groups", "visible"),
     *("padding", "cost", "search", "redrawn"),
 )
 COLOURS = ("tab:blue", "tab:orange")
-
-
-def report(config: ConfigDict, masks: int, plot: str | None = None) -> None:
-    """Prints what simulated masks say of a resolved configuration; `plot` names a file for the figure.
-
-    Raises InputError for a method that groups nothing, for layouts that lose too many masks, and for a figure of a
-    backbone without windows.
-    """
-    if config.method != "green":
-        raise InputError(
-            f"method is {config.method!r}, whose encoder takes all tokens and groups none: expected 'green'"
-        )
-    if plot:
-        check_figure(plot)
-    planner = Planner.from_config(config)
-    windows = any(planner.stages)
-    if plot and not windows:
-        raise InputError(f"model.name is {config.model.name!r}, which has no windows: no figure can be drawn")
-    analysis = analyse(planner, stage_channels(config), masks)
-    title = f"{config.model.name}, {'x'.join(map(str, config.image_size))} pixels"
-    title += f", window {config.model.window}" if windows else ", no windows"
-    units = planner.grid.units[0] * planner.grid.units[1]
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    console.print(
-        f"{title}, patch {config.model.patch}: {planner.visible} of {units} mask units visible,"
-        f" {planner.grid.unit} pixels a side"
-    )
-    if windows:
-        console.print(layout_table(analysis))
-        console.print("\n".join(summary(analysis, windowed_blocks(config))))
-    console.print(f"Time to draw and plan one mask: {analysis.milliseconds:.2f} ms (median)")
-    if plot:
-        group_size_figure(analysis, f"{title}, mask ratio {config.mask.ratio:g}").savefig(plot, dpi=150)
-        console.print(f"Figure 4: {plot}")
 
 
 def check_figure(plot: str | Path) -> None:

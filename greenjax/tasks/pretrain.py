@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from greenjax.backbones.geometry import make_planner
 from greenjax.config import flatten, resolve
 from greenjax.config.flags import DETERMINISTIC
 from greenjax.data import (
@@ -64,7 +65,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     monitor = Monitor(config, model_graph(config), place) if config.monitor != "none" else None
     total, warmup = run_length(config, len(source))
     say("planning masks ...")
-    planner = Planner.from_config(config)
+    planner = make_planner(config)
 
     checkpointer = Checkpointer(workdir, config.log.keep)
     last = checkpointer.latest_intact_step()

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from greenjax.backbones.registry import family_of
 from greenjax.errors import InputError
 from greenjax.ops.primitives import hold
 
@@ -59,10 +60,11 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     """
     optim = config.optim
     clip = [clip_by_global_norm(optim.clip)] if optim.clip else []
-    decay = optax.add_decayed_weights(optim.weight_decay, mask=decayed)
+    matrices = partial(decayed, config)
+    decay = optax.add_decayed_weights(optim.weight_decay, mask=matrices)
     if optim.name == "lars":
         # Matrices only: the norm of a bias says nothing of the step it can take.
-        trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=0.001), decayed)
+        trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=0.001), matrices)
         chain = optax.chain(*clip, decay, trust, kept_if_not_finite(optax.trace(optim.b1)))
     else:
         chain = optax.chain(*clip, scale_by_adam(optim.b1, optim.b2, optim.eps), decay)
@@ -148,36 +150,27 @@ def _head_alone(params: Any) -> Any:
 def layer_multipliers(config: ConfigDict, params: Any) -> Any:
     """optim.layer_decay ** (layers above) for every parameter: 1 at the head, least at the patch embedding.
 
-    Patch embedding and mask token are layer 0, blocks follow one by one; what joins two stages goes with the last block
-    before it, a positional encoding with the block in front of it, the final norm with the head.
+    Patch embedding and mask token are layer 0, blocks follow one by one; the final norm goes with the head, and other
+    modules of a stage with the block that the backbone's family names.
     """
-    depths = config.model.depths
-    first = [1 + sum(depths[:stage]) for stage in range(len(depths))]  # layer of each stage's first block
+    depths, family = config.model.depths, family_of(config.model.name)
     last = sum(depths) + 1
 
-    def layer(names: list[Any]) -> int:
-        if names[0] == "mask_token" or names[:2] == ["encoder", "patch_embed"]:
-            return 0
-        if names[:2] != ["encoder", "stages"]:
-            return last
-        stage, part = names[2], names[3]
-        if part == "blocks":
-            return first[stage] + names[4]
-        if part == "peg":
-            return first[stage]
-        return first[stage] + depths[stage] - 1 if part == "downsample" else first[stage] - 1  # Twins' patch_embed
-
     def multiplier(path: tuple, _: Any) -> float:
-        return config.optim.layer_decay ** (last - layer([entry.key for entry in path]))
+        names = [entry.key for entry in path]
+        inside = names[0] == "encoder"
+        layer = family.layer(names[1:], depths) if inside else 0 if names[0] == "mask_token" else last
+        return config.optim.layer_decay ** (last - layer)
 
     return jax.tree.map_with_path(multiplier, params)
 
 
-def decayed(params: Any) -> Any:
-    """True for matrices; not for biases, norms, position bias tables, mask tokens, Twins' positional encoding."""
+def decayed(config: ConfigDict, params: Any) -> Any:
+    """True for matrices; not for biases, norms, position bias tables, mask tokens, nor what the family leaves out."""
+    undecayed = family_of(config.model.name).undecayed
 
     def is_matrix(path: tuple, _: Any) -> bool:
         names = [entry.key for entry in path]
-        return names[-1] == "kernel" and "peg" not in names  # depth-wise: its kernel mixes no channels
+        return names[-1] == "kernel" and undecayed.isdisjoint(names)
 
     return jax.tree.map_with_path(is_matrix, params)

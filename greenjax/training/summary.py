@@ -10,11 +10,11 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from greenjax.backbones.geometry import token_grid
 from greenjax.config import flatten, load_config
 from greenjax.errors import InputError
 from greenjax.interop.layouts import export_line
 from greenjax.planning.masking import visible_count
-from greenjax.planning.planner import token_grid
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.console import say
 from greenjax.runtime.processes import cores

@@ -8,6 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from greenjax.backbones.attention import WindowAttention
+from greenjax.backbones.geometry import stage_channels, token_grid
 from greenjax.backbones.layers import (
     Block,
     LayerNorm,
@@ -18,8 +20,7 @@ from greenjax.backbones.layers import (
     linear,
     shared,
 )
-from greenjax.ops.group_attention import WindowAttention
-from greenjax.planning import Grouping, Plan, stage_channels, token_grid
+from greenjax.planning import Grouping, Plan
 
 
 class PatchMerging(nnx.Module):
@@ -55,7 +56,7 @@ class SwinStage(nnx.Module):
         return x
 
 
-class Swin(nnx.Module):
+class Encoder(nnx.Module):
     """The encoder: patch embedding, stages, norm. Tokens are unit-major throughout (planning/tokens.py)."""
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from greenjax.backbones.geometry import stage_channels, token_grid
 from greenjax.backbones.layers import (
     Block,
     LayerNorm,
@@ -31,7 +32,7 @@ from greenjax.backbones.layers import (
 )
 from greenjax.ops.group_attention import attend, group_attention, merge_heads
 from greenjax.ops.sparse_conv import block_conv, check_backend, submanifold_conv
-from greenjax.planning import Plan, stage_channels, token_grid
+from greenjax.planning import Plan
 from greenjax.planning.sites import ConvIndex
 
 EPSILON = 1e-5  # of the norms behind convolutions; all other norms have model.norm_epsilon
@@ -148,7 +149,7 @@ class TwinsStage(nnx.Module):
         return x
 
 
-class Twins(nnx.Module):
+class Encoder(nnx.Module):
     """The encoder: a patch embedding and blocks a stage, norm. Tokens are unit-major throughout (planning/tokens.py).
 
     `model.sparse_conv` says who computes the convolutions. The first patch embedding takes whole patches of pixels, so

@@ -1,0 +1,71 @@
+"""`Family`: what a family of backbones states of itself. NumPy only, because data workers import it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+from greenjax.errors import InputError
+from greenjax.planning import StageSpec, TokenGrid
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family is one folder of backbones/: family.py holds this statement, encoder.py the `Encoder`, weights.py the
+    tables of PyTorch names, `LAYOUTS`.
+
+    The functions take `model`, the model section of a resolved config.
+    """
+
+    package: str | None  # the folder as Python imports it: __package__
+    sizes: Mapping[str, Settings]  # the published settings of every model.name
+    channels: Callable[[Any], tuple[int, ...]]  # of every stage
+    stages: Callable[[Any, TokenGrid], tuple[StageSpec, ...]]
+    check: Callable[[Any], None]  # raises InputError where settings contradict each other
+    # Layer decay: with which layer the modules of a stage beside its blocks learn, by name. "before": with the last
+    # block of the stage before; "first", "last": with that block of their own stage.
+    beside_blocks: Mapping[str, Literal["before", "first", "last"]]
+    undecayed: frozenset[str] = frozenset()  # modules whose kernels have no weight decay
+
+    @property
+    def encoder(self) -> Any:
+        """The class of the encoder: `Encoder(config, rngs=...)`, an NNX module.
+
+        Its `patch_embed` takes patches [b, n, p] to tokens [b, n, c]. A call (tokens, plan, drop-path key or None)
+        takes the unit-major tokens of the plan's visible units to the normed tokens of the last stage and a tuple of
+        every stage's tokens. Blocks are `stages/{stage}/blocks/{block}`.
+        """
+        return import_module(f"{self.package}.encoder").Encoder
+
+    @property
+    def layouts(self) -> Mapping[str, Any]:
+        """The tables of PyTorch names, by the name of the layout."""
+        return import_module(f"{self.package}.weights").LAYOUTS
+
+    def layer(self, path: Sequence[Any], depths: Sequence[int]) -> int:
+        """The layer of a parameter of the encoder, for the layer decay: 0 at the patch embedding, then block by block,
+        sum(depths) + 1 at the last norm. `path` is its place in the encoder: ("stages", 0, "blocks", 1, ...)."""
+        if path[0] == "patch_embed":
+            return 0
+        if path[0] != "stages":
+            return sum(depths) + 1
+        stage, module = path[1], path[2]
+        first = 1 + sum(depths[:stage])
+        if module == "blocks":
+            return first + path[3]
+        return first + {"before": -1, "first": 0, "last": depths[stage] - 1}[self.beside_blocks[module]]
+
+
+def refuse(model: Any, part: str, allowed: str) -> None:
+    """Raises the InputError for one setting of a model section."""
+    raise InputError(f"model.{part} is {getattr(model, part)!r}: expected {allowed}")
+
+
+def check_heads(model: Any, channels: Sequence[int], note: str = "") -> None:
+    """Raises InputError where the heads of a stage do not divide its channels; `note` says whence these are."""
+    for stage, (width, heads) in enumerate(zip(channels, model.num_heads)):
+        if width % heads:
+            allowed = f"a divisor of the {width} channels of stage {stage + 1} in place of {heads}"
+            refuse(model, "num_heads", allowed + note)

@@ -1,0 +1,41 @@
+"""The geometry of a resolved config: its grids of tokens, its stages, its planner. NumPy only."""
+
+from ml_collections import ConfigDict
+
+from greenjax.backbones.registry import family_of
+from greenjax.planning import Planner, StageSpec, TokenGrid
+from greenjax.planning.masking import visible_count
+from greenjax.planning.planner import cached_layouts
+
+
+def token_grid(config: ConfigDict) -> TokenGrid:
+    """The grids of tokens that the configured backbone puts over an image."""
+    return TokenGrid(*config.image_size, patch=config.model.patch, stages=len(config.model.depths))
+
+
+def stage_specs(config: ConfigDict) -> tuple[StageSpec, ...]:
+    """What the configured backbone states of its stages."""
+    return family_of(config.model.name).stages(config.model, token_grid(config))
+
+
+def stage_channels(config: ConfigDict) -> tuple[int, ...]:
+    """The channels of every stage."""
+    return family_of(config.model.name).channels(config.model)
+
+
+def windowed_blocks(config: ConfigDict) -> list[int]:
+    """Blocks with local attention, by stage: all of Swin's, every second one of Twins', beginning with the first."""
+    specs = stage_specs(config)
+    return [(depth + 1) // 2 if spec.peg else depth for depth, spec in zip(config.model.depths, specs, strict=True)]
+
+
+def make_planner(config: ConfigDict) -> Planner:
+    """The planner of a run; layouts come from a cache on disk where they are known.
+
+    Raises InputError if more than 1 % of the masks would have to be redrawn.
+    """
+    grid = token_grid(config)
+    visible = visible_count(grid.units[0] * grid.units[1], config.mask.ratio)
+    # SimMIM's encoder sees every token (the masked ones as mask tokens), so its masks need no grouping.
+    specs = stage_specs(config) if config.method == "green" else ()
+    return Planner(grid, specs, cached_layouts(grid, specs, visible), visible, config.seed, config.mask.pool)
