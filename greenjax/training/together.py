@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-import greenjax
+from greenjax import __version__
 from greenjax.config import flatten
 from greenjax.data.listing import listing
 from greenjax.runtime.lock import held
@@ -31,7 +31,7 @@ def holding_workdir(task: Callable[[ConfigDict, Path], T]) -> Callable[[ConfigDi
         if jax.process_count() > 1:
             settings = json.loads(json.dumps(flatten(config)))
             agree(
-                {"greenjax": greenjax.__version__, "sources of greenjax with the digest": code_digest()}
+                {"greenjax": __version__, "sources of greenjax with the digest": code_digest()}
                 | {key: value for key, value in settings.items() if key not in OWN}
             )
         with ExitStack() as stack:
