@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from benchmarks.table import results_table
 from greenjax.config import flatten, resolve
 from greenjax.config.flags import folder, positive
 from greenjax.data import (
@@ -30,17 +31,12 @@ from greenjax.data import (
     open_labelled,
 )
 from greenjax.errors import InputError
-from greenjax.evaluation import (
-    accuracy,
-    check_neighbours,
-    choose_l2,
-    features_of,
-    fit_linear,
-    knn,
-    pooled_features,
-    results_table,
-    write_results,
-)
+from greenjax.evaluation.classify import accuracy
+from greenjax.evaluation.knn import knn_scores
+from greenjax.evaluation.monitor import check_neighbours
+from greenjax.evaluation.outputs import pooled_forward, source_features
+from greenjax.evaluation.probe import linear_scores
+from greenjax.evaluation.results import write_results
 from greenjax.interop import initial_model
 from greenjax.models import build
 from greenjax.runtime.cache import keep_compiled
@@ -141,7 +137,7 @@ class Bench:
         self.total, warmup = run_length(config, len(self.images))
         self.place = Placement(self.mesh)
         graphdef, self.tx = model_graph(config), make_optimizer(config)
-        self.judge, self.pooled = Judge(config, graphdef, self.mesh), pooled_features(graphdef)
+        self.judge, self.pooled = Judge(config, graphdef, self.mesh), pooled_forward(graphdef)
         schedule = learning_rate(config, self.total, warmup)
 
         @partial(jax.jit, donate_argnums=0)
@@ -170,11 +166,16 @@ class Bench:
         """Accuracies of the pooled features under a linear probe and the first k of k-NN."""
         sources = labelled, self.held_out
         with jax.set_mesh(self.mesh):  # kernels want to know it: ops/fused_attention.py
-            bank, queries = (features_of(self.config, self.pooled, params, source, self.place) for source in sources)
+            bank, queries = (
+                source_features(self.config, self.pooled, params, source, self.place) for source in sources
+            )
         classes = len(self.images.classes)
-        linear = fit_linear(*bank, classes, l2=choose_l2(*bank, classes, seed=seed)).logits(queries[0])
-        nearest = next(iter(knn(self.config, bank, queries, classes).values()))
-        return {name: accuracy(scores, queries[1])["top1"] for name, scores in ((PROBE, linear), (KNN, nearest))}
+        k, temperature = self.config.knn.k[0], self.config.knn.temperature
+        scores = {
+            PROBE: linear_scores(bank, queries, classes, seed=seed),
+            KNN: knn_scores(*bank, queries.values, classes, k=(k,), temperature=temperature)[k],
+        }
+        return {name: accuracy(of_all, queries.labels)["top1"] for name, of_all in scores.items()}
 
     def finetuned(
         self, params: Any, labelled: LabelledSource, seed: int, base_lr: float | None = None

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from flax import nnx
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
@@ -23,16 +22,13 @@ from greenjax.config import flatten, load_config, resolve
 from greenjax.config.flags import folder
 from greenjax.data import WorkerDied, matched, open_labelled
 from greenjax.errors import InputError
-from greenjax.evaluation import (
-    accuracy,
-    check_neighbours,
-    features_of,
-    knn,
-    linear,
-    pooled_features,
-    read_results,
-    write_results,
-)
+from greenjax.evaluation.classify import accuracy
+from greenjax.evaluation.knn import knn_scores
+from greenjax.evaluation.monitor import check_neighbours
+from greenjax.evaluation.outputs import pooled_forward, source_features
+from greenjax.evaluation.pictures.canvas import save_png
+from greenjax.evaluation.probe import linear_scores
+from greenjax.evaluation.results import read_results, write_results
 from greenjax.runtime.cache import keep_compiled
 from greenjax.runtime.console import say
 from greenjax.runtime.lock import held
@@ -143,16 +139,17 @@ def judged(folder: Path, finetune_file: str | None) -> dict[str, float]:
     """Top-1 of a run's features on its held-out split: {"linear", "knn", "finetune"}."""
     model = interop.load(folder)
     config = model.config
-    params, pooled = nnx.to_pure_dict(nnx.state(model, nnx.Param)), pooled_features(nnx.graphdef(model))
+    params, pooled = nnx.to_pure_dict(nnx.state(model, nnx.Param)), pooled_forward(nnx.graphdef(model))
     images, others = (open_labelled(config.data, split) for split in (config.data.split, config.data.eval_split))
     sources = images, matched(others, images.classes, config.data.eval_split).source
     place = Placement(make_mesh(config))
-    train, held_out = (features_of(config, pooled, params, source, place) for source in sources)
-    classes = len(images.classes)
-    top1 = {
-        "linear": accuracy(linear(train, held_out, classes), held_out[1])["top1"],
-        "knn": accuracy(next(iter(knn(config, train, held_out, classes).values())), held_out[1])["top1"],
+    train, held_out = (source_features(config, pooled, params, source, place) for source in sources)
+    classes, k = len(images.classes), config.knn.k[0]
+    scores = {
+        "linear": linear_scores(train, held_out, classes),
+        "knn": knn_scores(*train, held_out.values, classes, k=(k,), temperature=config.knn.temperature)[k],
     }
+    top1 = {name: accuracy(of_all, held_out.labels)["top1"] for name, of_all in scores.items()}
     if finetune_file is not None:
         run = load_config(finetune_file, {"seed": config.seed, "init": str(folder)})
         finetune(run, folder / "finetune")
@@ -175,4 +172,4 @@ def draw(path: Path, axes: Sequence[str], results: Mapping[str, Mapping[str, Any
             panel.set_ylabel("held-out top-1")
             panel.legend()
         panel.grid(alpha=0.3)
-    FigureCanvasAgg(figure).print_png(path)
+    save_png(figure, path)

@@ -14,7 +14,8 @@ from small import small_config
 
 import greenjax
 from greenjax.errors import InputError
-from greenjax.evaluation import ClassificationTotals, accuracy, evaluate, extract
+from greenjax.evaluation.classify import ClassificationTotals, accuracy, evaluate
+from greenjax.evaluation.outputs import extract_features
 
 CLASSES = 7
 
@@ -160,7 +161,7 @@ def test_features_come_in_order_and_without_padding():
     labels = np.arange(19, dtype=np.int32)
     put = on_eight_devices()
     pooled = lambda scale, images: images.astype(jnp.bfloat16).mean(axis=(1, 2)) * scale  # noqa: E731
-    features, found = extract(pooled, put(P())(jnp.bfloat16(2)), batches(images, labels, 8), put(P("data")))
+    features, found = extract_features(pooled, put(P())(jnp.bfloat16(2)), batches(images, labels, 8), put(P("data")))
     assert features.dtype == np.float32
     np.testing.assert_array_equal(found, labels)
     np.testing.assert_allclose(features, 2.0 * images.mean(axis=(1, 2)), rtol=1e-2)
@@ -210,6 +211,6 @@ def test_nothing_to_evaluate_is_refused():
         with pytest.raises(InputError, match=r"^no image was evaluated: expected at least 1$"):
             evaluate(linear, np.zeros((16, 3), np.float32), given, jax.device_put)
     with pytest.raises(InputError, match=r"^features are of 0 images"):
-        extract(linear, np.zeros((16, 3), np.float32), padding, jax.device_put)
+        extract_features(linear, np.zeros((16, 3), np.float32), padding, jax.device_put)
     with pytest.raises(InputError, match=r"^no image was evaluated"):
         accuracy(np.zeros((0, 3)), np.zeros(0, int))

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from greenjax.errors import InputError
-from greenjax.evaluation import Predictions, draw_confusion, draw_examples, most_confused
+from greenjax.evaluation.classify import Predictions
 from greenjax.evaluation.pictures.canvas import Canvas
+from greenjax.evaluation.pictures.confusion import draw_confusion, draw_examples, most_confused
 
 
 def counts(classes, seed=0):

@@ -14,8 +14,7 @@ from tiny_data import encode
 
 import greenjax
 from greenjax.data import labelled_batches, open_labelled
-from greenjax.evaluation import Monitor
-from greenjax.evaluation.monitor import monitored
+from greenjax.evaluation.monitor import Monitor, monitor_data
 from greenjax.interop import initial_head
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.placement import Placement, batch_sharding
@@ -207,7 +206,7 @@ def test_the_monitor_may_look_at_a_labelled_set_of_its_own(insects, caplog):
         "16 of the 16 images of data.monitor_eval_split 'train' are in data.monitor_split 'train' too"
     )
     pool = dict(data__source="folder", data__path=str(root), data__monitor_source="digits")
-    assert monitored(small_config(**pool)).path == ""  # digits have none
+    assert monitor_data(small_config(**pool)).path == ""  # digits have none
     with pytest.raises(ValueError, match=r"monitor is 'knn': expected none where .* data\.eval_split"):
         small_config(monitor="knn", data__monitor_split="train")
 

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 from sklearn.neighbors import KNeighborsClassifier
 
 from greenjax.errors import InputError
-from greenjax.evaluation import knn_scores
+from greenjax.evaluation.knn import knn_scores
 
 CLASSES = 4
 

@@ -19,7 +19,7 @@ from small import small_config
 from greenjax.backbones.geometry import make_planner
 from greenjax.data import WorkerDied, open_source
 from greenjax.errors import InputError
-from greenjax.evaluation import result
+from greenjax.evaluation.pictures.curve import held_out_line
 from greenjax.main import main
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
@@ -66,10 +66,10 @@ def test_a_run_leaves_metrics_pictures_checkpoints_and_its_configuration(finishe
     assert list((workdir / "tensorboard").iterdir())
     assert (workdir / "loss.png").stat().st_size > 1000
     assert re.fullmatch(
-        r"held-out masked loss: [\d.]+ at step 6; untrained model [\d.]+; best constant 0\.\d{4}", result(lines)
+        r"held-out masked loss: [\d.]+ at step 6; untrained model [\d.]+; best constant 0\.\d{4}", held_out_line(lines)
     )
-    assert "; at the start (from runs/a) " in result(lines, described_start("runs/a", None))
-    assert "; at the start " in result(lines, described_start("none", 0))  # a workdir of converted weights
+    assert "; at the start (from runs/a) " in held_out_line(lines, described_start("runs/a", None))
+    assert "; at the start " in held_out_line(lines, described_start("none", 0))  # a workdir of converted weights
 
 
 def test_a_finished_run_that_shall_go_on_longer_is_told_how(finished):

@@ -8,7 +8,7 @@ from small import small_config
 
 from greenjax.backbones.geometry import make_planner
 from greenjax.data import eval_batches, open_source
-from greenjax.evaluation import Pictures
+from greenjax.evaluation.held_out import Pictures
 from greenjax.evaluation.pictures import reconstruct
 from greenjax.evaluation.pictures.reconstruct import GREY, draw_reconstructions, hide, paste
 from greenjax.training.state import model_graph

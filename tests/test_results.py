@@ -7,8 +7,10 @@ import re
 import numpy as np
 import pytest
 
+from benchmarks.table import results_table
 from greenjax.errors import InputError
-from greenjax.evaluation import Predictions, read_results, results_table, write_predictions, write_results
+from greenjax.evaluation.classify import Predictions
+from greenjax.evaluation.results import read_results, write_predictions, write_results
 
 
 def test_results_are_merged_by_name(tmp_path):

@@ -12,7 +12,7 @@ from benchmarks import study as study_module
 from benchmarks import sweep as sweep_module
 from benchmarks.sweep import sweep, sweep_axes
 from greenjax.data import WorkerDied
-from greenjax.evaluation import read_results
+from greenjax.evaluation.results import read_results
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUN = dict(**ONE_STAGE, steps=2, optim__warmup_steps=1, data__split="train[:60]", data__eval_split="test[:20]")

@@ -1,4 +1,4 @@
-"""What features and labels have to be, whoever uses them."""
+"""Checks of features and labels that k-NN, probes and classifiers share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,13 +8,13 @@ from jaxtyping import Float, Integer
 
 from greenjax.errors import InputError
 
-Place = Callable[[Any], Any]  # puts a host array or batch on the devices, as the computation wants it
+Place = Callable[[Any], Any]  # puts a host array or batch on the devices: a runtime.placement.Placement, or a part
 
 
 def check_labels(
     labels: Integer[np.ndarray, " n"], classes: int, index: Integer[np.ndarray, " n"] | None = None
 ) -> None:
-    """Raises InputError where a label is none of 0 to `classes` - 1; `index`: of the images, where not 0, 1, ..."""
+    """Raises InputError where a label is not one of 0 to `classes` - 1. `index`: the images' numbers."""
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         row = int(wrong.argmax())
@@ -24,7 +24,7 @@ def check_labels(
 
 def check_finite(name: str, values: Float[np.ndarray, "n _"], index: Integer[np.ndarray, " n"] | None = None) -> None:
     """Raises InputError where a row of `values` holds a NaN or an infinity; `index` as in `check_labels`."""
-    # The extremes alone need no copy of a million rows.
+    # Minimum and maximum are found without a copy of a million rows.
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
         row = int(np.argmin(np.isfinite(values).all(axis=1)))
         image = row if index is None else index[row]
@@ -40,7 +40,7 @@ def check_classes(classes: int) -> None:
 def check_features(
     features: Float[np.ndarray, "n c"], labels: Integer[np.ndarray, " n"], classes: int, least: int = 1
 ) -> None:
-    """Raises InputError for what no probe can be trained on: too few images, bad labels, values that are not finite."""
+    """Raises InputError where no probe can be trained: too few images, bad labels, values that are not finite."""
     check_classes(classes)
     if len(features) < least:
         raise InputError(f"features are of {len(features)} images: expected at least {least}")

@@ -1,36 +1,23 @@
-"""A classifier on labelled images: accuracy, loss, calibration, confusions, each image counted exactly once."""
+"""A classifier on labelled images: accuracy, loss, calibration and confusions. Each image counts exactly once."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32, Int64, Integer, UInt8
+from jaxtyping import Array, Bool, Float, Int64, Integer
 
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place, check_classes, check_finite, check_labels
-from greenjax.runtime.processes import gathered
+from greenjax.evaluation.outputs import EvaluationBatch, model_outputs
 
 TOP = 5
-TOP5_ABOVE = 10  # classes; of fewer, top-5 is told to nobody: chance alone has half of it
-BINS = 15  # of confidence, for the calibration error; Guo et al.'s number
-
-
-@runtime_checkable
-class EvaluationBatch(Protocol):
-    """What is needed of a batch. All have one size; padding, and images that could not be read, are not valid."""
-
-    @property
-    def images(self) -> UInt8[np.ndarray, "b h w c"]: ...
-    @property
-    def labels(self) -> Int32[np.ndarray, " b"]: ...
-    @property
-    def valid(self) -> Bool[np.ndarray, " b"]: ...
+TOP5_ABOVE = 10  # classes: with fewer, chance alone reaches a top-5 accuracy of a half
+BINS = 15  # of confidence, for the calibration error, as in Guo et al.
 
 
 class Predictions(NamedTuple):
-    """What a classifier says of each image, in the order of the images."""
+    """A classifier's answer for each image, in the order of the images."""
 
     image: Integer[np.ndarray, " n"]  # its row, counted over all batches, rows that are not valid included
     label: Integer[np.ndarray, " n"]
@@ -40,7 +27,7 @@ class Predictions(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A classifier on a set of images. `metrics`: images, top1, top5, loss, ece."""
+    """The results of a classifier on a set of images. `metrics`: images, top1, top5, loss, ece."""
 
     metrics: dict[str, int | float]
     confusion: Int64[np.ndarray, "classes classes"]  # images by true class (rows) and predicted class (columns)
@@ -48,9 +35,9 @@ class Evaluation:
 
 
 class ClassificationTotals:
-    """Counts over batches, exact; sums in float64, so that the batch size does not show.
+    """Exact counts over batches, and sums in float64: results do not depend on the batch size.
 
-    Of classes with equal logits the lowest comes first.
+    Among classes with equal logits the lowest comes first.
     """
 
     def __init__(self, classes: int):
@@ -66,7 +53,7 @@ class ClassificationTotals:
         labels: Integer[np.ndarray, " b"],
         valid: Bool[np.ndarray, " b"],
     ) -> Predictions:
-        """Counts the valid rows, and says what was predicted for them.
+        """Counts the valid rows and returns their predictions.
 
         Raises InputError for labels that the head does not have and for logits that are not finite.
         """
@@ -90,7 +77,7 @@ class ClassificationTotals:
 
         ece is the expected calibration error: the mean over images of |accuracy - mean confidence| in their
         bin of confidence, 15 bins of equal width. Source: Guo et al., arXiv 1706.04599, section 2. Raises InputError
-        where nothing was counted.
+        where no image was counted.
         """
         if not self.images:
             raise InputError("no image was evaluated: expected at least 1")
@@ -111,7 +98,7 @@ class ClassificationTotals:
 
 
 def accuracy(scores: Float[np.ndarray, "n classes"], labels: Integer[np.ndarray, " n"]) -> dict[str, int | float]:
-    """images, top1 and top5 of scores that are no logits, such as those of k-NN; ties as in ClassificationTotals."""
+    """images, top1 and top5 of scores that are not logits, such as those of k-NN; ties as in ClassificationTotals."""
     check_classes(scores.shape[1])
     check_labels(labels, scores.shape[1])
     check_finite("scores", scores)
@@ -121,13 +108,13 @@ def accuracy(scores: Float[np.ndarray, "n classes"], labels: Integer[np.ndarray,
     return {"images": len(labels), "top1": float((rank < 1).mean()), "top5": float((rank < TOP).mean())}
 
 
-def told(metrics: Mapping[str, int | float], classes: int) -> dict[str, int | float]:
-    """Those of the accuracies that say something about a choice among so many classes."""
+def reported_accuracies(metrics: Mapping[str, int | float], classes: int) -> dict[str, int | float]:
+    """top1 of `metrics`, and top5 where there are more than ten classes."""
     return {key: metrics[key] for key in (("top1", "top5") if classes > TOP5_ABOVE else ("top1",))}
 
 
 def _rank(scores: Float[np.ndarray, "n classes"], labels: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
-    """How many classes come before the true one."""
+    """The number of classes that come before the true class."""
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     before = np.arange(scores.shape[1])[None] < labels[:, None]
     return ((scores > own) | ((scores == own) & before)).sum(axis=1)
@@ -143,56 +130,18 @@ def evaluate(
 ) -> Evaluation:
     """The classifier forward(params, images) -> logits on all valid images of `batches`.
 
-    `forward` is compiled here; given again it is not compiled again. `place` puts the images on the devices, split by
-    axis 0. `predictions`: keep what is said of each image. Raises InputError for no images, for labels that the
-    head does not have and for logits that are not finite; each is named by its row over all batches.
+    Compiled and placed as in `model_outputs`. `predictions`: keep the answer for each image. Raises InputError for no
+    images, for labels that the head does not have and for logits that are not finite, naming the image by its row over
+    all batches.
     """
     totals: ClassificationTotals | None = None
     kept: list[Predictions] = []
-    for logits, labels, valid in _outputs(forward, params, batches, place):
+    for logits, labels, valid in model_outputs(forward, params, batches, place):
         totals = totals or ClassificationTotals(logits.shape[1])
-        said = totals.add(logits, labels, valid)
+        of_batch = totals.add(logits, labels, valid)
         if predictions:
-            kept.append(said)
+            kept.append(of_batch)
     if totals is None:
         raise InputError("no image was evaluated: expected at least 1")
     joined = Predictions(*map(np.concatenate, zip(*kept))) if predictions else None
     return Evaluation(totals.metrics(), totals.confusion, joined)
-
-
-def extract(
-    pooled: Callable[[Any, Array], Float[Array, "b c"]],
-    params: Any,
-    batches: Iterable[EvaluationBatch],
-    place: Place,
-) -> tuple[Float[np.ndarray, "n c"], Int32[np.ndarray, " n"]]:
-    """The features pooled(params, images) of all valid images, float32 on the host, and their labels.
-
-    Compiled and placed as in `evaluate`. Raises InputError for no images.
-    """
-    features: list[np.ndarray] = []
-    seen = [np.zeros(0, np.int32)]
-    for output, labels, valid in _outputs(pooled, params, batches, place):
-        features.append(output[valid].astype(np.float32))
-        seen.append(labels[valid])
-    found = np.concatenate(seen)
-    if not len(found):
-        raise InputError("features are of 0 images: expected at least 1")
-    return np.concatenate(features), found
-
-
-def _outputs(
-    forward: Callable[[Any, Array], Array], params: Any, batches: Iterable[EvaluationBatch], place: Place
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What the model makes of each batch, and its labels and valid rows; while one is read the next is under way.
-
-    Of several processes each brings its own rows of a batch, and all get the whole of it.
-    """
-    compiled = jax.jit(forward)
-    ahead: tuple[Array, np.ndarray, np.ndarray] | None = None
-    for batch in batches:
-        ready, ahead = ahead, (compiled(params, place(batch.images)), batch.labels, batch.valid)
-        if ready is not None:
-            yield gathered(ready)
-    if ahead is not None:
-        yield gathered(ahead)

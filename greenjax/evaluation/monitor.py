@@ -1,46 +1,34 @@
-"""Do the features get better? Classifies frozen features, by k-NN or a linear fit, while pre-training goes on."""
+"""The monitor of pre-training: the accuracy of frozen features, by k-NN or a linear fit."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int32
 from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
-from greenjax.data import (
-    LabelledSource,
-    Undecodable,
-    first_images,
-    labelled_eval_batches,
-    matched,
-    open_labelled,
-    warn_of_overlap,
-)
+from greenjax.data import Undecodable, first_images, matched, open_labelled, warn_of_overlap
 from greenjax.errors import InputError
-from greenjax.evaluation.classify import accuracy, extract, told
+from greenjax.evaluation.classify import accuracy, reported_accuracies
 from greenjax.evaluation.knn import knn_scores
-from greenjax.evaluation.probe import choose_l2, fit_linear
+from greenjax.evaluation.outputs import pooled_forward, source_features
+from greenjax.evaluation.probe import linear_scores
 from greenjax.runtime.console import say
 from greenjax.runtime.placement import Placement
 
-Features = tuple[Float[np.ndarray, "_ c"], Int32[np.ndarray, " _"]]  # images in rows, and their labels
-
 
 class Monitor:
-    """Top-1 and top-5 of frozen features on `data.eval_split`, learnt from `data.split`, or on sets of its own.
+    """Classifies the frozen features of `data.eval_split` by those of `data.split`, or of the sets of `data.monitor_*`.
 
-    `data.monitor_*` name these sets where they are others than those of the training. Both in the held-out view, at
-    most log.monitor_images of each; an undecodable image is left out.
+    Images of both sets are seen in the held-out view, at most log.monitor_images of each; undecodable images are left
+    out.
     """
 
     def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, place: Placement):
         """Raises InputError where the data have no labels."""
-        most, data = config.log.monitor_images, monitored(config)
+        most, data = config.log.monitor_images, monitor_data(config)
         train, held_out = (open_labelled(data, split) for split in (data.split, data.eval_split))
-        if data != config.data:  # pre-training warns of its own splits
+        if data != config.data:  # pre-training warns of an overlap of its own splits
             split, eval_split = (f"monitor_{k}" if config.data[f"monitor_{k}"] else k for k in ("split", "eval_split"))
             warn_of_overlap(config.data, train, held_out, (split, eval_split))
         found = matched(held_out, train.classes, data.eval_split)
@@ -50,29 +38,31 @@ class Monitor:
         if config.monitor == "knn":
             check_neighbours(config, len(self.train), data.split)
         self.config, self.place = config, place
-        self.pooled = pooled_features(graphdef)
+        self.pooled = pooled_forward(graphdef)
 
     def measure(self, params: Any, undecodable: Undecodable | None = None) -> dict[str, int | float]:
-        """{"knn_top1": ..., "knn_top5": ...} for the first of `knn.k`, or the same of a linear fit.
+        """{"knn_top1": ..., "knn_top5": ...} for the first of `knn.k`, or {"linear_top1": ..., "linear_top5": ...}.
 
         Top-5 where there are more than ten classes.
         """
-        kind, classes = self.config.monitor, len(self.train.classes)
-        sources = self.train, self.held_out
+        config, classes = self.config, len(self.train.classes)
         bank, queries = (
-            features_of(self.config, self.pooled, params, each, self.place, undecodable) for each in sources
+            source_features(config, self.pooled, params, source, self.place, undecodable)
+            for source in (self.train, self.held_out)
         )
         # Features live on the host; one device of each process classifies them, outside the mesh of the training.
         with jax.transfer_guard("allow"), jax.set_mesh(jax.sharding.Mesh(jax.local_devices()[:1], "one")):
-            if kind == "knn":
-                scores = next(iter(knn(self.config, bank, queries, classes).values()))
+            if config.monitor == "knn":
+                k, temperature = config.knn.k[0], config.knn.temperature
+                scores = knn_scores(*bank, queries.values, classes, k=(k,), temperature=temperature)[k]
             else:
-                scores = linear(bank, queries, classes)
-        return {f"{kind}_{key}": value for key, value in told(accuracy(scores, queries[1]), classes).items()}
+                scores = linear_scores(bank, queries, classes)
+        accuracies = reported_accuracies(accuracy(scores, queries.labels), classes)
+        return {f"{config.monitor}_{name}": value for name, value in accuracies.items()}
 
 
-def monitored(config: ConfigDict) -> ConfigDict:
-    """`config.data` of the sets that the monitor looks at: where `data.monitor_KEY` is given it replaces `data.KEY`."""
+def monitor_data(config: ConfigDict) -> ConfigDict:
+    """`config.data` for the monitor's sets: a `data.monitor_KEY` that is given replaces `data.KEY`."""
     keys = ("source", "path", "name", "split", "eval_split")
     given = {f"data.{key}": config.data[f"monitor_{key}"] for key in keys if config.data[f"monitor_{key}"]}
     pathless = {"data.path": ""} if given.get("data.source") == "digits" else {}
@@ -83,33 +73,3 @@ def check_neighbours(config: ConfigDict, images: int, split: str) -> None:
     """Raises InputError where `knn.k` asks for more neighbours than a split has images."""
     if max(config.knn.k) > images:
         raise InputError(f"knn.k is {config.knn.k}: expected at most the {images} images of {split!r}")
-
-
-def pooled_features(graphdef: nnx.GraphDef) -> Callable[[Any, Array], Array]:
-    """(parameters, images) -> pooled features: one function, so that it is compiled once."""
-    return lambda params, images: nnx.merge(graphdef, params).pooled(images)
-
-
-def features_of(
-    config: ConfigDict,
-    pooled: Callable,
-    params: Any,
-    source: LabelledSource,
-    place: Placement,
-    undecodable: Undecodable | None = None,
-) -> Features:
-    """Features and labels of all images of a source; those that cannot be used are left out."""
-    batches = labelled_eval_batches(config, source, place.own(config.data.batch_size), undecodable)
-    return extract(pooled, params, batches, place)
-
-
-def knn(
-    config: ConfigDict, bank: Features, queries: Features, classes: int
-) -> dict[int, Float[np.ndarray, "n classes"]]:
-    """Scores for every k of `knn.k`."""
-    return knn_scores(*bank, queries[0], classes, k=config.knn.k, temperature=config.knn.temperature)
-
-
-def linear(train: Features, queries: Features, classes: int) -> Float[np.ndarray, "n classes"]:
-    """Logits of a multinomial logistic regression, its l2 chosen on a tenth of the training features."""
-    return fit_linear(*train, classes, l2=choose_l2(*train, classes)).logits(queries[0])

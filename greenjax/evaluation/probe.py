@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Integer
 
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import check_features, padded
+from greenjax.evaluation.outputs import Features
 
 EPSILON = 1e-6  # added to variances; MAE's
 L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -105,6 +106,11 @@ def choose_l2(
         return float(np.asarray(by_image).mean(dtype=np.float64))
 
     return min(sorted(grid, reverse=True), key=loss)
+
+
+def linear_scores(train: Features, queries: Features, classes: int, *, seed: int = 0) -> Float[np.ndarray, "n classes"]:
+    """The queries' logits by a fit to `train`, its l2 chosen on a tenth of `train` that is drawn by `seed`."""
+    return fit_linear(*train, classes, l2=choose_l2(*train, classes, seed=seed)).logits(queries.values)
 
 
 def _standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

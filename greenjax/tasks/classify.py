@@ -21,7 +21,8 @@ from greenjax.data import (
 from greenjax.data.classes import Classes, refuse_other_classes, same, write_classes
 from greenjax.data.listing import listing
 from greenjax.errors import InputError, listed
-from greenjax.evaluation import Evaluation, draw_accuracy_curve, told
+from greenjax.evaluation.classify import Evaluation, reported_accuracies
+from greenjax.evaluation.pictures.curve import draw_accuracy_curve
 from greenjax.interop import initial_head
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
@@ -90,7 +91,7 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
             writer.phase("measuring the accuracy on held-out images")
             found = judge.evaluate(weights(state), held_out.source, predictions=step == total)
             judged[step] = found
-            numbers = told(found.metrics, len(source.classes)) | {"loss": found.metrics["loss"]}
+            numbers = reported_accuracies(found.metrics, len(source.classes)) | {"loss": found.metrics["loss"]}
             writer.write(step, {f"eval_{name}": value for name, value in numbers.items()})
 
     state = train(

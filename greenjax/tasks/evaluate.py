@@ -28,22 +28,12 @@ from greenjax.data.classes import Classes, padded
 from greenjax.data.overlap import images_in_both
 from greenjax.data.sources import parse_split
 from greenjax.errors import InputError, listed
-from greenjax.evaluation import (
-    MOST_CLASSES,
-    Evaluation,
-    accuracy,
-    check_neighbours,
-    draw_confusion,
-    draw_examples,
-    evaluate,
-    features_of,
-    knn,
-    most_confused,
-    pooled_features,
-    told,
-    write_predictions,
-    write_results,
-)
+from greenjax.evaluation.classify import Evaluation, accuracy, evaluate, reported_accuracies
+from greenjax.evaluation.knn import knn_scores
+from greenjax.evaluation.monitor import check_neighbours
+from greenjax.evaluation.outputs import pooled_forward, source_features
+from greenjax.evaluation.pictures.confusion import MOST_CLASSES, draw_confusion, draw_examples, most_confused
+from greenjax.evaluation.results import write_predictions, write_results
 from greenjax.interop import classes_file, initial_head, initial_model
 from greenjax.models import build
 from greenjax.runtime.console import say
@@ -192,15 +182,18 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
     same_data({f"images of {split}": source for split, source in zip(splits, (train, held_out))})
     model, params = _initial(config, mesh)
     say(f"computing the features of {len(train):,} and {len(images.source):,} images ...")
-    pooled, place = pooled_features(nnx.graphdef(model)), Placement(mesh)
+    pooled, place = pooled_forward(nnx.graphdef(model)), Placement(mesh)
     with jax.set_mesh(mesh):  # as above
-        bank, queries = (features_of(config, pooled, params, source, place) for source in (train, images.source))
-    check_neighbours(config, len(bank[1]), config.data.split)  # fewer where some cannot be decoded
+        bank, queries = (source_features(config, pooled, params, source, place) for source in (train, images.source))
+    check_neighbours(config, len(bank.labels), config.data.split)  # fewer where some cannot be decoded
     found = {}
-    for k, scores in knn(config, bank, queries, len(train.classes)).items():
-        found[k] = accuracy(scores, queries[1])
+    all_scores = knn_scores(
+        *bank, queries.values, len(train.classes), k=config.knn.k, temperature=config.knn.temperature
+    )
+    for k, scores in all_scores.items():
+        found[k] = accuracy(scores, queries.labels)
         about = dict(task="knn", init=config.init, bank=config.data.split, split=config.data.eval_split)
-        numbers = dict(k=k, temperature=config.knn.temperature, bank_images=len(bank[1]))
+        numbers = dict(k=k, temperature=config.knn.temperature, bank_images=len(bank.labels))
         if leads():
             write_results(workdir, f"{config.data.eval_split} k={k}", about | numbers | found[k])
         say(f"{config.data.eval_split}: k-NN, k {k}: top-1 {found[k]['top1']:.4f}, {found[k]['images']:,} images")
@@ -215,7 +208,7 @@ def report(
     if not leads():
         return
     metrics, source = found.metrics, images.source
-    accuracies = told(metrics, len(source.classes))
+    accuracies = reported_accuracies(metrics, len(source.classes))
     say(
         f"{name}: {', '.join(f'{key[:3]}-{key[3:]} {value:.4f}' for key, value in accuracies.items())},"
         f" loss {metrics['loss']:.4f}, calibration error {metrics['ece']:.4f}, {metrics['images']:,} images"

@@ -25,7 +25,9 @@ from greenjax.data import (
 )
 from greenjax.data.listing import listing
 from greenjax.errors import InputError
-from greenjax.evaluation import HeldOut, Monitor, Pictures, draw_loss_curve, result
+from greenjax.evaluation.held_out import HeldOut, Pictures
+from greenjax.evaluation.monitor import Monitor
+from greenjax.evaluation.pictures.curve import draw_loss_curve, held_out_line
 from greenjax.planning import Planner
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
@@ -135,7 +137,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
         lines = read_metrics(workdir)
         with unless_full("loss.png"):
             draw_loss_curve(workdir / "loss.png", lines)
-        say(result(lines, described_start(config.init, last)))
+        say(held_out_line(lines, described_start(config.init, last)))
         say_lines(end_lines(workdir, run_time(start, total, monotonic() - began)))
     return state
 

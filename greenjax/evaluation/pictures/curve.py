@@ -54,10 +54,10 @@ def _legend(axes: Any) -> None:
         axes.legend()
 
 
-def result(lines: list[dict[str, Any]], start: str = "untrained model") -> str:
-    """The held-out masked loss now, and what it has to be compared with: that before the first step, the best constant.
+def held_out_line(lines: list[dict[str, Any]], start: str = "untrained model") -> str:
+    """The last held-out masked loss beside the loss before the first step and the loss of the best constant.
 
-    `start` says what the model was before the first step.
+    `start` names the model before the first step.
     """
     held_out = [line for line in lines if "held_out_loss" in line]
     if not held_out:
