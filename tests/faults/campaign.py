@@ -530,7 +530,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=Path, help="a new folder; default: a temporary one")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
+    # Background jobs of a shell ignore the one, those of nohup the other, and so would the runs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.workdir or Path(temporary) / "faults"
         folder.mkdir(parents=True)
