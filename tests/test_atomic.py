@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from small import small_config
 
 import greenjax
-from greenjax.data.records import read_description
+from greenjax.data.sources.records import read_description
 from greenjax.errors import InputError
 from greenjax.evaluation.pictures.canvas import Canvas
 from greenjax.main import main

@@ -6,15 +6,15 @@ from small import small_config
 from greenjax.data import open_labelled, open_source
 from greenjax.data.labels import Chosen, Listed
 from greenjax.data.listing import listing
-from greenjax.data.records import RecordsSource
-from greenjax.data.sources import FolderSource, Slice
+from greenjax.data.open import Slice
+from greenjax.data.sources import FolderSource, RecordsSource
 
 NAMES = ["b/1.png", "a/2.png", "a/3.png"]
 
 
 def test_the_folder_above_does_not_count():
     assert listing(FolderSource("/here", NAMES)) == listing(FolderSource("/there", NAMES))
-    here, there = (RecordsSource((f"/{root}/a-0.rec",), (3,), "raw", f"/{root} train") for root in ("here", "there"))
+    here, there = (RecordsSource(f"/{root}", "train", "raw", (f"/{root}/a-0.rec",), (3,)) for root in ("here", "there"))
     assert listing(here) == listing(there)
 
 
@@ -32,9 +32,9 @@ def test_every_difference_has_a_digest_of_its_own():
         Listed(folder, 1 - labels, ("a", "b")),
         Chosen(Listed(folder, labels, ("a", "b")), np.array([0, 2])),
         Chosen(Listed(folder, labels, ("a", "b")), range(2)),
-        RecordsSource(("a",), (3,), "raw", ""),
-        RecordsSource(("a",), (4,), "raw", ""),
-        RecordsSource(("a", "b"), (3, 0), "raw", ""),
+        RecordsSource("", "", "raw", ("a",), (3,)),
+        RecordsSource("", "", "raw", ("a",), (4,)),
+        RecordsSource("", "", "raw", ("a", "b"), (3, 0)),
     ]
     assert len({listing(source) for source in sources}) == len(sources)
 

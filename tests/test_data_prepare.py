@@ -14,7 +14,8 @@ from tiny_data import encode, picture, settings
 from tiny_data import prepare as prepare_tfds
 
 from greenjax.backbones.geometry import make_planner
-from greenjax.data import open_labelled, open_source, prepare, records, train_batches
+from greenjax.data import open_labelled, open_source, prepare, train_batches
+from greenjax.data.sources import records
 from greenjax.errors import InputError
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "digits.py")

@@ -17,10 +17,11 @@ from greenjax.data import DecodeError, open_labelled, open_source, warn_of_overl
 from greenjax.data.augment import CentreView
 from greenjax.data.encoded import Encoded
 from greenjax.data.loader import Stream
+from greenjax.data.open import parse_split
 from greenjax.data.overlap import images_in_both
 from greenjax.data.prepare import How
 from greenjax.data.prepare import prepare as prepare_records
-from greenjax.data.sources import find_images, parse_split
+from greenjax.data.sources.folder import find_images
 from greenjax.errors import InputError
 
 

@@ -7,16 +7,8 @@ beforehand) and prepare, the command that makes them.
 """
 
 from greenjax.data.augment import CentreView
-from greenjax.data.encoded import DecodeError
-from greenjax.data.labels import (
-    LabelledSource,
-    Matched,
-    check_classes,
-    draw_of_each_class,
-    first_images,
-    matched,
-    open_labelled,
-)
+from greenjax.data.encoded import DecodeError, Images
+from greenjax.data.labels import LabelledSource, Matched, check_classes, draw_of_each_class, first_images, matched
 from greenjax.data.loader import (
     Batch,
     Batches,
@@ -28,8 +20,8 @@ from greenjax.data.loader import (
     labelled_eval_batches,
     train_batches,
 )
+from greenjax.data.open import open_labelled, open_source
 from greenjax.data.overlap import warn_of_overlap
-from greenjax.data.sources import Source, open_source
 from greenjax.data.undecodable import Undecodable
 from greenjax.data.workers import WorkerDied, look_after_workers
 
@@ -38,10 +30,10 @@ __all__ = [
     "Batches",
     "CentreView",
     "DecodeError",
+    "Images",
     "LabelledBatch",
     "LabelledSource",
     "Matched",
-    "Source",
     "Undecodable",
     "WorkerDied",
     "blank_batch",

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -118,14 +118,39 @@ class Encoded:
 Image = UInt8[np.ndarray, "h w c"] | Encoded
 
 
+@runtime_checkable
+class Images(Protocol):
+    """Images by index, RGB or grey: all that a loader needs. `undecoded` says which method saves time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        """One image, c = 1 or 3. Raises DecodeError."""
+        ...
+
+
+class Undecoded:
+    """Images, or images with labels, by index: decoded by [index], not yet decoded by `encoded(index)`."""
+
+    def encoded(self, index: int) -> Any:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Any:
+        """Image `index`, or the image and its label. Raises DecodeError."""
+        return decoded(self.encoded(index))
+
+
 def undecoded(source: Any, index: int) -> Any:
-    """What a source has at `index`; its image not yet decoded where it has a method `encoded` that gives it so."""
+    """Image `index` of a source, or the image and its label; not yet decoded where the source has `encoded`."""
     read = getattr(source, "encoded", None)
     return source[index] if read is None else read(index)
 
 
-def decoded(image: Image) -> UInt8[np.ndarray, "h w c"]:
-    return image.decode() if isinstance(image, Encoded) else image
+def decoded(item: Any) -> Any:
+    """An image, or an image and its label, with the image decoded. Raises DecodeError."""
+    if isinstance(item, tuple):
+        return decoded(item[0]), item[1]
+    return item.decode() if isinstance(item, Encoded) else item
 
 
 def load(image: Image, need: Callable[[Size], Need]) -> tuple[UInt8[np.ndarray, "h w c"], Size, int]:

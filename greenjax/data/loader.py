@@ -22,10 +22,9 @@ from jaxtyping import Bool, Int32, UInt8
 from ml_collections import ConfigDict
 
 from greenjax.data.augment import CentreView, RandomView
-from greenjax.data.encoded import DecodeError, undecoded
+from greenjax.data.encoded import DecodeError, Images, undecoded
 from greenjax.data.labels import LabelledSource, check_classes
 from greenjax.data.randaugment import labelled_view
-from greenjax.data.sources import Source
 from greenjax.data.undecodable import Fault, Undecodable
 from greenjax.data.workers import WorkerPool, look_after_workers
 from greenjax.errors import InputError
@@ -96,7 +95,7 @@ class Batches(Iterator[B], Generic[B]):
 
 def train_batches(
     config: ConfigDict,
-    source: Source,
+    source: Images,
     planner: Planner,
     start_step: int = 0,
     own: range | None = None,
@@ -133,7 +132,7 @@ def labelled_batches(
 
 def eval_batches(
     config: ConfigDict,
-    source: Source,
+    source: Images,
     planner: Planner,
     own: range | None = None,
     undecodable: Undecodable | None = None,

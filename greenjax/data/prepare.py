@@ -30,19 +30,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from greenjax.config import flags
 from greenjax.data.augment import shrinkage
 from greenjax.data.encoded import DecodeError, Encoded, Image, Need, Size, load, size_of, undecoded
-from greenjax.data.labels import open_labelled
 from greenjax.data.listing import listing
-from greenjax.data.records import (
+from greenjax.data.open import open_labelled, open_source, parse_split
+from greenjax.data.sources.array_record import count_records
+from greenjax.data.sources.records import (
     DESCRIPTION,
     ENCODINGS,
     REMEDY,
-    count_records,
     labels_path,
     read_description,
     shard_paths,
     to_raw,
 )
-from greenjax.data.sources import open_source, parse_split
 from greenjax.data.workers import keep_freed_memory
 from greenjax.errors import InputError
 from greenjax.runtime.console import rich_console, say

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import token_grid
-from greenjax.data import Batch, Source, Undecodable, eval_batches
+from greenjax.data import Batch, Images, Undecodable, eval_batches
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place
 from greenjax.evaluation.pictures.reconstruct import draw_reconstructions
@@ -29,7 +29,7 @@ class HeldOut:
     def __init__(
         self,
         config: ConfigDict,
-        source: Source,
+        source: Images,
         planner: Planner,
         graphdef: nnx.GraphDef,
         place: Placement,

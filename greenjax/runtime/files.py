@@ -29,6 +29,12 @@ def expanded(path: str | Path) -> Path:
     return Path(found)
 
 
+def folders_in(root: Path) -> list[str]:
+    """Names of the folders in `root`, sorted, without hidden ones; none where `root` is no folder."""
+    entries = root.iterdir() if root.is_dir() else ()
+    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a draft beside `path` to write: it replaces the file where the block ends well, and is removed elsewhere.

@@ -25,8 +25,8 @@ from greenjax.data import (
     warn_of_overlap,
 )
 from greenjax.data.classes import Classes, padded
+from greenjax.data.open import parse_split
 from greenjax.data.overlap import images_in_both
-from greenjax.data.sources import parse_split
 from greenjax.errors import InputError, listed
 from greenjax.evaluation.classify import Evaluation, accuracy, evaluate, reported_accuracies
 from greenjax.evaluation.knn import knn_scores

@@ -15,7 +15,7 @@ from greenjax.config.flags import DETERMINISTIC
 from greenjax.data import (
     Batch,
     Batches,
-    Source,
+    Images,
     Undecodable,
     blank_batch,
     eval_batches,
@@ -150,7 +150,7 @@ def described_start(init: str, last: int | None) -> str:
 
 
 def first_batch(
-    config: ConfigDict, source: Source, held_out: Source | None, planner: Planner, undecodable: Undecodable
+    config: ConfigDict, source: Images, held_out: Images | None, planner: Planner, undecodable: Undecodable
 ) -> Batch:
     """The first held-out batch, or the first one of training, without starting worker processes for it."""
     if held_out is not None:

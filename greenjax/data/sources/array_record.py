@@ -1,0 +1,62 @@
+"""ArrayRecord files, shared by sources of prepared records and of TFDS: their lengths, and their errors in one line."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import accumulate
+
+from greenjax.data.encoded import DecodeError
+from greenjax.errors import InputError
+
+
+@contextmanager
+def naming_damage(name: str, index: int, shards: Sequence[str], counts: Sequence[int]) -> Iterator[None]:
+    """Turns array_record's errors while it reads image `index` into a DecodeError that names the file and the record.
+
+    `counts` are the records of each of the files `shards`.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        ends = list(accumulate(counts))
+        shard = bisect_right(ends, index)
+        record = index - (ends[shard] - counts[shard])
+        raise DecodeError(f"{name} cannot be read: record {record} of {shards[shard]}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """The message of array_record, without numbers of bytes and hashes."""
+    text = " ".join(str(error).split())
+    return text.partition(" (")[0].partition("; ")[0] or "its end is damaged"
+
+
+def count_records(
+    shards: Sequence[str], remedy: str, expected: Sequence[int] | None = None, threads: int = 16
+) -> list[int]:
+    """The number of records in each file. Only the ends of files are read.
+
+    Raises InputError, with `remedy`, for a file that cannot be read or has another number of records than expected.
+    """
+    with ThreadPoolExecutor(threads) as pool:  # a network file system takes a while to open many files
+        counts = list(pool.map(count_or_reason, shards))
+    for shard, found, images in zip(shards, counts, expected or counts):
+        if found != images or isinstance(found, str):
+            of = "" if expected is None else f", of {images:,} images,"
+            why = f"cannot be read: {found}" if isinstance(found, str) else f"has {found:,}"
+            raise InputError(f"shard {shard!r}{of} {why}; {remedy}")
+    return [int(found) for found in counts]
+
+
+def count_or_reason(shard: str) -> int | str:
+    """The number of records in a file, or why it cannot be read."""
+    from array_record.python.array_record_module import ArrayRecordReader  # only sources of ArrayRecord need it
+
+    try:
+        reader = ArrayRecordReader(shard, options="readahead_buffer_size:0,max_parallelism:0")
+        try:
+            return reader.num_records()
+        finally:
+            reader.close()
+    except RuntimeError as error:
+        return reason(error)

@@ -1,0 +1,169 @@
+"""Images that `python -m greenjax.data.prepare` wrote: a directory of ArrayRecord files, and a JSON file about them.
+
+    records.json                                the splits, and how they were prepared
+    train-00000-of-00004.array_record           images in the source's order
+    train-00000-of-00004.labels.npy             their labels, int32, where the source has labels
+
+A record is an encoded JPEG, or, in encoding raw, height, width and channels as three uint32, followed by the pixels.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+from ml_collections import ConfigDict
+
+from greenjax.data.encoded import DecodeError, Encoded, Image
+from greenjax.data.labels import Listed
+from greenjax.data.sources.array_record import count_records, naming_damage
+from greenjax.data.sources.base import Source
+from greenjax.errors import InputError, listed
+from greenjax.runtime.files import expanded, read_json
+
+ENCODINGS = ("raw", "jpeg")
+DESCRIPTION = "records.json"
+HEADER = 12  # bytes before the pixels of a raw image
+ANEW = "expected what `python -m greenjax.data.prepare` wrote; prepare the images anew in another folder"
+REMEDY = "delete it, and the same `python -m greenjax.data.prepare` command makes it anew"
+
+
+@dataclass(frozen=True)
+class RecordsSource(Source):
+    """One split of a prepared directory."""
+
+    root: str
+    split: str
+    encoding: str
+    shards: tuple[str, ...]
+    counts: tuple[int, ...]  # images in each shard
+    classes: tuple[str, ...] | None = None
+
+    @staticmethod
+    def check(values: Mapping[str, Any]) -> None:
+        if not values["data.path"]:
+            allowed = "a directory that greenjax.data.prepare made, for data.source 'records'"
+            raise InputError(f"data.path is '': expected {allowed}")
+
+    @classmethod
+    def open(cls, data: ConfigDict, split: str) -> "RecordsSource":
+        root = expanded(data.path)
+        description = read_description(root)
+        if split not in description["splits"]:
+            raise InputError(f"{str(root)!r} has no split {split!r}: available are {listed(description['splits'])}")
+        found = description["splits"][split]
+        if found["shards"] is None:
+            remedy = "the command that began it goes on with it"
+            raise InputError(f"split {split!r} of {str(root)!r} is not yet prepared to its end: {remedy}")
+        paths = shard_paths(root, split, len(found["shards"]))
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise InputError(f"{str(root)!r} lacks {listed(missing)}")
+        shards, counts = tuple(map(os.fspath, paths)), tuple(found["shards"])
+        count_records(shards, REMEDY, counts)
+        classes = None if found["classes"] is None else tuple(found["classes"])
+        return cls(str(root), split, description["encoding"], shards, counts, classes)
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def encoded(self, index: int) -> Image:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        name = self.name_of(index)
+        with naming_damage(name, index, self.shards, self.counts):
+            record = self._records[index]
+        return from_raw(record, name) if self.encoding == "raw" else Encoded(record, name)
+
+    def name_of(self, index: int) -> str:
+        return f"{self.root} {self.split}[{index}]"
+
+    def labelled(self, training: bool) -> Listed:
+        if self.classes is None:
+            why = "its source had none when it was prepared"
+            raise InputError(f"{self.root!r} has no labels of split {self.split!r}: {why}")
+        labels = np.concatenate([read_labels(labels_path(path)) for path in self.shards])
+        if len(labels) != len(self):
+            found = f"{len(labels)} labels of the {len(self)} images"
+            raise InputError(f"{self.root!r} has {found} of split {self.split!r}: prepare it anew")
+        return Listed(self, labels, self.classes)
+
+    def parts(self) -> Iterator[bytes]:
+        yield repr((self.encoding, self.counts, [os.path.basename(path) for path in self.shards])).encode()
+
+    @cached_property
+    def _records(self) -> Any:
+        """The files, opened at the first read: each worker opens its own."""
+        from array_record.python.array_record_data_source import ArrayRecordDataSource  # only this source needs it
+
+        return ArrayRecordDataSource([_Shard(path, 0, n, n) for path, n in zip(self.shards, self.counts) if n])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_records"}
+
+
+@dataclass
+class _Shard:
+    """A file and its length, so that ArrayRecordDataSource need not open every file to count its records."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+def to_raw(image: UInt8[np.ndarray, "h w c"]) -> bytes:
+    return np.array(image.shape, "<u4").tobytes() + image.tobytes()
+
+
+def from_raw(record: bytes, name: str) -> UInt8[np.ndarray, "h w c"]:
+    """The pixels of a record, without a copy, hence read-only. Raises DecodeError."""
+    try:
+        height, width, channels = np.frombuffer(record, "<u4", 3).tolist()
+        if channels not in (1, 3):
+            raise ValueError(f"{channels} channels")
+        return np.frombuffer(record, np.uint8, offset=HEADER).reshape(height, width, channels)
+    except ValueError as error:
+        raise DecodeError(f"{name} is no raw image of {len(record)} bytes") from error
+
+
+# The directory
+
+
+def read_description(root: Path) -> dict[str, Any]:
+    """The content of records.json. Raises InputError where it is missing or damaged."""
+    path = root / DESCRIPTION
+    if not path.is_file():
+        what = f"data.path is {str(root)!r}: expected a directory made by `python -m greenjax.data.prepare`"
+        raise InputError(f"{what}, with a {DESCRIPTION} that can be read")
+    found = read_json(path, dict, ANEW)
+    if not isinstance(found.get("splits"), dict) or found.get("encoding") not in ENCODINGS:
+        raise InputError(f"{str(path)!r} does not say what was prepared: {ANEW}")
+    return found
+
+
+def shard_paths(root: Path, split: str, count: int) -> list[Path]:
+    """The files of a split, whose name may have slashes. Raises InputError where array_record cannot name them."""
+    try:
+        os.fspath(root).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{str(root)!r} is no UTF-8: expected a folder with another name, for prepared images"
+        ) from error
+    return [root / f"{quote(split, safe='')}-{i:05}-of-{count:05}.array_record" for i in range(count)]
+
+
+def labels_path(shard: str | Path) -> Path:
+    return Path(shard).with_suffix(".labels.npy")
+
+
+def read_labels(path: Path) -> Int32[np.ndarray, " n"]:
+    try:
+        return np.load(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"labels {str(path)!r} cannot be read: {error}") from error
