@@ -15,6 +15,7 @@ from tiny_data import prepare as prepare_tfds
 
 from greenjax.backbones.geometry import make_planner
 from greenjax.data import open_labelled, open_source, prepare, train_batches
+from greenjax.data.prepare.__main__ import main
 from greenjax.data.sources import records
 from greenjax.errors import InputError
 
@@ -23,7 +24,7 @@ CONFIG = str(Path(__file__).parents[1] / "configs" / "digits.py")
 
 def run(output, *flags, **data):
     keys = [f"--config.data.{key}={value}" for key, value in data.items()]
-    prepare.main(["prepare", "--config", CONFIG, "--output", str(output), "--workers=2", *flags, *keys])
+    main(["prepare", "--config", CONFIG, "--output", str(output), "--workers=2", *flags, *keys])
 
 
 def refused(*arguments, **data):

@@ -10,7 +10,7 @@ import sys
 import pytest
 from small import small_config
 
-from greenjax.data.prepare import main as prepare
+from greenjax.data.prepare.__main__ import main as prepare
 from greenjax.errors import InputError
 from greenjax.runtime import lock
 from greenjax.runtime.lock import LOCK, held

@@ -431,7 +431,7 @@ def try_command(module: str, text: str, pattern: str, world: Path) -> str:
     """The same for another command."""
     import importlib
 
-    name = "greenjax." + module + (".__main__" if module == "planning" else "")
+    name = "greenjax." + module + (".__main__" if module in ("planning", "data.prepare") else "")
     main = importlib.import_module(name).main
     return failure(ending(lambda: main([f"greenjax.{module}", *typed(text, world)])), pattern, world)
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from greenjax.backbones.registry import family_of
+from greenjax.data.sources import SOURCES
 from greenjax.errors import refuse
 from greenjax.planning import TokenGrid
 
@@ -85,16 +86,7 @@ def check_data(values: Values) -> None:
     for key in ("data.mean", "data.std"):
         if len(values[key]) != values["model.in_channels"]:
             refuse(values, key, f"{values['model.in_channels']} numbers, one a channel (model.in_channels)")
-    if values["data.source"] == "digits" and values["data.path"]:
-        others = "--config.data.source=folder, records or tfds takes one"
-        refuse(values, "data.path", f"'' for data.source 'digits', which reads no path; {others}")
-    if values["data.source"] == "folder" and not values["data.path"]:
-        refuse(values, "data.path", "a directory of images for data.source 'folder'")
-    if values["data.source"] == "records" and not values["data.path"]:
-        refuse(values, "data.path", "a directory that greenjax.data.prepare made, for data.source 'records'")
-    of_init = values["task"] in ("eval", "knn") and values["init"] != "none"  # configs/eval.py names no data
-    if values["data.source"] == "tfds" and not (values["data.name"] or values["data.path"] or of_init):
-        refuse(values, "data.name", "a name such as 'imagenet2012', or data.path, for data.source 'tfds'")
+    SOURCES[values["data.source"]].check(values)
 
 
 def check_optimizer(values: Values) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from greenjax.backbones.registry import ARCHITECTURES
 from greenjax.config.file import flatten
+from greenjax.data.sources import SOURCES
 from greenjax.errors import InputError
 from greenjax.runtime.files import expanded, read_json
 
@@ -22,7 +23,6 @@ FIXED = ("model.name", *(f"model.{part}" for part in SIZES))  # weights of other
 MODEL = (*FIXED, "model.window", "model.norm_epsilon", "data.mean", "data.std")
 DECODER = ("decoder.dim", "decoder.depth", "decoder.num_heads")
 PLACE = ("data.source", "data.path", "data.name")
-IMAGES = (*PLACE, "data.split", "data.eval_split")
 
 
 def inherit(settings: Settings, given: Collection[str], defaults: Mapping[str, Any]) -> tuple[Settings, str]:
@@ -93,7 +93,8 @@ def _images(
     own = [key for key in PLACE if key not in given and settings.get(key) != defaults[key]]
     if own or ("data.source" in given and settings["data.source"] != there.get("data.source")):
         return ()
-    taken = IMAGES if there.get("data.source") == "tfds" else [key for key in IMAGES if key != "data.name"]
+    source = SOURCES.get(there.get("data.source", ""))
+    taken = ("data.source", *(source.place if source else ()), "data.split", "data.eval_split")
     return tuple(key for key in taken if settings.get(key) == defaults[key])
 
 

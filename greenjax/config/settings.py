@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from greenjax.backbones.registry import ARCHITECTURES
+from greenjax.data.sources import SOURCES
 
 SIZE = (int, tuple)  # the type of image_size: a side in pixels, or height and width
 RATIO = (int, float, tuple)  # the type of model.mlp_ratio: one for all stages, or one a stage
@@ -121,14 +122,14 @@ KEYS = {
     "mask.ratio": Key(float, 0.75, "above 0 and below 1", lambda value: 0 < value < 1),  # of the mask units
     "mask.groups": _count(8),  # masks drawn for one update; data.batch_size = one mask an image
     "mask.pool": _count(0, 0),  # draw this many masks once and choose among them; 0 = fresh masks always
-    "data.source": _choice("tfds", "digits", "folder", "records", "tfds"),
+    "data.source": _choice("tfds", *SOURCES),
     "data.path": _text(""),  # folder, records: the directory; tfds: the prepared data set or its data_dir
     "data.name": _text(""),  # tfds: the data set's name
     "data.split": Key(str, "train", "the name of a split", bool),
     "data.eval_split": _text(""),  # "" = no held-out evaluation
     "data.eval_sets": _text(""),  # task eval: more sets, NAME_OR_PATH@SPLIT or SPLIT, with commas between
     "data.eval_images": _count(2048),  # at most this many held-out images in pre-training; classifiers take all
-    "data.monitor_source": _choice("", "", "digits", "folder", "records", "tfds", note="; '' = as data.source"),
+    "data.monitor_source": _choice("", "", *SOURCES, note="; '' = as data.source"),
     "data.monitor_path": _text(""),  # labelled sets for the monitor; "" = as data.path, and so on
     "data.monitor_name": _text(""),
     "data.monitor_split": _text(""),

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
 from greenjax.data import Undecodable, first_images, matched, open_labelled, warn_of_overlap
+from greenjax.data.sources import SOURCES
 from greenjax.errors import InputError
 from greenjax.evaluation.classify import accuracy, reported_accuracies
 from greenjax.evaluation.knn import knn_scores
@@ -65,8 +66,9 @@ def monitor_data(config: ConfigDict) -> ConfigDict:
     """`config.data` for the monitor's sets: a `data.monitor_KEY` that is given replaces `data.KEY`."""
     keys = ("source", "path", "name", "split", "eval_split")
     given = {f"data.{key}": config.data[f"monitor_{key}"] for key in keys if config.data[f"monitor_{key}"]}
-    pathless = {"data.path": ""} if given.get("data.source") == "digits" else {}
-    return resolve(flatten(config) | pathless | given).data
+    source = SOURCES[given.get("data.source", config.data.source)]
+    unread = {} if "data.path" in source.place else {"data.path": ""}
+    return resolve(flatten(config) | unread | given).data
 
 
 def check_neighbours(config: ConfigDict, images: int, split: str) -> None:

@@ -27,6 +27,7 @@ from greenjax.data import (
 from greenjax.data.classes import Classes, padded
 from greenjax.data.open import parse_split
 from greenjax.data.overlap import images_in_both
+from greenjax.data.sources import SOURCES
 from greenjax.errors import InputError, listed
 from greenjax.evaluation.classify import Evaluation, accuracy, evaluate, reported_accuracies
 from greenjax.evaluation.knn import knn_scores
@@ -76,11 +77,10 @@ def eval_sets(config: ConfigDict) -> list[EvalSet]:
     Raises InputError for two sets of one name.
     """
     texts = [config.data.eval_split, *(text.strip() for text in config.data.eval_sets.split(","))]
-    sets = []
+    sets, place = [], SOURCES[config.data.source].place or ("data.path",)
     for text in filter(None, texts):
         where, at, split = text.rpartition("@")
-        key = "data.name" if config.data.source == "tfds" else "data.path"
-        other = {key: where, "data.split": split, "data.per_class": 0} if at else {}
+        other = {place[-1]: where, "data.per_class": 0} if at else {}
         sets.append(EvalSet(text, resolve(flatten(config) | other).data, split))
     names = [each.name for each in sets]
     if not sets:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from greenjax.data.labels import Listed
 from greenjax.data.listing import parts_of
 from greenjax.data.sources.base import Source
-from greenjax.errors import InputError, listed
+from greenjax.errors import InputError, listed, refuse
 
 SPLITS = {"train": slice(0, 1500), "test": slice(1500, None), "all": slice(None)}
 
@@ -28,8 +28,8 @@ class DigitsSource(Source):
     @staticmethod
     def check(values: Mapping[str, Any]) -> None:
         if values["data.path"]:
-            found = f"data.path is {values['data.path']!r}: expected '' for data.source 'digits', which reads no path"
-            raise InputError(f"{found}; --config.data.source=folder, records or tfds takes one")
+            others = "--config.data.source=folder, records or tfds takes one"
+            refuse(values, "data.path", f"'' for data.source 'digits', which reads no path; {others}")
 
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "DigitsSource":

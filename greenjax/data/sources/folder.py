@@ -19,7 +19,7 @@ from greenjax.data.classes import plain
 from greenjax.data.encoded import DecodeError, Encoded
 from greenjax.data.labels import Listed
 from greenjax.data.sources.base import Source
-from greenjax.errors import InputError, listed
+from greenjax.errors import InputError, listed, refuse
 from greenjax.runtime.files import expanded, folders_in
 
 SUFFIXES = (".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png")
@@ -43,7 +43,7 @@ class FolderSource(Source):
     @staticmethod
     def check(values: Mapping[str, Any]) -> None:
         if not values["data.path"]:
-            raise InputError("data.path is '': expected a directory of images for data.source 'folder'")
+            refuse(values, "data.path", "a directory of images for data.source 'folder'")
 
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "FolderSource":

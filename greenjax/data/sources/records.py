@@ -23,7 +23,7 @@ from greenjax.data.encoded import DecodeError, Encoded, Image
 from greenjax.data.labels import Listed
 from greenjax.data.sources.array_record import count_records, naming_damage
 from greenjax.data.sources.base import Source
-from greenjax.errors import InputError, listed
+from greenjax.errors import InputError, listed, refuse
 from greenjax.runtime.files import expanded, read_json
 
 ENCODINGS = ("raw", "jpeg")
@@ -47,8 +47,7 @@ class RecordsSource(Source):
     @staticmethod
     def check(values: Mapping[str, Any]) -> None:
         if not values["data.path"]:
-            allowed = "a directory that greenjax.data.prepare made, for data.source 'records'"
-            raise InputError(f"data.path is '': expected {allowed}")
+            refuse(values, "data.path", "a directory that greenjax.data.prepare made, for data.source 'records'")
 
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "RecordsSource":

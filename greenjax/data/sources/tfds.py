@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from greenjax.data.encoded import DecodeError, Encoded, Undecoded
 from greenjax.data.sources.array_record import count_records, naming_damage
 from greenjax.data.sources.base import Source
-from greenjax.errors import InputError, listed
+from greenjax.errors import InputError, listed, refuse
 from greenjax.runtime.files import expanded, folders_in
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -35,8 +35,7 @@ class TfdsSource(Source):
     def check(values: Mapping[str, Any]) -> None:
         of_init = values["task"] in ("eval", "knn") and values["init"] != "none"  # configs/eval.py names no data
         if not (values["data.name"] or values["data.path"] or of_init):
-            allowed = "a name such as 'imagenet2012', or data.path, for data.source 'tfds'"
-            raise InputError(f"data.name is {values['data.name']!r}: expected {allowed}")
+            refuse(values, "data.name", "a name such as 'imagenet2012', or data.path, for data.source 'tfds'")
 
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "TfdsSource":

@@ -1,19 +1,9 @@
-"""Shrinks the images of any source once, into ArrayRecord: training then reads them several times as fast.
-
-    python -m greenjax.data.prepare --config C.py --output DIR [--size 256] [--encoding raw|jpeg] [--splits A B]
-        [--workers N] [--config.data.path=... and other keys]
-
-    python -m greenjax.main --config C.py --config.data.source=records --config.data.path=DIR ...
-
-Every split that the config names is prepared whole, under its own name: slices such as train[:98%] are taken when it
-is read. Stopped or killed, the same command goes on where it was. docs/data.md has sizes and times.
-"""
+"""Prepares records: the images of any source, shrunk, in the files that sources/records.py reads."""
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,37 +17,28 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from greenjax.config import flags
 from greenjax.data.augment import shrinkage
 from greenjax.data.encoded import DecodeError, Encoded, Image, Need, Size, load, size_of, undecoded
 from greenjax.data.listing import listing
 from greenjax.data.open import open_labelled, open_source, parse_split
 from greenjax.data.sources.array_record import count_records
-from greenjax.data.sources.records import (
-    DESCRIPTION,
-    ENCODINGS,
-    REMEDY,
-    labels_path,
-    read_description,
-    shard_paths,
-    to_raw,
-)
+from greenjax.data.sources.records import DESCRIPTION, REMEDY, labels_path, read_description, shard_paths, to_raw
 from greenjax.data.workers import keep_freed_memory
 from greenjax.errors import InputError
-from greenjax.runtime.console import rich_console, say
-from greenjax.runtime.files import expanded, replace_text
+from greenjax.runtime.console import rich_console
+from greenjax.runtime.files import expanded, replace_text, replacing
 from greenjax.runtime.lock import LOCK, held
 
 PER_SHARD = 4096  # images; raw ones of 256 px make about 1 GB
 QUALITY = 95  # of JPEGs that are encoded anew
-WRITING = "group_size:1,uncompressed"  # one image a read, as it is
+WRITING = "group_size:1,uncompressed"  # a read takes one image, as it is
 
 
 @dataclass(frozen=True)
 class How:
-    """What becomes of an image."""
+    """How an image is stored."""
 
-    size: int  # of the shorter side, at most
+    size: int  # of the shorter side in pixels, at most
     encoding: str
 
 
@@ -66,36 +47,8 @@ class Split:
     """A whole split of the source."""
 
     name: str
-    images: Any  # a Source, or a LabelledSource where there are classes
+    images: Any  # with labels where there are classes
     classes: tuple[str, ...] | None
-
-
-def main(argv: list[str]) -> None:
-    parser = make_parser()
-    try:
-        arguments, config = flags.parse_beside(parser, argv)
-        output, how = arguments.output, How(arguments.size, arguments.encoding)
-        for line in prepare(config, output, how, arguments.splits, arguments.unlabelled, arguments.workers):
-            say(line)
-    except (InputError, OSError) as error:  # a full disk, say: finished shards stay
-        sys.exit(f"greenjax.data.prepare: {error}")
-    except KeyboardInterrupt:
-        sys.exit("greenjax.data.prepare: stopped; the same command goes on from here")
-
-
-def make_parser() -> flags.Parser:
-    parser = flags.Parser("python -m greenjax.data.prepare", __doc__)
-    parser.add_argument(
-        "--output", type=flags.folder, required=True, help="directory for records, new or to go on with"
-    )
-    parser.add_argument(
-        "--size", type=flags.positive, default=256, help="the shorter side in pixels; smaller ones stay"
-    )
-    parser.add_argument("--encoding", choices=ENCODINGS, default="raw", help="raw: fastest; jpeg: a tenth of the space")
-    parser.add_argument("--splits", nargs="+", help="default: data.split and data.eval_split")
-    parser.add_argument("--unlabelled", action="store_true", help="leave labels out")
-    parser.add_argument("--workers", type=flags.positive, default=os.cpu_count() or 1, help="threads")
-    return parser
 
 
 def prepare(
@@ -106,9 +59,9 @@ def prepare(
     unlabelled: bool = False,
     workers: int = 1,
 ) -> Iterator[str]:
-    """Converts splits one after the other, or what is left of them; a line for each.
+    """Converts splits, or the rest of them, one after the other; yields a line for each.
 
-    Without `names` those of the config.
+    Without `names`, converts the splits that the config names.
     """
     data = config.data.copy_and_resolve_references()
     data.per_class = 0
@@ -124,20 +77,23 @@ def prepare(
 
 
 def open_split(data: ConfigDict, name: str, unlabelled: bool) -> Split:
-    """A split with its labels, or without them where it has none."""
+    """A split with its labels, or without labels where its source has none."""
     if unlabelled:
         return Split(name, open_source(data, name), None)
     try:
         source = open_labelled(data, name)
         return Split(name, source, tuple(source.classes))
     except InputError as error:
-        source = open_source(data, name)  # what is wrong with more than the labels is said here
+        source = open_source(data, name)  # raises where more than the labels is wrong
         logging.warning("%s is prepared without labels: %s", name, error)
         return Split(name, source, None)
 
 
 def begin(output: Path, how: How, data: ConfigDict, splits: list[Split]) -> dict[str, Any]:
-    """What records.json says at the start. Raises InputError where the directory holds anything else."""
+    """Writes records.json for a new directory, or extends it. Returns its content.
+
+    Raises InputError where the directory was begun otherwise, or holds anything else.
+    """
     wanted = {"encoding": how.encoding, "size": how.size, "source": data.source, "name": data.name}
     wanted["path"] = os.path.abspath(expanded(data.path)) if data.path else ""
     if (output / DESCRIPTION).exists():
@@ -148,16 +104,14 @@ def begin(output: Path, how: How, data: ConfigDict, splits: list[Split]) -> dict
     else:
         description = {**wanted, "splits": {}}
     for split in splits:
-        new = {"images": None, "left_out": None, "of": len(split.images), "shards": None, "classes": split.classes}
-        new["classes"] = None if split.classes is None else list(split.classes)
+        classes = None if split.classes is None else list(split.classes)
+        new = {"images": None, "left_out": None, "of": len(split.images), "shards": None, "classes": classes}
         new["listing"] = listing(split.images)
         found = description["splits"].setdefault(split.name, new)
-        # A directory of an earlier version has no listing.
         parts = {"of": "of", "classes": "classes", "listing": "digest of names and order"}
-        before, now = (
-            {f"{split.name} {told}": entry.get(part, new[part]) for part, told in parts.items()}
-            for entry in (found, new)
-        )
+        now = {f"{split.name} {name}": new[part] for part, name in parts.items()}
+        # A directory of an earlier version has no listing.
+        before = {f"{split.name} {name}": found.get(part, new[part]) for part, name in parts.items()}
         check_same(output, before, now)
     write_description(output, description)
     return description
@@ -166,9 +120,8 @@ def begin(output: Path, how: How, data: ConfigDict, splits: list[Split]) -> dict
 def check_same(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     for key, value in now.items():
         if before[key] != value:
-            raise InputError(
-                f"output {str(output)!r} was begun with {key} {before[key]!r}: expected that, not {value!r}"
-            )
+            begun = f"output {str(output)!r} was begun with {key} {before[key]!r}"
+            raise InputError(f"{begun}: expected that, not {value!r}")
 
 
 def write_description(output: Path, description: dict[str, Any]) -> None:
@@ -176,14 +129,14 @@ def write_description(output: Path, description: dict[str, Any]) -> None:
 
 
 def convert(split: Split, output: Path, how: How, description: dict[str, Any], workers: int) -> str:
-    """Writes the shards of a split that are not there yet, then says in records.json that it is whole."""
+    """Writes the missing shards of a split, then records in records.json that the split is whole."""
     count = len(split.images)
     paths = shard_paths(output, split.name, -(-count // PER_SHARD))
-    parts = {path: range(i * PER_SHARD, min((i + 1) * PER_SHARD, count)) for i, path in enumerate(paths)}
-    missing = {path: rows for path, rows in parts.items() if not path.exists()}
-    done, stop = count - sum(map(len, missing.values())), Event()
+    rows = {path: range(i * PER_SHARD, min((i + 1) * PER_SHARD, count)) for i, path in enumerate(paths)}
+    missing = [path for path in paths if not path.exists()]
+    done, stop = count - sum(len(rows[path]) for path in missing), Event()
     with progress(split.name, count, done) as advance, ThreadPoolExecutor(workers) as pool:
-        tasks = [pool.submit(write_shard, path, split, rows, how, advance, stop) for path, rows in missing.items()]
+        tasks = [pool.submit(write_shard, path, split, rows[path], how, advance, stop) for path in missing]
         try:
             for task in as_completed(tasks):
                 task.result()
@@ -201,7 +154,7 @@ def convert(split: Split, output: Path, how: How, description: dict[str, Any], w
 
 @contextmanager
 def progress(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
-    """A line on the terminal; what it gives counts one image more, from any thread."""
+    """A progress bar on the terminal; yields a function that counts one more image, from any thread."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=rich_console(stderr=True)) as bar:
         task = bar.add_task(name, total=total, completed=done)
@@ -209,30 +162,28 @@ def progress(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
 
 
 def write_shard(path: Path, split: Split, rows: range, how: How, advance: Callable[[], None], stop: Event) -> None:
-    """Some images of a split, in order; the file is there when it is whole, and its labels before it."""
+    """Writes some images of a split, in order: their labels first, so that a shard never lacks them."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    draft, labels = path.with_name(f".{path.name}.draft"), []
-    writer = ArrayRecordWriter(os.fspath(draft), WRITING)
-    try:
-        for row in rows:
-            if stop.is_set():
-                return
-            try:
-                item = undecoded(split.images, row)
-                image, label = (item, -1) if split.classes is None else item
-                writer.write(to_record(image, how))
-                labels.append(label)
-            except DecodeError as error:
-                logging.warning("%s; it is left out", error)
-            advance()
-    finally:
-        writer.close()
-    if split.classes is not None:
-        draft_labels = draft.with_suffix(".npy")
-        np.save(draft_labels, np.array(labels, np.int32))
-        os.replace(draft_labels, labels_path(path))
-    os.replace(draft, path)
+    with replacing(path) as draft:
+        writer, labels = ArrayRecordWriter(os.fspath(draft), WRITING), []
+        try:
+            for row in rows:
+                if stop.is_set():
+                    raise CancelledError
+                try:
+                    item = undecoded(split.images, row)
+                    image, label = (item, -1) if split.classes is None else item
+                    writer.write(to_record(image, how))
+                    labels.append(label)
+                except DecodeError as error:
+                    logging.warning("%s; it is left out", error)
+                advance()
+        finally:
+            writer.close()
+        if split.classes is not None:
+            with replacing(labels_path(path)) as labels_draft, labels_draft.open("wb") as file:
+                np.save(file, np.array(labels, np.int32))
 
 
 def to_record(image: Image, how: How) -> bytes:
@@ -259,7 +210,3 @@ def shrunk(image: Image, size: int) -> tuple[UInt8[np.ndarray, "h w c"], Size]:
     if size_of(pixels) == (height, width):
         return pixels, full
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1), full
-
-
-if __name__ == "__main__":
-    main(sys.argv)
