@@ -24,10 +24,10 @@ from setuptools import find_packages
 from small import config_file
 
 import greenjax
+from greenjax.backbones.geometry import make_planner
 from greenjax.data import open_source, train_batches
 from greenjax.data.encoded import Encoded
 from greenjax.data.loader import Batch, blank_batch
-from greenjax.planning import Planner
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import abstract_state, model_graph
@@ -41,8 +41,8 @@ FLOORS = (  # from the ground up; a module imports from its own floor and those 
     ("planning",),
     ("ops",),
     ("backbones",),
-    ("config",),
     ("data",),
+    ("config",),
     ("models",),
     ("evaluation",),
     ("interop",),
@@ -200,7 +200,7 @@ def passed(tmp_path_factory):
     sys.setprofile(watch)
     try:
         config = greenjax.load_config(file)
-        planner, source, mesh = Planner.from_config(config), open_source(config.data, "train"), make_mesh(config)
+        planner, source, mesh = make_planner(config), open_source(config.data, "train"), make_mesh(config)
         next(train_batches(config, source, planner))
         graph, tx, rate = model_graph(config), make_optimizer(config), learning_rate(config, *run_length(config, 1500))
         state, (plan, _) = abstract_state(config, tx, mesh), planner.plans(0, config.mask.groups)
