@@ -4,7 +4,7 @@
     python -m greenjax.convert from-torch --config C.py --layout L --input FILE --workdir DIR [--config.key=value ...]
     python -m greenjax.convert extract    --input FILE --output FILE.safetensors|.pth [--trust]
 
-L is swin, twins, timm, hf, mmdet, torchvision, greenmim or simmim; docs/interop.md has three lines for each library.
+docs/interop.md has three lines for each library.
 """
 
 import argparse
@@ -12,13 +12,14 @@ import logging
 import shlex
 import sys
 
+from greenjax.backbones.registry import layout_names
+from greenjax.backbones.rules import RESIZE_METHODS
+from greenjax.backbones.transforms import OWN_ORDER
 from greenjax.config import flags, flatten, resolve
 from greenjax.errors import InputError
 from greenjax.runtime.cache import keep_compiled
 from greenjax.runtime.console import say, set_up
 from greenjax.runtime.files import expanded
-
-LAYOUTS = ("swin", "twins", "timm", "hf", "mmdet", "torchvision", "greenmim", "simmim")
 
 
 def main(argv: list[str]) -> None:
@@ -70,11 +71,11 @@ def make_parser() -> argparse.ArgumentParser:
     for command in (out, into, take):
         command.set_defaults(parser=command)
     for command in (out, into):
-        command.add_argument("--layout", required=True, choices=LAYOUTS)
+        command.add_argument("--layout", required=True, choices=layout_names())
         order = "order of the 2 x 2 patch merging; raster: GreenMIM files that were pre-trained so"
-        command.add_argument("--merge-order", default="swin", choices=("swin", "raster"), help=order)
+        command.add_argument("--merge-order", default=OWN_ORDER, choices=(OWN_ORDER, "raster"), help=order)
         how = "how position bias tables of another window are resized; none: refuse"
-        command.add_argument("--resize", default="geometric", choices=("geometric", "bicubic", "none"), help=how)
+        command.add_argument("--resize", default=RESIZE_METHODS[0], choices=RESIZE_METHODS, help=how)
     return parser
 
 
@@ -83,7 +84,7 @@ def to_torch(arguments: argparse.Namespace) -> None:
     from greenjax import interop
     from greenjax.interop.files import check_output
 
-    output = check_output(arguments.output, folder=arguments.layout == "hf")
+    output = check_output(arguments.output, folder=True)  # before the run is read; save_torch knows if it may be one
     model, step = interop.load_run(arguments.workdir, arguments.step)
     lines: list[str] = []
     if arguments.image_size:
@@ -99,9 +100,7 @@ def to_torch(arguments: argparse.Namespace) -> None:
         prefix=arguments.prefix,
         step=step,
     )
-    say(f"{output}: {model.config.model.name} of step {step}, layout {arguments.layout}")
-    for line in lines:
-        say(f"  {line}")
+    _tell(f"{output}: {model.config.model.name} of step {step}, layout {arguments.layout}", lines)
 
 
 def extract(arguments: argparse.Namespace) -> None:
@@ -109,16 +108,7 @@ def extract(arguments: argparse.Namespace) -> None:
     from greenjax import interop
 
     count, *lines = interop.extract(arguments.input, arguments.output, trust=arguments.trust)
-    say(f"{arguments.output}: {count} of {arguments.input}")
-    for line in lines:
-        say(f"  {line}")
-
-
-def image_size(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(map(int, text.split(",")))
-    except ValueError:
-        raise InputError(f"image-size is {text!r}: expected pixels, N or HEIGHT,WIDTH") from None
+    _tell(f"{arguments.output}: {count} of {arguments.input}", lines)
 
 
 def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
@@ -127,22 +117,13 @@ def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
         flags.Parser("python -m greenjax.convert"), ["greenjax.convert", *rest], arguments.parser
     )
 
-    from greenjax.interop import read_torch
+    from greenjax.interop import Reading, read_torch
     from greenjax.training.start import check_new, write_start
 
     workdir = expanded(arguments.workdir)
     check_new(workdir)
-    model, report = read_torch(
-        arguments.input,
-        config,
-        arguments.layout,
-        merge_order=arguments.merge_order,
-        resize=arguments.resize,
-        new_head=arguments.new_head,
-        seed=config.seed,
-        key=arguments.key,
-        prefix=arguments.prefix,
-    )
+    how = Reading(arguments.merge_order, arguments.resize, arguments.new_head, arguments.key, arguments.prefix)
+    model, report = read_torch(arguments.input, config, arguments.layout, how, config.seed)
     if config.task in ("finetune", "linear") and not model.config.model.num_classes:  # the data would decide, later
         why = "--new-head leaves out the file's head" if arguments.new_head else "the file has no head"
         raise InputError(
@@ -151,12 +132,24 @@ def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
             + (" --config.new_head" if arguments.new_head else "")
         )
     write_start(workdir, model, resolve(model.config))
-    say(f"{workdir}: {config.model.name} from {arguments.input}, layout {arguments.layout}")
-    for line in report.lines():
-        say(f"  {line}")
     changed = {key: value for key, value in flatten(model.config).items() if value != flatten(config)[key]}
     again = [*rest, *(f"--config.{key}={value}" for key, value in changed.items()), "--workdir", str(workdir)]
-    say(f"  training goes on from there: python -m greenjax.main {shlex.join(again)}")
+    line = f"training goes on from there: python -m greenjax.main {shlex.join(again)}"
+    _tell(f"{workdir}: {config.model.name} from {arguments.input}, layout {arguments.layout}", [*report.lines(), line])
+
+
+def image_size(text: str) -> tuple[int, ...]:
+    """Pixels, N or HEIGHT,WIDTH."""
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise InputError(f"image-size is {text!r}: expected pixels, N or HEIGHT,WIDTH") from None
+
+
+def _tell(first: str, lines: list[str]) -> None:
+    say(first)
+    for line in lines:
+        say(f"  {line}")
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def test_types_that_numpy_does_not_have_are_refused(model, saved):
     start[name]["shape"][-1] *= 8
     spoilt = json.dumps(start).encode()
     saved.write_bytes(len(spoilt).to_bytes(8, "little") + spoilt + data[8 + head :])
-    assert f"1 of {len(start) - 1} tensors are F4, which cannot be read: {name}" in refusal(saved, model.config)
+    assert f"1 of {len(start) - 1} tensors are F4, which cannot be read: {name!r}" in refusal(saved, model.config)
 
 
 def test_a_prefix_goes_before_every_name(model, tmp_path):
@@ -342,7 +342,7 @@ def test_shards_are_read_by_their_folder_or_index(model, saved, tmp_path, ending
     first, second = sorted(path for path in index.parent.iterdir() if path != index)
     assert f"are one of 2 shards: expected {str(index)!r}" in refusal(first, model.config)
     second.unlink()
-    assert refusal(index, model.config) == f"weights {str(index)!r}: 1 of 2 shards are not there: {second.name}"
+    assert refusal(index, model.config) == f"weights {str(index)!r}: 1 of 2 shards are not there: {second.name!r}"
     shutil.copy(first, second)
     assert "tensors are not in the shards: " in refusal(index, model.config)
 
@@ -424,7 +424,7 @@ def test_what_is_not_finite_is_refused(model, saved):
 
     message = refusal(changed(saved, spoil), model.config)
     assert "2 of" in message
-    assert "tensors are not finite: layers.0.blocks.0.norm1.bias, norm.weight" in message
+    assert "tensors are not finite: 'layers.0.blocks.0.norm1.bias', 'norm.weight'" in message
 
 
 def test_a_model_that_is_not_finite_is_not_written(tmp_path):
@@ -465,9 +465,11 @@ def test_another_layout_is_refused_and_the_right_one_named(model, saved):
     assert "layout is 'timm': the file says 'swin'" in refusal(saved, model.config, "timm")
     bare = changed(saved, lambda tensors: None)
     assert "(the names look like layout swin)" in refusal(bare, model.config, "mmdet")
-    assert "layout is 'keras': expected swin or twins" in refusal(saved, model.config, "keras")
-    assert "layout is 'twins', which has no swin_t" in refusal(saved, model.config, "twins")
-    assert "merge_order is 'raster' with layout 'swin'" in refusal(saved, model.config, merge_order="raster")
+    assert "layout is 'keras': expected swin or timm or hf or" in refusal(saved, model.config, "keras")
+    assert "layout is 'twins': expected swin or timm or hf or" in refusal(saved, model.config, "twins")
+    assert "merge_order is 'raster': expected 'swin' with layout 'swin' of a swin_t" in refusal(
+        saved, model.config, merge_order="raster"
+    )
 
 
 def test_a_wrong_window_is_refused(model, saved):

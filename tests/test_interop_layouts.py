@@ -8,8 +8,10 @@ from flax import nnx
 from small import small_config
 
 import greenjax
-from greenjax.interop import LAYOUTS
-from greenjax.interop.weights import flat_weights, to_tensors
+from greenjax.backbones.registry import FAMILIES
+from greenjax.interop.loading import blank_model
+from greenjax.interop.tensors import to_tensors
+from greenjax.interop.weights import flat_weights, parameter_shapes
 
 SIZE, CLASSES = 64, 5
 COLOURS = dict(model__in_channels=3, data__mean=(0.5,) * 3, data__std=(0.2,) * 3)
@@ -110,14 +112,14 @@ def test_simmim_has_the_names_and_shapes_of_the_library():
 
 def test_the_paper_sized_models_have_the_names_of_the_libraries():
     """Swin-B and Twins-L, by shapes alone."""
-    from greenjax.interop.loading import model_shapes
-
     for name, layout, reference, of in (
         ("swin_b", "timm", torch_names.swin_timm, swin_arguments),
         ("twins_l", "mmdet", torch_names.twins_mm, twins_arguments),
     ):
         config = greenjax.load_config(f"configs/{name}.py", {"task": "knn"})
-        weights = {key: np.broadcast_to(np.float32(0), shape) for key, shape in model_shapes(config).items()}
+        weights = {
+            key: np.broadcast_to(np.float32(0), shape) for key, shape in parameter_shapes(blank_model(config)).items()
+        }
         tensors, _ = to_tensors(weights, config, layout)
         arguments = of(config)
         if "mlp_ratios" in arguments:
@@ -130,7 +132,7 @@ def test_integers_are_64_bits():
     assert {value.dtype for name, value in tensors.items() if "index" in name} == {np.dtype(np.int64)}
 
 
-CASES = [(layout, family, kind) for layout, families in LAYOUTS.items() for family in families for kind in KINDS]
+CASES = [(layout, name, kind) for name, family in FAMILIES.items() for layout in family.layouts for kind in KINDS]
 
 
 @pytest.mark.parametrize(

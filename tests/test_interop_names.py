@@ -11,12 +11,14 @@ from small import small_config
 from test_interop_layouts import random_model
 
 import greenjax
+from greenjax.backbones.registry import family_of
 from greenjax.config import flatten, resolve
 from greenjax.convert import make_parser
-from greenjax.interop import LAYOUTS, initial_model, layouts, read_torch
-from greenjax.interop.loading import model_shapes
+from greenjax.interop import Reading, initial_model, read_torch
+from greenjax.interop.loading import blank_model
 from greenjax.interop.selection import Place, find_places
-from greenjax.interop.weights import flat_weights, to_tensors
+from greenjax.interop.tensors import to_tensors
+from greenjax.interop.weights import flat_weights, parameter_shapes
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def read(tmp_path, saved, config, layout="swin", **options):
     """The model that a file of these things makes, and what is said of it."""
     path = tmp_path / "weights.pth"
     torch.save(saved, path)
-    model, report = read_torch(path, config, layout, **options)
+    model, report = read_torch(path, config, layout, Reading(**options))
     return flat_weights(model), report.lines()
 
 
@@ -181,7 +183,7 @@ def test_a_key_or_a_prefix_that_is_not_there_is_refused_with_those_that_are(mode
             model.config,
             key="modle",
         )
-    with pytest.raises(ValueError, match=r"prefix is 'nets.': names in the file begin with head., module., net."):
+    with pytest.raises(ValueError, match=r"prefix is 'nets.': names in the file begin with 'head.', 'module.', 'net.'"):
         saved = {**behind("net.", tensors), "module.x": torch.ones(1), "head.x": torch.ones(1)}
         read(tmp_path, saved, model.config, prefix="nets.")
 
@@ -226,7 +228,7 @@ def test_init_refuses_what_no_layout_or_more_than_one_model_fits(model, tensors,
 
     assert "its names are those of no layout of a swin_t, swin, timm" in refusal({"x.y": torch.ones(1)})
     message = refusal(behind("encoder.", {k: v for k, v in tensors.items() if not k.startswith("head")}))
-    assert "its names fit layout swin or greenmim or simmim, and do not tell GreenMIM's order" in message
+    assert "its names fit layout swin or greenmim or simmim, and do not tell the order of patch merging" in message
     assert f"python -m greenjax.convert from-torch --layout swin --input {tmp_path}/weights.pth --config" in message
     assert "as layout 'swin', 1 misfit:" in refusal({k: v for k, v in tensors.items() if k != "norm.bias"})
 
@@ -235,8 +237,9 @@ def test_init_refuses_what_no_layout_or_more_than_one_model_fits(model, tensors,
 def test_every_layout_is_found_behind_a_prefix(family):
     """By names alone, of each encoder and whatever else its layout has."""
     config = small_config(family)
-    zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in model_shapes(config).items()}
-    for name, families in LAYOUTS.items():
-        if layout := families.get(layouts.family(config)):
-            tensors, _ = to_tensors(zeros, config, name)
-            assert find_places({"sd": behind("my.net.", tensors)}, layout) == [Place("sd", "my.net.")], name
+    zeros = {
+        name: np.broadcast_to(np.float32(0), shape) for name, shape in parameter_shapes(blank_model(config)).items()
+    }
+    for name, layout in family_of(config.model.name).layouts.items():
+        tensors, _ = to_tensors(zeros, config, name)
+        assert find_places({"sd": behind("my.net.", tensors)}, layout) == [Place("sd", "my.net.")], name

@@ -8,8 +8,8 @@ from small import small_config
 from test_interop_layouts import SWIN, random_model
 
 import greenjax
+from greenjax.backbones.swin.position_bias import bicubic, geometric, geometric_offsets, resized_table
 from greenjax.interop import with_image_size
-from greenjax.interop.resize import bicubic, geometric, geometric_offsets, resize_table
 from greenjax.interop.weights import flat_weights
 
 WINDOWS = [(7, 12), (6, 7), (7, 14), (12, 7), (14, 7), (3, 4)]
@@ -17,6 +17,10 @@ WINDOWS = [(7, 12), (6, 7), (7, 14), (12, 7), (14, 7), (3, 4)]
 
 def table_of(window, heads=3, seed=0):
     return np.random.default_rng(seed).normal(size=((2 * window - 1) ** 2, heads)).astype(np.float32)
+
+
+def shape_of(window, heads=3):
+    return (2 * window - 1) ** 2, heads
 
 
 def geometric_ratio(count, reach):
@@ -52,16 +56,16 @@ def test_bicubic_is_pytorchs(source, target):
 def test_the_same_window_keeps_every_bit():
     table = table_of(7)
     for method in ("geometric", "bicubic", "none"):
-        np.testing.assert_array_equal(resize_table(table, 7, method), table)
+        np.testing.assert_array_equal(resized_table(table, shape_of(7), method), table)
 
 
 def test_tables_that_no_window_has_and_resizes_that_are_not_wanted_are_refused():
     with pytest.raises(ValueError, match="has 170 rows: no window has so many offsets"):
-        resize_table(np.zeros((170, 2), np.float32), 7, "geometric")
+        resized_table(np.zeros((170, 2), np.float32), shape_of(7), "geometric")
     with pytest.raises(ValueError, match="window is 6 in the weights, 7 here, and resize is 'none'"):
-        resize_table(table_of(6), 7, "none")
+        resized_table(table_of(6), shape_of(7), "none")
     with pytest.raises(ValueError, match="window is 2 in the weights: expected at least 3"):
-        resize_table(table_of(2), 7, "geometric")
+        resized_table(table_of(2), shape_of(7), "geometric")
 
 
 @pytest.mark.parametrize("method", ["geometric", "bicubic"])
@@ -77,7 +81,7 @@ def test_another_window_is_loaded_and_said(method, tmp_path, caplog):
     for name, value in here.items():
         if name.startswith("decoder"):
             continue
-        expected = resize_table(value, 8, method) if name.endswith("table") else value
+        expected = resized_table(value, shape_of(8), method) if name.endswith("table") else value
         np.testing.assert_array_equal(there[name], expected)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import greenjax
-from greenjax.interop import LAYOUTS
-from greenjax.interop.layouts import check_geometry, export_line, family, find_layout
+from greenjax.backbones.registry import family_of
+from greenjax.interop.layouts import check_geometry, export_line, find_layout
 
 
 def at(size, window, name="swin_b"):
@@ -15,7 +15,7 @@ def at(size, window, name="swin_b"):
 
 
 def layouts_of(config):
-    return [name for name, families in LAYOUTS.items() if family(config) in families]
+    return list(family_of(config.model.name).layouts)
 
 
 def rows_of_the_table():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
+from greenjax.backbones.rules import Layout, Resizing
 from greenjax.errors import InputError
 from greenjax.planning import StageSpec, TokenGrid
 
@@ -40,9 +41,14 @@ class Family:
         return import_module(f"{self.package}.encoder").Encoder
 
     @property
-    def layouts(self) -> Mapping[str, Any]:
+    def layouts(self) -> Mapping[str, Layout]:
         """The tables of PyTorch names, by the name of the layout."""
         return import_module(f"{self.package}.weights").LAYOUTS
+
+    @property
+    def resizing(self) -> Resizing | None:
+        """The arrays of the encoder whose shape follows from the window or the image size; None where it has none."""
+        return getattr(import_module(f"{self.package}.weights"), "RESIZING", None)
 
     def layer(self, path: Sequence[Any], depths: Sequence[int]) -> int:
         """The layer of a parameter of the encoder, for the layer decay: 0 at the patch embedding, then block by block,

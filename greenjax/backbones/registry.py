@@ -18,6 +18,9 @@ FAMILIES: dict[str, Family] = {
 # The published settings of every model.name. A key set in a config overrides its part; other parts cannot be set.
 ARCHITECTURES = {name: settings for family in FAMILIES.values() for name, settings in family.sizes.items()}
 
+# The settings that some model.name brings.
+PARTS = tuple(dict.fromkeys(part for settings in ARCHITECTURES.values() for part in settings))
+
 
 def family_of(name: str) -> Family:
     """The family that has `name` as a model.name. Raises InputError where none has."""
@@ -25,3 +28,8 @@ def family_of(name: str) -> Family:
         if name in family.sizes:
             return family
     raise InputError(f"model.name is {name!r}: expected {' or '.join(ARCHITECTURES)}")
+
+
+def layout_names() -> tuple[str, ...]:
+    """The names of the layouts of all families."""
+    return tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.layouts))

@@ -1,7 +1,7 @@
-"""What happens to a module's arrays on their way to PyTorch and back: every step is undone exactly.
+"""How the arrays of a module change on their way to PyTorch and back. NumPy only; the way back undoes every bit.
 
-A `Part` says which arrays of one of our modules become which tensors of one of theirs. PyTorch keeps the outputs of a
-matrix first, and a convolution as (out, in, row, column); ours are (in, out) and (row, column, in, out).
+A `Part` says which arrays of a module here become which tensors of a module there. PyTorch keeps a matrix as
+(out, in) and a convolution as (out, in, row, column); greenjax as (in, out) and (row, column, in, out).
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Arrays = tuple[Shaped[np.ndarray, "..."], ...]
 
 
 class Part(NamedTuple):
-    """Arrays that are converted together; both functions take the resolved config first."""
+    """Arrays that are converted together. `there` and `back` take a resolved config, then the arrays."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
@@ -62,22 +62,23 @@ LINEAR: Kind = (_one("kernel", "weight", _transposed, _transposed), _BIAS)
 NORM: Kind = (_one("scale", "weight", _same, _same), _BIAS)
 CONV: Kind = (_one("kernel", "weight", _conv_there, _conv_back), _BIAS)
 PATCHES: Kind = (_one("kernel", "weight", _patches_there, _patches_back), _BIAS)
-TABLE: Kind = (_one("relative_position_bias_table", "relative_position_bias_table", _same, _same),)
+POSITION_BIAS: Kind = (_one("relative_position_bias_table", "relative_position_bias_table", _same, _same),)
 
 
 def token(name: str) -> Kind:
-    """A learnt token: (c,) is (1, 1, c) there."""
+    """A learnt token: (c,) here, (1, 1, c) there."""
     there, back = (lambda c, x: x[None, None]), (lambda c, x: x[0, 0])
     return (_one("mask_token", name, there, back),)
 
 
-# How the 4 c inputs of a patch merging are laid out there; ours are Swin's: column, row, channel.
-MERGE_ORDERS = {"swin": "col row c", "raster": "row col c", "unfold": "c row col"}
+# The 4 c inputs of a patch merging, by the names of their orders; arrays here have OWN_ORDER.
+OWN_ORDER = "swin"
+_ORDERS = {OWN_ORDER: "col row c", "raster": "row col c", "unfold": "c row col"}
 
 
 def _merged(order: str) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
     """The permutation of the first axis of a norm's or a kernel's array, there and back."""
-    ours, theirs = MERGE_ORDERS["swin"], MERGE_ORDERS[order]
+    ours, theirs = _ORDERS[OWN_ORDER], _ORDERS[order]
     sides = dict(row=2, col=2)
     return (
         lambda c, x: rearrange(x, f"({ours}) ... -> ({theirs}) ...", **sides),
@@ -114,7 +115,7 @@ SPLIT_QKV: Kind = tuple(
 
 
 def _pixels_there(config: ConfigDict, x: np.ndarray) -> np.ndarray:
-    """(..., row column channel) -> (channel row column, ...): nn.PixelShuffle takes channels first."""
+    """(..., row column channel) -> (channel row column, ...), the order of nn.PixelShuffle."""
     return rearrange(x, "... (pixel c) -> (c pixel) ...", c=config.model.in_channels)
 
 
@@ -122,7 +123,7 @@ def _pixels_back(config: ConfigDict, x: np.ndarray) -> np.ndarray:
     return rearrange(x, "(c pixel) ... -> ... (pixel c)", c=config.model.in_channels)
 
 
-# SimMIM's head: a 1 x 1 convolution to the pixels of a unit, which nn.PixelShuffle puts in their place.
+# SimMIM's head: a 1 x 1 convolution to the pixels of a unit, which nn.PixelShuffle puts into their places.
 PIXEL_SHUFFLE: Kind = (
     _one(
         "kernel",
@@ -146,5 +147,5 @@ def _plain_conv_back(config: ConfigDict, x: np.ndarray) -> np.ndarray:
     return kernel
 
 
-# A positional encoding without the identity beside it: x + conv(x) is a convolution whose middle weight is larger by 1.
+# x + conv(x) as one convolution: its middle weight is larger by 1.
 PLAIN_CONV: Kind = (_one("kernel", "weight", _plain_conv_there, _plain_conv_back), _BIAS)

@@ -1,26 +1,28 @@
-"""What the weights that `config.init` names say of themselves: the settings that a config takes from them.
+"""The settings that weights bring: a config takes them from the workdir or file that `config.init` names.
 
-A model of another size cannot take the weights, so its size is that of `init`, whatever a config file says of it. Only
-the command line, or the overrides of `load_config`, go before. An evaluation takes the images of `init`, too, where it
-has none of its own.
+Weights fit a model of their own size only, so the model's size is that of `init`, whatever a config file says. The
+command line, or the overrides of `load_config`, go before `init`. An evaluation takes the images of `init`, too, unless
+it names images of its own.
 """
 
 import json
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
-from greenjax.backbones.registry import ARCHITECTURES
+from ml_collections import ConfigDict
+
+from greenjax.backbones.registry import ARCHITECTURES, PARTS, family_of
 from greenjax.config.file import flatten
 from greenjax.data.sources import SOURCES
 from greenjax.errors import InputError
-from greenjax.runtime.files import expanded, read_json
+from greenjax.runtime.files import expanded, read_json, read_metadata
 
 Settings = dict[str, Any]
 
-SIZES = ("patch", "embed_dim", "embed_dims", "depths", "num_heads", "mlp_ratio", "sr_ratios", "in_channels")
-FIXED = ("model.name", *(f"model.{part}" for part in SIZES))  # weights of others do not fit
-MODEL = (*FIXED, "model.window", "model.norm_epsilon", "data.mean", "data.std")
+FREE = ("window", "norm_epsilon")  # of the settings that a model.name brings: weights fit others, too
+SIZES = (*(part for part in PARTS if part not in FREE), "in_channels")
+FIXED = ("model.name", *(f"model.{part}" for part in SIZES))  # weights fit no others
+MODEL = (*FIXED, *(f"model.{part}" for part in FREE), "data.mean", "data.std")
 DECODER = ("decoder.dim", "decoder.depth", "decoder.num_heads")
 PLACE = ("data.source", "data.path", "data.name")
 
@@ -61,7 +63,7 @@ def recorded(init: str) -> Settings:
         return {}
     path = expanded(init)
     if path.suffix == ".safetensors" and path.is_file():
-        return _of_file(path)
+        return _described(read_metadata(path))
     config = path / "config.json"
     if not config.is_file():
         return {}
@@ -69,21 +71,40 @@ def recorded(init: str) -> Settings:
     return flatten(found) if isinstance(found.get("model"), dict) else {}  # transformers has a config.json, too
 
 
-def _of_file(path: Path) -> Settings:
-    """What is in the metadata of a safetensors file."""
-    import safetensors  # only this needs it
+def describe(config: ConfigDict) -> dict[str, str]:
+    """The metadata that a file of weights has of its model."""
+    model = {key: value for key, value in config.model.to_dict().items() if value is not None}
+    return {
+        "architecture": config.model.name,
+        "window": str(config.model.window),
+        "image_size": "x".join(map(str, config.image_size)),
+        "mean": json.dumps(config.data.mean),
+        "std": json.dumps(config.data.std),
+        "crop_pct": str(config.data.eval_crop),  # timm's name for it, as the next
+        "interpolation": "bicubic",
+        "model": json.dumps(model),
+    }
 
-    try:
-        with safetensors.safe_open(path, "numpy") as opened:
-            metadata = opened.metadata() or {}
-    except safetensors.SafetensorError:
-        return {}  # whoever reads the weights says what is wrong
+
+def _described(metadata: Mapping[str, str]) -> Settings:
+    """The flat settings in the metadata of a file; {} where greenjax did not write it."""
     if "greenjax_version" not in metadata:
         return {}
     found = {f"model.{key}": value for key, value in json.loads(metadata["model"]).items()}
     keys = {"mean": "data.mean", "std": "data.std", "crop_pct": "data.eval_crop"}
     found |= {ours: json.loads(metadata[key]) for key, ours in keys.items() if key in metadata}
     return found | {"image_size": tuple(map(int, metadata["image_size"].split("x")))}
+
+
+def differences(metadata: Mapping[str, str], config: ConfigDict) -> list[str]:
+    """How the model in a file's metadata differs from the configured one, in settings that its weights fix."""
+    if "model" not in metadata:
+        return []
+    there, here = json.loads(metadata["model"]), json.loads(describe(config)["model"])
+    # Arrays that can be resized tell their window; other weights fit every window, and mean another function.
+    fixed = SIZES if family_of(config.model.name).resizing else (*SIZES, "window")
+    pairs = {part: (there.get(part), here.get(part)) for part in fixed}
+    return [f"model.{part} is {one} in the file, {other} here" for part, (one, other) in pairs.items() if one != other]
 
 
 def _images(

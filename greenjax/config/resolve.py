@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
-from greenjax.backbones.registry import ARCHITECTURES
+from greenjax.backbones.registry import ARCHITECTURES, PARTS
 from greenjax.config.checks import check_all
 from greenjax.config.file import flatten, read_config
 from greenjax.config.inherit import inherit
@@ -114,7 +114,7 @@ def check_key(key: str) -> None:
 def _fill_architecture(values: dict[str, Any]) -> None:
     """Fills in the published settings of `model.name`; refuses settings that this architecture does not have."""
     architecture = ARCHITECTURES[values["model.name"]]
-    for part in dict.fromkeys(part for parts in ARCHITECTURES.values() for part in parts):
+    for part in PARTS:
         key = f"model.{part}"
         if part not in architecture and values[key] is not None:
             refuse(values, key, f"none for {values['model.name']}, which has {', '.join(architecture)}")

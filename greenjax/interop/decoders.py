@@ -1,4 +1,4 @@
-"""Decoders whose positions have the row's half of the channels first, where ours has the column's."""
+"""MAE's decoder in files: its positions may have the row's half of the channels first; here the column's is first."""
 
 import re
 
@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 from greenjax.errors import InputError
 from greenjax.models.decoder import sine_cosine_positions
 
+POSITIONS = "decoder_pos_embed"  # the tensor of fixed positions
 
-def positions_transposed(found: np.ndarray | None, config: ConfigDict) -> bool:
-    """Is the file's decoder_pos_embed ours with the row's half of the channels first? Raises InputError if neither."""
-    if found is None:
-        return False
+
+def positions_transposed(found: np.ndarray, config: ConfigDict) -> bool:
+    """Has a file's tensor of positions the row's half first? Raises InputError for other positions than MAE's."""
     dim, side = config.decoder.dim, round((found.shape[1] if found.ndim == 3 else 0) ** 0.5)
     if found.shape == (1, side * side, dim):
         expected = sine_cosine_positions(side, side, dim)
@@ -21,7 +21,7 @@ def positions_transposed(found: np.ndarray | None, config: ConfigDict) -> bool:
         if np.allclose(np.roll(found[0], dim // 2, axis=1), expected, atol=1e-5):
             return True
     raise InputError(
-        f"decoder_pos_embed {list(found.shape)} in the file is not made of sines and cosines as here: expected"
+        f"{POSITIONS} {list(found.shape)} in the file is not made of sines and cosines as here: expected"
         f" [1, units, {dim}], a half of the channels for the column, one for the row"
     )
 
@@ -35,7 +35,7 @@ _RESIDUAL = (
 
 
 def turned(key: str, value: np.ndarray) -> np.ndarray:
-    """Swaps the two halves of the channels between the decoder's blocks: the same function of turned positions."""
+    """An array of the decoder with the two halves of its blocks' channels swapped, as transposed positions need it."""
     for pattern, axis in _RESIDUAL:
         if re.fullmatch(pattern, key):
             return np.roll(value, value.shape[axis] // 2, axis=axis)

@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +13,9 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Shaped
 
-from greenjax.errors import InputError
-from greenjax.interop.pickles import first_line, read_pickle, require_torch
-from greenjax.runtime.files import expanded
+from greenjax.errors import InputError, listed
+from greenjax.interop.pickles import first_line, read_pickle, require_torch, write_pickle
+from greenjax.runtime.files import expanded, read_metadata, replacing
 
 SAFETENSORS, PICKLES, INDEX = (".safetensors",), (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"), ".index.json"
 # What transformers and timm call the weights in a folder, the first that is there.
@@ -99,15 +97,6 @@ def to_array(name: str, value: Any) -> Shaped[np.ndarray, "..."]:
 def weights_of(folder: Path) -> Path | None:
     """The file of weights in a folder of transformers; None where there is none."""
     return next((folder / name for name in IN_FOLDER if (folder / name).is_file()), None)
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of its tensors; {} of another file."""
-    try:
-        with safetensors.safe_open(path, "numpy") as opened:
-            return opened.metadata() or {}
-    except safetensors.SafetensorError:
-        return {}
 
 
 def _in_folder(folder: Path) -> Path:
@@ -195,10 +184,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
     }, read_metadata(path)
 
 
-def listed(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def check_output(path: str | Path, folder: bool = False) -> Path:
     """The path to write to, or InputError, before anything expensive. `folder`: without a suffix it is a folder."""
     path = expanded(path)
@@ -221,41 +206,16 @@ def check_output(path: str | Path, folder: bool = False) -> Path:
     return path
 
 
-@contextmanager
-def made_folder(path: Path) -> Iterator[Path]:
-    """A folder to write in. What had to be made of it and its parents goes again where the writing fails."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"output {str(path)!r} cannot be written: {error.strerror}") from error
-        yield path
-    except BaseException:
-        if made:
-            shutil.rmtree(made[-1], ignore_errors=True)
-        raise
-
-
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes a file as a whole or not at all; *.pth holds a plain state_dict, without metadata."""
-    draft = path.with_name(f".{path.name}.draft")
     # safetensors writes the memory of an array as it lies there.
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    with made_folder(path.parent):
-        try:
+    try:
+        with replacing(path) as draft:
             if path.suffix == ".pth":
-                torch = require_torch(path)
-                with draft.open("wb") as file:
-                    torch.save({name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, file)
+                write_pickle(draft, tensors)
             else:
                 # Not save_file: it makes files that nobody else may read.
                 draft.write_bytes(safetensors.numpy.save(tensors, {"format": "pt", **metadata}))
-            os.replace(draft, path)
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-            # PyTorch says only that its file has a wrong length; the write's own error is the one before.
-            cause = error.__context__ if isinstance(error.__context__, OSError) else error
-            why = cause.strerror if isinstance(cause, OSError) else first_line(cause)
-            raise InputError(f"output {str(path)!r} cannot be written: {why}") from error
-        finally:
-            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"output {str(path)!r} cannot be written: {error.strerror}") from error

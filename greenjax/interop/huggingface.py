@@ -1,58 +1,40 @@
-"""What makes a folder of weights one that transformers' from_pretrained opens: its config, and how images get in."""
+"""Folders that transformers' from_pretrained opens: the weights, their config, and how images get in."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from greenjax.backbones.geometry import token_grid
 from greenjax.data.classes import Classes
-from greenjax.errors import InputError
+from greenjax.interop.files import write_tensors
+from greenjax.runtime.files import replace_text
 
+PROCESSOR = "preprocessor_config.json"
 UNNAMED = "LABEL_"  # how transformers begins the name of a class that nobody named
 
 
-def folder_config(config: ConfigDict, parts: set[str], classes: Classes = ()) -> dict[str, Any]:
-    """config.json for a SwinModel, SwinForImageClassification or SwinForMaskedImageModeling, by the parts of the model.
+def write_folder(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], described: Any, config: ConfigDict
+) -> list[str]:
+    """Writes the weights, `described` as config.json, and preprocessor_config.json.
 
-    `classes` are the names of the head's outputs, as far as they are known. Raises InputError for what SwinConfig
-    cannot say.
+    Returns a line that says why, where transformers has no preprocessor for the model.
     """
-    model = config.model
-    if isinstance(model.mlp_ratio, tuple) and len(set(model.mlp_ratio)) > 1:
-        raise InputError(f"model.mlp_ratio is {model.mlp_ratio}: expected one ratio for all stages with layout 'hf'")
-    rows, columns = config.image_size
-    if "pixel_head" in parts and rows != columns:
-        raise InputError(f"image_size is {config.image_size}: expected a square with layout 'hf' and a decoder")
-    ratio = model.mlp_ratio[0] if isinstance(model.mlp_ratio, tuple) else model.mlp_ratio
-    kinds = {"head": "SwinForImageClassification", "pixel_head": "SwinForMaskedImageModeling"}
-    labels = _labels(classes, model.num_classes) if "head" in parts else {}
-    return {
-        "architectures": [next((kind for part, kind in kinds.items() if part in parts), "SwinModel")],
-        "model_type": "swin",
-        "image_size": rows if rows == columns else [rows, columns],
-        "patch_size": model.patch,
-        "num_channels": model.in_channels,
-        "embed_dim": model.embed_dim,
-        "depths": list(model.depths),
-        "num_heads": list(model.num_heads),
-        "window_size": model.window,
-        "mlp_ratio": ratio,
-        "qkv_bias": True,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "drop_path_rate": model.drop_path,
-        "hidden_act": "gelu",
-        "use_absolute_embeddings": False,
-        "layer_norm_eps": model.norm_epsilon,
-        "encoder_stride": token_grid(config).unit,
-        "dtype": "float32",
-        **labels,
-    }
+    write_tensors(path / "model.safetensors", tensors, metadata)
+    replace_text(path / "config.json", json.dumps(described, indent=2) + "\n")
+    processor = image_processor(config)
+    if isinstance(processor, str):
+        (path / PROCESSOR).unlink(missing_ok=True)  # of an earlier export
+        return [f"no {PROCESSOR}: {processor}"]
+    replace_text(path / PROCESSOR, json.dumps(processor, indent=2) + "\n")
+    return []
 
 
-def _labels(classes: Classes, count: int) -> dict[str, Any]:
+def labels(classes: Classes, count: int) -> dict[str, Any]:
+    """The entries of config.json that name the outputs of a head."""
     names = [*classes, *(f"{UNNAMED}{index}" for index in range(len(classes), count))]
     return {
         "id2label": {str(index): name for index, name in enumerate(names)},
@@ -63,7 +45,7 @@ def _labels(classes: Classes, count: int) -> dict[str, Any]:
 def folder_classes(path: Path) -> Classes:
     """The names that a folder of transformers, or the one that a file lies in, gives the outputs of its head.
 
-    None where there is no such folder, or where the names are those that transformers makes up.
+    () where there is no such folder, or where transformers made the names up.
     """
     config = (path if path.is_dir() else path.parent) / "config.json"
     try:

@@ -36,6 +36,17 @@ def read_pickle(path: Path, *, trust: bool = False, whole: Path | None = None) -
     return containers
 
 
+def write_pickle(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a plain state_dict. Raises OSError where the disk is full."""
+    torch = require_torch(path)
+    with path.open("wb") as file:
+        try:
+            torch.save({name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, file)
+        except RuntimeError as error:
+            # PyTorch says only that its file has a wrong length; the write's own error is the one before.
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
 def require_torch(path: Path) -> Any:
     """PyTorch, or InputError where it is not installed."""
     try:

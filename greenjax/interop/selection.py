@@ -9,9 +9,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from greenjax.errors import InputError
-from greenjax.interop.files import listed
-from greenjax.interop.tables import Layout, Table
+from greenjax.backbones.rules import Layout, Table
+from greenjax.errors import InputError, listed
 
 Containers = Mapping[str, Mapping[str, Any]]
 
@@ -129,7 +128,7 @@ def _with_key(containers: Containers, key: str) -> Containers:
     if within := {name: tensors for name, tensors in containers.items() if name.startswith(f"{key}.")}:
         return within
     largest = sorted(containers, key=lambda name: -len(containers[name]))
-    raise InputError(f"key is {key!r}: the file has {listed([repr(name) for name in largest])}")
+    raise InputError(f"key is {key!r}: the file has {listed(largest)}")
 
 
 def _with_prefix(containers: Containers, prefix: str) -> Containers:

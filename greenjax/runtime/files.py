@@ -89,6 +89,17 @@ def read_json(path: Path, kind: type, remedy: str) -> Any:
     return found
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; {} of another file."""
+    import safetensors  # few commands need it
+
+    try:
+        with safetensors.safe_open(path, "numpy") as opened:
+            return opened.metadata() or {}
+    except safetensors.SafetensorError:
+        return {}  # the reader of its tensors says what is wrong
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of DIR/metrics.jsonl, one dict a line; a line that was cut short is left out."""
     path, found = workdir / "metrics.jsonl", []

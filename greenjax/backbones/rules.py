@@ -1,0 +1,104 @@
+"""What a family's tables of PyTorch names are made of, and the tables that families share. NumPy only.
+
+A table says which module here has which name in a library, and how its arrays change on the way (transforms.py). It
+covers every parameter of an encoder, a classifier's head or a decoder. In names, {i} is the stage and {j} the block;
+{next}, {odd} and {even} stand for i + 1, 2 i + 1 and 2 i + 2, {last} for the last stage.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from jaxtyping import Shaped
+from ml_collections import ConfigDict
+from numpy import ndarray
+
+from greenjax.backbones.transforms import LINEAR, NORM, PIXEL_SHUFFLE, Kind, token
+
+Tensors = Mapping[str, Shaped[ndarray, "..."]]
+Shape = tuple[int, ...]
+
+RESIZE_METHODS = ("geometric", "bicubic", "none")
+
+
+class Rule(NamedTuple):
+    """A module here, its name in the library, and how its arrays change on the way."""
+
+    ours: str
+    theirs: str
+    kind: Kind
+
+
+Table = tuple[Rule, ...]
+
+
+class Fault(NamedTuple):
+    """Why a library cannot hold or run a model, or computes something else: `because` says what is so here."""
+
+    because: str
+    there: str  # the rest of the sentence, about the library
+    kind: Literal["refused", "differs", "small images"]  # the last: on larger images the library computes the same
+
+    def __str__(self) -> str:
+        return self.because + self.there
+
+
+class Layout(NamedTuple):
+    """How one library names the weights of one family of encoders, and how it computes with them.
+
+    `fixed` and `folder` take a resolved config. `folder` makes the config.json of a folder that from_pretrained opens;
+    its second argument is the set of parts of the model that are in the folder, such as "head".
+    """
+
+    encoder: Table
+    prefix: str = ""  # of the encoder's names, always
+    model_prefix: str = ""  # of the encoder's names in a file that holds more than the encoder
+    head: Table = ()  # of a classifier; () = the library has none
+    decoders: Mapping[str, Table] = {}  # by config.method
+    merge_orders: Mapping[str, Table] = {}  # the encoder in files of other orders of patch merging
+    # Tensors that a strict load needs beside the model's parameters, named without a prefix.
+    fixed: Callable[[ConfigDict], Tensors] = lambda config: {}
+    # Tensors of a file that are compared, not read, by the end of their names: check(name, tensors).
+    buffers: Mapping[str, Callable[[str, Tensors], None]] = {}
+    faults: Callable[[ConfigDict], Iterable[Fault]] = lambda config: ()
+    epsilon: float = 1e-5  # of the library's norms
+    sets_epsilon: bool = False  # a model that takes such a file's weights takes `epsilon`, too
+    folder: Callable[[ConfigDict, set[str]], dict[str, Any]] | None = None
+
+
+class Resizing(NamedTuple):
+    """The arrays of a family's encoder whose shape follows from the window or the image size, and their resizing.
+
+    Shapes are those of the arrays here and of their tensors alike.
+    """
+
+    ending: str  # of the names of such arrays
+    fits: Callable[[Shape, Shape], bool]  # (found, wanted): can an array of one shape become one of the other?
+    resized: Callable[[ndarray, Shape, str], ndarray]  # (array, wanted, one of RESIZE_METHODS)
+    line: Callable[[Shape, Shape, str], str]  # what a report says of (found, wanted, method)
+
+
+# Tables that families share.
+
+# The decoder of MAE, plain transformer blocks; GreenMIM has its names.
+MAE_DECODER: Table = (
+    Rule("decoder/embed", "decoder_embed", LINEAR),
+    Rule("decoder", "", token("mask_token")),
+    Rule("decoder/blocks/{j}/norm1", "decoder_blocks.{j}.norm1", NORM),
+    Rule("decoder/blocks/{j}/attn/qkv", "decoder_blocks.{j}.attn.qkv", LINEAR),
+    Rule("decoder/blocks/{j}/attn/proj", "decoder_blocks.{j}.attn.proj", LINEAR),
+    Rule("decoder/blocks/{j}/norm2", "decoder_blocks.{j}.norm2", NORM),
+    Rule("decoder/blocks/{j}/mlp/fc1", "decoder_blocks.{j}.mlp.fc1", LINEAR),
+    Rule("decoder/blocks/{j}/mlp/fc2", "decoder_blocks.{j}.mlp.fc2", LINEAR),
+    Rule("decoder/norm", "decoder_norm", NORM),
+    Rule("decoder/head", "decoder_pred", LINEAR),
+)
+
+
+def simmim_decoder(mask_token: str) -> Table:
+    """SimMIM's linear decoder and its mask token, whose name differs from library to library."""
+    return (Rule("pixel_head", "decoder.0", PIXEL_SHUFFLE), Rule("", "", token(mask_token)))
+
+
+def head(name: str) -> Table:
+    """A classifier's head."""
+    return (Rule("head", name, LINEAR),)

@@ -1,0 +1,96 @@
+"""From the tables of a layout to the arrays of one model: which arrays become which tensors."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from greenjax.backbones.geometry import token_grid
+from greenjax.backbones.rules import Layout, Rule, Shape
+from greenjax.interop.decoders import POSITIONS
+from greenjax.interop.report import part_of
+from greenjax.models.decoder import sine_cosine_positions
+
+
+class Entry(NamedTuple):
+    """Arrays of a model and the tensors that they become; both functions take a resolved config, then the arrays."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    there: Callable[..., tuple[np.ndarray, ...]]
+    back: Callable[..., tuple[np.ndarray, ...]]
+
+    @property
+    def part(self) -> str:
+        return part_of(self.ours[0])
+
+
+def entries(layout: Layout, names: Iterable[str], config: ConfigDict, *, whole: bool) -> list[Entry]:
+    """The entries of the named arrays of a model, in the order of the tables.
+
+    `whole`: the file holds more than the encoder.
+    """
+    modules: dict[str, set[str]] = {}
+    for name in names:
+        for cut in (match.start() for match in re.finditer("/", name)):
+            modules.setdefault(name[:cut], set()).add(name[cut + 1 :])
+        modules.setdefault("", set()).add(name)
+    tables = [(layout.encoder, _stem(layout, whole)), (layout.head, "")]
+    tables += [(table, "") for table in layout.decoders.values()]
+    return [
+        entry
+        for table, stem in tables
+        for rule in table
+        for module, arrays in modules.items()
+        for entry in _entries(rule, module, arrays, stem, config)
+    ]
+
+
+def _stem(layout: Layout, whole: bool) -> str:
+    """What stands before the encoder's names."""
+    return layout.prefix + (layout.model_prefix if whole else "")
+
+
+def _entries(rule: Rule, module: str, arrays: set[str], stem: str, config: ConfigDict) -> Iterable[Entry]:
+    """The entries of one rule for one module; none where the rule is about other modules."""
+    pattern = rule.ours.replace("{i}", r"(?P<i>\d+)").replace("{j}", r"(?P<j>\d+)")
+    match = re.fullmatch(pattern, module)
+    if match is None:
+        return
+    at: dict[str, Any] = {key: int(value) for key, value in match.groupdict().items()}
+    if "i" in at:
+        at |= dict(next=at["i"] + 1, odd=2 * at["i"] + 1, even=2 * at["i"] + 2)
+    name = stem + rule.theirs.format(last=len(config.model.depths) - 1, **at)
+    for part in rule.kind:
+        if arrays.issuperset(part.ours):
+            ours = tuple(f"{module}/{suffix}".lstrip("/") for suffix in part.ours)
+            theirs = tuple(f"{name}.{suffix}".lstrip(".") for suffix in part.theirs)
+            yield Entry(ours, theirs, part.there, part.back)
+
+
+def fixed_tensors(layout: Layout, config: ConfigDict, *, whole: bool) -> dict[str, np.ndarray]:
+    """The tensors that a strict load needs besides the model's parameters."""
+    fixed = {_stem(layout, whole) + name: value for name, value in layout.fixed(config).items()}
+    if whole and "green" in layout.decoders:
+        fixed[POSITIONS] = sine_cosine_positions(*token_grid(config).units, config.decoder.dim)[None]
+    return fixed
+
+
+class Expected(NamedTuple):
+    """The shape of a tensor, and the arrays that it becomes."""
+
+    shape: Shape
+    ours: str
+
+
+def expected_tensors(wanted: list[Entry], shapes: Mapping[str, Shape], config: ConfigDict) -> dict[str, Expected]:
+    """The tensors that a file needs for these entries."""
+    expected = {}
+    for entry in wanted:
+        # Only shapes matter: a view of one zero has them all.
+        zeros = (np.broadcast_to(np.float32(0), shapes[ours]) for ours in entry.ours)
+        for theirs, array in zip(entry.theirs, entry.there(config, *zeros), strict=True):
+            expected[theirs] = Expected(array.shape, " and ".join(entry.ours))
+    return expected

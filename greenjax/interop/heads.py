@@ -1,0 +1,74 @@
+"""The head of a classifier that `config.init` names: its outputs and the names of its classes."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from greenjax.backbones.registry import family_of
+from greenjax.backbones.rules import Layout
+from greenjax.config.inherit import recorded
+from greenjax.data.classes import FILE, Classes, from_json, read_classes
+from greenjax.errors import InputError
+from greenjax.interop.files import IN_FOLDER, Contents, read_weights, weights_of
+from greenjax.interop.huggingface import folder_classes
+from greenjax.runtime.files import expanded, read_metadata
+
+
+class Head(NamedTuple):
+    """A classifier's head: its number of outputs, None without a head, and their names where known."""
+
+    outputs: int | None
+    classes: Classes
+
+
+def initial_head(config: ConfigDict) -> Head:
+    """The head that `config.init` has. Raises InputError where classes.json has not a name for each of its outputs."""
+    init = expanded(config.init)
+    if config.init == "none":
+        return Head(None, ())
+    if init.is_file() or weights_of(init):
+        outputs = head_size(read_weights(init), family_of(config.model.name).layouts.values())
+        return Head(outputs, classes_of(init, outputs) if outputs else ())
+    outputs = recorded(config.init).get("model.num_classes")
+    return Head(outputs, _written_classes(init, outputs) if outputs else ())
+
+
+def head_size(contents: Contents, layouts: Iterable[Layout]) -> int | None:
+    """The outputs of the head in a file, under the names of one of the layouts; None where it has no head."""
+    names = tuple({f".{rule.theirs}.bias" for layout in layouts for rule in layout.head})
+    for tensors in contents.containers.values():
+        for name, value in tensors.items():
+            if f".{name}".endswith(names):
+                return len(value)
+    return None
+
+
+def classes_file(init: str | Path) -> Path:
+    """Where the names of a head's classes may be written: in its workdir or folder, or beside its file."""
+    path = expanded(init)
+    return (path if path.is_dir() else path.parent) / FILE
+
+
+def classes_of(path: Path, outputs: int) -> Classes:
+    """The names of a head's outputs: in classes.json, in the file's metadata, or in the config.json of transformers."""
+    if names := _written_classes(path, outputs):
+        return names
+    file = weights_of(path) or path
+    try:
+        if text := read_metadata(file).get("classes") if file.is_file() else None:
+            return from_json(text)
+    except ValueError as error:
+        raise InputError(f"weights {str(path)!r}: the classes in the metadata are no JSON list of names") from error
+    names = folder_classes(path) if path.is_dir() or path.name in IN_FOLDER else ()
+    return names if len(names) == outputs else ()
+
+
+def _written_classes(path: Path, outputs: int) -> Classes:
+    """The names in classes.json. A run's head may have more outputs than its data have classes."""
+    file = classes_file(path)
+    names, of_a_run = read_classes(file.parent), (file.parent / "data.json").is_file()
+    if names and (len(names) > outputs or (len(names) < outputs and not of_a_run)):
+        raise InputError(f"{str(file)!r} has {len(names)} names: expected {outputs}, one for each output of the head")
+    return names

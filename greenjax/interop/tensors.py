@@ -1,0 +1,130 @@
+"""From a model's weights to a library's tensors and back; every misfit is found before anything is loaded.
+
+A file is taken whole or not at all: the encoder has to be there to the last tensor. A decoder or a head that the file
+lacks stays new, one that the model lacks is dropped; a report names both.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from greenjax.backbones.registry import family_of
+from greenjax.backbones.rules import RESIZE_METHODS, Layout, Resizing
+from greenjax.backbones.transforms import OWN_ORDER
+from greenjax.errors import InputError, listed
+from greenjax.interop.decoders import POSITIONS, positions_transposed, turned
+from greenjax.interop.entries import Expected, entries, expected_tensors, fixed_tensors
+from greenjax.interop.files import Contents, to_array
+from greenjax.interop.fitting import best_selection, fitting_layouts, has_place, look_alike
+from greenjax.interop.layouts import find_layout
+from greenjax.interop.report import Report, misfits_text, part_of
+from greenjax.interop.weights import Weights, fits, parameter_shapes
+from greenjax.models import Backbone
+
+
+class Reading(NamedTuple):
+    """How a file of weights is read."""
+
+    merge_order: str = OWN_ORDER
+    resize: str = RESIZE_METHODS[0]
+    new_head: bool = False  # a classifier's head stays as initialised
+    key: str | None = None  # of the dictionary in the file that holds the weights; None: found
+    prefix: str | None = None  # before their names; None: found
+
+
+BY_DEFAULT = Reading()
+
+
+def to_tensors(
+    weights: Weights, config: ConfigDict, name: str, merge_order: str = OWN_ORDER, *, encoder_only: bool = False
+) -> tuple[Weights, list[str]]:
+    """The tensors of layout `name`, fixed ones included, and the parts of the model that it has no place for."""
+    layout = find_layout(name, config, merge_order)
+    parts = {entry.part for entry in entries(layout, weights, config, whole=False)}
+    kept = {key: value for key, value in weights.items() if part_of(key) in ({"encoder"} if encoder_only else parts)}
+    whole = any(part_of(key) != "encoder" for key in kept)
+    tensors: Weights = {}
+    covered = set()
+    for entry in entries(layout, kept, config, whole=whole):
+        tensors |= zip(entry.theirs, entry.there(config, *(kept[ours] for ours in entry.ours)), strict=True)
+        covered.update(entry.ours)
+    assert covered == set(kept), f"layout {name} does not cover {sorted(set(kept) - covered)}"
+    left_out = sorted({part_of(key) for key in weights.keys() - kept})
+    return tensors | fixed_tensors(layout, config, whole=whole), left_out
+
+
+def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -> tuple[Weights, Report]:
+    """The weights that a file of layout `name` has for a model; position bias tables stay as they are in the file.
+
+    Raises InputError with all misfits: missing and unexpected names, other shapes and types.
+    """
+    config, shapes = model.config, parameter_shapes(model)
+    layout = find_layout(name, config, how.merge_order)
+    selection, _ = best_selection(contents, model, layout, how.key, how.prefix)
+    report = Report(notes=list(selection.notes), left_out=selection.others, prefix=selection.prefix)
+    given = _checked({key: to_array(selection.prefix + key, value) for key, value in selection.tensors.items()}, layout)
+    positions = given.pop(POSITIONS, None)
+
+    whole = bool(layout.model_prefix) and any(key.startswith(layout.model_prefix) for key in given)
+    wanted = entries(layout, shapes, config, whole=whole)
+    present = {entry.part for entry in wanted if given.keys() & set(entry.theirs)} | {"encoder"}
+    present -= {"head"} if how.new_head else set()
+    needed = [entry for entry in wanted if entry.part in present]
+    report.new = [ours for ours in shapes if part_of(ours) not in present]
+    read = {theirs for entry in needed for theirs in entry.theirs}
+    extra = [key for key in given if key not in read]
+    fixed = fixed_tensors(layout, config, whole=whole)
+    report.dropped = [key for key in extra if key in fixed or has_place(layout, key)]
+    unexpected = [key for key in extra if key not in report.dropped]
+    resizing = family_of(config.model.name).resizing
+    misfits = _misfitting(expected_tensors(needed, shapes, config), given, resizing)
+    misfits += [f"unexpected: {key} {list(given[key].shape)} (nothing here)" for key in unexpected]
+    if misfits:
+        behind = f" behind {selection.prefix!r}" if selection.prefix else ""
+        first = f"the file does not fit {config.model.name} as layout {name!r}{behind}"
+        raise InputError(misfits_text(first, misfits, _hint(contents, model, name)))
+
+    weights: Weights = {}
+    for entry in needed:
+        arrays = entry.back(config, *(given[theirs] for theirs in entry.theirs))
+        weights |= {ours: np.asarray(value, np.float32) for ours, value in zip(entry.ours, arrays, strict=True)}
+    if "decoder" in present and positions is not None and positions_transposed(positions, config):
+        report.notes.append(f"{POSITIONS} has the row first: the decoder's channels were turned to match")
+        weights = {key: turned(key, value) for key, value in weights.items()}
+    return weights, report
+
+
+def _checked(tensors: Weights, layout: Layout) -> Weights:
+    """The tensors without buffers. Raises InputError where some are not finite or a buffer is not as it has to be."""
+    with np.errstate(over="ignore"):  # float64 beyond float32
+        floats = {name: np.asarray(value, np.float32) for name, value in tensors.items() if value.dtype.kind == "f"}
+    if bad := sorted(name for name, value in floats.items() if not np.isfinite(value).all()):
+        raise InputError(f"{len(bad)} of {len(tensors)} tensors are not finite: {listed(bad)}")
+    for name in tensors:
+        for ending, check in layout.buffers.items():
+            if name.endswith(ending):
+                check(name, tensors)
+    return {name: value for name, value in tensors.items() if not name.endswith(tuple(layout.buffers))}
+
+
+def _misfitting(expected: dict[str, Expected], given: Weights, resizing: Resizing | None) -> list[str]:
+    """Every tensor that is missing, of another shape or type, under both names."""
+    misfits = []
+    for theirs, (shape, ours) in expected.items():
+        if theirs not in given:
+            misfits.append(f"missing: {theirs} {list(shape)} (here {ours})")
+        elif not fits(ours, given[theirs].shape, shape, resizing):
+            found = list(given[theirs].shape)
+            misfits.append(f"other shape: {theirs} is {found}, expected {list(shape)} (here {ours})")
+        elif given[theirs].dtype.kind != "f":
+            misfits.append(f"other type: {theirs} is {given[theirs].dtype}, expected floats (here {ours})")
+    return misfits
+
+
+def _hint(contents: Contents, model: Backbone, name: str) -> str:
+    """The other layouts that a file looks like."""
+    alike = look_alike(contents)
+    looks = fitting_layouts(contents, model) or ([] if name in alike else alike)
+    looks = [other for other in looks if other != name]
+    return f" (the names look like layout {' or '.join(looks)})" if looks else ""
