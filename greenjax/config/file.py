@@ -1,18 +1,67 @@
-"""Reading a config file: a Python file with get_config(), which may import modules beside it."""
+"""From a config file to the settings of a run.
+
+A config file is a Python file with get_config(), which starts from `default_config()` and changes what differs. It may
+import modules beside it. `load_config` puts overrides on top, takes the model from the weights that `init` names, and
+resolves the result.
+"""
 
 import difflib
 import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from greenjax.config.inherit import inherit
+from greenjax.config.resolve import check_key, flatten, resolve
+from greenjax.config.settings import KEYS
 from greenjax.errors import InputError
+
+
+def load_config(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, tell: Callable[[str], None] | None = None
+) -> ConfigDict:
+    """The config of a file under overrides such as {"model.window": 14}, resolved and locked.
+
+    The weights that `init` names bring their model, whatever the file says; `tell` is called with a line about it.
+    """
+    given = flatten(overrides or {})
+    for key in given:
+        check_key(key)
+    defaults = {key: entry.default for key, entry in KEYS.items()}
+    settings, line = inherit(override(flatten(read_config(path)), given), given, defaults)
+    config = resolve(settings)
+    if line and tell is not None:
+        tell(line)
+    return config
+
+
+def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings with `changes` on top.
+
+    A length in the other unit, such as steps for a file's epochs, unsets the file's length, and the warm-up keeps its
+    share of the run unless `changes` has one. In the same unit a warm-up is scaled only where it is too long.
+    """
+    settings = dict(settings)
+    for unit, other in (("steps", "epochs"), ("epochs", "steps")):
+        warmup, other_warmup = f"optim.warmup_{unit}", f"optim.warmup_{other}"
+        length, before = changes.get(unit), settings.get(other)
+        if not length or changes.get(other) or not isinstance(length, int):
+            continue
+        own, own_warmup = settings.get(unit) or 0, settings.get(warmup) or 0
+        if length <= own_warmup < own and warmup not in changes:
+            settings[warmup] = own_warmup * length // own
+        if not before:
+            continue
+        if settings.get(other_warmup) and not {warmup, other_warmup} & changes.keys():
+            settings[warmup] = settings[other_warmup] * length // before
+        settings[other] = settings[other_warmup] = None
+    return settings | dict(changes)
 
 
 def read_config(path: str | Path) -> ConfigDict | Mapping[str, Any]:
@@ -40,15 +89,6 @@ def read_config(path: str | Path) -> ConfigDict | Mapping[str, Any]:
     if not isinstance(found, ConfigDict | Mapping):
         raise InputError(f"config {str(path)!r}: get_config() returned {found!r}, expected a ConfigDict")
     return found
-
-
-def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model.window": 7, ...} of a nested config."""
-    flat = {}
-    for name, value in config.items():
-        nested = isinstance(value, ConfigDict | Mapping)
-        flat.update(flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
-    return flat
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, NoReturn, get_origin
 
 from ml_collections import ConfigDict
 
+from greenjax.config.file import load_config
 from greenjax.config.names import WORKDIR, nearest
-from greenjax.config.resolve import check_key, load_config
+from greenjax.config.resolve import check_key
 from greenjax.config.settings import KEYS
 from greenjax.errors import InputError
 from greenjax.runtime import console

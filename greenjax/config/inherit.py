@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from greenjax.backbones.registry import ARCHITECTURES, PARTS, family_of
-from greenjax.config.file import flatten
+from greenjax.config.resolve import flatten
 from greenjax.data.sources import SOURCES
 from greenjax.errors import InputError
 from greenjax.runtime.files import expanded, read_json, read_metadata

@@ -1,13 +1,8 @@
-"""From a config file to the settings of a run.
-
-A file's `get_config()` starts from `default_config()` and changes what differs. `load_config` puts overrides on top and
-takes the model from the weights that `init` names. `resolve` fills in what `model.name` stands for, checks every value,
-and locks the result.
-"""
+"""A full config: `default_config` is the start of every file, `resolve` fills in and checks every setting."""
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -16,8 +11,6 @@ from ml_collections.config_dict import FieldReference
 
 from greenjax.backbones.registry import ARCHITECTURES, PARTS
 from greenjax.config.checks import check_all
-from greenjax.config.file import flatten, read_config
-from greenjax.config.inherit import inherit
 from greenjax.config.names import WORKDIR, nearest
 from greenjax.config.settings import KEYS, RATIO, SIZE, Key
 from greenjax.errors import InputError, listed, refuse
@@ -27,47 +20,6 @@ from greenjax.runtime.files import read_json
 def default_config() -> ConfigDict:
     """The full tree of settings, unlocked: the paper's Swin-B, without data and without a length of the run."""
     return _nested({key: _field(entry) for key, entry in KEYS.items()})
-
-
-def load_config(
-    path: str | Path, overrides: Mapping[str, Any] | None = None, tell: Callable[[str], None] | None = None
-) -> ConfigDict:
-    """The config of a file under overrides such as {"model.window": 14}, resolved and locked.
-
-    The weights that `init` names bring their model, whatever the file says; `tell` is called with a line about it.
-    """
-    given = flatten(overrides or {})
-    for key in given:
-        check_key(key)
-    defaults = {key: entry.default for key, entry in KEYS.items()}
-    settings, line = inherit(override(flatten(read_config(path)), given), given, defaults)
-    config = resolve(settings)
-    if line and tell is not None:
-        tell(line)
-    return config
-
-
-def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat settings with `changes` on top.
-
-    A length in the other unit, such as steps for a file's epochs, unsets the file's length, and the warm-up keeps its
-    share of the run unless `changes` has one. In the same unit a warm-up is scaled only where it is too long.
-    """
-    settings = dict(settings)
-    for unit, other in (("steps", "epochs"), ("epochs", "steps")):
-        warmup, other_warmup = f"optim.warmup_{unit}", f"optim.warmup_{other}"
-        length, before = changes.get(unit), settings.get(other)
-        if not length or changes.get(other) or not isinstance(length, int):
-            continue
-        own, own_warmup = settings.get(unit) or 0, settings.get(warmup) or 0
-        if length <= own_warmup < own and warmup not in changes:
-            settings[warmup] = own_warmup * length // own
-        if not before:
-            continue
-        if settings.get(other_warmup) and not {warmup, other_warmup} & changes.keys():
-            settings[warmup] = settings[other_warmup] * length // before
-        settings[other] = settings[other_warmup] = None
-    return settings | dict(changes)
 
 
 def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
@@ -93,6 +45,15 @@ def read_recorded(path: Path, remedy: str) -> dict[str, Any]:
     if unknown := [key for key in settings if key not in KEYS]:
         raise InputError(f"{str(path)!r} has settings of another version of greenjax: {listed(unknown)}")
     return settings
+
+
+def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model.window": 7, ...} of a nested config."""
+    flat = {}
+    for name, value in config.items():
+        nested = isinstance(value, ConfigDict | Mapping)
+        flat.update(flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value})
+    return flat
 
 
 def check_key(key: str) -> None:
