@@ -42,6 +42,14 @@ def without_code(text):
     return re.sub(r"^(    |```).*$", "", text, flags=re.MULTILINE)
 
 
+def constant(path, name):
+    """The value of a constant that a Python file assigns, without importing the file."""
+    for node in ast.parse((ROOT / path).read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{path} has no {name}")
+
+
 @cache
 def anchors(page):
     """The anchors that GitHub gives the headings of a page."""
@@ -104,9 +112,7 @@ def test_modules_and_their_names_exist(text):
 
 
 def test_suites_exist(text):
-    source = ast.parse((ROOT / "benchmarks" / "__main__.py").read_text())
-    tables = [node.value for node in source.body if isinstance(node, ast.Assign) and node.targets[0].id == "SUITES"]
-    suites = ast.literal_eval(tables[0])
+    suites = constant("benchmarks/__main__.py", "SUITES")
     for name in re.findall(r"-m benchmarks ([a-z]\w*)", text):
         assert name in suites, f"python -m benchmarks {name}"
 
@@ -131,6 +137,14 @@ def test_pages_that_the_code_names_exist():
         for path in ROOT.glob(f"{folder}/**/*.py"):
             named = re.findall(r"\bdocs/[\w/]+\.md", path.read_text())
             assert all((ROOT / page).exists() for page in named), f"{name_of(path)} names {named}"
+
+
+def test_folders_are_listed_as_they_may_import():
+    page = (ROOT / "docs" / "how_it_works.md").read_text().partition("## Which folder may import which")[2]
+    rows = re.findall(r"^\| (`greenjax/.*?) \|", page, re.MULTILINE)
+    listed = [name for row in rows for name in re.findall(r"`greenjax/(\w+)", row)]
+    floors = constant("tests/test_house.py", "FLOORS")
+    assert listed == [name for floor in reversed(floors) for name in floor if name != "__main__"]
 
 
 def test_every_config_is_in_a_page():
