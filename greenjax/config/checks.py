@@ -1,6 +1,6 @@
-"""Which settings contradict each other. Each check takes the flat settings {"model.window": 7, ...}.
+"""Settings that contradict each other. Each check takes the flat settings {"model.window": 7, ...}.
 
-Raises InputError: one line with the key, its value and what is allowed next to the others.
+Checks raise InputError: one line with the key, its value and what is expected beside the other settings.
 """
 
 import math
@@ -11,18 +11,19 @@ from greenjax.backbones.registry import family_of
 from greenjax.data.sources import SOURCES
 from greenjax.errors import refuse
 from greenjax.planning import TokenGrid
+from greenjax.planning.masking import visible_count
 
 Values = dict[str, Any]
 
 
 def check_all(values: Values) -> None:
+    grid = TokenGrid(*values["image_size"], patch=values["model.patch"], stages=len(values["model.depths"]))
     check_rates(values)
-    check_size(values)
-    check_model(values)
+    check_model(values, grid)
     check_data(values)
     check_optimizer(values)
     if values["task"] == "pretrain":
-        check_mask(values)
+        visible_count(math.prod(grid.units), values["mask.ratio"])
         check_decoder(values)
         check_unlabelled(values)
     check_split(values, max(values["mesh.data"], 1) * values["mesh.fsdp"])  # mesh.data -1: at least one device
@@ -34,14 +35,13 @@ def check_rates(values: Values) -> None:
             refuse(values, key, f"at most optim.base_lr, {values['optim.base_lr']!r}")
 
 
-def check_model(values: Values) -> None:
+def check_model(values: Values, grid: TokenGrid) -> None:
     model = SimpleNamespace(**{key[6:]: value for key, value in values.items() if key.startswith("model.")})
     family = family_of(model.name)
     for part, value in vars(model).items():
         if isinstance(value, tuple) and len(value) != len(model.depths):
             refuse(values, f"model.{part}", f"one number a stage, as model.depths {model.depths!r} has")
     family.check(model)
-    grid = TokenGrid(*values["image_size"], patch=model.patch, stages=len(model.depths))
     stages = family.stages(model, grid)
     if model.attention != "xla" and model.window is None:
         refuse(values, "model.attention", f"xla for {model.name}, which has no attention inside windows")
@@ -51,27 +51,6 @@ def check_model(values: Values) -> None:
             refuse(values, "model.attention", allowed)
     if model.sparse_conv != "native" and not any(stage.peg for stage in stages):
         refuse(values, "model.sparse_conv", f"native for {model.name}, which has no sparse convolutions")
-
-
-def check_size(values: Values) -> None:
-    stages, patch = len(values["model.depths"]), values["model.patch"]
-    if any(side % mask_unit(values) for side in values["image_size"]):
-        allowed = f"multiples of the mask unit, {mask_unit(values)} (patch {patch}, {stages} stages)"
-        refuse(values, "image_size", allowed)
-
-
-def check_mask(values: Values) -> None:
-    units = math.prod(values["image_size"]) // mask_unit(values) ** 2
-    visible = math.floor(units * (1 - values["mask.ratio"]) + 1e-6)
-    if not 1 <= visible < units:
-        found = "none visible" if visible < 1 else "none masked"
-        allowed = f"one that leaves visible and masked units: of {units} units it leaves {found}"
-        refuse(values, "mask.ratio", allowed)
-
-
-def mask_unit(values: Values) -> int:
-    """Pixels a side: one token of the last stage."""
-    return values["model.patch"] * 2 ** (len(values["model.depths"]) - 1)
 
 
 def check_decoder(values: Values) -> None:

@@ -15,9 +15,9 @@ def visible_count(units: int, ratio: float) -> int:
     """
     count = math.floor(units * (1 - ratio) + 1e-6)
     if not 1 <= count < units:
-        raise InputError(
-            f"mask.ratio {ratio} leaves {count} of {units} units visible; at least 1 and at most {units - 1} are needed"
-        )
+        found = "none visible" if count < 1 else "none masked"
+        expected = f"one that leaves visible and masked units: of {units} units it leaves {found}"
+        raise InputError(f"mask.ratio is {ratio}: expected {expected}")
     return count
 
 

@@ -37,11 +37,10 @@ class TokenGrid:
     stages: int
 
     def __post_init__(self):
-        for name, pixels in (("height", self.height), ("width", self.width)):
-            if pixels < 1 or pixels % self.unit:
-                raise InputError(
-                    f"image {name} is {pixels}: expected a positive multiple of the mask unit, {self.unit}"
-                )
+        size = self.height, self.width
+        if any(side < 1 or side % self.unit for side in size):
+            unit = f"{self.unit} (patch {self.patch}, {self.stages} stages)"
+            raise InputError(f"image_size is {size}: expected multiples of the mask unit, {unit}")
 
     @property
     def unit(self) -> int:
