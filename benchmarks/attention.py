@@ -19,11 +19,10 @@ from ml_collections import ConfigDict
 
 from benchmarks.measure import TIMING, Timed, interleaved_medians, machine
 from benchmarks.programs import memory_of, random_batch, sized
-from greenjax.backbones.geometry import stage_channels, stage_specs, token_grid, windowed_blocks
+from greenjax.backbones.geometry import stage_channels, stage_specs, token_grid
 from greenjax.errors import InputError
 from greenjax.ops.group_attention import device_kind, enter_groups, group_attention, leave_groups
 from greenjax.planning import Grouping, dense_plan
-from greenjax.planning.analysis import blocks_in_turn
 
 FLAGS = TIMING
 # Large enough that nothing is left of what is hidden, small enough for float16. By a comment in JAX's own masks, cuDNN
@@ -118,10 +117,10 @@ def cases(config: ConfigDict) -> list[Case]:
     rng = np.random.default_rng(0)
     swin = config.model.name.startswith("swin")
     found = []
-    stages = zip(windowed_blocks(config), stage_channels(config), config.model.num_heads, windows, strict=True)
-    for stage, (depth, channels, heads, groupings) in enumerate(stages):
-        for number, (blocks, grouping) in enumerate(zip(blocks_in_turn(depth, len(groupings)), groupings)):
-            found.append(case(config, (stage, number == 1, blocks, heads), grouping, channels, swin, rng))
+    stages = zip(stage_specs(config), stage_channels(config), config.model.num_heads, windows, strict=True)
+    for stage, (spec, channels, heads, groupings) in enumerate(stages):
+        for number, (of_blocks, grouping) in enumerate(zip(spec.windows, groupings, strict=True)):
+            found.append(case(config, (stage, number == 1, of_blocks.blocks, heads), grouping, channels, swin, rng))
     if not found:
         raise InputError(f"model.name is {config.model.name!r}: expected a model with windows")
     return found

@@ -25,7 +25,6 @@ from greenjax.backbones.geometry import make_planner, stage_channels
 from greenjax.backbones.layers import by_stage
 from greenjax.models import build
 from greenjax.planning import Planner
-from greenjax.planning.analysis import blocks_in_turn
 
 PASSES = 3  # forward, and two products backward for each of its products
 
@@ -68,12 +67,12 @@ def forecast(config: ConfigDict) -> Forecast:
 def encoder_blocks(config: ConfigDict, planner: Planner) -> Iterator[Attention]:
     model = config.model
     widths, ratios = stage_channels(config), by_stage(model.mlp_ratio, len(model.depths))
-    for stage, (partitions, layouts) in enumerate(zip(planner.stages, planner.layouts, strict=True)):
+    for stage, (partitions, layouts) in enumerate(zip(planner.partitions, planner.layouts, strict=True)):
         tokens = planner.visible * planner.grid.tokens_per_unit(stage)
         hidden = round(ratios[stage] * widths[stage])
-        turns = blocks_in_turn(model.depths[stage], len(partitions))
-        for partition, layout, blocks in zip(partitions, layouts, turns, strict=True):
-            shape = Attention(tokens, widths[stage], model.num_heads[stage], hidden, *layout, partition.size)
+        for partition, layout in zip(partitions, layouts, strict=True):
+            rows, _, _, blocks = partition.windows
+            shape = Attention(tokens, widths[stage], model.num_heads[stage], hidden, *layout, rows)
             yield from [shape] * blocks
 
 

@@ -21,11 +21,10 @@ from ml_collections import ConfigDict
 from benchmarks.measure import TIMING, interleaved_seconds, machine, ratio_quartiles
 from benchmarks.programs import Program, compile_part, first_state, random_batch, runnable, sized
 from benchmarks.ways import STATIC, WAYS, Grouped, Place, static
-from greenjax.backbones.geometry import make_planner, stage_channels, windowed_blocks
+from greenjax.backbones.geometry import make_planner, stage_channels
 from greenjax.data import Batch
 from greenjax.errors import InputError
 from greenjax.planning import Plan, Planner
-from greenjax.planning.analysis import blocks_in_turn
 from greenjax.planning.grouping import grouping_cost, layout_cost
 from greenjax.planning.plan import packed_plan, stack_plans
 from greenjax.planning.planner import simulated_masks
@@ -77,12 +76,12 @@ def check(config: ConfigDict, batch: int) -> None:
 
 def places(config: ConfigDict, planner: Planner) -> list[Place]:
     """Where windows are grouped, by stage and partition."""
-    stages = zip(planner.stages, planner.layouts, stage_channels(config), windowed_blocks(config), strict=True)
-    tokens = [planner.visible * planner.grid.tokens_per_unit(stage) for stage in range(len(planner.stages))]
+    stages = zip(planner.partitions, planner.layouts, stage_channels(config), strict=True)
+    tokens = [planner.visible * planner.grid.tokens_per_unit(stage) for stage in range(len(planner.partitions))]
     return [
-        Place(partition, layout, tokens[partition.stage], channels, blocks)
-        for partitions, layouts, channels, depth in stages
-        for partition, layout, blocks in zip(partitions, layouts, blocks_in_turn(depth, len(partitions)))
+        Place(partition, layout, tokens[partition.stage], channels, partition.windows.blocks)
+        for partitions, layouts, channels in stages
+        for partition, layout in zip(partitions, layouts, strict=True)
     ]
 
 
@@ -123,7 +122,7 @@ def on_paper(grouped: list[list[Grouped]], everywhere: list[Place]) -> dict[str,
         "partitions": [
             {
                 "stage": place.partition.stage + 1,
-                "shift": place.partition.shift,
+                "shift": place.partition.windows.shift[0],
                 "slots_mean": statistics.fmean(layout.slots for layout in of_place),
                 "groups_mean": statistics.fmean(layout.groups for layout in of_place),
                 "groups_max": max(layout.groups for layout in of_place),
@@ -144,10 +143,10 @@ def typical(costs: list[list[int]]) -> tuple[int, float]:
 def plan_of(planner: Planner, mask: Bool[np.ndarray, "h w"], grouped: list[Grouped]) -> Plan:
     """The plan of one mask with its windows grouped in one way, for all mask groups."""
     rest = iter(grouped)
-    by_stage = [[next(rest) for _ in partitions] for partitions in planner.stages]
+    by_stage = [[next(rest) for _ in partitions] for partitions in planner.partitions]
     layouts = [[each.layout for each in stage] for stage in by_stage]
     packings = [[each.packing for each in stage] for stage in by_stage]
-    plan = packed_plan(mask, planner.stages, layouts, packings, planner.nearby)
+    plan = packed_plan(mask, planner.partitions, layouts, packings, planner.neighbourhoods)
     return stack_plans([plan] * jax.device_count())
 
 
@@ -186,7 +185,7 @@ def first_loss(config: ConfigDict, program: Program, batch: Batch, state: State)
 
 def paper_table(report: dict[str, Any], rows: dict[str, dict[str, Any]], everywhere: list[Place]) -> list[str]:
     """Costs and shapes as text."""
-    heads = [f"stage {place.partition.stage + 1}, shift {place.partition.shift}" for place in everywhere]
+    heads = [f"stage {place.partition.stage + 1}, shift {place.partition.windows.shift[0]}" for place in everywhere]
     lines = [
         f"{report['model']}, window {report['window']}, {'x'.join(map(str, report['image_size']))} pixels, mask ratio"
         f" {report['mask_ratio']:g}: {report['masks']} masks, {report['redrawn']} more do not fit the static layout",

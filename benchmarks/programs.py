@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from greenjax.backbones.geometry import make_planner, stage_channels, stage_specs, token_grid, windowed_blocks
+from greenjax.backbones.geometry import make_planner, stage_channels, stage_specs, token_grid
 from greenjax.config import flatten, resolve
 from greenjax.data import Batch, blank_batch
 from greenjax.planning import Plan, dense_plan
-from greenjax.planning.analysis import blocks_in_turn
 from greenjax.runtime.cost import matmul_flops
 from greenjax.runtime.placement import Placement
 from greenjax.training.optim import learning_rate, make_optimizer
@@ -110,12 +109,12 @@ def padding_flops(config: ConfigDict, plan: Plan) -> int:
     # The plan of every mask group; without masks before the encoder one for all.
     windows = plan.windows if green else dense_plan(token_grid(config), stage_specs(config)).windows
     total = 0
-    for depth, channels, groupings in zip(windowed_blocks(config), stage_channels(config), windows, strict=True):
-        for blocks, grouping in zip(blocks_in_turn(depth, len(groupings)), groupings):
+    for spec, channels, groupings in zip(stage_specs(config), stage_channels(config), windows, strict=True):
+        for of_blocks, grouping in zip(spec.windows, groupings, strict=True):
             ids = np.asarray(grouping.window)
             rows = ids.reshape(-1, ids.shape[-1])
             seen = sum(int((np.bincount(row[row >= 0]) ** 2).sum()) for row in rows)
-            total += blocks * 2 * channels * (rows.size * rows.shape[1] - seen)
+            total += of_blocks.blocks * 2 * channels * (rows.size * rows.shape[1] - seen)
     return total * (config.data.batch_size // config.mask.groups if green else config.data.batch_size)
 
 

@@ -1,12 +1,13 @@
 """Ways to group the windows of one mask: Algorithm 1, packings of simpler kinds, one group, the static layout."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from greenjax.planning.grouping import Packing, optimal_grouping, pack
-from greenjax.planning.plan import GroupLayout, WindowPartition, fit
+from greenjax.planning.plan import GroupLayout, WindowPartition, packing_for
 
 
 class Place(NamedTuple):
@@ -61,7 +62,7 @@ def at_window_area(packing: Callable[[Sequence[int], int], Packing]) -> Callable
     """At g_s = p * p, what a full window holds, or at all visible tokens where they are fewer."""
 
     def grouped(sizes: list[int], place: Place) -> Grouped:
-        slots = min(place.partition.size**2, place.tokens)
+        slots = min(math.prod(place.partition.windows[:2]), place.tokens)
         groups = packing(sizes, slots)
         return Grouped(GroupLayout(slots, len(groups)), groups)
 
@@ -74,7 +75,7 @@ def one_group(sizes: list[int], place: Place) -> Grouped:
 
 def static(sizes: list[int], place: Place) -> Grouped | None:
     """None where the mask would be redrawn."""
-    packing = fit(np.asarray(sizes), place.static)
+    packing = packing_for(np.asarray(sizes), place.static)
     return None if packing is None else Grouped(place.static, packing)
 
 

@@ -7,10 +7,16 @@ import pytest
 from flax import nnx
 
 from greenjax.backbones.attention import WindowAttention
+from greenjax.backbones.family import square_windows
 from greenjax.ops.group_attention import attend, relative_position_bias
 from greenjax.planning.layout import choose_layouts, exact_plan
-from greenjax.planning.plan import GroupLayout, StageSpec, WindowPartition, make_plan, partitions
+from greenjax.planning.plan import GroupLayout, StageSpec, WindowPartition, Windows, make_plan, partitions_of
 from greenjax.planning.tokens import TokenGrid
+
+
+def shifted_windows(grid, window):
+    """Regular and shifted windows in every stage."""
+    return [StageSpec(square_windows(window, grid.shape(i), 2, shifted=True)) for i in range(grid.stages)]
 
 
 def dense_reference(attention, x, visible, window, shift):
@@ -49,7 +55,7 @@ def test_grouped_attention_equals_dense_masked_attention(height, width, window, 
     rng = np.random.default_rng(0)
     visible = rng.random(grid.units) < share
     visible.flat[rng.integers(visible.size)] = True
-    plan = exact_plan(grid, (StageSpec(window, shifted=True),) * 3, visible[None])
+    plan = exact_plan(grid, shifted_windows(grid, window), visible[None])
     grouping = jax.tree.map(lambda leaf: leaf[0], plan.windows[0][shifted])
 
     attention = WindowAttention(8, window, 2, dtype="float32", rngs=nnx.Rngs(1))
@@ -86,7 +92,7 @@ def test_padding_never_reaches_a_visible_token(visible):
     grid = TokenGrid(48, 48, patch=4, stages=3)  # 3 x 3 units of 4 x 4 tokens
     mask = np.zeros(grid.units, bool)
     mask.flat[np.random.default_rng(visible).permutation(9)[:visible]] = True
-    partition = WindowPartition(grid, 0, 4, 2)
+    partition = WindowPartition(grid, 0, Windows(4, 4, (2, 2)))
     plan = make_plan(mask, ((partition,),), ((GroupLayout(slots=24, groups=2 * visible),),))
     assert plan is not None
     (grouping,) = plan.windows[0]
@@ -116,16 +122,16 @@ def test_padding_never_reaches_a_visible_token(visible):
 def test_static_layouts_equal_the_exact_plan():
     """The padded layouts of a run and the layouts made for one mask give the same attention."""
     grid = TokenGrid(112, 112, patch=4, stages=3)
-    stages = partitions(grid, (StageSpec(7, shifted=True),) * 3)
+    partitions = partitions_of(grid, shifted_windows(grid, 7))
     rng = np.random.default_rng(0)
     masks = np.stack([rng.permutation(49).reshape(7, 7) < 12 for _ in range(50)])
-    layouts = choose_layouts(stages, masks, tolerance=0.0)
+    layouts = choose_layouts(partitions, masks, tolerance=0.0)
     attention = WindowAttention(8, 7, 2, dtype="float32", rngs=nnx.Rngs(1))
     graphdef, params = nnx.split(attention)
     attend_in = jax.jit(lambda x, grouping: nnx.merge(graphdef, params)(x, grouping))
     x = jnp.asarray(rng.normal(size=(1, 12 * 16, 8)), jnp.float32)
-    static = make_plan(masks[0], stages, layouts)
-    exact = exact_plan(grid, (StageSpec(7, shifted=True),) * 3, masks[:1])
+    static = make_plan(masks[0], partitions, layouts)
+    exact = exact_plan(grid, shifted_windows(grid, 7), masks[:1])
     assert static is not None
     for padded, fitting in zip(static.windows[0], exact.windows[0], strict=True):
         fitting = jax.tree.map(lambda leaf: leaf[0], fitting)

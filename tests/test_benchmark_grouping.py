@@ -86,7 +86,7 @@ def test_twins_has_windows_in_every_second_block():
     config = small_config("twins")
     planner = grouping.make_planner(config)
     everywhere = grouping.places(config, planner)
-    assert [(place.partition.stage, place.partition.shift, place.blocks) for place in everywhere] == [
+    assert [(place.partition.stage, place.partition.windows.shift[0], place.blocks) for place in everywhere] == [
         (0, 0, 1),
         (1, 0, 1),
     ]

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from greenjax import config as configs
+from greenjax.backbones.family import square_windows
 from greenjax.backbones.geometry import make_planner
-from greenjax.planning import Plan, Planner, StageSpec, TokenGrid, planner
+from greenjax.planning import Plan, Planner, StageSpec, TokenGrid, Windows, planner
 from greenjax.planning.analysis import analyse
 from greenjax.planning.grouping import pack
 from greenjax.planning.layout import choose_layouts
 from greenjax.planning.masking import visible_count
-from greenjax.planning.plan import GroupLayout, fit, partitions
+from greenjax.planning.plan import GroupLayout, packing_for, partitions_of
 
 
 def assert_same(one: Plan, other: Plan) -> None:
@@ -40,7 +41,8 @@ def cache(tmp_path, monkeypatch):
     return tmp_path
 
 
-SMALL = [StageSpec(5, True), StageSpec(5, True, peg=True), StageSpec(3, True)]
+FIVE, THREE = ((Windows(side, side), Windows(side, side, (side // 2, side // 2))) for side in (5, 3))
+SMALL = [StageSpec(FIVE), StageSpec(FIVE, kernels=(3,)), StageSpec(THREE)]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def small() -> Planner:
 def chosen_for(grid: TokenGrid, specs: list[StageSpec], visible: int, masks: int = 300) -> Planner:
     """A planner whose layouts are chosen as in a run, by fewer masks."""
     simulated = planner.simulated_masks(grid.units, visible, masks)
-    layouts = choose_layouts(partitions(grid, specs), simulated, planner.TOLERANCE)
+    layouts = choose_layouts(partitions_of(grid, specs), simulated, planner.TOLERANCE)
     return Planner(grid, specs, layouts, visible, seed=3)
 
 
@@ -121,13 +123,13 @@ def test_layouts_that_hold_no_mask_end_in_one_line(small):
         with_first_layout(small, GroupLayout(8, 20)).plans(step=0, groups=1)
 
 
-def test_fit_calls_the_stronger_search_only_where_it_is_needed():
+def test_packing_calls_the_stronger_search_only_where_it_is_needed():
     sizes = np.array([14, 16, 6, 11, 5, 14, 9])
     assert len(pack(sizes.tolist(), 26)) == 4
-    assert len(fit(sizes, GroupLayout(26, 4))) == 4
-    assert len(fit(sizes, GroupLayout(26, 3))) == 3
-    assert fit(sizes, GroupLayout(26, 2)) is None
-    assert fit(sizes, GroupLayout(15, 7)) is None
+    assert len(packing_for(sizes, GroupLayout(26, 4))) == 4
+    assert len(packing_for(sizes, GroupLayout(26, 3))) == 3
+    assert packing_for(sizes, GroupLayout(26, 2)) is None
+    assert packing_for(sizes, GroupLayout(15, 7)) is None
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,9 @@ def test_layouts_hold_fresh_masks(image, window, ratio):
     """At most 1 % of masks that the choice of layouts never saw are redrawn, and no layout wastes much."""
     grid = TokenGrid(*image, patch=4, stages=4)
     visible = visible_count(grid.units[0] * grid.units[1], ratio)
-    chosen = chosen_for(grid, [StageSpec(window, True)] * 4, visible)
+    chosen = chosen_for(
+        grid, [StageSpec(square_windows(window, grid.shape(i), 2, shifted=True)) for i in range(4)], visible
+    )
     analysis = analyse(chosen, [96, 192, 384, 768], masks=200)
     assert analysis.redrawn <= 0.01
     for stage in analysis.facts:

@@ -2,15 +2,15 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import astuple
 
 import numpy as np
 import pytest
 
-from greenjax.planning import StageSpec, TokenGrid, dense_plan, exact_plan
+from greenjax.backbones.family import square_windows
+from greenjax.planning import StageSpec, TokenGrid, Windows, dense_plan, exact_plan
 from greenjax.planning.layout import choose_layouts
 from greenjax.planning.masking import draw_visible, visible_count
-from greenjax.planning.plan import Grouping, GroupLayout, WindowPartition, make_plan, partitions
+from greenjax.planning.plan import Grouping, GroupLayout, WindowPartition, make_plan, partitions_of
 from greenjax.planning.tokens import to_grid, to_unit_major
 
 GEOMETRIES = range(30)
@@ -26,12 +26,22 @@ class Case:
         unit = patch * 2 ** (stages - 1)
         rows, columns = rng.randint(1, 6), rng.randint(2, 6)
         self.grid = TokenGrid(rows * unit, columns * unit, patch, stages)
-        self.specs = [StageSpec(rng.randint(1, 9), shifted=rng.random() < 0.8) for _ in range(stages)]
-        self.specs = [StageSpec(*spec[:2], peg=rng.random() < 0.5) for spec in map(astuple, self.specs)]
-        self.stages = partitions(self.grid, self.specs)
+        self.specs = [StageSpec(random_windows(rng), random_kernels(rng)) for _ in range(stages)]
+        self.partitions = partitions_of(self.grid, self.specs)
         self.visible_units = rng.randint(1, rows * columns - 1)
         numpy_rng = np.random.default_rng(seed)
         self.masks = np.stack([draw_visible(numpy_rng, (rows, columns), self.visible_units) for _ in range(3)])
+
+
+def random_windows(rng: random.Random) -> tuple[Windows, ...]:
+    """Up to three ways to cut a grid, into squares or not, shifted or not."""
+    sides = [(rng.randint(1, 9), rng.randint(1, 9)) for _ in range(rng.randint(0, 3))]
+    shifts = [(rng.randrange(rows), rng.choice([0, rng.randrange(columns)])) for rows, columns in sides]
+    return tuple(Windows(*side, shift) for side, shift in zip(sides, shifts, strict=True))
+
+
+def random_kernels(rng: random.Random) -> tuple[int | tuple[int, int], ...]:
+    return tuple(rng.choice([1, 3, 5, 7, (1, 3), (5, 3)]) for _ in range(rng.randint(0, 2)))
 
 
 def recursive_tokens(row: int, column: int, side: int) -> Iterator[tuple[int, int]]:
@@ -54,15 +64,6 @@ def visible_tokens(grid: TokenGrid, stage: int, mask: np.ndarray) -> list[tuple[
         if mask[row, column]
         for token in recursive_tokens(row * side, column * side, side)
     ]
-
-
-def windows_of_stage(shape: tuple[int, int], spec: StageSpec) -> list[tuple[int, int]]:
-    """(window, offset) of a stage's regular and shifted partition, after DESIGN's rule."""
-    if min(shape) <= spec.window:
-        return [(min(shape), 0)]
-    shift = spec.window // 2
-    shifted = [(spec.window, spec.window - shift)] if spec.shifted and shift else []
-    return [(spec.window, 0), *shifted]
 
 
 @pytest.mark.parametrize("seed", GEOMETRIES)
@@ -91,68 +92,82 @@ def test_patches_are_leaves_in_raster_order():
 
 @pytest.mark.parametrize("seed", GEOMETRIES)
 def test_windows_follow_the_rule_for_every_token(seed):
-    """Row y belongs to window (y + (window - shift if shifted else 0)) // window, columns likewise."""
+    """Row y belongs to window (y + (rows - shift if shifted else 0)) // rows, columns likewise."""
     case = Case(seed)
     for stage, spec in enumerate(case.specs):
-        expected = windows_of_stage(case.grid.shape(stage), spec)
-        assert len(case.stages[stage]) == len(expected)
-        for partition, (window, offset) in zip(case.stages[stage], expected, strict=True):
-            columns = (case.grid.shape(stage)[1] - 1 + offset) // window + 1
+        assert len(case.partitions[stage]) == len(spec.windows)
+        for partition, (rows, columns, (down, right), _) in zip(case.partitions[stage], spec.windows, strict=True):
+            down, right = rows - down if down else 0, columns - right if right else 0
+            across = (case.grid.shape(stage)[1] - 1 + right) // columns + 1
             tokens = case.grid.coordinates(stage).reshape(-1, 2).tolist()
-            ids = [(y + offset) // window * columns + (x + offset) // window for y, x in tokens]
-            positions = [(y + offset) % window * window + (x + offset) % window for y, x in tokens]
+            ids = [(y + down) // rows * across + (x + right) // columns for y, x in tokens]
+            positions = [(y + down) % rows * columns + (x + right) % columns for y, x in tokens]
             assert partition.ids.ravel().tolist() == ids
             assert partition.positions.ravel().tolist() == positions
+
+
+@pytest.mark.parametrize(
+    ("side", "grid", "blocks", "shifted", "expected"),
+    [
+        (7, (14, 21), 3, True, [(7, 7, (0, 0), 2), (7, 7, (3, 3), 1)]),
+        (7, (14, 21), 3, False, [(7, 7, (0, 0), 3)]),
+        (7, (14, 21), 1, True, [(7, 7, (0, 0), 1)]),
+        (7, (7, 21), 4, True, [(7, 7, (0, 0), 4)]),
+        (7, (21, 5), 4, True, [(5, 5, (0, 0), 4)]),
+        (1, (14, 21), 4, True, [(1, 1, (0, 0), 4)]),
+    ],
+)
+def test_square_windows_follow_the_official_rule(side, grid, blocks, shifted, expected):
+    assert list(square_windows(side, grid, blocks, shifted=shifted)) == expected
 
 
 @pytest.mark.parametrize("seed", GEOMETRIES)
 def test_every_visible_token_stands_in_exactly_one_slot(seed):
     case = Case(seed)
-    layouts = choose_layouts(case.stages, case.masks, tolerance=0.0)
+    layouts = choose_layouts(case.partitions, case.masks, tolerance=0.0)
     for mask in case.masks:
-        plan = make_plan(mask, case.stages, layouts)
+        plan = make_plan(mask, case.partitions, layouts)
         assert plan is not None
         assert plan.visible_units.tolist() == np.flatnonzero(mask).tolist()
         assert plan.masked_units.tolist() == np.flatnonzero(~mask).tolist()
-        for stage, (groupings, of_stage) in enumerate(zip(plan.windows, case.stages, strict=True)):
+        for stage, (groupings, of_stage) in enumerate(zip(plan.windows, case.partitions, strict=True)):
             tokens = visible_tokens(case.grid, stage, mask)
             for grouping, partition, layout in zip(groupings, of_stage, layouts[stage], strict=True):
                 check_grouping(grouping, partition, layout, tokens)
 
 
 @pytest.mark.parametrize("seed", GEOMETRIES)
-def test_neighbours_are_the_visible_ones_around_each_token(seed):
+def test_neighbours_are_the_visible_ones_under_each_kernel(seed):
     case = Case(seed)
     plan = exact_plan(case.grid, case.specs, case.masks)
-    assert len(plan.neighbours) == len(case.specs)
-    for stage, (neighbours, spec) in enumerate(zip(plan.neighbours, case.specs, strict=True)):
-        assert (neighbours is not None) == spec.peg
-        if neighbours is None:
-            continue
-        assert neighbours.dtype == np.int32
-        for mask, taps in zip(case.masks, neighbours, strict=True):
-            tokens = visible_tokens(case.grid, stage, mask)
-            number = {token: place for place, token in enumerate(tokens)}
-            around = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
-            expected = [[number.get((y + dy, x + dx), len(tokens)) for dy, dx in around] for y, x in tokens]
-            assert taps.tolist() == expected
+    assert [len(of_stage) for of_stage in plan.neighbours] == [len(spec.kernels) for spec in case.specs]
+    for stage, spec in enumerate(case.specs):
+        for kernel, neighbours in zip(spec.kernels, plan.neighbours[stage], strict=True):
+            kh, kw = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+            around = [(i - kh // 2, j - kw // 2) for i in range(kh) for j in range(kw)]
+            assert neighbours.dtype == np.int32
+            for mask, taps in zip(case.masks, neighbours, strict=True):
+                tokens = visible_tokens(case.grid, stage, mask)
+                number = {token: place for place, token in enumerate(tokens)}
+                expected = [[number.get((y + dy, x + dx), len(tokens)) for dy, dx in around] for y, x in tokens]
+                assert taps.tolist() == expected
 
 
 def test_a_stage_without_windows_is_not_grouped():
     grid = TokenGrid(32, 48, patch=4, stages=2)
     mask = np.arange(24).reshape(4, 6) % 3 == 0
-    plan = exact_plan(grid, [StageSpec(None, shifted=False, peg=True), StageSpec(3, shifted=False)], mask[None])
+    plan = exact_plan(grid, [StageSpec(kernels=(3,)), StageSpec((Windows(3, 3),))], mask[None])
     assert plan.windows[0] == ()
     assert len(plan.windows[1]) == 1
-    assert plan.neighbours[0].shape == (1, 8 * 4, 9)
-    assert plan.neighbours[1] is None
+    assert plan.neighbours[0][0].shape == (1, 8 * 4, 9)
+    assert plan.neighbours[1] == ()
 
 
 def test_the_dense_plan_sees_every_neighbour():
     grid = TokenGrid(8, 12, patch=1, stages=3)
-    plan = dense_plan(grid, (StageSpec(None, shifted=False, peg=True),) * 3)
+    plan = dense_plan(grid, (StageSpec(kernels=(3,)),) * 3)
     assert plan.visible_units.tolist() == list(range(6))
-    for stage, taps in enumerate(plan.neighbours):
+    for stage, (taps,) in enumerate(plan.neighbours):
         h, w = grid.shape(stage)
         assert (taps == h * w).sum() == 9 * h * w - (3 * h - 2) * (3 * w - 2)
 
@@ -191,7 +206,7 @@ def token_rows(partition: WindowPartition) -> list[list[int]]:
 def test_visible_counts_of_windows(seed):
     """The w_i of the packing are the visible tokens of each window."""
     case = Case(seed)
-    for stage, of_stage in enumerate(case.stages):
+    for stage, of_stage in enumerate(case.partitions):
         for partition in of_stage:
             where = {tuple(token): place for place, token in enumerate(token_rows(partition))}
             for mask, sizes in zip(case.masks, partition.sizes(case.masks), strict=True):
@@ -202,7 +217,11 @@ def test_visible_counts_of_windows(seed):
 def test_dense_plan_needs_no_padding():
     """With every unit visible and grids that are multiples of the window, each window is a row of its own."""
     grid = TokenGrid(56, 112, patch=4, stages=2)
-    plan = exact_plan(grid, [StageSpec(7, True), StageSpec(7, False)], np.ones((1, 7, 14), bool))
+    plan = exact_plan(
+        grid,
+        [StageSpec((Windows(7, 7), Windows(7, 7, (3, 3)))), StageSpec((Windows(7, 7),))],
+        np.ones((1, 7, 14), bool),
+    )
     assert plan.masked_units.shape == (1, 0)
     for stage in plan.windows:
         regular = stage[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from greenjax.backbones.geometry import make_planner, windowed_blocks
+from greenjax.backbones.geometry import make_planner, stage_specs
 from greenjax.config import load_config
 from greenjax.planning.__main__ import report
 from greenjax.planning.analysis import Analysis, analyse, cost_ratio
@@ -84,9 +84,13 @@ def test_without_windows_there_is_no_figure(tmp_path):
         report(config, masks=1, plot=str(tmp_path / "figure.png"))
 
 
-def test_windowed_blocks():
-    assert windowed_blocks(load_config(DIGITS, STAGES)) == [2, 2, 2]
-    assert windowed_blocks(load_config(ROOT / "configs" / "twins_s.py")) == [1, 1, 5, 2]
+def test_every_block_with_local_attention_has_its_windows():
+    def blocks(config):
+        return [[windows.blocks for windows in spec.windows] for spec in stage_specs(config)]
+
+    assert blocks(load_config(DIGITS, STAGES | {"model.depths": (3, 2, 1)})) == [[2, 1], [1, 1], [1]]
+    assert blocks(load_config(ROOT / "configs" / "twins_s.py")) == [[1], [1], [5], [2]]
+    assert blocks(load_config(ROOT / "configs" / "pcpvt_l.py")) == [[], [], [], []]
 
 
 def test_planning_does_not_import_jax():
@@ -97,7 +101,7 @@ def test_planning_does_not_import_jax():
 def test_analysis_agrees_with_its_definitions(analysis, planner):
     """Costs, padding and group sizes of the table, computed again from masks."""
     masks = simulated_masks(planner.grid.units, planner.visible, 40, seed=1)
-    for channels, stage, partitions in zip([48, 96, 192], analysis.facts, planner.stages, strict=True):
+    for channels, stage, partitions in zip([48, 96, 192], analysis.facts, planner.partitions, strict=True):
         for facts, partition in zip(stage, partitions, strict=True):
             slots, groups = facts.layout
             optima = [optimal_grouping(sizes.tolist(), channels) for sizes in partition.sizes(masks)]
@@ -109,20 +113,19 @@ def test_analysis_agrees_with_its_definitions(analysis, planner):
             assert facts.moves == (groups > 1 or slots > facts.tokens)
 
 
-def test_cost_ratio_counts_blocks(analysis):
+def test_cost_ratio_counts_blocks():
     """Of five blocks three have regular windows and two shifted ones."""
-    stage = analysis.facts[0]
-    assert len(stage) == 2
-    only = analysis._replace(facts=(stage,))
-    ours = 3 * stage[0].cost + 2 * stage[1].cost
-    assert cost_ratio(only, [5]) == pytest.approx(ours / (3 * stage[0].optimal_cost + 2 * stage[1].optimal_cost))
+    depths = {"model.embed_dim": 48, "model.depths": (5, 1), "model.num_heads": (3, 6), "model.patch": 2}
+    (one, two), (three,) = (facts := analyse(make_planner(load_config(DIGITS, depths)), [48, 96], masks=9)).facts
+    optimal = 3 * one.optimal_cost + 2 * two.optimal_cost + three.optimal_cost
+    assert cost_ratio(facts) == pytest.approx((3 * one.cost + 2 * two.cost + three.cost) / optimal)
 
 
 def test_table_and_summary_name_every_stage(analysis):
     table = layout_table(analysis)
     assert table.row_count == sum(map(len, analysis.facts))
     still = [str(number + 1) for number, stage in enumerate(analysis.facts) if not any(f.moves for f in stage)]
-    assert any(f"one row: {', '.join(still)}" in line for line in summary(analysis, [2, 2, 2]))
+    assert any(f"one row: {', '.join(still)}" in line for line in summary(analysis))
 
 
 def test_figure_shows_algorithm_1_and_the_static_slots(analysis):

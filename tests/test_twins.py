@@ -23,7 +23,7 @@ from greenjax.backbones.twins.encoder import (
     PositionalEncoding,
     Sites,
 )
-from greenjax.planning import StageSpec, TokenGrid, exact_plan
+from greenjax.planning import StageSpec, TokenGrid, Windows, exact_plan
 from greenjax.planning.sites import submanifold_index
 
 
@@ -102,7 +102,7 @@ def test_modules_equal_pytorch(ours, theirs, copy):
         expected = theirs(torch.tensor(x), *(() if isinstance(theirs, TorchEmbed) else (seen,))).numpy()
 
     tokens = visible_tokens(GRID, VISIBLE, 0)
-    plan = exact_plan(GRID, [StageSpec(3, shifted=False)], VISIBLE[None])
+    plan = exact_plan(GRID, [StageSpec((Windows(3, 3),))], VISIBLE[None])
     window = jax.tree.map(lambda leaf: leaf[0], plan.windows[0][0])
     sites = Sites(window, submanifold_index(tokens, GRID.shape(0), 3))
     found = ours(jnp.asarray(x[:, tokens[:, 0], tokens[:, 1]]), sites)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from greenjax.backbones.rules import Layout, Resizing
 from greenjax.errors import InputError
-from greenjax.planning import StageSpec, TokenGrid
+from greenjax.planning import StageSpec, TokenGrid, Windows
 
 Settings = Mapping[str, Any]
 
@@ -75,3 +75,17 @@ def check_heads(model: Any, channels: Sequence[int], note: str = "") -> None:
         if width % heads:
             allowed = f"a divisor of the {width} channels of stage {stage + 1} in place of {heads}"
             refuse(model, "num_heads", allowed + note)
+
+
+def square_windows(side: int, grid: tuple[int, int], blocks: int, *, shifted: bool) -> tuple[Windows, ...]:
+    """The windows of the `blocks` blocks of a stage with local attention, `side` tokens a side.
+
+    With `shifted`, every second block moves them by half a side. A grid (rows, columns) that is not larger than the
+    window on both axes gets one window size, its shorter side, and no shift: the rule of the official Swin Transformer.
+    """
+    if min(grid) <= side:
+        return (Windows(min(grid), min(grid), blocks=blocks),)
+    if not shifted or side < 2 or blocks < 2:
+        return (Windows(side, side, blocks=blocks),)
+    half = side // 2
+    return Windows(side, side, blocks=(blocks + 1) // 2), Windows(side, side, (half, half), blocks // 2)

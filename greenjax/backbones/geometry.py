@@ -23,12 +23,6 @@ def stage_channels(config: ConfigDict) -> tuple[int, ...]:
     return family_of(config.model.name).channels(config.model)
 
 
-def windowed_blocks(config: ConfigDict) -> list[int]:
-    """Blocks with local attention, by stage: all of Swin's, every second one of Twins', beginning with the first."""
-    specs = stage_specs(config)
-    return [(depth + 1) // 2 if spec.peg else depth for depth, spec in zip(config.model.depths, specs, strict=True)]
-
-
 def make_planner(config: ConfigDict) -> Planner:
     """The planner of a run; layouts come from a cache on disk where they are known.
 

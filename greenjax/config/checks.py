@@ -43,13 +43,13 @@ def check_model(values: Values, grid: TokenGrid) -> None:
             refuse(values, f"model.{part}", f"one number a stage, as model.depths {model.depths!r} has")
     family.check(model)
     stages = family.stages(model, grid)
-    if model.attention != "xla" and model.window is None:
+    if model.attention != "xla" and not any(stage.windows for stage in stages):
         refuse(values, "model.attention", f"xla for {model.name}, which has no attention inside windows")
     for width, heads in zip(family.channels(model), model.num_heads or ()):
         if model.attention == "pallas" and width // heads not in (16, 32, 64, 128):
             allowed = f"xla where a head has {width // heads} channels: pallas takes 16, 32, 64 or 128"
             refuse(values, "model.attention", allowed)
-    if model.sparse_conv != "native" and not any(stage.peg for stage in stages):
+    if model.sparse_conv != "native" and not any(stage.kernels for stage in stages):
         refuse(values, "model.sparse_conv", f"native for {model.name}, which has no sparse convolutions")
 
 

@@ -4,7 +4,7 @@ Read in this order: tokens (the token order), masking, grouping (Algorithm 1), s
 """
 
 from greenjax.planning.layout import dense_plan, exact_plan
-from greenjax.planning.plan import Grouping, Plan, StageSpec
+from greenjax.planning.plan import Grouping, Plan, StageSpec, Windows
 from greenjax.planning.planner import Planner
 from greenjax.planning.tokens import TokenGrid
 
@@ -14,6 +14,7 @@ __all__ = [
     "Planner",
     "StageSpec",
     "TokenGrid",
+    "Windows",
     "dense_plan",
     "exact_plan",
 ]

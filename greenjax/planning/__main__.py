@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from greenjax.backbones.geometry import make_planner, stage_channels, windowed_blocks
+from greenjax.backbones.geometry import make_planner, stage_channels
 from greenjax.config import flags
 from greenjax.errors import InputError
 from greenjax.planning.analysis import analyse
@@ -42,7 +42,7 @@ def report(config: ConfigDict, masks: int, plot: str | None = None) -> None:
     if plot:
         check_figure(plot)
     planner = make_planner(config)
-    windows = any(planner.stages)
+    windows = any(planner.partitions)
     if plot and not windows:
         raise InputError(f"model.name is {config.model.name!r}, which has no windows: no figure can be drawn")
     analysis = analyse(planner, stage_channels(config), masks)
@@ -56,7 +56,7 @@ def report(config: ConfigDict, masks: int, plot: str | None = None) -> None:
     )
     if windows:
         console.print(layout_table(analysis))
-        console.print("\n".join(summary(analysis, windowed_blocks(config))))
+        console.print("\n".join(summary(analysis)))
     console.print(f"Time to draw and plan one mask: {analysis.milliseconds:.2f} ms (median)")
     if plot:
         group_size_figure(analysis, f"{title}, mask ratio {config.mask.ratio:g}").savefig(plot, dpi=150)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from greenjax.planning.grouping import layout_cost, optimal_grouping, pack
-from greenjax.planning.plan import GroupLayout, WindowPartition, fit
+from greenjax.planning.plan import GroupLayout, WindowPartition, packing_for
 from greenjax.planning.planner import Planner, simulated_masks
 
 OPTIMA = 100  # masks for which Algorithm 1 is run, as many as in the paper's figure 4
@@ -43,7 +43,7 @@ class LayoutFacts(NamedTuple):
 class Analysis(NamedTuple):
     """What N simulated masks say of a planner."""
 
-    facts: tuple[tuple[LayoutFacts, ...], ...]  # by stage: (regular, shifted), (regular,), or () without windows
+    facts: tuple[tuple[LayoutFacts, ...], ...]  # by stage and partition
     masks: int
     redrawn: float  # share of masks that do not fit the layouts of all stages
     milliseconds: float  # to draw and plan one mask, the median
@@ -54,7 +54,7 @@ def analyse(planner: Planner, channels: Sequence[int], masks: int) -> Analysis:
     visible = simulated_masks(planner.grid.units, planner.visible, masks, seed=FRESH)
     redrawn = np.zeros(masks, bool)
     facts = []
-    for width, partitions, layouts in zip(channels, planner.stages, planner.layouts, strict=True):
+    for width, partitions, layouts in zip(channels, planner.partitions, planner.layouts, strict=True):
         of_stage = []
         for partition, layout in zip(partitions, layouts, strict=True):
             harder, lost = _misfits(partition, layout, visible)
@@ -65,19 +65,11 @@ def analyse(planner: Planner, channels: Sequence[int], masks: int) -> Analysis:
     return Analysis(tuple(facts), masks, float(redrawn.mean()), planning_time(planner, min(masks, TIMED)))
 
 
-def cost_ratio(analysis: Analysis, depths: Sequence[int]) -> float:
-    """Cost of local attention over the mean cost of Algorithm 1's groupings; `depths` are the blocks that have it."""
-    ours = optimal = 0.0
-    for depth, stage in zip(depths, analysis.facts, strict=True):
-        for blocks, facts in zip(blocks_in_turn(depth, len(stage)), stage, strict=True):
-            ours += blocks * facts.cost
-            optimal += blocks * facts.optimal_cost
-    return ours / optimal
-
-
-def blocks_in_turn(depth: int, partitions: int) -> list[int]:
-    """How many of a stage's `depth` blocks with windows use each of its partitions: they take turns, regular first."""
-    return [(depth + partitions - 1 - index) // partitions for index in range(partitions)]
+def cost_ratio(analysis: Analysis) -> float:
+    """The cost of the window attention of all blocks over the mean cost of Algorithm 1's groupings."""
+    facts = [each for stage in analysis.facts for each in stage]
+    ours = sum(each.partition.windows.blocks * each.cost for each in facts)
+    return ours / sum(each.partition.windows.blocks * each.optimal_cost for each in facts)
 
 
 def planning_time(planner: Planner, masks: int) -> float:
@@ -98,7 +90,7 @@ def _misfits(
     if layout.groups > 1:
         for index, sizes in enumerate(partition.sizes(visible)):
             harder[index] = sizes.max() > layout.slots or len(pack(sizes.tolist(), layout.slots)) > layout.groups
-            lost[index] = harder[index] and fit(sizes, layout) is None
+            lost[index] = harder[index] and packing_for(sizes, layout) is None
     return harder, lost
 
 

@@ -14,12 +14,14 @@ from jaxtyping import Bool, Int
 from greenjax.planning.grouping import pack, pack_harder
 from greenjax.planning.plan import (
     GroupLayout,
+    Layouts,
+    Partitions,
     Plan,
     StageSpec,
     WindowPartition,
     make_plan,
-    neighbourhoods,
-    partitions,
+    neighbourhoods_of,
+    partitions_of,
     stack_plans,
 )
 from greenjax.planning.tokens import TokenGrid
@@ -28,18 +30,21 @@ STEP = 8  # slots are multiples of it: fused attention kernels want even lengths
 MOVE = 16  # moving one element into its slot and back costs about as much as this many multiplications
 
 
-def choose_layouts(
-    stages: tuple[tuple[WindowPartition, ...], ...], visible: Bool[np.ndarray, "m h w"], tolerance: float
-) -> tuple[tuple[GroupLayout, ...], ...]:
+def choose_layouts(partitions: Partitions, visible: Bool[np.ndarray, "m h w"], tolerance: float) -> Layouts:
     """The cheapest layout of every window partition that holds all of the given masks but a share `tolerance`."""
-    packed = max(1, sum(len(stage) for stage in stages))
-    return tuple(tuple(choose_layout(p.sizes(visible), p.size, tolerance / packed) for p in stage) for stage in stages)
+    share = tolerance / max(1, sum(map(len, partitions)))
+
+    def layout(partition: WindowPartition) -> GroupLayout:
+        return choose_layout(partition.sizes(visible), math.prod(partition.windows[:2]), share)
+
+    return tuple(tuple(map(layout, of_stage)) for of_stage in partitions)
 
 
 def choose_layout(sizes: Int[np.ndarray, "m windows"], window: int, tolerance: float) -> GroupLayout:
     """The cheapest layout that holds the windows of all masks but a share `tolerance`.
 
-    `sizes` are visible tokens by mask and window; every mask has equally many in all. Only two terms of the cost
+    `sizes` are visible tokens by mask and window; every mask has equally many in all. `window` is the number of tokens
+    of a whole window. Only two terms of the cost
     depend on the layout, because the projections are applied to the ungrouped tokens: the attention of every row, and
     the moving of q, k, v and the output, which one row of all tokens in their own order does without.
     """
@@ -52,7 +57,7 @@ def choose_layout(sizes: Int[np.ndarray, "m windows"], window: int, tolerance: f
     largest = sizes.max(axis=1)
     start = int(np.quantile(largest, 1 - tolerance, method="higher"))
     exact = [start] if tolerance == 0 else []  # full windows of a dense network: no padding at all
-    for slots in [*exact, *range(-(-start // STEP) * STEP, 4 * window**2 + STEP, STEP)]:
+    for slots in [*exact, *range(-(-start // STEP) * STEP, 4 * window + STEP, STEP)]:
         if n * (slots + 2 * MOVE) >= best_cost:  # no longer rows can be cheaper: groups * slots >= n
             break
         affordable = (best_cost - 1) // cost(slots, 1)
@@ -91,18 +96,21 @@ def exact_plan(grid: TokenGrid, specs: Sequence[StageSpec], visible: Bool[np.nda
 
     With every unit visible it is the plan of the dense network.
     """
-    stages = partitions(grid, specs)
-    layouts = choose_layouts(stages, visible, tolerance=0.0)
-    nearby = neighbourhoods(grid, specs)
-    plans = [make_plan(mask, stages, layouts, nearby) for mask in visible]
-    return stack_plans(plans)
+    return stack_plans(_exact_plans(grid, specs, visible))
 
 
 @cache
 def dense_plan(grid: TokenGrid, specs: tuple[StageSpec, ...]) -> Plan:
     """The plan of the dense network: every unit visible, full windows, no padding."""
-    stages = partitions(grid, specs)
-    visible = np.ones((1, *grid.units), bool)
-    plan = make_plan(visible[0], stages, choose_layouts(stages, visible, tolerance=0.0), neighbourhoods(grid, specs))
-    assert plan is not None  # the layouts were made for this mask
-    return plan
+    return _exact_plans(grid, specs, np.ones((1, *grid.units), bool))[0]
+
+
+def _exact_plans(grid: TokenGrid, specs: Sequence[StageSpec], visible: Bool[np.ndarray, "m h w"]) -> list[Plan]:
+    partitions, neighbourhoods = partitions_of(grid, specs), neighbourhoods_of(grid, specs)
+    layouts = choose_layouts(partitions, visible, tolerance=0.0)
+    plans = []
+    for mask in visible:
+        plan = make_plan(mask, partitions, layouts, neighbourhoods)
+        assert plan is not None  # the layouts were chosen for these masks
+        plans.append(plan)
+    return plans

@@ -4,7 +4,7 @@ A `Plan` is all that the device needs to know of a mask. Its leaves are int32 ar
 configuration only, so the training step compiles once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,17 +13,24 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from greenjax.planning.grouping import Packing, pack, pack_harder
-from greenjax.planning.sites import submanifold_index
+from greenjax.planning.sites import Pair, submanifold_index
 from greenjax.planning.tokens import TokenGrid
 
 
-@dataclass(frozen=True)
-class StageSpec:
-    """What a backbone states of one stage."""
+class Windows(NamedTuple):
+    """Windows of local attention: the grid of a stage cut into rows x columns tokens, moved up and left by `shift`."""
 
-    window: int | None  # tokens a side of its local attention; None where there is none
-    shifted: bool  # whether every second block shifts its windows
-    peg: bool = False  # whether a 3 x 3 submanifold convolution, the positional encoding generator, stands in it
+    rows: int
+    columns: int
+    shift: tuple[int, int] = (0, 0)
+    blocks: int = 1  # blocks of the stage that attend in these windows
+
+
+class StageSpec(NamedTuple):
+    """The geometry that a backbone states of one stage."""
+
+    windows: tuple[Windows, ...] = ()
+    kernels: tuple[Pair, ...] = ()  # rows and columns of its submanifold convolutions
 
 
 class GroupLayout(NamedTuple):
@@ -43,7 +50,7 @@ class Grouping(NamedTuple):
     token: Int[np.ndarray, "*m g s"] | None  # which token sits in each slot
     slot: Int[np.ndarray, "*m n"] | None  # its inverse: g * slots + s of each token
     window: Int[np.ndarray, "*m g s"]  # only slots of one window see each other
-    position: Int[np.ndarray, "*m g s"]  # row * window + column inside the window
+    position: Int[np.ndarray, "*m g s"]  # row * columns + column inside the window
 
 
 class Plan(NamedTuple):
@@ -51,38 +58,38 @@ class Plan(NamedTuple):
 
     visible_units: Int[np.ndarray, "*m v"]  # raster order
     masked_units: Int[np.ndarray, "*m u-v"]  # raster order
-    windows: tuple[tuple[Grouping, ...], ...]  # by stage: (regular, shifted), or (regular,) for all blocks, or ()
-    neighbours: tuple[Int[np.ndarray, "*m n 9"] | None, ...] = ()  # by stage, as `Neighbourhood.of` has them
+    windows: tuple[tuple[Grouping, ...], ...]  # by stage and partition
+    neighbours: tuple[tuple[Int[np.ndarray, "*m n taps"], ...], ...] = ()  # by stage and kernel: `Neighbourhood.of`
 
 
 @dataclass(frozen=True)
 class WindowPartition:
-    """One stage's grid cut into windows of `size` tokens a side, moved up and left by `shift`.
+    """The grid of one stage cut into windows.
 
-    Row y belongs to window (y + (size - shift if shifted else 0)) // size, columns likewise. Windows at the border are
+    Row y belongs to window (y + (rows - shift if shifted else 0)) // rows, columns likewise. Windows at the border are
     cut: padding is never a key.
     """
 
     grid: TokenGrid
     stage: int
-    size: int
-    shift: int
+    windows: Windows
 
     @cached_property
     def _moved(self) -> Int[np.ndarray, "u t 2"]:
-        return self.grid.coordinates(self.stage) + (self.size - self.shift if self.shift else 0)
+        offset = [-shift % side for shift, side in zip(self.windows.shift, self.windows[:2])]
+        return self.grid.coordinates(self.stage) + np.array(offset)
 
     @cached_property
     def ids(self) -> Int32[np.ndarray, "u t"]:
-        """Window of every token, unit-major."""
-        row, column = np.moveaxis(self._moved // self.size, -1, 0)
+        """The window of every token, unit-major."""
+        row, column = np.moveaxis(self._moved // self.windows[:2], -1, 0)
         return (row * (column.max() + 1) + column).astype(np.int32)
 
     @cached_property
     def positions(self) -> Int32[np.ndarray, "u t"]:
-        """Place of every token inside its window, row * size + column."""
-        row, column = np.moveaxis(self._moved % self.size, -1, 0)
-        return (row * self.size + column).astype(np.int32)
+        """The place of every token inside its window, row * columns + column."""
+        row, column = np.moveaxis(self._moved % self.windows[:2], -1, 0)
+        return (row * self.windows.columns + column).astype(np.int32)
 
     @cached_property
     def counts(self) -> Int32[np.ndarray, "u windows"]:
@@ -123,82 +130,76 @@ class WindowPartition:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """The 3 x 3 neighbours of one stage's tokens, for the positional encoding generator.
+    """The tokens that a submanifold convolution reads around every token of one stage.
 
     The table of the whole grid is made once; a mask only renumbers it. A plan holds the taps alone: the index of a
-    3 x 3 submanifold convolution is its own inverse mirrored, and coordinates follow from the visible units.
+    submanifold convolution is its own inverse mirrored, and coordinates follow from the visible units.
     """
 
     grid: TokenGrid
     stage: int
+    kernel: Pair
 
     @cached_property
-    def table(self) -> Int32[np.ndarray, "u t 9"]:
+    def table(self) -> Int32[np.ndarray, "u t taps"]:
         """Which of all tokens of the grid, unit-major, each tap of each token reads; u * t beyond the border."""
         tokens = self.grid.coordinates(self.stage)
-        index = submanifold_index(tokens.reshape(-1, 2), self.grid.shape(self.stage), 3)
-        return index.taps.reshape(*tokens.shape[:2], 9)
+        index = submanifold_index(tokens.reshape(-1, 2), self.grid.shape(self.stage), self.kernel)
+        return index.taps.reshape(*tokens.shape[:2], -1)
 
-    def of(self, visible_units: Int[np.ndarray, " v"]) -> Int32[np.ndarray, "n 9"]:
+    def of(self, visible_units: Int[np.ndarray, " v"]) -> Int32[np.ndarray, "n taps"]:
         """Which visible token each tap (row by row) of each visible token reads; n where it is masked or not there."""
-        units, per_unit, _ = self.table.shape
+        units, per_unit, taps = self.table.shape
         n = visible_units.size * per_unit
         number = np.full(units * per_unit + 1, n, np.int32)
         number[:-1].reshape(units, per_unit)[visible_units] = np.arange(n, dtype=np.int32).reshape(-1, per_unit)
-        return number[self.table[visible_units]].reshape(n, 9)
+        return number[self.table[visible_units]].reshape(n, taps)
 
 
-def neighbourhoods(grid: TokenGrid, specs: Sequence[StageSpec]) -> tuple[Neighbourhood | None, ...]:
-    """By stage, the neighbourhood that its positional encoding generator needs; None where there is none."""
-    return tuple(Neighbourhood(grid, stage) if spec.peg else None for stage, spec in enumerate(specs))
+Partitions = tuple[tuple[WindowPartition, ...], ...]  # by stage
+Neighbourhoods = tuple[tuple[Neighbourhood, ...], ...]  # by stage
+Layouts = tuple[tuple[GroupLayout, ...], ...]  # by stage and partition
 
 
-def partitions(grid: TokenGrid, specs: Sequence[StageSpec]) -> tuple[tuple[WindowPartition, ...], ...]:
-    """By stage, the windows of its blocks: (regular, shifted), (regular,) where no block shifts, or () without windows.
+def partitions_of(grid: TokenGrid, specs: Sequence[StageSpec]) -> Partitions:
+    """The window partitions of all stages."""
+    return tuple(tuple(WindowPartition(grid, i, windows) for windows in spec.windows) for i, spec in enumerate(specs))
 
-    A grid that is not larger than the window on both axes gets one window size, its shorter side, and no shift, as in
-    the official Swin Transformer.
-    """
 
-    def of_stage(stage: int, spec: StageSpec) -> tuple[WindowPartition, ...]:
-        if spec.window is None:
-            return ()
-        shorter = min(grid.shape(stage))
-        if shorter <= spec.window:
-            return (WindowPartition(grid, stage, shorter, 0),)
-        regular = WindowPartition(grid, stage, spec.window, 0)
-        if not spec.shifted or spec.window < 2:
-            return (regular,)
-        return regular, WindowPartition(grid, stage, spec.window, spec.window // 2)
-
-    return tuple(of_stage(stage, spec) for stage, spec in enumerate(specs))
+def neighbourhoods_of(grid: TokenGrid, specs: Sequence[StageSpec]) -> Neighbourhoods:
+    """The neighbourhoods of all stages, one a kernel."""
+    return tuple(tuple(Neighbourhood(grid, i, kernel) for kernel in spec.kernels) for i, spec in enumerate(specs))
 
 
 def make_plan(
-    visible: Bool[np.ndarray, "h w"],
-    stages: tuple[tuple[WindowPartition, ...], ...],
-    layouts: tuple[tuple[GroupLayout, ...], ...],
-    nearby: tuple[Neighbourhood | None, ...] = (),
+    visible: Bool[np.ndarray, "h w"], partitions: Partitions, layouts: Layouts, neighbourhoods: Neighbourhoods = ()
 ) -> Plan | None:
-    """The plan of one mask under given layouts, or None if some stage's windows do not fit its layout."""
+    """The plan of one mask under given layouts, or None if the windows of some stage do not fit their layout."""
+    packings = packings_of(visible, partitions, layouts)
+    return None if packings is None else packed_plan(visible, partitions, layouts, packings, neighbourhoods)
+
+
+def packings_of(
+    visible: Bool[np.ndarray, "h w"], partitions: Partitions, layouts: Layouts
+) -> list[list[Packing]] | None:
+    """The packings of one mask by stage and partition, or None if some windows do not fit their layout."""
     packings = []
-    for stage_partitions, stage_layouts in zip(stages, layouts, strict=True):
-        of_stage = []
-        for partition, layout in zip(stage_partitions, stage_layouts, strict=True):
-            packing = fit(partition.sizes(visible), layout)
+    for of_stage in zip(partitions, layouts, strict=True):
+        packings.append([])
+        for partition, layout in zip(*of_stage, strict=True):
+            packing = packing_for(partition.sizes(visible), layout)
             if packing is None:
                 return None
-            of_stage.append(packing)
-        packings.append(of_stage)
-    return packed_plan(visible, stages, layouts, packings, nearby)
+            packings[-1].append(packing)
+    return packings
 
 
 def packed_plan(
     visible: Bool[np.ndarray, "h w"],
-    stages: tuple[tuple[WindowPartition, ...], ...],
+    partitions: Partitions,
     layouts: Sequence[Sequence[GroupLayout]],
     packings: Sequence[Sequence[Packing]],
-    nearby: tuple[Neighbourhood | None, ...] = (),
+    neighbourhoods: Neighbourhoods = (),
 ) -> Plan:
     """The plan of one mask whose windows are packed already, by stage and partition."""
     visible_units = np.flatnonzero(visible).astype(np.int32)
@@ -208,13 +209,13 @@ def packed_plan(
             partition.group(visible_units, packing, layout)
             for partition, packing, layout in zip(*of_stage, strict=True)
         )
-        for of_stage in zip(stages, packings, layouts, strict=True)
+        for of_stage in zip(partitions, packings, layouts, strict=True)
     )
-    neighbours = tuple(None if near is None else near.of(visible_units) for near in nearby)
+    neighbours = tuple(tuple(each.of(visible_units) for each in of_stage) for of_stage in neighbourhoods)
     return Plan(visible_units, masked_units, windows, neighbours)
 
 
-def fit(sizes: Int[np.ndarray, " windows"], layout: GroupLayout) -> Packing | None:
+def packing_for(sizes: Int[np.ndarray, " windows"], layout: GroupLayout) -> Packing | None:
     """Window indices for each row of a layout: Eq. 7 repeated, then a stronger search, else None."""
     if layout.groups == 1:
         return [np.flatnonzero(sizes).tolist()] if sizes.sum() <= layout.slots else None
@@ -226,22 +227,22 @@ def fit(sizes: Int[np.ndarray, " windows"], layout: GroupLayout) -> Packing | No
     return packing
 
 
-def repeated_plan(plan: Any, groups: int) -> Any:
+def repeated_plan(plan: Plan, groups: int) -> Plan:
     """A plan with a leading axis that repeats it for all mask groups; its leaves are views."""
-    if plan is None:
-        return None
-    if isinstance(plan, np.ndarray):
-        return np.broadcast_to(plan, (groups, *plan.shape))
-    parts = [repeated_plan(entry, groups) for entry in plan]
-    return type(plan)(*parts) if hasattr(plan, "_fields") else tuple(parts)
+    return _map_leaves(lambda leaf: np.broadcast_to(leaf, (groups, *leaf.shape)), plan)
 
 
-def stack_plans(plans: Sequence[Any]) -> Any:
+def stack_plans(plans: Sequence[Plan]) -> Plan:
     """Plans of equal layouts as one plan whose leaves have a leading axis, one entry a mask group."""
+    return _map_leaves(lambda *leaves: np.stack(leaves), *plans)
+
+
+def _map_leaves(f: Callable[..., np.ndarray], *plans: Any) -> Any:
+    """jax.tree.map, without JAX."""
     first = plans[0]
     if first is None:
         return None
     if isinstance(first, np.ndarray):
-        return np.stack(plans)
-    parts = [stack_plans(entries) for entries in zip(*plans, strict=True)]
+        return f(*plans)
+    parts = [_map_leaves(f, *entries) for entries in zip(*plans, strict=True)]
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)

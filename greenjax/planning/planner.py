@@ -13,12 +13,13 @@ from greenjax.planning.layout import choose_layouts
 from greenjax.planning.masking import draw_visible
 from greenjax.planning.plan import (
     GroupLayout,
+    Layouts,
     Plan,
     StageSpec,
-    fit,
     make_plan,
-    neighbourhoods,
-    partitions,
+    neighbourhoods_of,
+    packings_of,
+    partitions_of,
     repeated_plan,
     stack_plans,
 )
@@ -26,12 +27,10 @@ from greenjax.planning.tokens import TokenGrid
 from greenjax.runtime.cache import cache_folder
 from greenjax.runtime.files import replacing
 
-Layouts = tuple[tuple[GroupLayout, ...], ...]
-
 SIMULATED_MASKS = 1000
 TOLERANCE = 0.005  # share of simulated masks that layouts may lose
 LIMIT = 0.01  # share of redrawn masks above which a run is refused
-CACHE_VERSION = 1  # raise it when layouts are chosen differently
+CACHE_VERSION = 2  # raise it when layouts are chosen differently
 
 # Streams of random numbers that must not meet: training masks, pooled masks, held-out masks, simulated masks.
 TRAIN, POOL, HELD_OUT, SIMULATION = range(4)
@@ -50,7 +49,7 @@ class Planner:
         """`visible` is the number of visible units; `pool` the number of distinct masks, 0 for no bound."""
         self.grid, self.visible, self.layouts = grid, visible, layouts
         self.seed, self.pool = seed, pool
-        self.stages, self.nearby = partitions(grid, specs), neighbourhoods(grid, specs)
+        self.partitions, self.neighbourhoods = partitions_of(grid, specs), neighbourhoods_of(grid, specs)
         self._pooled: dict[int, tuple[Plan, int]] = {}
 
     def plans(self, step: int, groups: int, own: range | None = None) -> tuple[Plan, Int32[np.ndarray, " m"]]:
@@ -89,7 +88,7 @@ class Planner:
 
     def plan(self, visible: Bool[np.ndarray, "h w"]) -> Plan | None:
         """The plan of one mask, or None if it does not fit the layouts."""
-        return make_plan(visible, self.stages, self.layouts, self.nearby)
+        return make_plan(visible, self.partitions, self.layouts, self.neighbourhoods)
 
     def _from_pool(self, index: int) -> tuple[Plan, int]:
         if index not in self._pooled:
@@ -115,7 +114,8 @@ def cached_layouts(grid: TokenGrid, specs: Sequence[StageSpec], visible: int) ->
 
     Raises InputError if more than 1 % of the simulated masks would have to be redrawn.
     """
-    key = repr((CACHE_VERSION, SIMULATED_MASKS, TOLERANCE, grid, tuple(specs), visible))
+    windows = [[(each.rows, each.columns, each.shift) for each in spec.windows] for spec in specs]
+    key = repr((CACHE_VERSION, SIMULATED_MASKS, TOLERANCE, grid, windows, visible))
     name = f"layouts-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     try:
         found = json.loads((cache_folder() / name).read_text())
@@ -125,14 +125,9 @@ def cached_layouts(grid: TokenGrid, specs: Sequence[StageSpec], visible: int) ->
     except (OSError, ValueError, TypeError) as error:
         logging.warning("the cached layouts %s cannot be read (%s); they are found again", name, error)
     masks = simulated_masks(grid.units, visible)
-    stages = partitions(grid, specs)
-    layouts = choose_layouts(stages, masks, TOLERANCE)
-    pairs = [
-        (p.sizes(masks), layout)
-        for stage in zip(stages, layouts, strict=True)
-        for p, layout in zip(*stage, strict=True)
-    ]
-    lost = np.mean([any(fit(sizes[i], layout) is None for sizes, layout in pairs) for i in range(len(masks))])
+    partitions = partitions_of(grid, specs)
+    layouts = choose_layouts(partitions, masks, TOLERANCE)
+    lost = np.mean([packings_of(mask, partitions, layouts) is None for mask in masks])
     if lost > LIMIT:
         raise InputError(
             f"{lost:.1%} of the masks would be redrawn with {visible} of {grid.units[0] * grid.units[1]} units visible"

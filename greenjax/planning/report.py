@@ -40,8 +40,8 @@ def layout_table(analysis: Analysis) -> Table:
         table.add_row(
             str(partition.stage + 1),
             "x".join(map(str, partition.grid.shape(partition.stage))),
-            str(partition.size),
-            str(partition.shift),
+            _sides(*partition.windows[:2]),
+            _sides(*partition.windows.shift),
             str(layout.slots),
             str(layout.groups),
             str(facts.tokens),
@@ -53,10 +53,10 @@ def layout_table(analysis: Analysis) -> Table:
     return table
 
 
-def summary(analysis: Analysis, depths: Sequence[int]) -> list[str]:
-    """What the columns mean, and what holds for all stages together; `depths` are the blocks with windows."""
+def summary(analysis: Analysis) -> list[str]:
+    """What the columns mean, and what holds for all stages together."""
     gathered = {facts.partition.stage for facts in _rows(analysis) if facts.moves}
-    still = [str(stage + 1) for stage in range(len(depths)) if stage not in gathered]
+    still = [str(stage + 1) for stage in range(len(analysis.facts)) if stage not in gathered]
     optima = len(analysis.facts[0][0].optimal_slots)
     return [
         "visible: tokens of one mask. padding: share of slots that hold none of them.",
@@ -65,7 +65,7 @@ def summary(analysis: Analysis, depths: Sequence[int]) -> list[str]:
         f"search: share of {analysis.masks} masks that need the stronger search. redrawn: on which it fails.",
         "",
         f"Stages that gather nothing, their visible tokens being one row: {', '.join(still) or 'none'}",
-        f"Cost of the window attention of all blocks / Algorithm 1's: {cost_ratio(analysis, depths):.3f}",
+        f"Cost of the window attention of all blocks / Algorithm 1's: {cost_ratio(analysis):.3f}",
         f"Masks redrawn, all stages together: {analysis.redrawn:.2%} of {analysis.masks}",
     ]
 
@@ -104,6 +104,10 @@ def _draw_group_sizes(axes: Axes, facts: Sequence[LayoutFacts], name: str, colou
     )
     slots = [each.layout.slots for each in facts]
     axes.plot(stages, slots, "D", color=colour, fillstyle="none", label=f"{name} windows, static slots")
+
+
+def _sides(rows: int, columns: int) -> str:
+    return str(rows) if rows == columns else f"{rows}x{columns}"
 
 
 def _rows(analysis: Analysis) -> Iterator[LayoutFacts]:

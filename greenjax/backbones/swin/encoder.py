@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from greenjax.backbones.attention import WindowAttention
-from greenjax.backbones.geometry import stage_channels, token_grid
+from greenjax.backbones.geometry import stage_channels, stage_specs
 from greenjax.backbones.layers import (
     Block,
     LayerNorm,
@@ -61,7 +61,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         model = config.model
-        grid = token_grid(config)
+        specs = stage_specs(config)
         shared = dict(epsilon=model.norm_epsilon, dtype=model.dtype, rngs=rngs)
         dims = stage_channels(config)
         rates = drop_path_rates(model.drop_path, model.depths)
@@ -69,11 +69,10 @@ class Encoder(nnx.Module):
         self.patch_embed = PatchEmbed(model.patch**2 * model.in_channels, dims[0], **shared)
         stages = []
         for i, (dim, heads) in enumerate(zip(dims, model.num_heads, strict=True)):
-            window = min(model.window, *grid.shape(i))
             blocks = []
             for rate in rates[i]:
                 kind = dict(attention=model.attention, dtype=model.dtype)
-                attention = WindowAttention(dim, window, heads, **kind, rngs=rngs)
+                attention = WindowAttention(dim, specs[i].windows[0].rows, heads, **kind, rngs=rngs)
                 blocks.append(Block(attention, dim, hidden[i], drop_path=rate, **shared))
             downsample = PatchMerging(dim, **shared) if i + 1 < len(dims) else None
             stages.append(SwinStage(blocks, downsample, model.remat))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from greenjax.backbones.family import Family, check_heads
+from greenjax.backbones.family import Family, check_heads, square_windows
 from greenjax.planning import StageSpec, TokenGrid
 
 
@@ -18,7 +18,10 @@ def channels(model: Any) -> tuple[int, ...]:
 
 def stages(model: Any, grid: TokenGrid) -> tuple[StageSpec, ...]:
     """Every second block shifts its windows."""
-    return tuple(StageSpec(model.window, shifted=depth > 1) for depth in model.depths)
+    return tuple(
+        StageSpec(square_windows(model.window, grid.shape(stage), depth, shifted=True))
+        for stage, depth in enumerate(model.depths)
+    )
 
 
 def check(model: Any) -> None:

@@ -188,7 +188,7 @@ class Encoder(nnx.Module):
         of_units = jnp.asarray(self.grid.coordinates(stage).astype(np.int32))
         coordinates = jnp.take(of_units, jnp.asarray(plan.visible_units), axis=0).reshape(-1, 2)
         window = plan.windows[stage][0] if plan.windows[stage] else None
-        return Sites(window, ConvIndex(jnp.asarray(plan.neighbours[stage]), None, coordinates, coordinates))
+        return Sites(window, ConvIndex(jnp.asarray(plan.neighbours[stage][0]), None, coordinates, coordinates))
 
 
 def _blocks(config: ConfigDict, stage: int, rates: list[float], backend: Backend, rngs: nnx.Rngs) -> list[Block]:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from greenjax.backbones.family import Family, check_heads, refuse
-from greenjax.planning import StageSpec, TokenGrid
+from greenjax.backbones.family import Family, check_heads, refuse, square_windows
+from greenjax.planning import StageSpec, TokenGrid, Windows
 
 
 def _svt(embed_dims: tuple[int, ...], depths: tuple[int, ...], num_heads: tuple[int, ...]) -> dict[str, Any]:
@@ -22,8 +22,14 @@ def channels(model: Any) -> tuple[int, ...]:
 
 
 def stages(model: Any, grid: TokenGrid) -> tuple[StageSpec, ...]:
-    """Windows never shift; every stage has a positional encoding generator."""
-    return tuple(StageSpec(model.window, shifted=False, peg=True) for _ in model.depths)
+    """Every second block has windows, which never shift; the kernel is that of the positional encoding generator."""
+
+    def windows(stage: int, depth: int) -> tuple[Windows, ...]:
+        if model.window is None:
+            return ()
+        return square_windows(model.window, grid.shape(stage), (depth + 1) // 2, shifted=False)
+
+    return tuple(StageSpec(windows(stage, depth), kernels=(3,)) for stage, depth in enumerate(model.depths))
 
 
 def check(model: Any) -> None:
