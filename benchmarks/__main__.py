@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from greenjax.config.flags import Parser, parse_beside
+from greenjax.config.flags import Parser, parse_command
 from greenjax.errors import InputError, InterruptedRun, RunError
 from greenjax.runtime.console import complain, set_up
 from greenjax.runtime.files import replace_text
@@ -71,7 +71,7 @@ def measure(name: str, suite: ModuleType, parser: Parser, flags: Sequence[str]) 
         set_up()
         values, config = vars(parser.parse_args(flags)), ()
     else:
-        arguments, resolved = parse_beside(parser, [name, *flags])
+        arguments, resolved = parse_command(parser, [name, *flags])
         values, config = vars(arguments), (resolved,)
         del values["config"]
     file = values.pop("json")

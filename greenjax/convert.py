@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     parser = make_parser()
     arguments, rest = parser.parse_known_args(argv[1:])
     if rest and arguments.command != "from-torch":
-        found = flags.meant(arguments.parser, rest[0], settings=False)
+        found = flags.flag_hint(arguments.parser, rest[0], settings=False)
         parser.error(f"argument {rest[0]!r} is not understood: {found}")
     keep_compiled()
     try:
@@ -113,7 +113,7 @@ def extract(arguments: argparse.Namespace) -> None:
 
 def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Makes a workdir whose checkpoint of step 0 holds the file's weights: training there starts from them."""
-    _, config = flags.parse_beside(
+    _, config = flags.parse_command(
         flags.Parser("python -m greenjax.convert"), ["greenjax.convert", *rest], arguments.parser
     )
 

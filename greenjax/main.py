@@ -42,7 +42,7 @@ def parse(argv: list[str]) -> tuple[Namespace, ConfigDict]:
     """The command line: `workdir`, and the resolved config with the path of its file as `config`."""
     parser = flags.Parser("python -m greenjax.main", __doc__)
     parser.add_argument("--workdir", type=flags.folder, metavar="DIR", help=WORKDIR)
-    arguments, config = flags.parse_beside(parser, argv)
+    arguments, config = flags.parse_command(parser, argv)
     arguments.workdir = arguments.workdir or Path("runs") / Path(arguments.config).stem
     return arguments, config
 

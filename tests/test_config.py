@@ -24,7 +24,7 @@ def command(*arguments):
     """What a command that has a flag --workdir makes of its arguments."""
     parser = flags.Parser("python -m greenjax.main", "A command.")
     parser.add_argument("--workdir")
-    return flags.parse_beside(parser, ["greenjax", *map(str, arguments)])
+    return flags.parse_command(parser, ["greenjax", *map(str, arguments)])
 
 
 def said(*arguments):

@@ -104,17 +104,17 @@ def test_a_file_of_weights_brings_its_model(run, tmp_path):
 def test_weights_that_say_nothing_change_nothing(tmp_path):
     before = flatten(greenjax.load_config(CONFIGS / "finetune_swin_b.py"))
     for init in (tmp_path, tmp_path / "nowhere", tmp_path / "none.safetensors"):
-        assert inherit(before | {"init": str(init)}, (), {}) == (before | {"init": str(init)}, "")
+        assert inherit(before | {"init": str(init)}, ()) == (before | {"init": str(init)}, "")
     (tmp_path / "config.json").write_text('{"model_type": "swin"}')  # a folder of transformers
-    assert inherit(before | {"init": str(tmp_path)}, (), {})[1] == ""
+    assert inherit(before | {"init": str(tmp_path)}, ())[1] == ""
     (tmp_path / "config.json").write_text('{"model": {')
     with pytest.raises(ValueError, match=r"config\.json' is cut short or damaged: expected the settings of a run"):
-        inherit(before | {"init": str(tmp_path)}, (), {})
+        inherit(before | {"init": str(tmp_path)}, ())
 
 
 def test_the_command_line_says_what_came_with_the_weights(run, capsys):
     folder, _ = run
     argv = ["greenjax", f"--config={CONFIGS / 'finetune_swin_b.py'}", f"--config.init={folder}"]
-    _, config = flags.parse_beside(flags.Parser("python -m greenjax.main"), argv)
+    _, config = flags.parse_command(flags.Parser("python -m greenjax.main"), argv)
     assert config.model.name == "swin_t"
     assert capsys.readouterr().out.startswith(f"settings of init '{folder}': model.name='swin_t', ")

@@ -287,7 +287,7 @@ def test_a_run_whose_init_is_gone_goes_on_with_the_flags_that_are_told(tmp_path)
         record_config(workdir, load_config(recipe, {"init": str(init)}), images=9, resuming=True)
     typed = str(refused.value).partition("the same command with ")[2]
     again = ["main", f"--config={recipe}", f"--config.init={init}", *shlex.split(typed)]
-    record_config(workdir, flags.parse_beside(flags.Parser("main"), again)[1], images=9, resuming=True)
+    record_config(workdir, flags.parse_command(flags.Parser("main"), again)[1], images=9, resuming=True)
 
 
 def test_keys_younger_than_the_run_had_their_default(tmp_path):

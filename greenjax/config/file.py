@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 
 from greenjax.config.inherit import inherit
 from greenjax.config.resolve import check_key, flatten, resolve
-from greenjax.config.settings import KEYS
 from greenjax.errors import InputError
 
 
@@ -33,8 +32,7 @@ def load_config(
     given = flatten(overrides or {})
     for key in given:
         check_key(key)
-    defaults = {key: entry.default for key, entry in KEYS.items()}
-    settings, line = inherit(override(flatten(read_config(path)), given), given, defaults)
+    settings, line = inherit(override(flatten(read_config(path)), given), given)
     config = resolve(settings)
     if line and tell is not None:
         tell(line)

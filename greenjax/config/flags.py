@@ -2,7 +2,7 @@
 
     parser = Parser("python -m benchmarks study", __doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    arguments, config = parse_beside(parser, sys.argv)
+    arguments, config = parse_command(parser, sys.argv)
 
 A flag given twice counts as its last. An unknown key or a wrong value ends the program with one line.
 """
@@ -96,7 +96,7 @@ def split(arguments: Sequence[str]) -> Settings:
     return Settings(path, overrides, rest)
 
 
-def parse_beside(
+def parse_command(
     parser: argparse.ArgumentParser, argv: Sequence[str], whole: argparse.ArgumentParser | None = None
 ) -> tuple[argparse.Namespace, ConfigDict]:
     """Parses `argv`, which begins with the program's name, into flags of `parser` and settings.
@@ -108,7 +108,7 @@ def parse_beside(
         path, overrides, rest = split(argv[1:])
         arguments, unknown = parser.parse_known_args(rest)
         if unknown:
-            raise InputError(f"argument {unknown[0]!r} is not understood: {meant(whole or parser, unknown[0])}")
+            raise InputError(f"argument {unknown[0]!r} is not understood: {flag_hint(whole or parser, unknown[0])}")
         if path is None:
             raise InputError("no config given: expected --config FILE, such as configs/digits.py; --help says more")
         resolved = load_config(path, overrides, tell=console.say)
@@ -179,7 +179,7 @@ def _read(key: str, text: str) -> Any:
     return (value,) if get_origin(kind) is tuple and not isinstance(value, tuple | list) else value
 
 
-def meant(parser: argparse.ArgumentParser, argument: str, settings: bool = True) -> str:
+def flag_hint(parser: argparse.ArgumentParser, argument: str, settings: bool = True) -> str:
     """A hint at the flag, or the setting where the command takes `settings`, that an unknown argument may mean."""
     name = argument.lstrip("-").partition("=")[0].replace("_", "-")
     own = re.findall(r"--[\w-]+", parser.format_usage())

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from greenjax.backbones.registry import ARCHITECTURES, PARTS, family_of
 from greenjax.config.resolve import flatten
+from greenjax.config.settings import KEYS
 from greenjax.data.sources import SOURCES
 from greenjax.errors import InputError
 from greenjax.runtime.files import expanded, read_json, read_metadata
@@ -27,7 +28,7 @@ DECODER = ("decoder.dim", "decoder.depth", "decoder.num_heads")
 PLACE = ("data.source", "data.path", "data.name")
 
 
-def inherit(settings: Settings, given: Collection[str], defaults: Mapping[str, Any]) -> tuple[Settings, str]:
+def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
     """Flat settings with those of `settings["init"]` in them, and a line that says so, or "".
 
     `given` are the keys that the user set beside the config file. Raises InputError where one of them cannot be.
@@ -45,7 +46,7 @@ def inherit(settings: Settings, given: Collection[str], defaults: Mapping[str, A
         wanted |= {key: there[key] for key in DECODER if key in there}
     if task in ("eval", "knn"):
         keys = ["image_size", "data.eval_crop", *(["model.num_classes"] if task == "eval" else [])]
-        keys += _images(settings, given, defaults, there)
+        keys += _images(settings, given, there)
         wanted |= {key: there[key] for key in keys if key in there}
     wanted = {key: value for key, value in wanted.items() if key not in given}
     changed = {key: value for key, value in wanted.items() if not _same(_filled(settings, key), value)}
@@ -107,16 +108,14 @@ def differences(metadata: Mapping[str, str], config: ConfigDict) -> list[str]:
     return [f"model.{part} is {one} in the file, {other} here" for part, (one, other) in pairs.items() if one != other]
 
 
-def _images(
-    settings: Settings, given: Collection[str], defaults: Mapping[str, Any], there: Settings
-) -> tuple[str, ...]:
-    """Which settings of where images are an evaluation takes: none where its file, or another source, has its own."""
-    own = [key for key in PLACE if key not in given and settings.get(key) != defaults[key]]
+def _images(settings: Settings, given: Collection[str], there: Settings) -> tuple[str, ...]:
+    """The keys by which an evaluation takes the images of `init`: none where the config names images of its own."""
+    own = [key for key in PLACE if key not in given and settings.get(key) != KEYS[key].default]
     if own or ("data.source" in given and settings["data.source"] != there.get("data.source")):
         return ()
     source = SOURCES.get(there.get("data.source", ""))
     taken = ("data.source", *(source.place if source else ()), "data.split", "data.eval_split")
-    return tuple(key for key in taken if settings.get(key) == defaults[key])
+    return tuple(key for key in taken if settings.get(key) == KEYS[key].default)
 
 
 def _unset(value: Any) -> Any:

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     parser = flags.Parser("python -m greenjax.planning", __doc__)
     parser.add_argument("--masks", type=flags.positive, default=10_000, help="how many masks to simulate")
     parser.add_argument("--plot", help="file to draw the paper's figure 4 into, such as FILE.png")
-    arguments, config = flags.parse_beside(parser, argv)
+    arguments, config = flags.parse_command(parser, argv)
     try:
         report(config, arguments.masks, arguments.plot)
     except (InputError, OSError) as error:

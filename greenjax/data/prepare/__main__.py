@@ -22,7 +22,7 @@ from greenjax.runtime.console import say
 def main(argv: list[str]) -> None:
     parser = make_parser()
     try:
-        arguments, config = flags.parse_beside(parser, argv)
+        arguments, config = flags.parse_command(parser, argv)
         output, how = arguments.output, How(arguments.size, arguments.encoding)
         for line in prepare(config, output, how, arguments.splits, arguments.unlabelled, arguments.workers):
             say(line)
