@@ -22,7 +22,7 @@ _TINY = 1e-12  # least norm: features that are all zero stay zero
 
 
 class Neighbours(NamedTuple):
-    """The nearest images of the bank, nearest first; of equally near ones the first in the bank comes first."""
+    """The nearest images of the bank, nearest first; among equally near images the order is that of the bank."""
 
     similarity: Float[Array, "q k"]  # cosine
     label: Integer[Array, "q k"]
@@ -40,19 +40,18 @@ def knn_scores(
     bank_chunk: int = 16384,
     place: Place | None = None,
 ) -> dict[int, Float[np.ndarray, "n classes"]]:
-    """For every k the classes' shares of the votes of each query's k nearest neighbours; rows sum to 1.
+    """By k, the classes' shares of the votes of each query's k nearest neighbours; rows sum to 1.
 
-    A neighbour votes for its class with weight exp(cosine similarity / temperature). Where neighbours are equally
-    near the first in the bank counts; where classes have equal scores `argmax` takes the lowest.
+    A neighbour votes for its class with weight exp(cosine similarity / temperature). Among equally near neighbours the
+    first in the bank counts.
 
-    Only `query_chunk` queries and `bank_chunk` bank images are on the devices at a time, with the product of the two
-    similarities; the results take n * classes numbers a k on the host. `place` puts queries on the devices, split by
-    axis 0; the number of devices then has to divide `query_chunk`. Without it one device does all. Raises InputError
-    for a k the bank is too small for, a temperature that is not above 0, labels that are no class, and features that
-    are not finite.
+    At a time, `query_chunk` queries, `bank_chunk` images of the bank and their similarities are on the devices; the
+    result takes n * classes numbers a k on the host. `place` puts queries on the devices, split by axis 0; the number
+    of devices then divides `query_chunk`. Without `place` one device computes all. Raises InputError for a k larger
+    than the bank, a temperature that is not above 0, labels that are no class, and features that are not finite.
     """
     _check(bank, labels, queries, classes, k, temperature)
-    # Whole chunks only, so that everything is compiled once; one device may have a chunk of any size.
+    # Chunks of one size, so that each function compiles once; a single device may have a chunk of any size.
     rows, place = (query_chunk, place) if place else (min(query_chunk, len(queries)), jax.device_put)
     ascending, found = tuple(sorted(set(k))), {each: [] for each in k}
     for first in range(0, len(queries), rows):
@@ -77,7 +76,7 @@ def _check(
 
 
 def _nearest(queries: Array, bank: np.ndarray, labels: np.ndarray, k: int, rows: int) -> Neighbours:
-    """The k nearest of the whole bank, which passes over the devices `rows` images at a time."""
+    """The k nearest images of the whole bank, of which `rows` are on the devices at a time."""
     everywhere = _replicated(queries.sharding)
     nobody = np.full((len(queries), k), -np.inf, queries.dtype), np.zeros((len(queries), k), np.int32)
     best = Neighbours(*jax.device_put(nobody, queries.sharding))
@@ -92,7 +91,7 @@ def _replicated(sharding: Sharding) -> Sharding:
 
 
 def _parts(bank: np.ndarray, labels: np.ndarray, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.int32]]:
-    """Equal parts of the bank, and how many images are in each: less than `rows` in the last one."""
+    """Parts of the bank, padded to `rows` images, and the number of images in each."""
     for first in range(0, len(bank), rows):
         part, label = bank[first : first + rows], labels[first : first + rows].astype(np.int32)
         yield padded(part, rows), padded(label, rows), np.int32(len(part))
@@ -100,7 +99,7 @@ def _parts(bank: np.ndarray, labels: np.ndarray, rows: int) -> Iterator[tuple[np
 
 @jax.jit
 def _unit(features: Float[Array, "n c"]) -> Float[Array, "n c"]:
-    """Of length 1."""
+    """Scales every row to length 1."""
     return features / jnp.maximum(jnp.linalg.norm(features, axis=1, keepdims=True), _TINY)
 
 
@@ -112,12 +111,12 @@ def _nearer(
     labels: Integer[Array, " m"],
     count: Integer[Array, ""],
 ) -> Neighbours:
-    """The nearest among those found so far and the first `count` images of one more part of the bank."""
+    """The nearest among `best` and the first `count` images of one more part of the bank."""
     k = best.label.shape[1]
     # Full precision: on a GPU the default would change the order of near neighbours.
     similarity = jnp.matmul(queries, _unit(bank).T, precision=jax.lax.Precision.HIGHEST)
     similarity = jnp.where((jnp.arange(len(bank)) < count)[None], similarity, -jnp.inf)
-    # top_k puts the first of equals first, and those found before stand in front.
+    # top_k keeps the order of equals, and earlier images stand in front.
     nearest, at = jax.lax.top_k(jnp.concatenate((best.similarity, similarity), axis=1), k)
     earlier = jnp.take_along_axis(best.label, jnp.minimum(at, k - 1), axis=1)
     return Neighbours(nearest, jnp.where(at < k, earlier, labels[jnp.maximum(at - k, 0)]))
@@ -128,12 +127,12 @@ def _votes(
     found: Neighbours, temperature: float, ks: tuple[int, ...], classes: int
 ) -> tuple[Float[Array, "q classes"], ...]:
     """The shares of the votes after each k of the ascending `ks`."""
-    # Relative to the nearest, which changes no share: exp(1 / temperature) itself may overflow.
+    # Relative to the nearest neighbour, which changes no share: exp(1 / temperature) may overflow.
     weights = jnp.exp((found.similarity - found.similarity[:, :1]) / temperature)
     rows = jnp.arange(len(weights))
 
     def vote(i: Array, scores: Array) -> Array:
-        # One vote a query at a time: no two of them meet, so the order of the sums is always the same.
+        # One vote a query at a time, so the order of the sums is always the same.
         return scores.at[rows, found.label[:, i]].add(weights[:, i], unique_indices=True)
 
     scores, shares = jnp.zeros((len(weights), classes), weights.dtype), []

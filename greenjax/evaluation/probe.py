@@ -1,7 +1,7 @@
-"""Linear probes on frozen features: one fitted to convergence, and the module of one that is trained by gradient steps.
+"""A linear probe on frozen features: a logistic regression that is fitted to convergence.
 
-Both see features standardised without learnt scale or shift. Source: He et al., "Masked Autoencoders Are Scalable
-Vision Learners" (arXiv 2111.06377), appendix A.1, which puts a batch norm without affine before the linear layer.
+Features are standardised without learnt scale or shift. Source: He et al., "Masked Autoencoders Are Scalable Vision
+Learners" (arXiv 2111.06377), appendix A.1, which puts a batch norm without affine before the linear layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +23,12 @@ EPSILON = 1e-6  # added to variances; MAE's
 L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 _CHUNK = 1 << 14  # images whose logits exist at a time
-_STALLED = 5  # iterations in a row without a lower objective: it has reached its rounding
+_STALLED = 5  # iterations in a row without a lower objective: rounding hides any progress
 
 
 @dataclass(frozen=True)
 class LinearFit:
-    """A fitted classifier: logits = (features - mean) * scale @ kernel + bias, and how the fit ended."""
+    """A fitted classifier: logits = (features - mean) * scale @ kernel + bias, and the state of the fit at its end."""
 
     mean: Float[np.ndarray, " c"]
     scale: Float[np.ndarray, " c"]
@@ -56,18 +56,18 @@ def fit_linear(
 ) -> LinearFit:
     """Multinomial logistic regression on standardised features, to convergence by L-BFGS on one device.
 
-    Minimises mean cross-entropy + l2 / 2 * |kernel|^2, the bias being free; scikit-learn's
+    Minimises mean cross-entropy + l2 / 2 * |kernel|^2; the bias is free. scikit-learn's
     LogisticRegression(C=1 / (n * l2)) minimises the same on features standardised by (x - mean) / sqrt(var + EPSILON);
     with two classes it has one row of weights in place of two, and C = 2 / (n * l2).
     Starts from zero, so the result is a function of the arguments. Ends where no entry of the gradient is above
-    `tolerance`, or where rounding hides any further progress. Logits exist for 16,384 images at a time, features as a
-    whole. Raises InputError for labels that are no class, features that are not finite, and an l2 not above 0.
+    `tolerance`, or where rounding hides progress. The device holds all features, and the logits of 16,384 images at a
+    time. Raises InputError for labels that are no class, features that are not finite, and an l2 not above 0.
     """
     check_features(features, labels, classes)
     if not l2 > 0:
         raise InputError(f"l2 is {l2}: expected a number above 0")
     mean, scale = _standardisation(features)
-    rows = -(-len(features) // -(-len(features) // _CHUNK))  # equal chunks: hardly any padding
+    rows = -(-len(features) // -(-len(features) // _CHUNK))  # equal chunks need little padding
     length = -(-len(features) // rows) * rows
     chunks = _Chunks(
         padded(features, length).reshape(-1, rows, features.shape[1]),
@@ -92,7 +92,7 @@ def choose_l2(
 ) -> float:
     """The l2 of `grid` whose fit to nine tenths of the images has the least cross-entropy on the last tenth.
 
-    The tenth is drawn by `seed`; of equally good ones the largest l2 wins. Raises InputError for fewer than 10 images.
+    `seed` draws the tenth; among equally good fits the largest l2 wins. Raises InputError for fewer than 10 images.
     """
     check_features(features, labels, classes, least=10)
     if not grid:
@@ -126,7 +126,7 @@ class _Chunks(NamedTuple):
 
     features: Any
     labels: Any
-    weight: Any  # 1 / images; padding has none
+    weight: Any  # 1 / images; 0 for padding
 
 
 class _Head(NamedTuple):
@@ -138,7 +138,7 @@ class _Head(NamedTuple):
 def _fit(
     chunks: _Chunks, mean: Array, scale: Array, l2: Array, tolerance: Array, max_iterations: Array, *, classes: int
 ) -> tuple[_Head, Array, Array, Array]:
-    """The head, its objective, the largest entry of its gradient, and the iterations it took."""
+    """The head, its objective, the largest entry of its gradient, and the number of iterations."""
 
     def add(total: Array, chunk: _Chunks, head: _Head) -> tuple[Array, None]:
         x = (chunk.features - mean[None]) * scale[None]
@@ -146,7 +146,7 @@ def _fit(
         return total + (chunk.weight * losses).sum(), None
 
     def objective(head: _Head) -> Array:
-        # Checkpointed: the logits of a chunk are made again for its gradient, not kept.
+        # Checkpointed: the gradient of a chunk computes its logits again, so they are not kept.
         body = jax.checkpoint(partial(add, head=head))
         return jax.lax.scan(body, l2 / 2 * jnp.square(head.kernel).sum(), chunks)[0]
 
@@ -157,9 +157,9 @@ def _fit(
 def _minimise(
     objective: Callable[[_Head], Array], start: _Head, tolerance: Array, most: Array
 ) -> tuple[_Head, Array, Array, Array]:
-    """By L-BFGS, from `start`."""
+    """Minimises by L-BFGS from `start`; returns as `_fit` does."""
     tx = optax.lbfgs()
-    value_and_grad = optax.value_and_grad_from_state(objective)  # what the line search has computed already
+    value_and_grad = optax.value_and_grad_from_state(objective)  # kept by the line search
 
     def unfinished(loop: tuple) -> Array:
         _, _, gradient, _, stalled, iterations = loop

@@ -1,4 +1,4 @@
-"""Pictures of a classifier's mistakes: the confusion matrix, and the images it is most sure and wrong about."""
+"""Pictures of a classifier's mistakes: the confusion matrix, and the images with the most confident mistakes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from greenjax.evaluation.pictures.canvas import CHAR, Canvas, coloured, legible
 MOST_CLASSES = 2000  # in one matrix: a pixel each
 
 _EMPTY = (235, 235, 235)  # the row of a class without images
-_NUMBERED, _NAMED = 26, 12  # pixels a side, at least, of a cell that shows its number, that has its class's name
+_NUMBERED, _NAMED = 26, 12  # least side in pixels of a cell with its number, of one with the name of its class
 _GAP, _NAME = 8, 24  # pixels; characters of a name
 _SIDE, _WIDEST = 112, 1500  # pixels: of a picture's longer side at least, of a sheet of pictures about
 _KEY, _KEY_GAP = 160, 70  # pixels: length of a colour key, between the two
@@ -29,10 +29,10 @@ def draw_confusion(
 ) -> None:
     """Writes a PNG: true classes in rows, predicted ones in columns, colours by share of the row.
 
-    Right answers are blue and wrong ones red, so that a few mistakes do not drown in the diagonal. Up to about 25
-    classes each cell has its count, or its share of the row in percent; up to about 120 rows and columns have the
-    class's name; beyond that class numbers run along the edges. Raises InputError for more than MOST_CLASSES classes
-    and for another number of names.
+    Right answers are blue and mistakes red, so that a few mistakes do not drown in the diagonal. Up to about 25 classes
+    each cell has its count, or its share of the row in percent; up to about 120 classes rows and columns have their
+    names; beyond, class numbers run along the edges. Raises InputError for more than MOST_CLASSES classes and for
+    another number of names.
     """
     classes = len(counts)
     if not 2 <= classes <= MOST_CLASSES:
@@ -66,7 +66,7 @@ def _cell(classes: int) -> int:
 
 
 def _labels(names: Sequence[str], cell: int) -> dict[int, str]:
-    """By class: all names where they fit, else every so many-th number."""
+    """Labels by class: all names where they fit, else every 10th, 20th, 50th or 100th number."""
     if cell >= _NAMED:
         return dict(enumerate(legible(names, _NAME)))
     every = next(step for step in (10, 20, 50, 100) if step * cell >= 40)
@@ -74,7 +74,7 @@ def _labels(names: Sequence[str], cell: int) -> dict[int, str]:
 
 
 def _shares(counts: Integer[np.ndarray, "classes classes"]) -> Float[np.ndarray, "classes classes"]:
-    """Of its row; a row without images is 0."""
+    """Counts as shares of their row; 0 in a row without images."""
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
@@ -92,13 +92,13 @@ def _right(share: Float[np.ndarray, "*s"]) -> UInt8[np.ndarray, "*s 3"]:
 
 
 def _wrong(share: Float[np.ndarray, "*s"]) -> UInt8[np.ndarray, "*s 3"]:
-    """White where there is nothing; else by the square root, so that one mistake among a hundred is seen."""
+    """White at 0, else red by the square root of the share, so that one mistake in a hundred is seen."""
     reds = colormaps["Reds"](0.15 + 0.85 * np.sqrt(share), bytes=True)[..., :3]
     return np.where(share[..., None] > 0, reds, np.uint8(255))
 
 
 def _write_numbers(canvas: Canvas, counts: np.ndarray, shares: bool, left: int, top: int, cell: int) -> None:
-    """In every cell that has images: their number, or their share of the row in percent."""
+    """Writes into every cell with images their number, or their share of the row in percent."""
     of_row = _shares(counts)
     texts = np.array([[f"{100 * s:.0f}" if shares else str(c) for c, s in zip(*row)] for row in zip(counts, of_row)])
     size = min(9, 0.8 * cell / max(len(text) for text in texts.flat))
@@ -111,7 +111,7 @@ def _write_numbers(canvas: Canvas, counts: np.ndarray, shares: bool, left: int, 
 
 
 def _draw_keys(canvas: Canvas, left: int, top: int) -> None:
-    """What the two colours mean."""
+    """Draws the keys of the two colours."""
     ramp = np.linspace(0, 1, _KEY)[None].repeat(10, axis=0)
     for place, (name, colours) in enumerate((("right", _right), ("wrong", _wrong))):
         x = left + place * (_KEY + _KEY_GAP)
@@ -122,7 +122,7 @@ def _draw_keys(canvas: Canvas, left: int, top: int) -> None:
 
 
 def most_confused(predictions: Predictions, most: int = 20) -> Predictions:
-    """Those with the highest confidence in a wrong class, the surest first; of equally sure ones the first image."""
+    """The mistakes with the highest confidence, most confident first; equal ones in the order of the images."""
     wrong = np.flatnonzero(predictions.predicted != predictions.label)
     found = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:most]
     return Predictions(*(values[found] for values in predictions))
@@ -134,10 +134,10 @@ def draw_examples(
     predictions: Predictions,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Writes a PNG: the images in the order given; under each its true and its predicted class, and the confidence.
+    """Writes a PNG of images, each over its true class, its predicted class and the confidence.
 
-    `predictions` are those of these images, such as `most_confused` gives, whose `image` says which to read. Without
-    images the picture says that nothing was wrong.
+    `predictions` belong to these images, as from `most_confused`, whose `image` says which images to read. Without
+    images the picture says that there are no mistakes.
     """
     n, h, w, _ = images.shape
     scale = -(-_SIDE // max(h, w))
@@ -147,17 +147,17 @@ def draw_examples(
     across = max(1, min(n, 5, _WIDEST // cell_w))
     canvas = Canvas(max(across * cell_w, _NAME * CHAR) + _GAP, 28 + -(-n // across) * cell_h)
     canvas.text(_GAP, _GAP, "most confident mistakes" if n else "no mistakes")
-    for index, (picture, (true, said)) in enumerate(zip(coloured(images), captions)):
+    for index, (picture, (true, predicted)) in enumerate(zip(coloured(images), captions)):
         row, column = divmod(index, across)
         left, top = _GAP + column * cell_w, 28 + row * cell_h
         canvas.picture(picture, left, top, scale)
         canvas.text(left, top + h * scale + 2, true)
-        canvas.text(left, top + h * scale + 15, said, color="firebrick")
+        canvas.text(left, top + h * scale + 15, predicted, color="firebrick")
     canvas.save(path)
 
 
 def _caption(row: tuple, names: Sequence[str] | None) -> tuple[str, str]:
-    """What an image is, and what it was taken for."""
+    """Two lines under an image: its true class, and its predicted class with the confidence."""
     label, predicted, confidence = int(row[0]), int(row[1]), float(row[2])
-    true, said = legible([names[i] if names else str(i) for i in (label, predicted)], _NAME)
-    return f"is {true}", f"taken for {said} ({confidence:.2f})"
+    true, wrong = legible([names[i] if names else str(i) for i in (label, predicted)], _NAME)
+    return f"is {true}", f"taken for {wrong} ({confidence:.2f})"

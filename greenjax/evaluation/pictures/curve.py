@@ -1,4 +1,4 @@
-"""The loss curve of a run, drawn from its metrics.jsonl, and its result in one line."""
+"""The curves of a run, drawn from its metrics.jsonl, and its held-out loss in one line."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,9 +10,9 @@ from greenjax.evaluation.pictures.canvas import save_png
 
 
 def draw_loss_curve(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Writes a PNG: loss on training batches and on held-out images by step, and what the best constant reaches.
+    """Writes a PNG: the loss on training batches and on held-out images by step, and the loss of the best constant.
 
-    Where features were monitored, their accuracy stands beside it.
+    A second panel has the accuracy of monitored features, where there is one.
     """
     monitored = [key for key in ("knn_top1", "linear_top1") if any(key in line for line in lines)]
     figure = Figure(figsize=(7 if not monitored else 11, 4), dpi=100, layout="constrained")
@@ -42,7 +42,7 @@ def draw_accuracy_curve(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def _draw(axes: Any, lines: list[dict[str, Any]], curves: Iterable[tuple[str, str, str]]) -> None:
-    """Curves of (key, label, style), where there is something to draw."""
+    """Draws the curves, (key, label, style), whose key is in the lines."""
     for key, label, style in curves:
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if points:

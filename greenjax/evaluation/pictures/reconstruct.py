@@ -1,4 +1,4 @@
-"""Pictures of what a model fills in: original, visible part, reconstruction pasted into the visible."""
+"""Pictures of reconstructions: original, visible part, and the visible part with the prediction pasted in."""
 
 import textwrap
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def draw_reconstructions(
 ) -> None:
     """Writes a PNG with three pictures an image; arguments as in `paste`.
 
-    The caption says, after `caption`, what is not the model's and which channels are shown.
+    Below, after `caption`, stands which channels are shown and that mean and variance are not predicted.
     """
     channels = images.shape[-1]
     shown = shown_channels(channels)
@@ -64,8 +64,8 @@ def paste(
     """The images with masked units as predicted.
 
     `prediction` holds all units in raster order, (row, column, channel) inside a unit, of images that are
-    colour-normalised with `mean` and `std`. `normalised`: as the loss has it, less the target's mean and over
-    its deviation; both are taken from the image here.
+    colour-normalised with `mean` and `std`. `normalised`: the prediction is for units less their mean and over their
+    deviation, which are taken from the image here.
     """
     shift, scale = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     units = prediction.astype(np.float64)
@@ -89,7 +89,7 @@ def _pixels(visible: Bool[np.ndarray, "n uh uw"], unit: int) -> Bool[np.ndarray,
 
 
 def _draw(path: Path, pictures: UInt8[np.ndarray, "n three h w 3"], caption: str) -> None:
-    """Every picture on whole screen pixels; one triple a row, two where there are more than four images."""
+    """Draws every picture on whole pixels of the sheet: a triple a row, or two for more than four images."""
     n, _, h, w, _ = pictures.shape
     scale = -(-_SIDE // max(h, w))
     cell_h, cell_w = h * scale + _GAP, w * scale + _GAP
