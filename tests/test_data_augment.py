@@ -94,10 +94,10 @@ def whole_then_cut(view, image):
 @pytest.mark.parametrize("share", [1.0, 0.875])
 def test_an_ordinary_image_is_resized_whole(size, share):
     for view in (CentreView((16, 16), 3, share), CentreView((16, 24), 3, share)):
-        if view.fit(size)[0][2:] == size:
+        if view.cover(size)[0][2:] == size:
             image = noise(*size)
             assert np.array_equal(view(image, 0), whole_then_cut(view, image))
-    assert CentreView((16, 16), 3, share).fit((700, 100))[0] == (0, 0, 700, 100)
+    assert CentreView((16, 16), 3, share).cover((700, 100))[0] == (0, 0, 700, 100)
 
 
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (2, 999), (10, 3001), (3001, 10), (100, 2000), (51, 4000)])

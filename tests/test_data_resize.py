@@ -146,7 +146,7 @@ def test_a_centre_view_has_the_pixels_it_needs(share, target):
     view = CentreView(target, 3, share)
     for size in drawn_sizes(160):
         factor, rows = extent(view.need, size)
-        (top, left, height, width), covering = view.fit(size)
+        (top, left, height, width), covering = view.cover(size)
         assert min(top, left) >= 0 and top + height <= size[0] and left + width <= size[1]
         assert rows in (None, top + height)
         assert factor == 1 or (height >= factor * covering[0] and width >= factor * covering[1])

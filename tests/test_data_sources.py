@@ -368,7 +368,7 @@ def test_a_damaged_record_is_replaced_and_counted(tmp_path, split):
     at = whole.index(source[3].tobytes())
     shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     stream = Stream(open_source(settings("records", made), split), range(len(before)), view)
-    after, replaced = zip(*map(stream.__getitem__, range(len(before))))
+    after, replaced, _ = zip(*map(stream.__getitem__, range(len(before))))
     assert [int(image.mean()) for image in after] == [*before[:3], before[4], *before[4:]]
     assert list(replaced) == [index == 3 for index in range(len(before))]
     (fault,) = stream.new_faults()

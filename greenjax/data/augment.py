@@ -1,6 +1,7 @@
-"""What is done to an image: random resized crop and flip in training, the centre crop when it is held out.
+"""Views of an image: random resized crop and flip in training, the centre crop in evaluation.
 
-Images go in as decoded and come out as uint8 [h, w, c] of the configured size; the device normalises colours.
+A view takes an image, decoded or not, and returns uint8 [h, w, c] of the configured size.
+The device normalises colours.
 """
 
 import math
@@ -21,14 +22,14 @@ from greenjax.errors import InputError
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 TRIES = 10  # of a random crop that fits, as in torchvision
-LONGEST = 8  # times the view's side: what a centre crop resizes of an image, at most
+LONGEST = 8  # times the view's side: the longest part of an image that a centre crop resizes
 
-Step = Callable[[UInt8[np.ndarray, "h w c"], int], UInt8[np.ndarray, "h w c"]]  # (image, index) -> image
+Transform = Callable[[UInt8[np.ndarray, "h w c"], int], UInt8[np.ndarray, "h w c"]]  # (image, index) -> image
 
 
 @dataclass(frozen=True)
 class RandomView:
-    """Random resized crop and flip, drawn from (seed, index in the global stream) and from nothing else."""
+    """Random resized crop and flip, drawn from (seed, index in the global stream) alone."""
 
     seed: int
     size: tuple[int, int]
@@ -36,7 +37,7 @@ class RandomView:
     scale: tuple[float, float]
     ratio: tuple[float, float]
     flip: bool
-    after: tuple[Step, ...] = ()  # what is done then, each drawing by (seed, index) too
+    after: tuple[Transform, ...] = ()  # applied to the view; each draws from (seed, index) too
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "RandomView":
@@ -49,10 +50,10 @@ class RandomView:
         pixels, size, factor = load(image, partial(self.need, drawn=drawn))
         view = to_channels(resize(cut(pixels, self.box(size, drawn), factor), self.size), self.channels)
         if self.flip and drawn[-1] < 0.5:
-            view = cv2.flip(view, 1).reshape(view.shape)  # 30 times as fast as copying NumPy's view
+            view = cv2.flip(view, 1).reshape(view.shape)  # 30 times as fast as a copy of NumPy's reversed view
         view = np.ascontiguousarray(view)
-        for step in self.after:
-            view = step(view, index)
+        for transform in self.after:
+            view = transform(view, index)
         return view
 
     def box(self, size: Size, drawn: Sequence[float]) -> Box:
@@ -66,9 +67,9 @@ class RandomView:
 
 @dataclass(frozen=True)
 class CentreView:
-    """Resizes until the size is covered, then crops the centre: `share` of the shorter side, 1 = just covered.
+    """Resizes an image until it covers the view, then crops the centre: `share` of the shorter side.
 
-    The resized image is at most about LONGEST times as long as the view: the ends of a longer one are cut off before.
+    The resized image is at most about LONGEST times as long as the view: the ends of a longer one are cut off first.
     """
 
     size: tuple[int, int]
@@ -82,37 +83,37 @@ class CentreView:
 
     def __call__(self, image: Image, index: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
         pixels, size, factor = load(image, self.need)
-        box, covering = self.fit(size)
+        box, covering = self.cover(size)
         if box[2:] != size:
             pixels = cut(pixels, box, factor)
         view, (height, width) = resize(pixels, covering), self.size
         top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
         return np.ascontiguousarray(to_channels(view[top : top + height, left : left + width], self.channels))
 
-    def fit(self, size: Size) -> tuple[Box, Size]:
-        """The part of an image that is resized, all of it unless it is far longer than the view, and to what size."""
+    def cover(self, size: Size) -> tuple[Box, Size]:
+        """The part of an image that is resized, all of it unless it is too long, and its new size."""
         (height, width), (rows, columns) = size, self.size
         scale = max(rows / height, columns / width) / self.share
-        # Both ends are cut off alike, so that the centre stays where it is.
+        # Both ends are cut alike, so that the centre stays.
         top = max(0, height - math.ceil(LONGEST * rows / scale)) // 2
         left = max(0, width - math.ceil(LONGEST * columns / scale)) // 2
         height, width = height - 2 * top, width - 2 * left
         return (top, left, height, width), (max(rows, round(height * scale)), max(columns, round(width * scale)))
 
     def need(self, size: Size) -> Need:
-        (top, _, height, width), covering = self.fit(size)
+        (top, _, height, width), covering = self.cover(size)
         return Need(top + height, shrinkage((height, width), covering))
 
 
 def generator(seed: int, index: int, part: int = 0) -> np.random.Generator:
-    """Random numbers for one part of what is done to image `index` of the global stream."""
-    # Philox takes (seed, index) as its key: a stream for every image, at the cost of microseconds. Parts begin
-    # so far from each other in it (2^192 blocks) that they never meet.
+    """Random numbers for image `index` of the global stream. `part` names a use: crop 0, RandAugment 1, erasing 2."""
+    # Philox takes (seed, index) as its key: a stream for every image, at the cost of microseconds. Parts begin so far
+    # from each other in it (2^192 blocks) that they never meet.
     return np.random.Generator(np.random.Philox(counter=part << 192, key=(seed, index)))
 
 
 class _Generators(threading.local):
-    """One generator a thread: to make one takes ten times as long as to set its state."""
+    """One generator a thread: making one takes ten times as long as setting its state."""
 
     def __init__(self) -> None:
         self.bits = np.random.Philox(key=0)
@@ -123,10 +124,10 @@ _GENERATORS = _Generators()
 
 
 def uniforms(seed: int, index: int, count: int) -> list[float]:
-    """What generator(seed, index).random(count) gives, sooner."""
+    """The numbers of generator(seed, index).random(count), faster."""
     key, zeros = (seed, index), (0, 0, 0, 0)
     state: Any = {"bit_generator": "Philox", "state": {"counter": zeros, "key": key}, "buffer": zeros}
-    state |= {"buffer_pos": 4, "has_uint32": 0, "uinteger": 0}  # nothing is left of the buffer
+    state |= {"buffer_pos": 4, "has_uint32": 0, "uinteger": 0}  # an empty buffer
     _GENERATORS.bits.state = state
     return _GENERATORS.generator.random(count).tolist()
 
@@ -134,7 +135,7 @@ def uniforms(seed: int, index: int, count: int) -> list[float]:
 def random_box(
     size: Size, scale: tuple[float, float], ratio: tuple[float, float], uniforms: Sequence[float] | np.ndarray
 ) -> Box:
-    """A random crop; torchvision's rule: where none of ten fits, the largest centre crop within `ratio`."""
+    """A random crop by torchvision's rule: where none of TRIES fits, the largest centre crop within `ratio`."""
     return fitting_box(size, scale, ratio, uniforms) or centre_box(size, ratio)
 
 
@@ -143,7 +144,7 @@ def fitting_box(
 ) -> Box | None:
     """A box of random area (in `scale`, shares of the image) and width / height (in `ratio`, log-uniform).
 
-    The first of TRIES that fits into the image. `uniforms` are 2 * TRIES + 2, or more.
+    Takes the first of TRIES boxes that fits into the image. `uniforms` are 2 * TRIES + 2 numbers, or more.
     """
     height, width = size
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -166,12 +167,12 @@ def centre_box(size: tuple[int, int], ratio: tuple[float, float]) -> Box:
 
 
 def shrinkage(size: Size, view: Size) -> float:
-    """How many pixels of an image or crop become one of the view, along the axis that has fewer."""
+    """Pixels of an image or crop for one pixel of the view, along the axis with fewer."""
     return min(size[0] / view[0], size[1] / view[1])
 
 
 def cut(pixels: UInt8[np.ndarray, "h w c"], box: Box, factor: int) -> UInt8[np.ndarray, "h2 w2 c"]:
-    """A box of an image, out of its pixels, which were shrunk by `factor` when it was decoded."""
+    """The pixels of a box of an image; the decoder shrank `pixels` by `factor`."""
     top, left, height, width = box if factor == 1 else (round(side / factor) for side in box)
     return pixels[top : top + height, left : left + width]
 
@@ -179,9 +180,9 @@ def cut(pixels: UInt8[np.ndarray, "h w c"], box: Box, factor: int) -> UInt8[np.n
 def resize(image: UInt8[np.ndarray, "h w c"], size: Size) -> UInt8[np.ndarray, "h2 w2 c"]:
     """Enlarges bicubically; shrinks without aliasing, which OpenCV's bicubic alone would not.
 
-    Shrunk by two or more, pixels are averaged. Below that averaging takes three times as long as what is done here:
-    up to 1.6 linear interpolation is low-pass enough, from there on bicubic interpolation after the filter [1 2 1].
-    tests/test_data_resize.py compares all of it with Pillow's bicubic; docs/input_speed.md has the figures.
+    Shrinking by two or more averages pixels. Below a factor of two averaging takes three times as long as the filters
+    here: up to 1.6 linear interpolation is low-pass enough, above it bicubic interpolation after the filter [1 2 1].
+    tests/test_data_resize.py compares each with Pillow's bicubic; docs/input_speed.md has the figures.
     """
     height, width = size
     if image.shape[:2] == (height, width):
@@ -201,7 +202,7 @@ def resize(image: UInt8[np.ndarray, "h w c"], size: Size) -> UInt8[np.ndarray, "
 
 
 def to_channels(image: UInt8[np.ndarray, "h w c"], channels: int) -> UInt8[np.ndarray, "h w c2"]:
-    """Grey to RGB or RGB to grey, where the image has not the wanted number of channels."""
+    """The image with `channels` channels: grey becomes RGB, or RGB grey."""
     if image.shape[2] == channels:
         return image
     if (image.shape[2], channels) == (1, 3):
@@ -212,7 +213,7 @@ def to_channels(image: UInt8[np.ndarray, "h w c"], channels: int) -> UInt8[np.nd
 
 
 def image_channels(config: ConfigDict) -> int:
-    """Channels that the model wants of an image; the sources give grey or RGB ones."""
+    """Channels of the model's input; sources give grey or RGB images."""
     if config.model.in_channels not in (1, 3):
         raise InputError(f"model.in_channels is {config.model.in_channels}: expected 1 or 3: images are grey or RGB")
     return config.model.in_channels

@@ -14,17 +14,17 @@ FILE = "classes.json"
 
 
 def plain(name: str) -> str:
-    """What two equal names have in common: macOS writes an accent as a character of its own."""
+    """The name in one Unicode form: macOS writes an accent as a character of its own."""
     return unicodedata.normalize("NFC", name)
 
 
 def same(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Are these the same names in the same order?"""
+    """Whether two lists have the same names in the same order."""
     return list(map(plain, one)) == list(map(plain, other))
 
 
-def padded(names: Sequence[str], count: int) -> Classes:
-    """A name for each of `count` outputs: those given, then numbers."""
+def output_names(names: Sequence[str], count: int) -> Classes:
+    """A name for each of `count` outputs of a classifier: `names`, then numbers."""
     return (*names[:count], *(str(index) for index in range(len(names), count)))
 
 
@@ -33,7 +33,7 @@ def write_classes(workdir: Path, names: Sequence[str]) -> None:
 
 
 def read_classes(workdir: Path) -> Classes:
-    """The names that a run keeps; none where it has no such file. Raises InputError where the file is damaged."""
+    """The names in the file of a run; none without a file. Raises InputError where the file is damaged."""
     path, remedy = workdir / FILE, 'expected a JSON list of class names, such as ["cat", "dog"]'
     if not path.is_file():
         return ()
@@ -44,7 +44,7 @@ def read_classes(workdir: Path) -> Classes:
 
 
 def from_json(text: str) -> Classes:
-    """Raises ValueError for other text than a JSON list of names."""
+    """The names in a JSON list. Raises ValueError for any other text."""
     found = json.loads(text)
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise ValueError("no list of names")
@@ -52,7 +52,7 @@ def from_json(text: str) -> Classes:
 
 
 def refuse_other_classes(workdir: Path, names: Sequence[str]) -> None:
-    """Raises InputError where a run that is going to be resumed was begun with other classes."""
+    """Raises InputError where the run in `workdir` was begun with other classes."""
     before = read_classes(workdir)
     if not before or same(before, names):
         return
@@ -64,6 +64,6 @@ def refuse_other_classes(workdir: Path, names: Sequence[str]) -> None:
 
 
 def differences(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Those names that the others lack."""
+    """The names that are missing among `others`."""
     known = set(map(plain, others))
     return [name for name in names if plain(name) not in known]

@@ -1,12 +1,12 @@
 """Images as they are stored: decoded late, and no finer than their view needs.
 
-A view draws its crop from the image's size alone, which a JPEG tells in its first bytes. So the rows below the crop
-need not be decoded; and where the crop of a large photograph is going to shrink by two or more, the decoder shrinks it
-in a fraction of the time.
+A view draws its crop from the size of the image alone, which stands in the first bytes of a JPEG. So the rows below the
+crop are not decoded; and where the crop of a large photograph shrinks by two or more, the decoder shrinks it in a
+fraction of the time.
 
-OpenCV decodes JPEG, PNG and WebP, sooner than Pillow. Pillow decodes the formats of which OpenCV reads some files
-wrongly: it multiplies a TIFF by its alpha, wraps signed pixels round, takes any PNM for one of 255 levels and a 24-bit
-OS/2 bitmap for grey, and shows transparent pixels of a GIF in another colour and a rotated AVIF as it is stored.
+OpenCV decodes JPEG, PNG and WebP, faster than Pillow. Pillow decodes the formats of which OpenCV reads some files
+wrongly: OpenCV multiplies a TIFF by its alpha, wraps signed pixels round, reads any PNM as one of 255 levels and a
+24-bit OS/2 bitmap as grey, shows transparent pixels of a GIF in another colour and ignores the rotation of an AVIF.
 """
 
 import io
@@ -26,25 +26,25 @@ from jaxtyping import UInt8
 
 Size = tuple[int, int]  # height, width in pixels
 
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")  # that Pillow decodes
-# What an image of Pillow's is read as, by its mode; without its transparency.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")  # decoded by Pillow
+# The mode to which a Pillow image is converted, by its own mode; transparency is dropped.
 MODES = {"1": "L", "L": "L", "LA": "L"} | dict.fromkeys(("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"), "RGB")
-# Of 16 bits OpenCV takes the upper 8, as it does of a PNG's; Pillow rounds them.
+# Left to OpenCV, which takes the upper 8 of 16 bits, as it does in a PNG; Pillow rounds them.
 DEEP_PNM = re.compile(rb"P[2356]((\s|#.*\n)+\d+){2}(\s|#.*\n)+65535\s")
 BITS, PHOTOMETRIC, PLANES, KIND = 258, 262, 284, 339  # tags of a TIFF
 KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}  # values of KIND
 WHITE_IS_ZERO, SEPARATE = 0, 2  # values of PHOTOMETRIC and PLANES
-PIL.Image.MAX_IMAGE_PIXELS = 1 << 29  # Pillow refuses images of twice as many pixels, and so does OpenCV
-# An image that cannot be decoded is named in one line, by DecodeError.
+PIL.Image.MAX_IMAGE_PIXELS = 1 << 29  # pixels; Pillow refuses twice as many, as OpenCV does
+# DecodeError names an image that cannot be decoded in one line; the decoders print nothing.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module="PIL")
 
-# Flags of the decoder by the factor; the name is misleading, colours stay as other flags have them.
+# Decoder flags by factor. In spite of their name they leave colours to the other flags.
 REDUCED = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 REDUCED[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
-BLOCK = 16  # rows that most JPEGs are decoded by; fewer are not worth leaving out
-# Markers of a JPEG's segments: headers of frames that can be shrunk (not lossless ones), the plainest one; three more.
+BLOCK = 16  # rows in which most JPEGs are decoded; leaving out fewer saves nothing
+# Markers of JPEG segments. FRAMES: headers of frames that can be shrunk, which lossless ones cannot.
 FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 BASELINE, SCAN, RESTART, EXIF = 0xC0, 0xDA, 0xDD, 0xE1
 
@@ -54,24 +54,24 @@ class DecodeError(Exception):
 
 
 class JpegHeader(NamedTuple):
-    """What a JPEG says of itself, before any rotation that its EXIF data ask for."""
+    """Size and channels in the header of a JPEG, before the rotation that its EXIF data ask for."""
 
     height: int
     width: int
     channels: int
-    height_at: int  # where in the file the height is, if decoding may end above the last row; else 0
+    height_at: int  # byte offset of the height, if decoding may end above the last row; else 0
 
 
 class Need(NamedTuple):
-    """What a view needs of an image of some size."""
+    """The part of an image that a view needs, and its resolution."""
 
     rows: int  # from the top
-    spare: float  # how many pixels become one of the view, along the axis that has fewer
+    spare: float  # pixels of the image for one of the view, along the axis with fewer
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A file's bytes, and the name that errors give it."""
+    """The bytes of an image file, and its name in errors."""
 
     data: bytes
     name: str
@@ -83,22 +83,22 @@ class Encoded:
     def decode(self, factor: int = 1, rows: int | None = None) -> UInt8[np.ndarray, "h w c"]:
         """RGB or grey. Drops transparency, takes the upper 8 of 16 bits, applies EXIF rotation, ignores ICC profiles.
 
-        Of several images in a file (pages, frames) it is the first. A JPEG is shrunk by 1, 2, 4 or 8, and may end
-        anywhere below its first `rows`. Raises DecodeError, also for what cannot be 8 bits of grey or RGB.
+        Decodes the first of several images in a file (pages, frames). Shrinks a JPEG by `factor`, 1, 2, 4 or 8, and may
+        leave out rows below the first `rows`. Raises DecodeError, also for pixels that are neither grey nor RGB.
         """
         header, data = self.header, self.data
         if not for_opencv(data):
             return self._decode_by_pillow()
         colour = header is not None and header.channels > 1
-        flags = cv2.IMREAD_COLOR_RGB if colour else cv2.IMREAD_ANYCOLOR  # the latter keeps grey as it is, but has BGR
+        flags = cv2.IMREAD_COLOR_RGB if colour else cv2.IMREAD_ANYCOLOR  # the latter keeps grey, but gives BGR
         if header is not None:
             flags |= REDUCED[factor]
-            last = header.height if rows is None else rows + 2  # the next row's colour smoothes the last one's
+            last = header.height if rows is None else rows + 2  # the colour of the next row smooths that of the last
             if header.height_at and (last - 1) // BLOCK < (header.height - 1) // BLOCK:
                 data = without_rows(data, header, last)
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        except cv2.error:  # no bytes at all, or sizes that no image has
+        except cv2.error:  # no bytes, or an impossible size
             image = None
         if image is None:
             raise DecodeError(f"{self.name} cannot be decoded as an image")
@@ -154,7 +154,7 @@ def decoded(item: Any) -> Any:
 
 
 def load(image: Image, need: Callable[[Size], Need]) -> tuple[UInt8[np.ndarray, "h w c"], Size, int]:
-    """The pixels of an image, as few as its view needs; the size that it has in full; by what it was shrunk.
+    """The pixels of an image, as few as its view needs; its full size; and the factor by which the decoder shrank it.
 
     Raises DecodeError.
     """
@@ -172,20 +172,20 @@ def load(image: Image, need: Callable[[Size], Need]) -> tuple[UInt8[np.ndarray, 
 
 
 def extent(need: Callable[[Size], Need], size: Size) -> tuple[int, int | None]:
-    """By what to shrink a JPEG of `size` while it is decoded, and how many of its rows to decode; None: all.
+    """The factor by which to shrink a JPEG of `size` in the decoder, and the number of rows to decode; None: all.
 
-    EXIF data may turn the image, and then its view is another one: the factor suits both.
+    EXIF data may turn the image, which changes its view: the factor suits both.
     """
     needed = need(size)
     if needed.spare < 2:
         return 1, needed.rows
-    spare = min(needed.spare, need((size[1], size[0])).spare)  # below 1 where the view of the turned image is enlarged
+    spare = min(needed.spare, need((size[1], size[0])).spare)  # below 1: the view of the turned image is enlarged
     factor = max((factor for factor in REDUCED if factor <= spare), default=1)
     return factor, needed.rows if factor == 1 else None
 
 
 def for_opencv(data: bytes) -> bool:
-    """Whether OpenCV reads files of this format rightly, and not only some of them."""
+    """Whether OpenCV reads all files of this format rightly."""
     start = data[:12]
     if start[:2] == b"\xff\xd8" or start[:8] == b"\x89PNG\r\n\x1a\n":
         return True
@@ -193,7 +193,7 @@ def for_opencv(data: bytes) -> bool:
 
 
 def pixels_of(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w c"]:
-    """Grey or RGB of a file that Pillow opened. Raises ValueError for pixels that are neither."""
+    """Grey or RGB pixels of a file that Pillow opened. Raises ValueError for pixels that are neither."""
     bits, inverted = 16, False
     if image.format == "TIFF":
         tags: Any = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
@@ -201,7 +201,7 @@ def pixels_of(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w c"]:
         if kind != "unsigned" or bits > 16 or (bits > 8 and tags.get(PLANES) == SEPARATE):
             planes = " in separate planes" * (tags.get(PLANES) == SEPARATE)
             raise ValueError(f"its pixels are {kind} of {bits} bits{planes}: expected unsigned ones of 8 or 16 bits")
-        inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO  # Pillow sees to it up to 8 bits
+        inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO  # Pillow inverts up to 8 bits itself
     image.load()
     PIL.ImageOps.exif_transpose(image, in_place=True)
     image.info.pop("transparency", None)
@@ -229,7 +229,7 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
         marker = data[at + 1]
         if marker == SCAN:
             plain = plain and header is not None and data[at + 4] == header.channels
-            if header is None or not header.height or not header.width:  # sizes that no decoder takes
+            if header is None or not header.height or not header.width:  # no decoder takes such a size
                 return None
             return header if plain else header._replace(height_at=0)
         if marker in FRAMES:
@@ -243,9 +243,9 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
 
 
 def without_rows(data: bytes, header: JpegHeader, height: int) -> bytearray:
-    """A JPEG that says of itself that it has fewer rows than it has: the decoder stops there.
+    """The JPEG with a smaller height in its header: the decoder stops there.
 
-    The mark of the end is cut off: looking for it, the decoder would warn of what lies between. It does not without.
+    The end marker is cut off as well: the decoder would search for it, and warn of the bytes that it skips.
     """
     shorter = bytearray(data)
     del shorter[-2:]

@@ -1,11 +1,11 @@
-"""In which order images come: batches are a pure function of (seed, step), whatever the number of workers.
+"""The order of images: a batch is a pure function of (seed, step), whatever the number of workers.
 
-Image i of the global stream is image i % n of epoch i // n, in an order shuffled anew each epoch. Row r of
-step t is image t * batch_size + r; in pre-training it is in mask group r // (batch_size // groups). There is no
-other random state: a run resumes at any step at no cost, on any number of processes.
+Image i of the global stream is image i % n of epoch i // n, in an order shuffled anew each epoch. Row r of step t is
+image t * batch_size + r; in pre-training it is in mask group r // (batch_size // groups). There is no other random
+state: a run resumes at any step at no cost, on any number of processes.
 
-Of several processes each reads its own rows of every batch: those of the mask groups, or of the images with labels,
-that `own` names. None is all of them.
+Each of several processes reads its own rows of every batch: the argument `own` names the mask groups, or the rows of
+images with labels. None stands for all of them.
 """
 
 import sys
@@ -31,16 +31,16 @@ from greenjax.errors import InputError
 from greenjax.planning import Plan, Planner
 
 if TYPE_CHECKING:
-    import grain  # otherwise where it is used: it imports JAX, which workers do without
+    import grain  # imported where it is used: it imports JAX, which workers do without
 
-LOOKED_AT = 100  # the last images that a stream met: when more than half of them are bad, it is not their fault
+LOOKED_AT = 100  # images: a run ends when more than half of the last ones that a stream met cannot be used
 REPLACED, LEFT_OUT = "the next image takes its place", "it is left out"
 
 B = TypeVar("B")
 
 
 class Batch(NamedTuple):
-    """What the device needs for one update of pre-training, by mask group."""
+    """The input of one update of pre-training, by mask group."""
 
     images: UInt8[np.ndarray, "m b h w c"]
     plan: Plan  # leaves [m, ...]
@@ -66,7 +66,7 @@ def blank_batch(config: ConfigDict, plan: Plan) -> Batch:
 
 
 def blank_labelled_batch(config: ConfigDict) -> LabelledBatch:
-    """A batch for a classifier, black, all of class 0: for its shapes."""
+    """A black batch for a classifier, all of class 0, for its shapes."""
     none, valid = np.zeros(config.data.batch_size, np.int32), np.ones(config.data.batch_size, bool)
     return LabelledBatch(_black(config, config.data.batch_size), none, none, valid)
 
@@ -76,15 +76,15 @@ def _black(config: ConfigDict, *count: int) -> UInt8[np.ndarray, "..."]:
 
 
 class Batches(Iterator[B], Generic[B]):
-    """Batches one after the other; `close()`, or the deletion of this, ends whatever makes them."""
+    """Batches one after the other; `close()`, or deletion, ends the threads or processes that make them."""
 
     def __init__(self, made: Any, undecodable: Undecodable | None, remedy: str):
-        """`made` gives each batch with the faults that were met on the way."""
+        """`made` gives each batch with the images that could not be used for it: they go to `undecodable`."""
         self._made, self._remedy = made, remedy
         self._undecodable = Undecodable() if undecodable is None else undecodable
 
     def __next__(self) -> B:
-        look_after_workers()  # those of the training, while this is an evaluation
+        look_after_workers()  # during an evaluation those of the training wait
         batch, faults = next(self._made)
         self._undecodable.add(faults, self._remedy)
         return batch
@@ -101,18 +101,17 @@ def train_batches(
     own: range | None = None,
     undecodable: Undecodable | None = None,
 ) -> Batches[Batch]:
-    """Endless batches from `start_step` on; `close()` of the iterator, or its deletion, ends the workers.
+    """Endless batches, starting at `start_step`.
 
-    An image that cannot be used, whatever it raised, is replaced by the next one of the order and told to `undecodable`
-    (None: a record of this iterator alone). Where that happens to more than half of the last LOOKED_AT images that a
-    worker met, the fault is not theirs: InputError where they could not be read or decoded, ImagesError for all else.
+    An image that cannot be used, whatever it raises, is replaced by the next one of the order and added to
+    `undecodable`. The run ends where this happens to more than half of the last LOOKED_AT images that a worker met:
+    with InputError if they cannot be read or decoded, with ImagesError if they raise anything else.
     """
-    stream = Stream(source, shuffled(config, source), RandomView.from_config(config))
     own = own or range(config.mask.groups)
-    rows = rows_of(config, own)
-    draw = partial(planner.plans, groups=config.mask.groups, own=own)
-    make = Maker(Rows(stream, rows, config.data.batch_size), WithPlans(draw, own, rows, config.data.batch_size))
-    return Batches(read_ahead(config, make, start_step), undecodable, REPLACED)
+    stream = Stream(source, shuffled(config, source), RandomView.from_config(config))
+    rows = Rows(stream, rows_of(config, own), config.data.batch_size)
+    finish = partial(with_plans, partial(planner.plans, groups=config.mask.groups, own=own), len(own))
+    return Batches(read_ahead(config, Maker(rows, finish), start_step), undecodable, REPLACED)
 
 
 def labelled_batches(
@@ -122,12 +121,11 @@ def labelled_batches(
     own: range | None = None,
     undecodable: Undecodable | None = None,
 ) -> Batches[LabelledBatch]:
-    """Endless batches for a classifier, by the same rules. Raises InputError for labels the model has no output for."""
+    """Endless batches for a classifier, as `train_batches`. Raises InputError for labels without an output."""
     check_classes(config, source)
-    stream = LabelledStream(source, shuffled(config, source), labelled_view(config))
-    rows = own or range(config.data.batch_size)
-    make = Maker(Rows(stream, rows, config.data.batch_size), WithLabels(rows, config.data.batch_size))
-    return Batches(read_ahead(config, make, start_step), undecodable, REPLACED)
+    stream = Stream(source, shuffled(config, source), labelled_view(config), labelled=True)
+    rows = Rows(stream, own or range(config.data.batch_size), config.data.batch_size)
+    return Batches(read_ahead(config, Maker(rows, with_labels), start_step), undecodable, REPLACED)
 
 
 def eval_batches(
@@ -139,39 +137,43 @@ def eval_batches(
 ) -> Batches[Batch]:
     """The first data.eval_images held-out images, each once and in order, always with the same masks.
 
-    The last batch is filled up with black images. An image that cannot be used is told to `undecodable`, and is not
+    The last batch is filled up with black images. An image that cannot be used is added to `undecodable`, and is not
     valid; errors as in `train_batches`.
     """
-    count = min(len(source), config.data.eval_images)
-    view = CentreView.from_config(config)
-    stream = Stream(source, range(count), view, padded(config, count), endless=False)
     own = own or range(config.mask.groups)
-    rows = rows_of(config, own)
-    draw = partial(planner.held_out_plans, groups=config.mask.groups, own=own)
-    plans = WithPlans(draw, own, rows, config.data.batch_size, count)
-    return Batches(read_once(config, Rows(stream, rows, config.data.batch_size), plans), undecodable, LEFT_OUT)
+    count = min(len(source), config.data.eval_images)
+    stream = Stream(source, range(count), CentreView.from_config(config), length=whole_batches(config, count))
+    rows = Rows(stream, rows_of(config, own), config.data.batch_size)
+    finish = partial(with_plans, partial(planner.held_out_plans, groups=config.mask.groups, own=own), len(own))
+    return Batches(read_once(config, rows, finish), undecodable, LEFT_OUT)
 
 
 def labelled_eval_batches(
     config: ConfigDict, source: LabelledSource, own: range | None = None, undecodable: Undecodable | None = None
 ) -> Batches[LabelledBatch]:
-    """All images, each once and in order; the last batch is filled up with black ones.
+    """All images, each once and in order; the last batch is filled up with black images.
 
-    An image that cannot be used is left out as in `eval_batches`: one bad file does not end a long training. Raises
-    InputError as `labelled_batches`.
+    An image that cannot be used is left out as in `eval_batches`. Raises InputError as `labelled_batches`.
     """
     check_classes(config, source)
     count, view = len(source), CentreView.from_config(config)
-    stream = LabelledStream(source, range(count), view, padded(config, count), endless=False)
-    rows = own or range(config.data.batch_size)
-    labels = WithLabels(rows, config.data.batch_size, count)
-    return Batches(read_once(config, Rows(stream, rows, config.data.batch_size), labels), undecodable, LEFT_OUT)
+    stream = Stream(source, range(count), view, labelled=True, length=whole_batches(config, count))
+    rows = Rows(stream, own or range(config.data.batch_size), config.data.batch_size)
+    return Batches(read_once(config, rows, with_labels), undecodable, LEFT_OUT)
 
 
 def rows_of(config: ConfigDict, groups: range) -> range:
     """The rows of a batch that are in these mask groups."""
     each = config.data.batch_size // config.mask.groups
     return range(groups.start * each, groups.stop * each)
+
+
+def whole_batches(config: ConfigDict, count: int) -> int:
+    """`count` images rounded up to whole batches."""
+    return -(-count // config.data.batch_size) * config.data.batch_size
+
+
+# Order
 
 
 def shuffled(config: ConfigDict, source: Sized) -> "Shuffled":
@@ -181,7 +183,7 @@ def shuffled(config: ConfigDict, source: Sized) -> "Shuffled":
 
 @dataclass(frozen=True)
 class Shuffled:
-    """What MapDataset.range(count).shuffle(seed).repeat() of Grain gives, at half the cost of a look-up."""
+    """The order of Grain's MapDataset.range(count).shuffle(seed).repeat(), at half the cost of a look-up."""
 
     count: int
     seed: int
@@ -201,74 +203,19 @@ def order_seed(seed: int) -> int:
     return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
-def padded(config: ConfigDict, count: int) -> int:
-    """`count` rounded up to whole batches."""
-    return -(-count // config.data.batch_size) * config.data.batch_size
-
-
-def read_ahead(config: ConfigDict, make: "Maker", first: int) -> Any:
-    """The batches from `first` on, made ahead by worker processes, each with its faults."""
-    if config.data.workers:
-        return WorkerPool(make, first, config.data.workers)
-    import grain
-
-    steps = grain.MapDataset.range(first, sys.maxsize).map(make)  # one thread, one batch ahead
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)))
-
-
-def read_once(config: ConfigDict, rows: "Rows", finish: Callable[..., Any]) -> "grain.DatasetIterator":
-    """The batches of one pass, each with its faults.
-
-    Images are decoded in as many threads as training has workers: a pass is too short to be worth the start of
-    processes.
-    """
-    import grain
-
-    threads = max(1, config.data.workers)
-    images = grain.MapDataset.source(rows).to_iter_dataset(grain.ReadOptions(threads, 4 * threads))
-    batches = images.batch(len(rows.rows), drop_remainder=True).map_with_index(finish)
-    return iter(batches.map(lambda batch: (batch, rows.stream.new_faults())))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of every batch of a stream, one after the other."""
-
-    stream: "Stream"
-    rows: range
-    batch_size: int
-
-    def __len__(self) -> int:
-        return len(self.stream) // self.batch_size * len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        step, row = divmod(index, len(self.rows))
-        return self.stream[step * self.batch_size + self.rows[row]]
-
-
-@dataclass(frozen=True)
-class Maker:
-    """Makes the batch of a step, a pure function of it, and tells of the faults that were met on the way."""
-
-    rows: Rows
-    finish: Callable[..., Any]  # of the step and its rows, stacked
-
-    def __call__(self, step: int) -> tuple[Any, list[Fault]]:
-        each = len(self.rows.rows)
-        rows = (self.rows[index] for index in range(step * each, (step + 1) * each))
-        return self.finish(step, tuple(map(np.stack, zip(*rows)))), self.rows.stream.new_faults()
+# Images
 
 
 class ImagesError(RuntimeError):
-    """So many images raise something unforeseen that it is not their fault. The cause is what the first one raised."""
+    """Most images raise an unforeseen error: a defect, not damaged images. The cause is the first one's error."""
 
 
 class Stream:
-    """The global stream: (image i in its view, whether it had to be replaced or left out).
+    """The images of all batches in order: (image i in its view, its label if any, undecodable, valid).
 
-    Whatever an image raises is its own fault first. In training, where a stream is endless, the next image of the same
-    order that can be used takes its place, which leaves the places of all others alone. In a pass over images it is
-    black. Only an InputError, which is about settings or labels, is raised at once.
+    An error of an image, whatever it is, counts as damage of that image. In training the next image of the order that
+    can be used takes its place, which leaves the places of all others alone. In a pass over images it is black and not
+    valid. Only an InputError, which is about settings or labels, is raised at once.
     """
 
     def __init__(
@@ -276,56 +223,59 @@ class Stream:
         source: Any,
         order: Sequence[int] | Shuffled,
         view: RandomView | CentreView,
+        labelled: bool = False,
         length: int | None = None,
-        endless: bool = True,
     ):
-        """`order` says which of the source is image i; from its end to `length` images are black."""
-        self.source, self.order, self.view, self.endless = source, order, view, endless
-        self.length = length or len(order)
-        self._last: deque[Exception | None] = deque(maxlen=min(LOOKED_AT, len(order)))  # what images raised, or nothing
-        self._told: set[str] = set()
-        self._new: deque[Fault] = deque()  # evaluation has threads
+        """`order` says which image of `source` is image i. `length`: of a pass, black images at its end included.
+
+        Without `length` the stream is endless.
+        """
+        self.source, self.order, self.view, self.length = source, order, view, length
+        black = np.zeros((*view.size, view.channels), np.uint8)
+        self.labelled, self.blank = labelled, (black, np.int32(-1)) if labelled else (black,)
+        self._last: deque[Exception | None] = deque(maxlen=min(LOOKED_AT, len(order)))  # errors of images, None if fine
+        self._named: set[str] = set()
+        self._new: deque[Fault] = deque()  # filled by several threads in evaluation
 
     def __len__(self) -> int:
-        return self.length
+        return self.length or len(self.order)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         if index >= len(self.order):
-            return *self._padding(), False
-        for place in count_from(index) if self.endless else (index,):
+            return *self.blank, False, False
+        for place in (index,) if self.length else count_from(index):
             number = int(self.order[place])
             try:
                 found = self._viewed(undecoded(self.source, number), index)
             except InputError:
                 raise
-            except Exception as error:  # the one place for it: images are what we cannot know beforehand
+            except Exception as error:  # the one place that catches any error: images are the user's
                 self._blame(number, error)
             else:
                 self._last.append(None)
-                return *found, place > index
-        return *self._padding(), True
+                return *found, place > index, True
+        return *self.blank, True, False
 
     def new_faults(self) -> list[Fault]:
-        """Those that were met since the last call, each image once."""
+        """The damaged images met since the last call, each named once."""
         faults = []
         while self._new:
             faults.append(self._new.popleft())
         return faults
 
     def _viewed(self, item: Any, index: int) -> tuple[Any, ...]:
-        """What the source gave, as it goes into the batch."""
-        return (self.view(item, index),)
-
-    def _padding(self) -> tuple[Any, ...]:
-        return (np.zeros((*self.view.size, self.view.channels), np.uint8),)
+        if not self.labelled:
+            return (self.view(item, index),)
+        image, label = item
+        return self.view(image, index), np.int32(label)
 
     def _blame(self, number: int, error: Exception) -> None:
-        """Notes the fault of an image. Raises where too many have had one."""
+        """Records the error of an image. Raises where too many images have one."""
         fault = fault_of(self.source, number, error)
-        if fault.name not in self._told:
-            self._told.add(fault.name)
+        if fault.name not in self._named:
+            self._named.add(fault.name)
             self._new.append(fault)
-        traceback.clear_frames(error.__traceback__)  # pixels
+        traceback.clear_frames(error.__traceback__)  # frees pixels
         self._last.append(error)
         raised = [each for each in self._last.copy() if each is not None]
         if len(self._last) < (self._last.maxlen or 0) or 2 * len(raised) <= len(self._last):
@@ -339,60 +289,81 @@ class Stream:
 
 
 def fault_of(source: Any, number: int, error: Exception) -> Fault:
-    """What image `number` of a source raised. A source that cannot name its images names them in its errors."""
+    """The name of image `number` and its error. A source without `name_of` names its images in its errors."""
     name = source.name_of(number) if hasattr(source, "name_of") else ""
     if isinstance(error, DecodeError):
         return Fault(name, str(error).removeprefix(f"{name} ")) if name else Fault(str(error), "")
     return Fault(name or f"image {number}", f"{type(error).__name__}: {error}".strip(": "))
 
 
-class LabelledStream(Stream):
-    """The global stream of a labelled source: (image i in its view, its label, whether both had to be replaced)."""
-
-    def _viewed(self, item: Any, index: int) -> tuple[Any, ...]:
-        image, label = item
-        return self.view(image, index), np.int32(label)
-
-    def _padding(self) -> tuple[Any, ...]:
-        return *super()._padding(), np.int32(-1)
+# Batches
 
 
 @dataclass(frozen=True)
-class WithPlans:
-    """Splits the rows of step t into mask groups and adds the plans that `draw` gives for t."""
+class Rows:
+    """Some rows of every batch of a stream, one after the other."""
 
-    draw: Callable[[int], tuple[Plan, Int32[np.ndarray, " m"]]]
-    groups: range
+    stream: Stream
     rows: range
     batch_size: int
-    count: int | None = None  # images of a pass, after which there is padding; None: training
 
-    def __call__(self, step: int, rows: tuple[UInt8[np.ndarray, "rows h w c"], Bool[np.ndarray, " rows"]]) -> Batch:
-        plan, redrawn = self.draw(step)
-        images, replaced = rows
-        groups = len(self.groups)
-        images = images.reshape(groups, -1, *images.shape[1:])
-        valid = valid_rows(self.count, step * self.batch_size, self.rows, replaced)
-        undecodable = replaced.reshape(groups, -1).sum(axis=1, dtype=np.int32)
-        return Batch(images, plan, redrawn, undecodable, valid.reshape(groups, -1))
+    def __len__(self) -> int:
+        return len(self.stream) // self.batch_size * len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        step, row = divmod(index, len(self.rows))
+        return self.stream[step * self.batch_size + self.rows[row]]
 
 
 @dataclass(frozen=True)
-class WithLabels:
-    """Makes a batch of the rows of step t."""
+class Maker:
+    """Makes the batch of a step, a pure function of it; returns it with the damaged images that it met."""
 
-    rows: range
-    batch_size: int
-    count: int | None = None  # images of a pass, after which there is padding; None: training
+    rows: Rows
+    finish: Callable[..., Any]  # of the step and its stacked rows
 
-    def __call__(self, step: int, rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> LabelledBatch:
-        images, labels, replaced = rows
-        valid = valid_rows(self.count, step * self.batch_size, self.rows, replaced)
-        return LabelledBatch(images, np.where(valid, labels, np.int32(-1)), replaced.astype(np.int32), valid)
+    def __call__(self, step: int) -> tuple[Any, list[Fault]]:
+        each = len(self.rows.rows)
+        rows = (self.rows[index] for index in range(step * each, (step + 1) * each))
+        return self.finish(step, tuple(map(np.stack, zip(*rows)))), self.rows.stream.new_faults()
 
 
-def valid_rows(
-    count: int | None, first: int, rows: range, replaced: Bool[np.ndarray, " rows"]
-) -> Bool[np.ndarray, " rows"]:
-    """Which rows of the batch that begins with image `first` have an image: all in training, where it is replaced."""
-    return np.ones(len(rows), bool) if count is None else (first + np.array(rows) < count) & ~replaced
+def with_plans(
+    draw: Callable[[int], tuple[Plan, Int32[np.ndarray, " m"]]],
+    groups: int,
+    step: int,
+    rows: tuple[UInt8[np.ndarray, "rows h w c"], Bool[np.ndarray, " rows"], Bool[np.ndarray, " rows"]],
+) -> Batch:
+    """Splits the rows of a step into mask groups and adds the plans that `draw` gives for the step."""
+    plan, redrawn = draw(step)
+    images, undecodable, valid = (column.reshape(groups, -1, *column.shape[1:]) for column in rows)
+    return Batch(images, plan, redrawn, undecodable.sum(axis=1, dtype=np.int32), valid)
+
+
+def with_labels(step: int, rows: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]) -> LabelledBatch:
+    """The rows of a step as a batch for a classifier."""
+    images, labels, undecodable, valid = rows
+    return LabelledBatch(images, labels, undecodable.astype(np.int32), valid)
+
+
+def read_ahead(config: ConfigDict, make: Maker, first: int) -> Any:
+    """Batches of training and their damaged images, starting at step `first`, made ahead by worker processes."""
+    if config.data.workers:
+        return WorkerPool(make, first, config.data.workers)
+    import grain
+
+    steps = grain.MapDataset.range(first, sys.maxsize).map(make)  # one thread, one batch ahead
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)))
+
+
+def read_once(config: ConfigDict, rows: Rows, finish: Callable[..., Any]) -> "grain.DatasetIterator":
+    """The batches of one pass and their damaged images.
+
+    As many threads as training has workers decode images: a pass is too short to start processes for it.
+    """
+    import grain
+
+    threads = max(1, config.data.workers)
+    images = grain.MapDataset.source(rows).to_iter_dataset(grain.ReadOptions(threads, 4 * threads))
+    batches = images.batch(len(rows.rows), drop_remainder=True).map_with_index(finish)
+    return iter(batches.map(lambda batch: (batch, rows.stream.new_faults())))

@@ -1,7 +1,7 @@
-"""What fine-tuning does to an image after crop and flip: RandAugment, then random erasing.
+"""Augmentation in fine-tuning, after crop and flip: RandAugment, then random erasing.
 
-Both draw from (seed, index in the global stream) and from nothing else. RandAugment is a table over Pillow: the
-libraries that have it either want PyTorch or keep a random state of their own, which no index can set.
+Both draw from (seed, index in the global stream) alone. RandAugment is a table over Pillow: the libraries that have it
+need PyTorch, or keep a random state that cannot be set by an index.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from greenjax.data.augment import TRIES, RandomView, fitting_box, generator
 
-Fill = int | tuple[int, ...]  # the colour of what comes into view: the mean of the images
+Fill = int | tuple[int, ...]  # the colour of pixels from outside the image: the mean of the images
 Operation = Callable[[Image.Image, float, Fill], Image.Image]
 
 MOST = 10.0  # the magnitude at which an operation is as strong as its table entry says
@@ -26,7 +26,7 @@ ASPECT = (0.3, 1 / 0.3)
 
 
 def labelled_view(config: ConfigDict) -> RandomView:
-    """The training view of images with labels: that of pre-training, then what data.randaugment and erasing ask for."""
+    """The training view of images with labels: that of pre-training, then RandAugment and erasing if configured."""
     data, after = config.data, []
     if data.randaugment:
         after.append(RandAugment(config.seed, data.randaugment, data.randaugment_layers, mean_colour(data.mean)))
@@ -36,7 +36,7 @@ def labelled_view(config: ConfigDict) -> RandomView:
 
 
 def mean_colour(mean: tuple[float, ...]) -> Fill:
-    """The mean of the images as Pillow wants a colour: a number for grey images."""
+    """The mean of the images as a colour of Pillow's: a number for grey images."""
     colour = tuple(int(np.clip(round(255 * value), 0, 255)) for value in mean)
     return colour[0] if len(colour) == 1 else colour
 
@@ -78,12 +78,12 @@ def choose(uniform: float) -> Operation:
 
 
 def enhance(kind: type) -> Operation:
-    """Away from the image as it is, towards none (-1: a tenth is left) or nearly twice (1) of a property."""
+    """An operation that changes a property of the image from a tenth of it (level -1) to 1.9 times of it (level 1)."""
     return lambda image, level, fill: kind(image).enhance(1 + 0.9 * level)
 
 
 def warp(image: Image.Image, fill: Fill, b: float = 0.0, c: float = 0.0, d: float = 0.0, f: float = 0.0) -> Image.Image:
-    """Pixel (x, y) becomes what was at (x + b y + c, d x + y + f), bicubically."""
+    """The image whose pixel (x, y) is that at (x + b y + c, d x + y + f), interpolated bicubically."""
     affine, bicubic = Image.Transform.AFFINE, Image.Resampling.BICUBIC
     return image.transform(image.size, affine, (1.0, b, c, d, 1.0, f), bicubic, fillcolor=fill)
 
@@ -95,7 +95,7 @@ def add_to_dark(image: Image.Image, added: int) -> Image.Image:
 
 
 # By name: (image, level from -1 to 1, fill) -> image. Operations without a direction take the level's size alone.
-# On grey images `colour` changes nothing, and all others do to the one channel what they do to each of three.
+# On grey images `colour` changes nothing; the others treat the one channel as they treat each of three.
 OPERATIONS: dict[str, Operation] = {
     "autocontrast": lambda image, level, fill: ImageOps.autocontrast(image),
     "equalize": lambda image, level, fill: ImageOps.equalize(image),
@@ -120,7 +120,7 @@ OPERATIONS: dict[str, Operation] = {
 
 @dataclass(frozen=True)
 class Erasing:
-    """With some probability fills a random box with noise, as it is N(0, 1) once colours are normalised.
+    """Fills a random box with noise, at some probability: the noise is N(0, 1) once colours are normalised.
 
     Source: Random Erasing (arXiv 1708.04896); areas and aspect ratios are timm's, the noise its mode "pixel".
     """

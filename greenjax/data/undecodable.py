@@ -1,4 +1,4 @@
-"""Images that cannot be used: each is named once in a run, however often and by whichever worker it is met."""
+"""Images that cannot be used: each is named once in a run, however often and whichever worker meets it."""
 
 import os
 import re
@@ -8,31 +8,31 @@ from typing import NamedTuple
 
 from absl import logging
 
-FILE = "undecodable.txt"  # in the workdir: a line an image, its name, a tab, and why it cannot be used
-MOST_WARNINGS = 100  # of a run that has the file
+FILE = "undecodable.txt"  # in the workdir: one line an image, with its name, a tab and the reason
+MOST_WARNINGS = 100  # of a run that writes the file
 
 
 class Fault(NamedTuple):
-    """An image that could not be used, and why."""
+    """The name of an image that cannot be used, and the reason."""
 
     name: str
     reason: str
 
 
 class Undecodable:
-    """The images of a run that could not be used, told as they are met. Its length is their number."""
+    """The images of a run that cannot be used. A warning names each when it is first met."""
 
     def __init__(self, workdir: Path | None = None, *, resuming: bool = False, writes: bool = True):
-        """With a workdir they are listed there; a run that goes on knows those that were met before.
+        """With a workdir the images are listed in FILE there, and a resumed run knows the images in it.
 
-        `writes`: is this the process that writes for all?
+        `writes`: this process writes for all.
         """
         self._path, self._writes, self._names = workdir and workdir / FILE, writes, set()
         if self._path is None:
             return
         if resuming and self._path.exists():
             data = self._path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]  # a run may have been killed in the middle of the last line
+            whole = data[: data.rfind(b"\n") + 1]  # a killed run may leave half a line
             if writes and len(whole) < len(data):
                 os.truncate(self._path, len(whole))
             lines = whole.decode("utf-8", "replace").split("\n")[:-1]
@@ -44,7 +44,7 @@ class Undecodable:
         return len(self._names)
 
     def add(self, faults: Iterable[Fault], remedy: str) -> None:
-        """Tells of those that are new; `remedy` is what is done about them."""
+        """Warns of the images that are new; `remedy` says what happens in their place."""
         for name, reason in (map(_on_one_line, fault) for fault in faults):
             if name in self._names:
                 continue
@@ -68,5 +68,5 @@ class Undecodable:
 
 
 def _on_one_line(text: str) -> str:
-    """Text without line breaks, control characters and bytes that are no UTF-8, all of which a file's name may have."""
+    """The text with line breaks, control characters and bytes that are no UTF-8 escaped: file names may have them."""
     return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]", lambda found: repr(found[0])[1:-1], text)

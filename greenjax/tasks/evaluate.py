@@ -24,7 +24,7 @@ from greenjax.data import (
     open_labelled,
     warn_of_overlap,
 )
-from greenjax.data.classes import Classes, padded
+from greenjax.data.classes import Classes, output_names
 from greenjax.data.open import parse_split
 from greenjax.data.overlap import images_in_both
 from greenjax.data.sources import SOURCES
@@ -218,7 +218,7 @@ def report(
     write_results(workdir, name, about | metrics | left_out)
     plain = in_file_names(name)
     assert found.predictions is not None
-    names = padded(source.classes, len(found.confusion))
+    names = output_names(source.classes, len(found.confusion))
     if config.log.predictions:
         files = [source.name_of(int(index)) for index in found.predictions.image]
         write_predictions(workdir / f"predictions_{plain}.csv", found.predictions, files, names)
