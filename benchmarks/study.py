@@ -37,7 +37,7 @@ from greenjax.evaluation.monitor import check_neighbours
 from greenjax.evaluation.outputs import pooled_forward, source_features
 from greenjax.evaluation.probe import linear_scores
 from greenjax.evaluation.results import write_results
-from greenjax.interop import initial_model
+from greenjax.interop.loading import initial_model
 from greenjax.models import build
 from greenjax.runtime.cache import keep_compiled
 from greenjax.runtime.console import say

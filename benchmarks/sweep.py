@@ -17,7 +17,6 @@ from flax import nnx
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from greenjax import interop
 from greenjax.config import flatten, load_config, resolve
 from greenjax.config.flags import folder
 from greenjax.data import WorkerDied, matched, open_labelled
@@ -29,6 +28,7 @@ from greenjax.evaluation.outputs import pooled_forward, source_features
 from greenjax.evaluation.pictures.canvas import save_png
 from greenjax.evaluation.probe import linear_scores
 from greenjax.evaluation.results import read_results, write_results
+from greenjax.interop.loading import load
 from greenjax.runtime.cache import keep_compiled
 from greenjax.runtime.console import say
 from greenjax.runtime.lock import held
@@ -137,7 +137,7 @@ def _unit(config: ConfigDict) -> str:
 
 def judged(folder: Path, finetune_file: str | None) -> dict[str, float]:
     """Top-1 of a run's features on its held-out split: {"linear", "knn", "finetune"}."""
-    model = interop.load(folder)
+    model = load(folder)
     config = model.config
     params, pooled = nnx.to_pure_dict(nnx.state(model, nnx.Param)), pooled_forward(nnx.graphdef(model))
     images, others = (open_labelled(config.data, split) for split in (config.data.split, config.data.eval_split))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from greenjax.config import default_config, flatten, load_config, resolve
-    from greenjax.interop import load, load_torch, save_torch
+    from greenjax.interop.loading import load, load_torch
+    from greenjax.interop.saving import save_torch
     from greenjax.models import build, features
 
 __version__ = "0.1.0"
@@ -20,9 +21,9 @@ _PUBLIC = {
     "flatten": "greenjax.config",
     "build": "greenjax.models",
     "features": "greenjax.models",
-    "load": "greenjax.interop",
-    "load_torch": "greenjax.interop",
-    "save_torch": "greenjax.interop",
+    "load": "greenjax.interop.loading",
+    "load_torch": "greenjax.interop.loading",
+    "save_torch": "greenjax.interop.saving",
 }
 
 __all__ = [

@@ -12,11 +12,9 @@ import logging
 import shlex
 import sys
 
-from greenjax.backbones.registry import layout_names
-from greenjax.backbones.rules import RESIZE_METHODS
-from greenjax.backbones.transforms import OWN_ORDER
 from greenjax.config import flags, flatten, resolve
 from greenjax.errors import InputError
+from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, layout_names
 from greenjax.runtime.cache import keep_compiled
 from greenjax.runtime.console import say, set_up
 from greenjax.runtime.files import expanded
@@ -73,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     for command in (out, into):
         command.add_argument("--layout", required=True, choices=layout_names())
         order = "order of the 2 x 2 patch merging; raster: GreenMIM files that were pre-trained so"
-        command.add_argument("--merge-order", default=OWN_ORDER, choices=(OWN_ORDER, "raster"), help=order)
+        command.add_argument("--merge-order", default=MERGE_ORDERS[0], choices=MERGE_ORDERS, help=order)
         how = "how position bias tables of another window are resized; none: refuse"
         command.add_argument("--resize", default=RESIZE_METHODS[0], choices=RESIZE_METHODS, help=how)
     return parser
@@ -81,17 +79,17 @@ def make_parser() -> argparse.ArgumentParser:
 
 def to_torch(arguments: argparse.Namespace) -> None:
     """Exports a run's weights, the moving average of them where there is one."""
-    from greenjax import interop
+    from greenjax.interop import loading, saving
     from greenjax.interop.files import check_output
 
     output = check_output(arguments.output, folder=True)  # before the run is read; save_torch knows if it may be one
-    model, step = interop.load_run(arguments.workdir, arguments.step)
+    model, step = loading.load_run(arguments.workdir, arguments.step)
     lines: list[str] = []
     if arguments.image_size:
-        model, report = interop.with_image_size(model, image_size(arguments.image_size), arguments.resize)
+        model, report = loading.with_image_size(model, image_size(arguments.image_size), arguments.resize)
         lines += report.lines()
-    model = interop.with_rgb(model) if arguments.rgb else model
-    lines += interop.save_torch(
+    model = loading.with_rgb(model) if arguments.rgb else model
+    lines += saving.save_torch(
         model,
         output,
         arguments.layout,
@@ -105,9 +103,9 @@ def to_torch(arguments: argparse.Namespace) -> None:
 
 def extract(arguments: argparse.Namespace) -> None:
     """Takes the tensors out of a file that holds objects beside them."""
-    from greenjax import interop
+    from greenjax.interop import saving
 
-    count, *lines = interop.extract(arguments.input, arguments.output, trust=arguments.trust)
+    count, *lines = saving.extract(arguments.input, arguments.output, trust=arguments.trust)
     _tell(f"{arguments.output}: {count} of {arguments.input}", lines)
 
 
@@ -117,7 +115,8 @@ def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
         flags.Parser("python -m greenjax.convert"), ["greenjax.convert", *rest], arguments.parser
     )
 
-    from greenjax.interop import Reading, read_torch
+    from greenjax.interop.loading import read_torch
+    from greenjax.interop.tensors import Reading
     from greenjax.training.start import check_new, write_start
 
     workdir = expanded(arguments.workdir)

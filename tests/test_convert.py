@@ -14,7 +14,8 @@ from small import small_config
 
 import greenjax
 from greenjax import convert, main
-from greenjax.backbones.registry import layout_names
+from greenjax.interop.layouts import layout_names
+from greenjax.interop.loading import initial_model
 from greenjax.interop.weights import flat_weights
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.tasks import finetune, pretrain
@@ -219,7 +220,7 @@ def test_a_workdir_may_be_named_like_a_file(run, tmp_path):
     """An init of that name is taken as the run it is."""
     workdir = tmp_path / "run.pt"
     workdir.symlink_to(run[0])
-    model, _ = greenjax.interop.initial_model(small_config(**RUN | dict(init=str(workdir))))
+    model, _ = initial_model(small_config(**RUN | dict(init=str(workdir))))
     for name, value in flat_weights(greenjax.load(run[0])).items():
         np.testing.assert_array_equal(flat_weights(model)[name], value, err_msg=name)
 

@@ -15,7 +15,8 @@ from tiny_data import encode
 import greenjax
 from greenjax.data import labelled_batches, open_labelled
 from greenjax.evaluation.monitor import Monitor, monitor_data
-from greenjax.interop import initial_head
+from greenjax.interop.heads import initial_head
+from greenjax.interop.loading import initial_model
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.placement import Placement, batch_sharding
 from greenjax.tasks import evaluate_classifier, evaluate_knn, finetune, pretrain
@@ -233,7 +234,7 @@ def test_a_run_leaves_results_pictures_and_accuracies(finetuned):
 
 def test_a_run_starts_from_the_pretrained_encoder(pretrained, finetuned):
     weights, _ = Checkpointer(pretrained).weights()
-    start, _ = greenjax.interop.initial_model(finetuned[2])
+    start, _ = initial_model(finetuned[2])
     np.testing.assert_array_equal(start.encoder.norm.scale[...], weights["encoder/norm/scale"])
 
 

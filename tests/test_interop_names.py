@@ -14,10 +14,9 @@ import greenjax
 from greenjax.backbones.registry import family_of
 from greenjax.config import flatten, resolve
 from greenjax.convert import make_parser
-from greenjax.interop import Reading, initial_model, read_torch
-from greenjax.interop.loading import blank_model
+from greenjax.interop.loading import blank_model, initial_model, read_torch
 from greenjax.interop.selection import Place, find_places
-from greenjax.interop.tensors import to_tensors
+from greenjax.interop.tensors import Reading, to_tensors
 from greenjax.interop.weights import flat_weights, parameter_shapes
 
 

@@ -14,6 +14,7 @@ import greenjax
 from greenjax import convert
 from greenjax.data import CentreView, open_labelled
 from greenjax.interop.huggingface import image_processor
+from greenjax.interop.loading import with_rgb
 
 transformers.logging.set_verbosity_error()
 
@@ -83,7 +84,7 @@ def test_transformers_pipeline_sees_what_evaluation_sees(crop, short, tmp_path):
 def test_a_grey_classifier_is_exported_for_colours(tmp_path, monkeypatch, capsys):
     """Its pictures look grey to the pipeline; without --rgb there is no preprocessor, rather than one that fails."""
     model = classifier(model__in_channels=1, data__mean=(0.3,), data__std=(0.4,))
-    monkeypatch.setattr("greenjax.interop.load_run", lambda *_: (model, 7))
+    monkeypatch.setattr("greenjax.interop.loading.load_run", lambda *_: (model, 7))
     command = ["convert", "to-torch", "--workdir=run", "--layout=hf", f"--output={tmp_path / 'hf'}"]
     convert.main([*command, "--rgb"])
     for channels in (1, 3):
@@ -97,7 +98,7 @@ def test_a_grey_classifier_is_exported_for_colours(tmp_path, monkeypatch, capsys
     assert "no preprocessor_config.json: transformers reads files as RGB, and the" in capsys.readouterr().out
     assert not (tmp_path / "hf" / "preprocessor_config.json").exists()
     with pytest.raises(ValueError, match="rgb is for a classifier of grey images: the model is one of 3 channels"):
-        greenjax.interop.with_rgb(classifier())
+        with_rgb(classifier())
 
 
 def test_a_view_that_transformers_does_not_have_is_not_exported(tmp_path):

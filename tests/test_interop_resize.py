@@ -9,7 +9,7 @@ from test_interop_layouts import SWIN, random_model
 
 import greenjax
 from greenjax.backbones.swin.position_bias import bicubic, geometric, geometric_offsets, resized_table
-from greenjax.interop import with_image_size
+from greenjax.interop.loading import with_image_size
 from greenjax.interop.weights import flat_weights
 
 WINDOWS = [(7, 12), (6, 7), (7, 14), (12, 7), (14, 7), (3, 4)]

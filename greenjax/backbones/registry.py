@@ -28,8 +28,3 @@ def family_of(name: str) -> Family:
         if name in family.sizes:
             return family
     raise InputError(f"model.name is {name!r}: expected {' or '.join(ARCHITECTURES)}")
-
-
-def layout_names() -> tuple[str, ...]:
-    """The names of the layouts of all families."""
-    return tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.layouts))

@@ -17,8 +17,6 @@ from greenjax.backbones.transforms import LINEAR, NORM, PIXEL_SHUFFLE, Kind, tok
 Tensors = Mapping[str, Shaped[ndarray, "..."]]
 Shape = tuple[int, ...]
 
-RESIZE_METHODS = ("geometric", "bicubic", "none")
-
 
 class Rule(NamedTuple):
     """A module here, its name in the library, and how its arrays change on the way."""
@@ -73,7 +71,7 @@ class Resizing(NamedTuple):
 
     ending: str  # of the names of such arrays
     fits: Callable[[Shape, Shape], bool]  # (found, wanted): can an array of one shape become one of the other?
-    resized: Callable[[ndarray, Shape, str], ndarray]  # (array, wanted, one of RESIZE_METHODS)
+    resized: Callable[[ndarray, Shape, str], ndarray]  # (array, wanted, "geometric", "bicubic" or "none")
     line: Callable[[Shape, Shape, str], str]  # what a report says of (found, wanted, method)
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 from ml_collections import ConfigDict
 
-from greenjax.data.classes import Classes, plain, same
 from greenjax.data.encoded import DecodeError, Image, Images, Undecoded, undecoded
 from greenjax.errors import InputError, listed
+from greenjax.runtime.classes import Classes, plain, same
 
 
 @runtime_checkable

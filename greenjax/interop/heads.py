@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 from greenjax.backbones.registry import family_of
 from greenjax.backbones.rules import Layout
 from greenjax.config.inherit import recorded
-from greenjax.data.classes import FILE, Classes, from_json, read_classes
 from greenjax.errors import InputError
 from greenjax.interop.files import IN_FOLDER, Contents, read_weights, weights_of
 from greenjax.interop.huggingface import folder_classes
+from greenjax.runtime.classes import FILE, Classes, from_json, read_classes
 from greenjax.runtime.files import expanded, read_metadata
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from greenjax.data.classes import Classes
 from greenjax.interop.files import write_tensors
+from greenjax.runtime.classes import Classes
 from greenjax.runtime.files import replace_text
 
 PROCESSOR = "preprocessor_config.json"

@@ -2,10 +2,18 @@
 
 from ml_collections import ConfigDict
 
-from greenjax.backbones.registry import family_of
+from greenjax.backbones.registry import FAMILIES, family_of
 from greenjax.backbones.rules import Layout
 from greenjax.backbones.transforms import OWN_ORDER
 from greenjax.errors import InputError
+
+MERGE_ORDERS = (OWN_ORDER, "raster")
+RESIZE_METHODS = ("geometric", "bicubic", "none")
+
+
+def layout_names() -> tuple[str, ...]:
+    """The names of the layouts of all families."""
+    return tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.layouts))
 
 
 def find_layout(name: str, config: ConfigDict, merge_order: str = OWN_ORDER) -> Layout:

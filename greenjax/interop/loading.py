@@ -10,22 +10,21 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from greenjax.backbones.registry import family_of
-from greenjax.backbones.rules import RESIZE_METHODS, Layout
-from greenjax.backbones.transforms import OWN_ORDER
+from greenjax.backbones.rules import Layout
 from greenjax.config import flatten, read_recorded, resolve
 from greenjax.config.inherit import differences
-from greenjax.data.classes import read_classes
 from greenjax.errors import InputError
 from greenjax.interop.files import PICKLES, SAFETENSORS, read_weights, weights_of
 from greenjax.interop.fitting import fitting_layouts, look_alike
 from greenjax.interop.heads import classes_of, head_size
-from greenjax.interop.layouts import find_layout
+from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
 from greenjax.interop.report import Report
 from greenjax.interop.tensors import BY_DEFAULT, Reading, from_tensors
 from greenjax.interop.weights import Weights, fit, flat_weights, folded, parameter_shapes, put_weights
 from greenjax.models import Backbone, build
 from greenjax.ops.group_attention import check_attention
 from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.runtime.classes import read_classes
 from greenjax.runtime.files import expanded
 
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue, as OpenCV's RGB2GRAY
@@ -37,7 +36,7 @@ def load_torch(
     config: ConfigDict,
     layout: str,
     *,
-    merge_order: str = OWN_ORDER,
+    merge_order: str = MERGE_ORDERS[0],
     resize: str = RESIZE_METHODS[0],
     new_head: bool = False,
     seed: int = 0,

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from greenjax import __version__
-from greenjax.backbones.transforms import OWN_ORDER
 from greenjax.config.inherit import describe
 from greenjax.errors import InputError
 from greenjax.interop.files import check_output, read_weights, to_array, write_tensors
 from greenjax.interop.huggingface import labels, write_folder
-from greenjax.interop.layouts import check_geometry, find_layout
+from greenjax.interop.layouts import MERGE_ORDERS, check_geometry, find_layout
 from greenjax.interop.report import part_of
 from greenjax.interop.tensors import to_tensors
 from greenjax.interop.weights import flat_weights, folded
@@ -23,7 +22,7 @@ def save_torch(
     path: str | Path,
     layout: str,
     *,
-    merge_order: str = OWN_ORDER,
+    merge_order: str = MERGE_ORDERS[0],
     encoder_only: bool = False,
     prefix: str = "",
     step: int | None = None,

@@ -10,14 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from greenjax.backbones.registry import family_of
-from greenjax.backbones.rules import RESIZE_METHODS, Layout, Resizing
-from greenjax.backbones.transforms import OWN_ORDER
+from greenjax.backbones.rules import Layout, Resizing
 from greenjax.errors import InputError, listed
 from greenjax.interop.decoders import POSITIONS, positions_transposed, turned
 from greenjax.interop.entries import Expected, entries, expected_tensors, fixed_tensors
 from greenjax.interop.files import Contents, to_array
 from greenjax.interop.fitting import best_selection, fitting_layouts, has_place, look_alike
-from greenjax.interop.layouts import find_layout
+from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
 from greenjax.interop.report import Report, misfits_text, part_of
 from greenjax.interop.weights import Weights, fits, parameter_shapes
 from greenjax.models import Backbone
@@ -26,7 +25,7 @@ from greenjax.models import Backbone
 class Reading(NamedTuple):
     """How a file of weights is read."""
 
-    merge_order: str = OWN_ORDER
+    merge_order: str = MERGE_ORDERS[0]
     resize: str = RESIZE_METHODS[0]
     new_head: bool = False  # a classifier's head stays as initialised
     key: str | None = None  # of the dictionary in the file that holds the weights; None: found
@@ -37,7 +36,7 @@ BY_DEFAULT = Reading()
 
 
 def to_tensors(
-    weights: Weights, config: ConfigDict, name: str, merge_order: str = OWN_ORDER, *, encoder_only: bool = False
+    weights: Weights, config: ConfigDict, name: str, merge_order: str = MERGE_ORDERS[0], *, encoder_only: bool = False
 ) -> tuple[Weights, list[str]]:
     """The tensors of layout `name`, fixed ones included, and the parts of the model that it has no place for."""
     layout = find_layout(name, config, merge_order)

@@ -6,8 +6,9 @@ from flax import nnx
 from jaxtyping import Shaped
 
 from greenjax.backbones.registry import family_of
-from greenjax.backbones.rules import RESIZE_METHODS, Resizing, Shape
+from greenjax.backbones.rules import Resizing, Shape
 from greenjax.errors import InputError
+from greenjax.interop.layouts import RESIZE_METHODS
 from greenjax.interop.report import Report, misfits_text, part_of
 from greenjax.models import Backbone
 from greenjax.models.classifier import BatchNorm

@@ -18,13 +18,13 @@ from greenjax.data import (
     open_labelled,
     warn_of_overlap,
 )
-from greenjax.data.classes import Classes, refuse_other_classes, same, write_classes
 from greenjax.data.listing import listing
 from greenjax.errors import InputError, listed
 from greenjax.evaluation.classify import Evaluation, reported_accuracies
 from greenjax.evaluation.pictures.curve import draw_accuracy_curve
-from greenjax.interop import initial_head
+from greenjax.interop.heads import initial_head
 from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.runtime.classes import Classes, refuse_other_classes, same, write_classes
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.runtime.console import say
 from greenjax.runtime.files import read_metrics, unless_full

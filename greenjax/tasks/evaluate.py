@@ -24,7 +24,6 @@ from greenjax.data import (
     open_labelled,
     warn_of_overlap,
 )
-from greenjax.data.classes import Classes, output_names
 from greenjax.data.open import parse_split
 from greenjax.data.overlap import images_in_both
 from greenjax.data.sources import SOURCES
@@ -35,8 +34,10 @@ from greenjax.evaluation.monitor import check_neighbours
 from greenjax.evaluation.outputs import pooled_forward, source_features
 from greenjax.evaluation.pictures.confusion import MOST_CLASSES, draw_confusion, draw_examples, most_confused
 from greenjax.evaluation.results import write_predictions, write_results
-from greenjax.interop import classes_file, initial_head, initial_model
+from greenjax.interop.heads import classes_file, initial_head
+from greenjax.interop.loading import initial_model
 from greenjax.models import build
+from greenjax.runtime.classes import Classes, output_names
 from greenjax.runtime.console import say
 from greenjax.runtime.files import unless_full
 from greenjax.runtime.placement import Placement

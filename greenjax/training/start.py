@@ -12,11 +12,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from greenjax.data.classes import write_classes
 from greenjax.errors import InputError
-from greenjax.interop import initial_model
+from greenjax.interop.loading import initial_model
 from greenjax.models import Backbone
 from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.runtime.classes import write_classes
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.runtime.console import say
 from greenjax.runtime.files import replace_text

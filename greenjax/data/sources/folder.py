@@ -15,11 +15,11 @@ from absl import logging
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from greenjax.data.classes import plain
 from greenjax.data.encoded import DecodeError, Encoded
 from greenjax.data.labels import Listed
 from greenjax.data.sources.base import Source
 from greenjax.errors import InputError, listed, refuse
+from greenjax.runtime.classes import plain
 from greenjax.runtime.files import expanded, folders_in
 
 SUFFIXES = (".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png")
