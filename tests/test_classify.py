@@ -1,7 +1,5 @@
 """A classifier's numbers against scikit-learn and plain loops; every image counted once, whatever the batches."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +11,7 @@ from sklearn import metrics as sklearn_metrics
 from small import small_config
 
 import greenjax
+from greenjax.data import LabelledBatch
 from greenjax.errors import InputError
 from greenjax.evaluation.classify import ClassificationTotals, accuracy, evaluate
 from greenjax.evaluation.outputs import extract_features
@@ -20,10 +19,8 @@ from greenjax.evaluation.outputs import extract_features
 CLASSES = 7
 
 
-class Batch(NamedTuple):
-    images: np.ndarray
-    labels: np.ndarray
-    valid: np.ndarray
+def labelled(images, labels, valid):
+    return LabelledBatch(images, labels, np.zeros(len(labels), np.int32), valid)
 
 
 def example(n=103, classes=CLASSES, seed=0):
@@ -106,7 +103,7 @@ def batches(images, labels, size):
         part, label = images[first : first + size], labels[first : first + size]
         padding = size - len(label)
         part = np.concatenate((part, np.zeros((padding, *part.shape[1:]), part.dtype)))
-        yield Batch(part, np.pad(label, (0, padding)), np.arange(size) < len(label))
+        yield labelled(part, np.pad(label, (0, padding)), np.arange(size) < len(label))
 
 
 def linear(params, images):
@@ -206,7 +203,7 @@ def test_logits_that_are_not_finite_are_no_prediction():
 
 def test_nothing_to_evaluate_is_refused():
     nothing = np.zeros((0, 4, 4, 1), np.uint8), np.zeros(0, np.int32)
-    padding = [Batch(np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2, np.int32), np.zeros(2, bool))]
+    padding = [labelled(np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2, np.int32), np.zeros(2, bool))]
     for given in (batches(*nothing, 8), padding):
         with pytest.raises(InputError, match=r"^no image was evaluated: expected at least 1$"):
             evaluate(linear, np.zeros((16, 3), np.float32), given, jax.device_put)

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int64, Integer
 
+from greenjax.data import LabelledBatch
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place, check_classes, check_finite, check_labels
-from greenjax.evaluation.outputs import EvaluationBatch, model_outputs
+from greenjax.evaluation.outputs import model_outputs
 
 TOP = 5
 TOP5_ABOVE = 10  # classes: with fewer, chance alone reaches a top-5 accuracy of a half
@@ -123,7 +124,7 @@ def _rank(scores: Float[np.ndarray, "n classes"], labels: Integer[np.ndarray, " 
 def evaluate(
     forward: Callable[[Any, Array], Float[Array, "b classes"]],
     params: Any,
-    batches: Iterable[EvaluationBatch],
+    batches: Iterable[LabelledBatch],
     place: Place,
     *,
     predictions: bool = False,

@@ -1,31 +1,19 @@
 """A model's outputs for every image of a set: a classifier's logits, or the pooled features of an encoder."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int32, UInt8
+from jaxtyping import Array, Float, Int32
 from ml_collections import ConfigDict
 
-from greenjax.data import LabelledSource, Undecodable, labelled_eval_batches
+from greenjax.data import LabelledBatch, LabelledSource, Undecodable, labelled_eval_batches
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place
 from greenjax.runtime.placement import Placement
 from greenjax.runtime.processes import gathered
-
-
-@runtime_checkable
-class EvaluationBatch(Protocol):
-    """Labelled images. All batches have one size; padding, and images that could not be read, are not valid."""
-
-    @property
-    def images(self) -> UInt8[np.ndarray, "b h w c"]: ...
-    @property
-    def labels(self) -> Int32[np.ndarray, " b"]: ...
-    @property
-    def valid(self) -> Bool[np.ndarray, " b"]: ...
 
 
 class Features(NamedTuple):
@@ -56,7 +44,7 @@ def pooled_forward(graphdef: nnx.GraphDef) -> Callable[[Any, Array], Float[Array
 def extract_features(
     pooled: Callable[[Any, Array], Float[Array, "b c"]],
     params: Any,
-    batches: Iterable[EvaluationBatch],
+    batches: Iterable[LabelledBatch],
     place: Place,
 ) -> Features:
     """pooled(params, images) of all valid images, as float32 on the host. Raises InputError for no images."""
@@ -72,7 +60,7 @@ def extract_features(
 
 
 def model_outputs(
-    forward: Callable[[Any, Array], Array], params: Any, batches: Iterable[EvaluationBatch], place: Place
+    forward: Callable[[Any, Array], Array], params: Any, batches: Iterable[LabelledBatch], place: Place
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """forward(params, images) of each batch, with its labels and valid rows, all on the host.
 
