@@ -22,7 +22,7 @@ from benchmarks.measure import TIMING, interleaved_seconds, machine, ratio_quart
 from benchmarks.programs import Program, compile_part, first_state, random_batch, runnable, sized
 from benchmarks.ways import STATIC, WAYS, Grouped, Place, static
 from greenjax.backbones.geometry import make_planner, stage_channels
-from greenjax.data import Batch
+from greenjax.data.loader import Batch
 from greenjax.errors import InputError
 from greenjax.planning import Plan, Planner
 from greenjax.planning.grouping import grouping_cost, layout_cost

@@ -20,11 +20,11 @@ from PIL import Image
 
 from benchmarks.measure import TIMING, machine
 from greenjax.config import resolve
-from greenjax.data import open_source
 from greenjax.data.augment import TRIES, RandomView, random_box, uniforms
 from greenjax.data.encoded import undecoded
 from greenjax.data.labels import Listed
 from greenjax.data.loader import Stream, labelled_batches, shuffled
+from greenjax.data.open import open_source
 from greenjax.data.prepare import How, prepare
 from greenjax.data.workers import keep_freed_memory
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import make_planner, stage_channels, stage_specs, token_grid
 from greenjax.config import flatten, resolve
-from greenjax.data import Batch, blank_batch
+from greenjax.data.loader import Batch, blank_batch
 from greenjax.planning import Plan, dense_plan
 from greenjax.runtime.cost import matmul_flops
 from greenjax.runtime.placement import Placement

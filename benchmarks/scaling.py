@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from greenjax.backbones.geometry import make_planner
 from greenjax.config import flatten, resolve
 from greenjax.config.flags import positive
-from greenjax.data import blank_batch
+from greenjax.data.loader import blank_batch
 from greenjax.errors import InputError
 from greenjax.runtime.cost import matmul_flops
 from greenjax.training.optim import learning_rate, make_optimizer

@@ -23,13 +23,9 @@ from ml_collections import ConfigDict
 from benchmarks.table import results_table
 from greenjax.config import flatten, resolve
 from greenjax.config.flags import folder, positive
-from greenjax.data import (
-    LabelledSource,
-    check_classes,
-    draw_of_each_class,
-    labelled_batches,
-    open_labelled,
-)
+from greenjax.data.labels import LabelledSource, check_classes, draw_of_each_class
+from greenjax.data.loader import labelled_batches
+from greenjax.data.open import open_labelled
 from greenjax.errors import InputError
 from greenjax.evaluation.classify import accuracy
 from greenjax.evaluation.knn import knn_scores

@@ -19,7 +19,9 @@ from ml_collections import ConfigDict
 
 from greenjax.config import flatten, load_config, resolve
 from greenjax.config.flags import folder
-from greenjax.data import WorkerDied, matched, open_labelled
+from greenjax.data.labels import matched
+from greenjax.data.open import open_labelled
+from greenjax.data.workers import WorkerDied
 from greenjax.errors import InputError
 from greenjax.evaluation.classify import accuracy
 from greenjax.evaluation.knn import knn_scores

@@ -23,7 +23,8 @@ from benchmarks.measure import machine
 from benchmarks.programs import STEPS, sized
 from greenjax.backbones.geometry import make_planner
 from greenjax.config import flatten, resolve
-from greenjax.data import open_source, train_batches
+from greenjax.data.loader import train_batches
+from greenjax.data.open import open_source
 from greenjax.errors import InputError
 
 MEASURED = 8  # steps whose speed counts

@@ -11,7 +11,7 @@ from sklearn import metrics as sklearn_metrics
 from small import small_config
 
 import greenjax
-from greenjax.data import LabelledBatch
+from greenjax.data.loader import LabelledBatch
 from greenjax.errors import InputError
 from greenjax.evaluation.classify import ClassificationTotals, accuracy, evaluate
 from greenjax.evaluation.outputs import extract_features

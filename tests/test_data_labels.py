@@ -10,17 +10,10 @@ import pytest
 from small import small_config
 from tiny_data import encode, picture, prepare, settings
 
-from greenjax.data import (
-    DecodeError,
-    LabelledSource,
-    check_classes,
-    labelled_batches,
-    labelled_eval_batches,
-    matched,
-    open_labelled,
-    open_source,
-)
-from greenjax.data.labels import Chosen, Listed, first_of_each_class
+from greenjax.data.encoded import DecodeError
+from greenjax.data.labels import Chosen, LabelledSource, Listed, check_classes, first_of_each_class, matched
+from greenjax.data.loader import labelled_batches, labelled_eval_batches
+from greenjax.data.open import open_labelled, open_source
 from greenjax.data.sources import TfdsSource
 from greenjax.errors import InputError
 

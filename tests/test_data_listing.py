@@ -3,10 +3,9 @@
 import numpy as np
 from small import small_config
 
-from greenjax.data import open_labelled, open_source
 from greenjax.data.labels import Chosen, Listed
 from greenjax.data.listing import listing
-from greenjax.data.open import Slice
+from greenjax.data.open import Slice, open_labelled, open_source
 from greenjax.data.sources import FolderSource, RecordsSource
 
 NAMES = ["b/1.png", "a/2.png", "a/3.png"]

@@ -24,10 +24,10 @@ from worker_cases import Big, Broken, Strange, constants
 
 from greenjax.backbones.geometry import make_planner
 from greenjax.config import resolve
-from greenjax.data import Undecodable, WorkerDied, eval_batches, open_source, train_batches
-from greenjax.data.loader import ImagesError, order_seed, shuffled
-from greenjax.data.undecodable import Fault
-from greenjax.data.workers import WorkerError, WorkerPool
+from greenjax.data.loader import ImagesError, eval_batches, order_seed, shuffled, train_batches
+from greenjax.data.open import open_source
+from greenjax.data.undecodable import Fault, Undecodable
+from greenjax.data.workers import WorkerDied, WorkerError, WorkerPool
 from greenjax.errors import InputError
 from greenjax.training.loop import _Run
 from greenjax.training.metrics import MetricsWriter
@@ -436,6 +436,8 @@ def test_a_worker_imports_neither_jax_nor_orbax(pool):
     """A nested function is sent by value: its module, which imports JAX, stays here."""
 
     def imported(step):
+        import greenjax.data.loader  # noqa: F401
+
         return {name for name in ("jax", "orbax", "greenjax.data.loader") if name in sys.modules}
 
     assert next(pool(imported, workers=1)) == {"greenjax.data.loader"}
@@ -446,7 +448,7 @@ import sys, time
 from pathlib import Path
 from greenjax.backbones.geometry import make_planner
 from greenjax.config import resolve
-from greenjax.data import train_batches
+from greenjax.data.loader import train_batches
 
 class Images:
     def __len__(self):

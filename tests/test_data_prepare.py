@@ -14,7 +14,9 @@ from tiny_data import encode, picture, settings
 from tiny_data import prepare as prepare_tfds
 
 from greenjax.backbones.geometry import make_planner
-from greenjax.data import open_labelled, open_source, prepare, train_batches
+from greenjax.data import prepare
+from greenjax.data.loader import train_batches
+from greenjax.data.open import open_labelled, open_source
 from greenjax.data.prepare.__main__ import main
 from greenjax.data.sources import records
 from greenjax.errors import InputError

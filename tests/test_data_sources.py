@@ -13,12 +13,11 @@ import pytest
 from ml_collections import ConfigDict
 from tiny_data import encode, picture, prepare, settings
 
-from greenjax.data import DecodeError, open_labelled, open_source, warn_of_overlap
 from greenjax.data.augment import CentreView
-from greenjax.data.encoded import Encoded
+from greenjax.data.encoded import DecodeError, Encoded
 from greenjax.data.loader import Stream
-from greenjax.data.open import parse_split
-from greenjax.data.overlap import images_in_both
+from greenjax.data.open import open_labelled, open_source, parse_split
+from greenjax.data.overlap import images_in_both, warn_of_overlap
 from greenjax.data.prepare import How
 from greenjax.data.prepare import prepare as prepare_records
 from greenjax.data.sources.folder import find_images
@@ -394,7 +393,7 @@ def test_reading_tfds_never_imports_tensorflow(tfds_dir, tmp_path):
 import sys
 sys.path.insert(0, sys.argv[2])
 from ml_collections import ConfigDict
-from greenjax.data import open_source
+from greenjax.data.open import open_source
 source = open_source(ConfigDict(dict(source="tfds", path=sys.argv[1], name="tiny")), "train")
 assert sorted(source[i].mean() for i in range(len(source))) == list(range(10))
 assert "tensorflow" not in sys.modules

@@ -13,7 +13,8 @@ from small import ONE_STAGE, small_config
 from tiny_data import encode
 
 import greenjax
-from greenjax.data import labelled_batches, open_labelled
+from greenjax.data.loader import labelled_batches
+from greenjax.data.open import open_labelled
 from greenjax.evaluation.monitor import Monitor, monitor_data
 from greenjax.interop.heads import initial_head
 from greenjax.interop.loading import initial_model
@@ -259,7 +260,7 @@ def test_evaluation_of_several_sets_and_predictions(finetuned, tmp_path, caplog)
     assert list(results) == ["test[:40]", "test[40:]", "train[:30]"]
     assert results["test[:40]"]["top1"] == json.loads((workdir / "results.json").read_text())["test[:40]"]["top1"]
     model, images = greenjax.load(workdir), open_labelled(config.data, "train[:30]")
-    from greenjax.data import CentreView
+    from greenjax.data.augment import CentreView
 
     view = CentreView.from_config(config)
     pixels = np.stack([view(images[i][0], i) for i in range(30)])
@@ -289,7 +290,7 @@ def test_every_image_is_evaluated_once_on_any_number_of_devices(finetuned, tmp_p
     config = small_config(**BASE | dict(task="eval", init=str(workdir)) | split)
     found = evaluate_classifier(config, tmp_path)["test[:103]"]
     model, source = greenjax.load(workdir), open_labelled(config.data, "test[:103]")
-    from greenjax.data import CentreView
+    from greenjax.data.augment import CentreView
 
     view = CentreView.from_config(config)
     logits = np.concatenate([model(view(source[i][0], i)[None]) for i in range(103)])
@@ -321,7 +322,7 @@ def test_transformers_predicts_the_same_digits(finetuned, tmp_path):
     import torch
     import transformers
 
-    from greenjax.data import CentreView
+    from greenjax.data.augment import CentreView
 
     model = greenjax.load(finetuned[0])
     greenjax.save_torch(model, tmp_path, "hf")

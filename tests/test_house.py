@@ -25,9 +25,9 @@ from small import config_file
 
 import greenjax
 from greenjax.backbones.geometry import make_planner
-from greenjax.data import open_source, train_batches
 from greenjax.data.encoded import Encoded
-from greenjax.data.loader import Batch, blank_batch
+from greenjax.data.loader import Batch, blank_batch, train_batches
+from greenjax.data.open import open_source
 from greenjax.training.optim import learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import abstract_state, model_graph

@@ -12,7 +12,8 @@ from small import ONE_STAGE, small_config
 
 import greenjax
 from greenjax import convert
-from greenjax.data import CentreView, open_labelled
+from greenjax.data.augment import CentreView
+from greenjax.data.open import open_labelled
 from greenjax.interop.huggingface import image_processor
 from greenjax.interop.loading import with_rgb
 

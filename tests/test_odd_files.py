@@ -9,9 +9,9 @@ import pytest
 from odd_files import LEFT_OUT, odd_files, outcome, table
 from tiny_data import settings
 
-from greenjax.data import DecodeError, open_source
 from greenjax.data.augment import CentreView, RandomView
-from greenjax.data.encoded import Encoded
+from greenjax.data.encoded import DecodeError, Encoded
+from greenjax.data.open import open_source
 
 VIEWS = (RandomView(0, (16, 16), 3, (0.08, 1.0), (3 / 4, 4 / 3), True), CentreView((16, 16), 3, 0.875))
 

@@ -17,7 +17,8 @@ import pytest
 from small import small_config
 
 from greenjax.backbones.geometry import make_planner
-from greenjax.data import WorkerDied, open_source
+from greenjax.data.open import open_source
+from greenjax.data.workers import WorkerDied
 from greenjax.errors import InputError
 from greenjax.evaluation.pictures.curve import held_out_line
 from greenjax.main import main

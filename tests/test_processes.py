@@ -17,7 +17,8 @@ import pytest
 from small import ONE_STAGE, small_config
 
 from greenjax.backbones.geometry import make_planner
-from greenjax.data import labelled_batches, open_labelled, open_source, train_batches
+from greenjax.data.loader import labelled_batches, train_batches
+from greenjax.data.open import open_labelled, open_source
 from greenjax.errors import InputError, InterruptedRun
 from greenjax.runtime import processes
 from greenjax.runtime.checkpoint import Checkpointer

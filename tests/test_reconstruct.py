@@ -7,7 +7,8 @@ from PIL import Image
 from small import small_config
 
 from greenjax.backbones.geometry import make_planner
-from greenjax.data import eval_batches, open_source
+from greenjax.data.loader import eval_batches
+from greenjax.data.open import open_source
 from greenjax.evaluation.held_out import Pictures
 from greenjax.evaluation.pictures import reconstruct
 from greenjax.evaluation.pictures.reconstruct import GREY, draw_reconstructions, hide, paste

@@ -13,7 +13,8 @@ from small import small_config
 
 import greenjax
 from greenjax.backbones.geometry import make_planner
-from greenjax.data import blank_batch, blank_labelled_batch, open_source, train_batches
+from greenjax.data.loader import blank_batch, blank_labelled_batch, train_batches
+from greenjax.data.open import open_source
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.runtime.placement import batch_sharding

@@ -9,7 +9,9 @@ import pytest
 from small import small_config
 
 from benchmarks.study import Bench, changed, measure, study
-from greenjax.data import draw_of_each_class, labelled_batches, open_labelled
+from greenjax.data.labels import draw_of_each_class
+from greenjax.data.loader import labelled_batches
+from greenjax.data.open import open_labelled
 from greenjax.runtime.placement import batch_sharding
 from greenjax.tasks import pretrain
 from greenjax.training.optim import learning_rate, make_optimizer

@@ -11,7 +11,7 @@ from benchmarks import __main__
 from benchmarks import study as study_module
 from benchmarks import sweep as sweep_module
 from benchmarks.sweep import sweep, sweep_axes
-from greenjax.data import WorkerDied
+from greenjax.data.workers import WorkerDied
 from greenjax.evaluation.results import read_results
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from greenjax.data import DecodeError
+from greenjax.data.encoded import DecodeError
 from greenjax.errors import InputError
 
 

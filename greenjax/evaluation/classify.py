@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int64, Integer
 
-from greenjax.data import LabelledBatch
+from greenjax.data.loader import LabelledBatch
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place, check_classes, check_finite, check_labels
 from greenjax.evaluation.outputs import model_outputs

@@ -11,7 +11,9 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import token_grid
-from greenjax.data import Batch, Images, Undecodable, eval_batches
+from greenjax.data.encoded import Images
+from greenjax.data.loader import Batch, eval_batches
+from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place
 from greenjax.evaluation.pictures.reconstruct import draw_reconstructions

@@ -7,8 +7,11 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
-from greenjax.data import Undecodable, first_images, matched, open_labelled, warn_of_overlap
+from greenjax.data.labels import first_images, matched
+from greenjax.data.open import open_labelled
+from greenjax.data.overlap import warn_of_overlap
 from greenjax.data.sources import SOURCES
+from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError
 from greenjax.evaluation.classify import accuracy, reported_accuracies
 from greenjax.evaluation.knn import knn_scores

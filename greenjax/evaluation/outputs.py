@@ -9,7 +9,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32
 from ml_collections import ConfigDict
 
-from greenjax.data import LabelledBatch, LabelledSource, Undecodable, labelled_eval_batches
+from greenjax.data.labels import LabelledSource
+from greenjax.data.loader import LabelledBatch, labelled_eval_batches
+from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place
 from greenjax.runtime.placement import Placement

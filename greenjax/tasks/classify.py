@@ -7,18 +7,12 @@ import jax
 from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
-from greenjax.data import (
-    LabelledSource,
-    Matched,
-    Undecodable,
-    blank_labelled_batch,
-    check_classes,
-    labelled_batches,
-    matched,
-    open_labelled,
-    warn_of_overlap,
-)
+from greenjax.data.labels import LabelledSource, Matched, check_classes, matched
 from greenjax.data.listing import listing
+from greenjax.data.loader import blank_labelled_batch, labelled_batches
+from greenjax.data.open import open_labelled
+from greenjax.data.overlap import warn_of_overlap
+from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError, listed
 from greenjax.evaluation.classify import Evaluation, reported_accuracies
 from greenjax.evaluation.pictures.curve import draw_accuracy_curve

@@ -13,20 +13,13 @@ from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
 from greenjax.config.inherit import PLACE, recorded
-from greenjax.data import (
-    CentreView,
-    LabelledSource,
-    Matched,
-    Undecodable,
-    check_classes,
-    labelled_eval_batches,
-    matched,
-    open_labelled,
-    warn_of_overlap,
-)
-from greenjax.data.open import parse_split
-from greenjax.data.overlap import images_in_both
+from greenjax.data.augment import CentreView
+from greenjax.data.labels import LabelledSource, Matched, check_classes, matched
+from greenjax.data.loader import labelled_eval_batches
+from greenjax.data.open import open_labelled, parse_split
+from greenjax.data.overlap import images_in_both, warn_of_overlap
 from greenjax.data.sources import SOURCES
+from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError, listed
 from greenjax.evaluation.classify import Evaluation, accuracy, evaluate, reported_accuracies
 from greenjax.evaluation.knn import knn_scores

@@ -12,18 +12,12 @@ from ml_collections import ConfigDict
 from greenjax.backbones.geometry import make_planner
 from greenjax.config import flatten, resolve
 from greenjax.config.flags import DETERMINISTIC
-from greenjax.data import (
-    Batch,
-    Batches,
-    Images,
-    Undecodable,
-    blank_batch,
-    eval_batches,
-    open_source,
-    train_batches,
-    warn_of_overlap,
-)
+from greenjax.data.encoded import Images
 from greenjax.data.listing import listing
+from greenjax.data.loader import Batch, Batches, blank_batch, eval_batches, train_batches
+from greenjax.data.open import open_source
+from greenjax.data.overlap import warn_of_overlap
+from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError
 from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.monitor import Monitor

@@ -12,7 +12,8 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from greenjax.data import Batches, look_after_workers
+from greenjax.data.loader import Batches
+from greenjax.data.workers import look_after_workers
 from greenjax.errors import InterruptedRun
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
