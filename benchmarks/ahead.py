@@ -1,8 +1,8 @@
-"""An update compiled for a GPU that need not be here: what it computes, moves and holds, and the least it can take.
+"""An update compiled for a GPU that is not here: its FLOPs, bytes moved, memory, and the least time.
 
-XLA compiles for a card by its description. So the programs are those of the card, but for what can only be chosen by
-timing on it: which of several kernels computes a product. Nothing is run; times are limits by the data sheet's rates,
-kernel by kernel, as benchmark/roofline.py defines them.
+XLA compiles for the description of a card. The programs are those of the card, except for choices that need timing,
+such as the kernel of a product. Nothing runs: times are limits by the rates of the data sheet, kernel by kernel, as
+roofline.py defines them. docs/performance.md explains the figures.
 """
 
 from typing import Any, NamedTuple
@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from benchmarks.hlo import Kernel, read_kernels
 from benchmarks.measure import TIMING
-from benchmarks.programs import compile_part, memory_slope, sized
+from benchmarks.programs import check_pretraining, compile_part, memory_slope, sized
 from benchmarks.roofline import Cost, grouped, least, part, rows, total
-from benchmarks.step import Columns, cells, headings
+from benchmarks.tables import Column, table
 from greenjax.errors import InputError
 from greenjax.runtime.cost import peak_flops
 
@@ -23,14 +23,14 @@ from greenjax.runtime.cost import peak_flops
 class Card(NamedTuple):
     """A GPU by its data sheet."""
 
-    name: str  # as devices call themselves
+    name: str  # of the device
     capability: tuple[int, int]
     multiprocessors: int
     lanes: int  # float32 units of one multiprocessor
     clock: float  # GHz
     memory: int  # bytes
     bandwidth: int  # bytes a second
-    cache: int  # bytes, of the second level
+    cache: int  # bytes of the second level
     shared: int  # bytes of shared memory of one multiprocessor
 
 
@@ -51,8 +51,7 @@ def run(config: ConfigDict, batch: int, gpu: str = "h100") -> dict[str, Any]:
 
     Raises InputError for a type of numbers whose rate data sheets do not give, and without JAX's CUDA plugin.
     """
-    if config.task != "pretrain":
-        raise InputError(f"task is {config.task!r}: expected 'pretrain'")
+    check_pretraining(config)
     card = CARDS[gpu]
     peak = peak_flops(card.name, config.model.dtype)
     if peak is None:
@@ -76,13 +75,13 @@ def run(config: ConfigDict, batch: int, gpu: str = "h100") -> dict[str, Any]:
     green, dense = report["rows"]
     report["memory_slope_ratio"] = green["memory_slope_bytes"] / dense["memory_slope_bytes"]
     report["least_seconds_ratio"] = dense["least_seconds"] / green["least_seconds"]
-    print("\n".join(table(report)))
+    print(text(report))
     return report
 
 
 def described(card: Card) -> Any:
     """A device to compile for. Raises InputError without JAX's CUDA plugin."""
-    jax.config.update("jax_platforms", "cpu")  # whatever GPU is here is not asked for, nor missed
+    jax.config.update("jax_platforms", "cpu")  # do not look for a GPU
     try:
         found = topologies.get_topology_desc(platform="cuda", target_config=description(card), topology="1x1x1")
     except NotImplementedError as error:
@@ -93,7 +92,7 @@ def described(card: Card) -> Any:
 
 
 def description(card: Card) -> str:
-    """The card as XLA's GpuTargetConfigProto, text. What no Card tells is the same for all of them."""
+    """The card as text of XLA's GpuTargetConfigProto; constants are the same for all CARDS."""
     major, minor = card.capability
     return f"""
         gpu_device_info {{
@@ -120,36 +119,38 @@ def at_best(kernels: dict[str, Kernel], rates: tuple[float, float]) -> dict[str,
     return costs
 
 
-COLUMNS: Columns = {
-    "GFLOP": ("flops", 1e9, 10, 1),
-    "GB moved": ("bytes", 1e9, 10, 1),
-    "kernels": ("kernels", 1, 9, 0),
-    "MB": ("temporary", 1e6, 10, 1),
-    "MB in all": ("memory", 1e6, 11, 1),
-    "MB an image": ("memory_slope_bytes", 1e6, 13, 1),
-    "ms at least": ("least_seconds", 1e-3, 13, 2),
-    "images/s at most": ("most_images_per_second", 1, 18, 0),
-    "MFU at most": ("most_mfu", 1, 13, 2),
-    "compiled, s": ("compile_seconds", 1, 13, 1),
-}
+COLUMNS: list[Column] = [
+    ("update", "method", 1, ""),
+    ("GFLOP", "flops", 1e9, ".1f"),
+    ("GB moved", "bytes", 1e9, ".1f"),
+    ("kernels", "kernels", 1, "d"),
+    ("MB", "temporary", 1e6, ".1f"),
+    ("MB in all", "memory", 1e6, ".1f"),
+    ("MB an image", "memory_slope_bytes", 1e6, ".1f"),
+    ("ms at least", "least_seconds", 1e-3, ".2f"),
+    ("images/s at most", "most_images_per_second", 1, ".0f"),
+    ("MFU at most", "most_mfu", 1, ".2f"),
+    ("compiled, s", "compile_seconds", 1, ".1f"),
+]
+OF_PART: list[Column] = [
+    ("part", "part", 1, ""),
+    ("ms at least", "seconds", 1e-3, ".2f"),
+    ("GFLOP", "flops", 1e9, ".1f"),
+    ("GB moved", "bytes", 1e9, ".2f"),
+    ("kernels", "runs", 1, "d"),
+]
 
 
-def table(report: dict[str, Any]) -> list[str]:
+def text(report: dict[str, Any]) -> str:
     """The report as text."""
-
-    def part_line(row: dict[str, Any]) -> str:
-        figures = f"{1e3 * row['seconds']:13.2f}{row['flops'] / 1e9:10.1f}{row['bytes'] / 1e9:10.2f}{row['runs']:9}"
-        return f"  {row['part']:24}{figures}"
-
     lines = [
         f"{report['model']}, {report['dtype']}, attention by {report['attention']}, batch {report['batch']},"
         f" compiled for one {report['device']} ({report['flops_per_second'] / 1e12:.0f} TFLOP/s,"
         f" {report['bytes_per_second'] / 1e9:.0f} GB/s): not run",
-        f"{'':14}{headings(COLUMNS)}",
-        *(f"{row['method'] + ' update':14}{cells(row, COLUMNS)}" for row in report["rows"]),
+        table(COLUMNS, report["rows"]),
         f"memory for each image, green / dense: {report['memory_slope_ratio']:.2f}",
         f"dense / green, each at its limit: {report['least_seconds_ratio']:.2f}",
     ]
     for name, parts in report["parts"].items():
-        lines += [f"{name:26}{'ms at least':>13}{'GFLOP':>10}{'GB moved':>10}{'kernels':>9}", *map(part_line, parts)]
-    return lines
+        lines += ["", name, table(OF_PART, parts)]
+    return "\n".join(lines)

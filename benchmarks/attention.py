@@ -1,9 +1,8 @@
 """Attention inside groups by several programs, at the shapes of each stage of a configuration.
 
-All take what the projection gives and return what the next one takes, token by token: [b, n, 3 k d] -> [b, n, k d]. So
-what it costs to put tokens into groups and out again counts, which a kernel of our own does on the way. On a GPU this
-suite decides which of them ops/group_attention.py keeps: the fastest over all blocks of an update, in bfloat16, on the
-card that runs are made on. On a CPU there is no fused one to choose.
+Each program maps the output of the qkv projection to the input of the next one, token by token: [b, n, 3 k d] ->
+[b, n, k d]. The times include gathering tokens into groups and back, which our own kernel does inside. On a GPU the
+suite says which program to take: the fastest over all blocks of an update, in bfloat16.
 """
 
 from collections.abc import Callable
@@ -18,15 +17,16 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from benchmarks.measure import TIMING, Timed, interleaved_medians, machine
-from benchmarks.programs import memory_of, random_batch, sized
+from benchmarks.programs import check_pretraining, memory_of, random_batch, sized
+from benchmarks.tables import Column, table
 from greenjax.backbones.geometry import stage_channels, stage_specs, token_grid
 from greenjax.errors import InputError
 from greenjax.ops.group_attention import device_kind, enter_groups, group_attention, leave_groups
 from greenjax.planning import Grouping, dense_plan
 
 FLAGS = TIMING
-# Large enough that nothing is left of what is hidden, small enough for float16. By a comment in JAX's own masks, cuDNN
-# errs where much larger numbers are subtracted.
+# The logit of hidden pairs: its weight is 0, and float16 holds it. A comment in JAX says that cuDNN errs with much
+# larger numbers.
 HIDDEN = -(2.0**15)
 
 QKV = Float[Array, "b n qkv"]
@@ -49,7 +49,7 @@ class Case(NamedTuple):
 def by_jax(
     implementation: Literal["xla", "cudnn"], qkv: QKV, bias: Bias, grouping: Grouping, heads: int
 ) -> Float[Array, "b n c"]:
-    """jax.nn.dot_product_attention, to which groups are heads: so all images share one bias, none has its own copy."""
+    """jax.nn.dot_product_attention with groups as heads, so that all images share one copy of the bias."""
     window = jnp.asarray(grouping.window)
     g = window.shape[0]
     grouped = enter_groups(qkv, grouping)
@@ -73,32 +73,25 @@ CANDIDATES: dict[str, Candidate] = {
 
 def run(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     """Forward + backward of every candidate that can run here, for every stage, and for all blocks of an update."""
-    if config.task != "pretrain":
-        raise InputError(f"task is {config.task!r}: expected 'pretrain'")
+    check_pretraining(config)
     config = sized(config, batch, mesh__data=1, mesh__fsdp=1, mask__groups=1)
     left_out = {name: why for name in CANDIDATES if (why := why_not(name, config.model.dtype))}
     report = {**machine(), "model": config.model.name, "method": config.method}
     report |= {"dtype": config.model.dtype, "batch": batch, "repeats": repeats, "left_out": left_out, "rows": []}
-    print(f"{config.model.name}, {config.method}, {config.model.dtype}, batch {batch}, on {report['device']}:")
-    for name, reason in left_out.items():
-        print(f"{name} is left out: {reason}")
-    print(f"{'stage, rows x slots, heads x channels':50}{'ms':>10}{'MB':>10}{'difference':>12}")
     for case in cases(config):
-        for row in measured(case, [name for name in CANDIDATES if name not in left_out], repeats):
-            report["rows"].append(row)
-            print(line(row))
+        report["rows"] += measured(case, [name for name in CANDIDATES if name not in left_out], repeats)
+        print(f"measured stage {case.stage + 1}{', shifted' if case.shifted else ''}", flush=True)
     report["update_ms"] = {
         name: sum(row["ms"] * row["blocks"] for row in report["rows"] if row["candidate"] == name)
         for name in dict.fromkeys(row["candidate"] for row in report["rows"])
         if all("ms" in row for row in report["rows"] if row["candidate"] == name)
     }
-    for name, ms in report["update_ms"].items():
-        print(f"all blocks, {name}: {ms:.2f} ms")
+    print(text(report))
     return report
 
 
 def why_not(name: str, dtype: str) -> str | None:
-    """Why a candidate cannot run here; None: it can."""
+    """The reason why a candidate cannot run here; None: it can."""
     if name == "pallas" and "NVIDIA" not in (found := device_kind()):
         return f"it needs an NVIDIA GPU, found {found}"
     if name != "cudnn":
@@ -134,7 +127,7 @@ def case(
     biased: bool,
     rng: np.random.Generator,
 ) -> Case:
-    """One grouping's. `names`: the first fields of a Case."""
+    """The case of one grouping. `names`: the first fields of a Case."""
     (g, s), heads, dtype = np.shape(grouping.window), names[3], config.model.dtype
     n = s if grouping.slot is None else len(grouping.slot)
     qkv, dy = (
@@ -156,7 +149,7 @@ def both_ways(candidate: Candidate, case: Case) -> Callable[..., Any]:
 
 
 def measured(case: Case, names: list[str], repeats: int) -> list[dict[str, Any]]:
-    """A row for every candidate; `difference` is that from greenjax's own in float32, as a share of the largest."""
+    """A row for every candidate; `difference` from greenjax's own in float32, as a share of the largest number."""
     g, s = case.grouping.window.shape
     shape = {"stage": case.stage, "shifted": case.shifted, "blocks": case.blocks, "groups": g, "slots": s}
     shape |= {"heads": case.heads, "head_dim": case.dy.shape[2] // case.heads}
@@ -168,7 +161,7 @@ def measured(case: Case, names: list[str], repeats: int) -> list[dict[str, Any]]
     for name in names:
         try:
             program = jax.jit(both_ways(CANDIDATES[name], case)).lower(*arguments).compile()
-        except (NotImplementedError, ValueError, RuntimeError) as error:  # shapes that a library does not take
+        except (NotImplementedError, ValueError, RuntimeError) as error:  # the library refuses the shapes
             rows[name]["error"] = str(error).strip().splitlines()[0]
             continue
         runs[name] = program, arguments
@@ -180,7 +173,7 @@ def measured(case: Case, names: list[str], repeats: int) -> list[dict[str, Any]]
 
 
 def difference(values: Any, reference: Any) -> float:
-    """The largest of all arrays."""
+    """The largest difference of all arrays, as a share of the largest number of the array."""
 
     def share(a: Array, b: Array) -> float:
         return float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max())
@@ -188,10 +181,31 @@ def difference(values: Any, reference: Any) -> float:
     return max(share(a, b) for a, b in zip(jax.tree.leaves(values), jax.tree.leaves(reference), strict=True))
 
 
-def line(row: dict[str, Any]) -> str:
-    shifted = ", shifted" if row["shifted"] else ""
-    shape = f"{row['groups']} x {row['slots']}, {row['heads']} x {row['head_dim']}"
-    name = f"{row['stage'] + 1}{shifted}, {shape}: {row['candidate']}"
-    if "error" in row:
-        return f"{name:50}  {row['error']}"
-    return f"{name:50}{row['ms']:10.2f}{row['temporary'] / 1e6:10.1f}{row['difference']:12.0e}"
+COLUMNS: list[Column] = [
+    ("stage", "place", 1, ""),
+    ("rows x slots", "grouped", 1, ""),
+    ("heads x channels", "per_head", 1, ""),
+    ("by", "candidate", 1, ""),
+    ("ms", "ms", 1, ".2f"),
+    ("MB", "temporary", 1e6, ".1f"),
+    ("difference", "difference", 1, ".0e"),
+]
+
+
+def text(report: dict[str, Any]) -> str:
+    """The report as text."""
+    rows = [
+        row
+        | {"place": f"{row['stage'] + 1}{', shifted' if row['shifted'] else ''}"}
+        | {"grouped": f"{row['groups']} x {row['slots']}", "per_head": f"{row['heads']} x {row['head_dim']}"}
+        for row in report["rows"]
+    ]
+    return "\n".join(
+        [
+            f"{report['model']}, {report['method']}, {report['dtype']}, batch {report['batch']}, on {report['device']}",
+            *(f"{name} is left out: {reason}" for name, reason in report["left_out"].items()),
+            table(COLUMNS, rows),
+            *(f"stage {row['place']}, {row['candidate']}: {row['error']}" for row in rows if "error" in row),
+            *(f"all blocks, {name}: {ms:.2f} ms" for name, ms in report["update_ms"].items()),
+        ]
+    )

@@ -1,4 +1,4 @@
-"""What an update of green MIM with a Swin should come to, derived from its configuration alone.
+"""Matrix products and memory of an update of green MIM with a Swin, from the configuration alone.
 
 Per image, with n visible tokens and c channels in a stage, groups x slots by its layout, and u units in all:
 

@@ -1,8 +1,7 @@
 """Ways to group the windows of visible tokens, side by side: what they cost on paper, and the time of an update.
 
-The table of the paper's appendix A.2 (arXiv 2205.13515), and more: Algorithm 1, packings of simpler kinds, one masked
-attention over all visible tokens, and the static layouts that greenjax trains with. docs/grouping.md
-explains it.
+The table of the paper's appendix A.2 (arXiv 2205.13515), and more: Algorithm 1, simpler packings, one masked attention
+over all visible tokens, and the static layouts that greenjax trains with. docs/grouping.md explains the figures.
 
 The shapes of all ways but the last two depend on the mask. Their updates are compiled for one typical mask: of all
 simulated ones, the mask whose cost is nearest to the median by every way at once. All ways are timed on it, and have
@@ -19,7 +18,8 @@ from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from benchmarks.measure import TIMING, interleaved_seconds, machine, ratio_quartiles
-from benchmarks.programs import Program, compile_part, first_state, random_batch, runnable, sized
+from benchmarks.programs import Program, check_devices, compile_part, first_state, random_batch, runnable, sized
+from benchmarks.tables import Column, table
 from benchmarks.ways import STATIC, WAYS, Grouped, Place, static
 from greenjax.backbones.geometry import make_planner, stage_channels
 from greenjax.data.loader import Batch
@@ -51,7 +51,7 @@ def run(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     rows = {name: on_paper(grouped, everywhere) for name, grouped in ways.items()}
     index, distance = typical([row.pop("costs") for row in rows.values()])
     report["typical_mask"] = {"index": index, "cost_from_median": distance}
-    print("\n".join(paper_table(report, rows, everywhere)), flush=True)
+    print(paper_text(report, rows), flush=True)
     plans = {name: plan_of(planner, masks[index], grouped[index]) for name, grouped in ways.items()}
     for name, measured in measure(config, plans, repeats).items():
         rows[name] |= measured
@@ -59,23 +59,22 @@ def run(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
         row["ratios"] = {f"{key} / {STATIC}": row[key] / rows[STATIC][key] for key in ("cost", "cost_eq8", "flops")}
         quartiles = row.pop("seconds_ratio")
         row["ratios"][f"seconds / {STATIC}"], row["seconds_ratio_quartiles"] = quartiles[1], quartiles[::2]
-    print("\n".join(time_table(report, rows)))
+    print(time_text(report, rows))
     return report | {"rows": [{"way": name, **row} for name, row in rows.items()]}
 
 
 def check(config: ConfigDict, batch: int) -> None:
-    """Raises InputError for what groups no windows, before anything is compiled."""
+    """Raises InputError for a configuration that groups no windows, before anything is compiled."""
     if config.task != "pretrain" or config.method != "green":
         found = f"task is {config.task!r} and method {config.method!r}"
         raise InputError(f"{found}: expected 'pretrain' and 'green', which groups windows")
     if not config.model.window:
         raise InputError(f"model.name is {config.model.name!r}, which has no windows: expected one that has")
-    if batch % jax.device_count():
-        raise InputError(f"--batch is {batch}: expected a multiple of the {jax.device_count()} devices")
+    check_devices(batch)
 
 
 def places(config: ConfigDict, planner: Planner) -> list[Place]:
-    """Where windows are grouped, by stage and partition."""
+    """The places at which windows are grouped, by stage and partition."""
     stages = zip(planner.partitions, planner.layouts, stage_channels(config), strict=True)
     tokens = [planner.visible * planner.grid.tokens_per_unit(stage) for stage in range(len(planner.partitions))]
     return [
@@ -88,7 +87,7 @@ def places(config: ConfigDict, planner: Planner) -> list[Place]:
 def group_all(
     everywhere: list[Place], masks: Bool[np.ndarray, "m h w"]
 ) -> tuple[list[Bool[np.ndarray, "h w"]], dict[str, list[list[Grouped]]]]:
-    """The masks that would not be redrawn, and by way what it makes of each of them at every place."""
+    """The masks that would not be redrawn; by way, the groupings of each of them at every place."""
     kept, ways = [], {name: [] for name in WAYS}
     for mask in masks:
         sizes = [place.partition.sizes(mask).tolist() for place in everywhere]
@@ -101,7 +100,7 @@ def group_all(
 
 
 def on_paper(grouped: list[list[Grouped]], everywhere: list[Place]) -> dict[str, Any]:
-    """What one way comes to; costs are multiplications of the attention of all blocks for one image, mean over masks.
+    """Costs and shapes of one way: multiplications of the attention of all blocks for one image, mean over masks.
 
     `cost` projects before grouping, as greenjax does by every way, `cost_eq8` after it, as the paper counts.
     """
@@ -134,7 +133,7 @@ def on_paper(grouped: list[list[Grouped]], everywhere: list[Place]) -> dict[str,
 
 
 def typical(costs: list[list[int]]) -> tuple[int, float]:
-    """The mask that is nearest to the median cost by the way by which it is farthest, and that distance, as a share."""
+    """The mask whose largest distance from the median cost over all ways is least, and that distance, as a share."""
     relative = np.array(costs, float)
     distances = np.abs(relative / np.median(relative, axis=1, keepdims=True) - 1).max(axis=0)
     return int(distances.argmin()), float(distances.min())
@@ -151,7 +150,7 @@ def plan_of(planner: Planner, mask: Bool[np.ndarray, "h w"], grouped: list[Group
 
 
 def measure(config: ConfigDict, plans: dict[str, Plan], repeats: int) -> dict[str, dict[str, Any]]:
-    """Updates under each plan take turns on one state. `loss` is that of the first update by each of them."""
+    """Times updates under each plan in turn, on one state. `loss` is that of the first update under each plan."""
     programs, batches = {}, {}
     for name, plan in plans.items():
         batches[name] = random_batch(config, plan)
@@ -178,48 +177,67 @@ def measure(config: ConfigDict, plans: dict[str, Plan], repeats: int) -> dict[st
 
 
 def first_loss(config: ConfigDict, program: Program, batch: Batch, state: State) -> float:
-    """The loss before an update of a copy of the state: a compiled update takes its own away."""
+    """The loss of an update on a copy of the state, because a compiled update donates its state."""
     _, metrics = program.compiled(jax.tree.map(jnp.copy, state), Placement(make_mesh(config))(batch))
     return float(metrics["loss"])
 
 
-def paper_table(report: dict[str, Any], rows: dict[str, dict[str, Any]], everywhere: list[Place]) -> list[str]:
+PAPER: list[Column] = [
+    ("", "way", 1, ""),
+    ("before", "cost", 1e6, ".1f"),
+    ("Eq. 8", "cost_eq8", 1e6, ".1f"),
+    ("padding", "padding", 1, ".1%"),
+    ("programs", "shapes", 1, "d"),
+]
+TIME: list[Column] = [
+    ("", "way", 1, ""),
+    ("s", "seconds", 1, ".3f"),
+    ("x static", "ratio", 1, ".3f"),
+    ("quartiles", "quartiles", 1, ""),
+    ("GFLOP", "flops", 1e9, ".1f"),
+    ("MB", "temporary", 1e6, ".1f"),
+    ("compiled, s", "compile_seconds", 1, ".1f"),
+    ("loss", "loss", 1, ".7f"),
+]
+
+
+def paper_text(report: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
     """Costs and shapes as text."""
-    heads = [f"stage {place.partition.stage + 1}, shift {place.partition.windows.shift[0]}" for place in everywhere]
-    lines = [
-        f"{report['model']}, window {report['window']}, {'x'.join(map(str, report['image_size']))} pixels, mask ratio"
-        f" {report['mask_ratio']:g}: {report['masks']} masks, {report['redrawn']} more do not fit the static layout",
-        "attention of all blocks for one image, mean over masks, in millions of multiplications: with projections",
-        "before grouping, as all ways are run here, and by Eq. 8; programs: how many different shapes the masks need",
-        f"{'':30}{'before':>9}{'Eq. 8':>9}{'padding':>9}{'programs':>10}",
-    ]
+    shown = []
     for name, row in rows.items():
-        needed = list(row["programs"].values())[-1]
-        costs = f"{row['cost'] / 1e6:9.1f}{row['cost_eq8'] / 1e6:9.1f}"
-        lines.append(f"{name:30}{costs}{row['padding']:9.1%}{needed:10}")
-    lines.append("slots x groups (most groups), mean over masks")
-    lines.append(f"{'':30}" + "".join(f"{head:>20}" for head in heads))
-    for name, row in rows.items():
-        cells = (f"{p['slots_mean']:.1f} x {p['groups_mean']:.1f} ({p['groups_max']})" for p in row["partitions"])
-        lines.append(f"{name:30}" + "".join(f"{cell:>20}" for cell in cells))
-    return lines
+        shapes = {
+            f"stage {found['stage']}, shift {found['shift']}": f"{found['slots_mean']:.1f} x {found['groups_mean']:.1f}"
+            f" ({found['groups_max']})"
+            for found in row["partitions"]
+        }
+        shown.append(row | shapes | {"way": name, "shapes": list(row["programs"].values())[-1]})
+    heads = [(head, head, 1, "") for head in shown[0] if head.startswith("stage ")]
+    return "\n".join(
+        [
+            f"{report['model']}, window {report['window']}, {'x'.join(map(str, report['image_size']))} pixels, mask"
+            f" ratio {report['mask_ratio']:g}: {report['masks']} masks, {report['redrawn']} more do not fit the static"
+            " layout",
+            "attention of all blocks for one image, mean over masks, in millions of multiplications: with projections",
+            "before grouping, as all ways run here, and by Eq. 8; programs: how many different shapes the masks need",
+            table(PAPER, shown),
+            "slots x groups (most groups), mean over masks",
+            table([PAPER[0], *heads], shown),
+        ]
+    )
 
 
-def time_table(report: dict[str, Any], rows: dict[str, dict[str, Any]]) -> list[str]:
+def time_text(report: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
     """Measurements as text."""
     distance = report["typical_mask"]["cost_from_median"]
-    lines = [
-        f"one update, {report['dtype']}, batch {report['batch']}, on {report['cores']} cores of {report['device']}:"
-        f" median of {report['repeats']} interleaved runs,",
-        f"under one mask, whose cost by every way is within {distance:.1%} of the median",
-        f"{'':30}{'s':>9}{'x static':>10}{'quartiles':>14}{'GFLOP':>9}{'MB':>10}{'compiled, s':>13}{'loss':>12}",
-    ]
+    shown = []
     for name, row in rows.items():
-        low, high = row["seconds_ratio_quartiles"]
-        line = f"{name:30}{row['seconds']:9.3f}{row['ratios'][f'seconds / {STATIC}']:10.3f}{low:8.3f}-{high:5.3f}"
-        lines.append(
-            line
-            + f"{row['flops'] / 1e9:9.1f}"
-            + f"{row['temporary'] / 1e6:10.1f}{row['compile_seconds']:13.1f}{row['loss']:12.7f}"
-        )
-    return lines
+        quartiles = "-".join(f"{each:.3f}" for each in row["seconds_ratio_quartiles"])
+        shown.append(row | {"way": name, "ratio": row["ratios"][f"seconds / {STATIC}"], "quartiles": quartiles})
+    return "\n".join(
+        [
+            f"one update, {report['dtype']}, batch {report['batch']}, on {report['cores']} cores of"
+            f" {report['device']}: median of {report['repeats']} interleaved runs,",
+            f"under one mask, whose cost by every way is within {distance:.1%} of the median",
+            table(TIME, shown),
+        ]
+    )

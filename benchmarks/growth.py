@@ -1,14 +1,14 @@
-"""How an update grows with image size, batch, mask ratio and window: time, temporary memory, matrix products.
+"""How time, temporary memory and matrix products of an update grow with image size, batch, mask ratio and window.
 
-Each is changed alone, from the configuration at --batch, and held to what it should come to (forecast.py):
+The suite changes one of the four at a time, from the configuration at --batch, and compares with forecast.py:
 
     matrix products    as the forecast counts them: in the main proportional to the visible tokens
     time               as the matrix products
-    temporary memory   gradients, and beside them so many bytes for each visible token
+    temporary memory   gradients, and a constant number of bytes for each visible token
 
 Exponents are slopes of log-log lines against the visible tokens of an update, for windows against their side. The dense
-update (SimMIM on the same encoder) is compiled for its memory and products, and not run. docs/growth.md
-explains the figures.
+update (SimMIM on the same encoder) is compiled for its memory and products, and not run. docs/growth.md explains the
+figures.
 """
 
 import statistics
@@ -22,17 +22,20 @@ from ml_collections import ConfigDict
 
 from benchmarks.forecast import Forecast, forecast
 from benchmarks.growth_figure import growth_figure
-from benchmarks.measure import TIMING, interleaved_seconds, machine, ratio_by_round
-from benchmarks.programs import Program, compile_part, first_state, parameter_shapes, runnable, sized
+from benchmarks.measure import TIMING, interleaved_seconds, machine, ratio_quartiles
+from benchmarks.programs import Program, check_devices, compile_part, first_state, runnable, sized
+from benchmarks.tables import Column, table
 from greenjax.backbones.geometry import make_planner
 from greenjax.errors import InputError
 from greenjax.planning.report import check_figure
+from greenjax.training.sharding import make_mesh
+from greenjax.training.state import abstract_state
 
 FLAGS = TIMING | {"--plot": dict(type=Path, help="file to draw the curves into, such as FILE.png")}
 
 
 class Setting(NamedTuple):
-    """What is changed of the configuration."""
+    """The four values that the suite changes."""
 
     image_size: int  # pixels a side
     batch: int
@@ -46,7 +49,7 @@ AXES: dict[str, tuple[float, ...]] = {
     "mask_ratio": (0.5, 0.6, 0.75, 0.9),
     "window": (4, 7, 8, 14),
 }
-LONGEST = 12  # times as many matrix products as the configuration's own update: what has more is not run
+LONGEST = 12  # an update with more than this many times the matrix products of the own one is not run
 
 
 class Update(NamedTuple):
@@ -77,7 +80,7 @@ def run(config: ConfigDict, batch: int, repeats: int, plot: Path | None = None) 
         along.sort(key=lambda setting: getattr(setting, axis))
         rows = [row(setting, updates[setting], seconds.get(setting), seconds[own], pace) for setting in along]
         report["axes"][axis] = {"rows": rows, **fits(axis, rows)}
-    print("\n".join(table(report)))
+    print(text(report))
     if plot:
         growth_figure(report).savefig(plot, dpi=110)
         print(f"figure: {plot}")
@@ -85,7 +88,7 @@ def run(config: ConfigDict, batch: int, repeats: int, plot: Path | None = None) 
 
 
 def check(config: ConfigDict, batch: int) -> None:
-    """Raises InputError for what has no forecast, before anything is compiled."""
+    """Raises InputError for a configuration without a forecast, before anything is compiled."""
     if config.task != "pretrain" or config.method != "green":
         found = f"task is {config.task!r} and method {config.method!r}"
         raise InputError(f"{found}: expected 'pretrain' and 'green', which is compared with the dense one")
@@ -95,12 +98,11 @@ def check(config: ConfigDict, batch: int) -> None:
         raise InputError("model.remat is True: expected False, for which memory is known in advance")
     if len(set(config.image_size)) > 1:
         raise InputError(f"image_size is {tuple(config.image_size)}: expected a square, of which other sizes are made")
-    if batch % jax.device_count():
-        raise InputError(f"--batch is {batch}: expected a multiple of the {jax.device_count()} devices")
+    check_devices(batch)
 
 
 def settings(config: ConfigDict, own: Setting) -> tuple[dict[Setting, ConfigDict], dict[str, str]]:
-    """Every setting, its own first, with its configuration; and why some cannot be had."""
+    """Every setting with its configuration, the own one first; and reasons for those left out."""
     configs, left_out = {}, {}
     for axis, values in AXES.items():
         for value in [own.batch * share for share in values] if axis == "batch" else values:
@@ -115,7 +117,7 @@ def settings(config: ConfigDict, own: Setting) -> tuple[dict[Setting, ConfigDict
 
 
 def sized_as(config: ConfigDict, setting: Setting) -> ConfigDict:
-    """The configuration in another setting. Raises InputError where it cannot be had."""
+    """The configuration in another setting. Raises InputError where its masks cannot be planned."""
     changes = {"mask__ratio": setting.mask_ratio, "model__window": setting.window, "image_size": setting.image_size}
     changed = sized(config, setting.batch, **changes)
     make_planner(changed)  # whether its masks can be planned
@@ -123,7 +125,7 @@ def sized_as(config: ConfigDict, setting: Setting) -> ConfigDict:
 
 
 def compile_all(configs: dict[Setting, ConfigDict], own: Setting) -> dict[Setting, Update]:
-    """The updates of all settings, green and dense. No dense program depends on the mask ratio: one stands for all."""
+    """The updates of all settings, green and dense. Settings that differ in the mask ratio share one dense program."""
     updates, dense = {}, {}
     for setting, config in configs.items():
         unmasked = setting._replace(mask_ratio=own.mask_ratio)
@@ -136,16 +138,22 @@ def compile_all(configs: dict[Setting, ConfigDict], own: Setting) -> dict[Settin
 
 
 def run_all(updates: dict[Setting, Update], own: Setting, repeats: int) -> dict[Setting, list[float]]:
-    """Seconds of every green update that is not too long, by round; parameters of one shape share a state."""
+    """Seconds by round of every green update up to LONGEST; settings with equal shapes share a state."""
     states, runs = {}, {}
     for setting, (config, green, _, _) in updates.items():
         if green.flops > LONGEST * updates[own].green.flops:
             continue
-        held = states.setdefault(parameter_shapes(config), [])
+        held = states.setdefault(state_shapes(config), [])
         held[:] = held or [first_state(config)]
         runs[setting] = runnable(config, {"update": green}, held=held)["update"], ()
     print(f"running {len(runs)} updates in turn, {repeats} times", flush=True)
     return interleaved_seconds(runs, repeats)
+
+
+def state_shapes(config: ConfigDict) -> tuple[tuple[int, ...], ...]:
+    """Equal for configurations that can share a state."""
+    state = abstract_state(config, make_mesh(config))
+    return tuple(leaf.shape for leaf in jax.tree.leaves(state))
 
 
 def row(setting: Setting, update: Update, seconds: list[float] | None, own: list[float], pace: float) -> dict[str, Any]:
@@ -155,7 +163,7 @@ def row(setting: Setting, update: Update, seconds: list[float] | None, own: list
         **setting._asdict(),
         "tokens": expected.tokens,
         "seconds": seconds and statistics.median(seconds),
-        "seconds_ratio": seconds and ratio_by_round(seconds, own),
+        "seconds_ratio": seconds and ratio_quartiles(seconds, own)[1],
         "expected_seconds": pace * expected.flops,
         "flops": green.flops,
         "expected_flops": expected.flops,
@@ -187,12 +195,12 @@ def fits(axis: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def slope(x: Sequence[int | float], y: Sequence[int | float]) -> float | None:
-    """Of the straight line through log y against log x; None where there is no line."""
+    """Slope of the straight line through log y against log x; None for less than two points."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(set(x)) > 1 else None
 
 
 def line(x: Sequence[int | float], y: Sequence[int | float | None]) -> dict[str, float] | None:
-    """The straight line through the points that there are; None where there is no line."""
+    """The straight line through the known points; None for less than two."""
     known = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
     if len({a for a, _ in known}) < 2:
         return None
@@ -205,28 +213,30 @@ def described(setting: Setting) -> str:
     return f"{size} pixels, batch {batch}, mask ratio {ratio:g}, window {window}"
 
 
-def table(report: dict[str, Any]) -> list[str]:
+FIGURES: list[Column] = [
+    ("tokens", "tokens", 1, "d"),
+    ("s", "seconds", 1, ".3f"),
+    ("expected", "expected_seconds", 1, ".3f"),
+    ("ratio", "seconds_ratio", 1, ".2f"),
+    ("GFLOP", "flops", 1e9, ".1f"),
+    ("expected", "expected_flops", 1e9, ".1f"),
+    ("dense", "dense_flops", 1e9, ".1f"),
+    ("MB", "temporary", 1e6, ".0f"),
+    ("expected", "expected_temporary", 1e6, ".0f"),
+    ("dense", "dense_temporary", 1e6, ".0f"),
+]
+
+
+def text(report: dict[str, Any]) -> str:
     """The report as text."""
     lines = [
         f"{report['model']}, {report['dtype']}, on {report['cores']} cores of {report['device']}: one update,"
         f" median of {report['repeats']} interleaved runs;",
         "expected: time as the matrix products, memory as gradients and what the backward pass reads",
-        f"{'':14}{'tokens':>9}{'s':>9}{'expected':>10}{'ratio':>8}{'GFLOP':>10}{'expected':>10}{'dense':>10}"
-        f"{'MB':>9}{'expected':>10}{'dense':>9}",
     ]
     for axis, found in report["axes"].items():
-        lines.append(axis)
-        for row in found["rows"]:
-            run = f"{'-':>9}" if row["seconds"] is None else f"{row['seconds']:9.3f}"
-            ratio = f"{'-':>8}" if row["seconds"] is None else f"{row['seconds_ratio']:8.2f}"
-            flops = "".join(f"{row[name] / 1e9:10.1f}" for name in ("flops", "expected_flops", "dense_flops"))
-            memory = [row[name] / 1e6 for name in ("temporary", "expected_temporary", "dense_temporary")]
-            lines.append(
-                f"  {row[axis]:<12g}{row['tokens']:9}{run}{row['expected_seconds']:10.3f}{ratio}{flops}"
-                f"{memory[0]:9.0f}{memory[1]:10.0f}{memory[2]:9.0f}"
-            )
-        lines += [f"  {text}" for text in fit_lines(found)]
-    return lines
+        lines += ["", table([(axis, axis, 1, "g"), *FIGURES], found["rows"]), *fit_lines(found)]
+    return "\n".join(lines)
 
 
 def fit_lines(found: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The curves of the suite `growth`: a column for what is changed, a row for what it costs."""
+"""The figure of the suite `growth`: a column for each changed value, a row for each cost."""
 
 from typing import Any
 

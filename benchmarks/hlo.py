@@ -1,38 +1,44 @@
-"""An optimized program of XLA's, read as text: what every kernel has to compute and to move, and where it comes from.
+"""Reads an optimized XLA program: FLOPs, bytes and origin of every kernel.
 
-The text is what `compiled.as_text()` gives; docs: https://openxla.org/xla/operation_semantics. Instructions are counted
-whichever computation they stand in, a loop's body too; what stands inside a fusion counts for the fusion.
+The program is the text of `compiled.as_text()` (https://openxla.org/xla/operation_semantics). Instructions of all
+reached computations count, bodies of loops included. Instructions inside a fusion count for the fusion.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import NamedTuple
 
-# Instructions that no kernel runs for, or whose kernels are those of the computations that they call.
+# FREE instructions have no kernel; the kernels of CONTROL instructions are in the computations that they call.
 FREE = {"parameter", "constant", "bitcast", "get-tuple-element", "tuple", "after-all", "opt-barrier", "partition-id"}
 CONTROL = {"call", "while", "conditional", "async-start", "async-update", "async-done"}
-SLICES = {"slice", "dynamic-slice", "gather"}  # read no more of their first operand than they return
+SLICES = {"slice", "dynamic-slice", "gather"}  # read as much of their first operand as they return
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
-_SHAPE = re.compile(r"([a-z]+)(\d*)\w*\[([\d,]*)\]")
+_SHAPE = re.compile(r"(([a-z]+)(\d*)\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 
-Shape = tuple[int, tuple[int, ...]]  # bits of an element, and sides
+
+class Shape(NamedTuple):
+    """Of an array."""
+
+    dtype: str  # XLA's name of the type, such as f32
+    bits: int  # of an element
+    sides: tuple[int, ...]
 
 
 class Kernel(NamedTuple):
-    """One instruction that runs by itself."""
+    """An instruction that runs as a kernel."""
 
     opcode: str
     flops: int  # of matrix products and convolutions
     bytes: int  # operands, each once, and results
-    op_name: str  # JAX's name of what it computes, or of the last of that
+    op_name: str  # JAX's name of the operation, of a fusion's last one
     stack: tuple[str, ...]  # "file:function" of the Python calls that it was traced in, innermost first
-    calls: tuple[str, ...]  # instructions of the computations that it hands control to
+    calls: tuple[str, ...]  # instructions of the computations that it calls
     runs: int | None  # in one run of the program; None: in a loop of unknown length
 
 
@@ -42,7 +48,7 @@ class Instruction:
 
     shapes: tuple[Shape, ...]  # of the result; several of a tuple
     opcode: str
-    inputs: str  # what stands in the parentheses: names of other instructions, mostly
+    inputs: str  # the text in parentheses, mostly names of other instructions
     rest: str  # attributes
 
     @cached_property
@@ -51,17 +57,17 @@ class Instruction:
 
     @cached_property
     def size(self) -> int:
-        return sum(bits * math.prod(sides) for bits, sides in self.shapes) // 8
+        return sum(shape.bits * math.prod(shape.sides) for shape in self.shapes) // 8
 
 
 Computation = dict[str, Instruction]
 
 
 def read_kernels(text: str) -> dict[str, Kernel]:
-    """Every kernel of a program by the name of its instruction, under which profiles know it, too."""
+    """The kernels of a program by name of the instruction, which is also their name in profiles."""
     computations, stack_of = _computations(text), _stacks(text)
     kernels = {}
-    for name, runs in _reached(computations, re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)).items():
+    for name, runs in _reached(computations, text).items():
         computation = computations[name]
         origins = _origins(computation, computations)
         for instruction_name, instruction in computation.items():
@@ -82,10 +88,17 @@ def read_kernels(text: str) -> dict[str, Kernel]:
     return kernels
 
 
+def read_instructions(text: str) -> Iterator[tuple[Instruction, int | None]]:
+    """Every instruction that control comes to, with how often it runs; None: in a loop of unknown length."""
+    computations = _computations(text)
+    for name, runs in _reached(computations, text).items():
+        yield from ((instruction, runs) for instruction in computations[name].values())
+
+
 def _origins(computation: Computation, computations: dict[str, Computation]) -> dict[str, tuple[str, int]]:
     """JAX's name and the stack frame (0: none) of every instruction.
 
-    What XLA made up itself has neither: it takes after what is inside, before or behind it, and keeps its opcode.
+    Instructions that XLA added have neither. They inherit from instructions inside, before or after them.
     """
 
     def own(instruction: Instruction) -> tuple[str, int]:
@@ -113,15 +126,16 @@ def _origins(computation: Computation, computations: dict[str, Computation]) -> 
     return origins
 
 
-def _reached(computations: dict[str, Computation], entry: re.Match[str] | None) -> dict[str, int | None]:
-    """The computations that control comes to, and how often in one run; None: not known."""
+def _reached(computations: dict[str, Computation], text: str) -> dict[str, int | None]:
+    """The computations that run, and how often; None: not known."""
+    entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)
     runs: dict[str, int | None] = {}
     waiting: list[tuple[str, int | None]] = [(entry[1], 1)] if entry else []
     while waiting:
         name, times = waiting.pop()
         if name not in computations:
             continue
-        # Called from several places: as often as all of them together.
+        # A computation called from several places runs as often as all of them.
         before = runs.get(name, 0)
         runs[name] = None if times is None or before is None else before + times
         for instruction in computations[name].values():
@@ -147,7 +161,7 @@ def _computations(text: str) -> dict[str, Computation]:
 
 
 def _split(rest: str) -> tuple[str, str]:
-    """Operands and attributes: what stands before and behind the parenthesis that closes the operands."""
+    """Operands and attributes: the texts before and after the closing parenthesis of the operands."""
     depth = 1
     for found in re.finditer(r"[()]", rest):
         depth += 1 if found[0] == "(" else -1
@@ -160,7 +174,10 @@ def _shapes(text: str) -> tuple[Shape, ...]:
     """f32[8,128]{1,0}, or several in parentheses."""
     found = _SHAPE.findall(text)
     bits = {"pred": 8, "token": 0, "opaque": 0}
-    return tuple((int(b or bits.get(kind, 8)), tuple(map(int, filter(None, d.split(","))))) for kind, b, d in found)
+    return tuple(
+        Shape(dtype, int(size or bits.get(kind, 8)), tuple(map(int, filter(None, sides.split(",")))))
+        for dtype, kind, size, sides in found
+    )
 
 
 def _called(instruction: Instruction) -> tuple[str, ...]:
@@ -182,8 +199,8 @@ def _flops(instruction: Instruction, computation: Computation, computations: dic
     left = computation.get(instruction.operands[0]) if instruction.operands else None
     if contracted is None or left is None:
         return 0
-    summed = math.prod(left.shapes[0][1][int(axis)] for axis in re.findall(r"\d+", contracted[1]))
-    return 2 * math.prod(instruction.shapes[0][1]) * summed
+    summed = math.prod(left.shapes[0].sides[int(axis)] for axis in re.findall(r"\d+", contracted[1]))
+    return 2 * math.prod(instruction.shapes[0].sides) * summed
 
 
 def _convolution(instruction: Instruction, computation: Computation) -> int:
@@ -191,22 +208,22 @@ def _convolution(instruction: Instruction, computation: Computation) -> int:
     kernel = computation.get(instruction.operands[1])
     if labels is None or kernel is None:
         return 0
-    taps = math.prod(side for label, side in zip(labels[1], kernel.shapes[0][1]) if label != "o")
-    return 2 * math.prod(instruction.shapes[0][1]) * taps
+    taps = math.prod(side for label, side in zip(labels[1], kernel.shapes[0].sides) if label != "o")
+    return 2 * math.prod(instruction.shapes[0].sides) * taps
 
 
 def _bytes(instruction: Instruction, computation: Computation, computations: dict[str, Computation]) -> int:
     written = instruction.size
     if instruction.opcode == "custom-call" and len(instruction.shapes) > 1:
-        # Behind the results stands the library's scratch space, a row of bytes.
-        scratch = [math.prod(sides) for bits, sides in instruction.shapes[1:] if bits == 8 and len(sides) == 1]
+        # The last results are scratch space of the library, rows of bytes.
+        scratch = [math.prod(s.sides) for s in instruction.shapes[1:] if s.bits == 8 and len(s.sides) == 1]
         written -= sum(scratch)
     if instruction.opcode in SLICES:
         rest = [computation[name].size for name in set(instruction.operands[1:]) if name in computation]
         return 2 * written + sum(rest)
     read = {name: computation[name].size for name in instruction.operands if name in computation}
     if '"__gpu$xla.gpu.triton"' in instruction.rest:
-        # A kernel of ours completes an operand in place: with what wrote the rest of it, it writes it once.
+        # Our kernel completes an operand in place; the kernel that wrote the rest counts for the other part.
         for index in re.findall(r"\{[\d, ]*\}: \((\d+), \{", instruction.rest):
             written -= read.pop(instruction.operands[int(index)], 0)
     if instruction.opcode == "fusion":
@@ -218,7 +235,7 @@ def _bytes(instruction: Instruction, computation: Computation, computations: dic
 
 
 def _sliced(body: Computation, index: int, whole: int) -> int:
-    """Bytes that a fusion reads of its parameter: less than the whole where it does nothing but take slices of it."""
+    """Bytes that a fusion reads of its parameter: less than the whole where it only takes slices."""
     parameter = next((n for n, i in body.items() if i.opcode == "parameter" and i.inputs == str(index)), None)
     return whole if parameter is None else _taken(body, parameter, whole)
 
@@ -238,7 +255,7 @@ def _taken(body: Computation, name: str, whole: int) -> int:
 
 
 def _stacks(text: str) -> Callable[[int], tuple[str, ...]]:
-    """The stack of a frame's number, from the tables that the text begins with; always () where it has none."""
+    """A function from frame number to stack, by the tables at the start of the text; () without tables."""
 
     def table(title: str) -> dict[int, str]:
         found = re.search(rf"^{title}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
@@ -251,7 +268,7 @@ def _stacks(text: str) -> Callable[[int], tuple[str, ...]]:
     files, functions, places, frames = map(table, ("FileNames", "FunctionNames", "FileLocations", "StackFrames"))
     located = {n: numbers(row, "file_name_id", "function_name_id") for n, row in places.items()}
     links = {n: numbers(row, "file_location_id", "parent_frame_id") for n, row in frames.items()}
-    # Printed parents are one too high in some versions: there the first frame, which has none, seems its own.
+    # Some versions print parents one too high: the first frame, which has no parent, seems to be its own.
     surplus = int(any(parent == n for n, (_, parent) in links.items()))
 
     def stack(frame: int) -> tuple[str, ...]:

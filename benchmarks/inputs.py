@@ -1,7 +1,7 @@
-"""How many photographs a core turns into training crops, from files and from prepared records.
+"""Photographs that a core decodes and crops in a second, from files and from prepared records.
 
-Beside greenjax, on the same boxes: bare JPEG decoding, which is the floor of reading JPEGs, and what Pillow takes for
-it. docs/input_speed.md explains it.
+Compares with bare JPEG decoding, the lower limit of time for JPEG files, and with Pillow on the same boxes.
+docs/input_speed.md explains the figures.
 """
 
 import statistics
@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from benchmarks.measure import TIMING, machine
+from benchmarks.tables import Column, table
 from greenjax.config import resolve
 from greenjax.data.augment import TRIES, RandomView, random_box, uniforms
 from greenjax.data.encoded import undecoded
@@ -32,31 +33,42 @@ FLAGS = TIMING
 PHOTOGRAPHS = {"500 x 375": ((375, 500), 64), "4000 x 3000": ((3000, 4000), 4)}  # size, and how many files
 QUALITY = 90
 PREPARED = (("jpeg", 256), ("raw", 256), ("raw", 224))  # encoding, pixels of the shorter side
-EPOCH = 50_000  # images of an epoch: shuffling few costs more than shuffling many
-LOADED = 12  # batches that the whole loader is timed for
-BATCH = 64  # images of one of them
+EPOCH = 50_000  # images of an epoch, because shuffling few costs more for each image
+LOADED = 12  # batches of the timed loader
+BATCH = 64  # images of such a batch
 WORKERS = (0, 2)  # data.workers
+ROWS: list[Column] = [
+    ("photographs", "photographs", 1, ""),
+    ("by", "way", 1, ""),
+    ("images/s", "images_per_second", 1, ".0f"),
+    ("x Pillow", "times_pillow", 1, ".2f"),
+    ("x decode", "times_decode", 1, ".2f"),
+    ("bytes/image", "bytes_per_image", 1, ",.0f"),
+]
+LOADER: list[Column] = [
+    ("from", "source", 1, ""),
+    ("workers", "workers", 1, "d"),
+    ("images/s", "images_per_second", 1, ".0f"),
+]
 
 
 def run(batch: int, repeats: int) -> dict[str, Any]:
-    """Images a second of one core by every way, then of the whole loader with and without worker processes."""
+    """Times every way on one core, then the whole loader with and without worker processes."""
     cv2.setNumThreads(0)
     keep_freed_memory()
     report = {**machine(), "batch": batch, "repeats": repeats, "rows": [], "loader": []}
-    print(f"one core of {report['cores']}, median of {repeats} interleaved runs of {batch} images")
     with tempfile.TemporaryDirectory() as folder:
         for name, (size, count) in PHOTOGRAPHS.items():
             root = Path(folder, name.replace(" ", ""))
             write_photographs(root, size, count)
-            print(f"{name:34}{'images/s':>10}{'x Pillow':>10}{'x decode':>10}{'bytes/image':>14}")
             ways = ways_to_read(root, small=max(size) < 1000)
-            for row in rows_of(name, ways, batch if max(size) < 1000 else 2, repeats):
-                report["rows"].append(row)
-                print(line_of(row))
-        print(f"{'whole loader, batches of ' + str(BATCH):34}{'images/s':>10}")
-        for row in loader_rows(Path(folder, next(iter(PHOTOGRAPHS)).replace(" ", ""))):
-            report["loader"].append(row)
-            print(f"  {row['source'] + ', workers ' + str(row['workers']):32}{row['images_per_second']:10.0f}")
+            report["rows"] += rows_of(name, ways, batch if max(size) < 1000 else 2, repeats)
+            print(f"measured {name}", flush=True)
+        report["loader"] = loader_rows(Path(folder, next(iter(PHOTOGRAPHS)).replace(" ", "")))
+    print(f"one core of {report['cores']}, median of {repeats} interleaved runs of {batch} images")
+    print(table(ROWS, report["rows"]))
+    print(f"whole loader, batches of {BATCH}")
+    print(table(LOADER, report["loader"]))
     return report
 
 
@@ -87,7 +99,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Repeated:
-    """The images of a source again and again, as many as a real data set has."""
+    """The images of a source, repeated up to the size of a real data set."""
 
     source: Any
     count: int
@@ -109,7 +121,7 @@ def folder_config(root: Path, **data: Any) -> ConfigDict:
 
 
 def ways_to_read(root: Path, small: bool) -> dict[str, Way]:
-    """Every way from the JPEGs of a folder, and from records that are made of them here."""
+    """Every way from the JPEG files of a folder to crops, and from records prepared of them."""
     paths = sorted(root.iterdir())
     config = folder_config(root)
     view, size = RandomView.from_config(config), mean_size(paths)
@@ -141,7 +153,7 @@ def mean_size(paths: Any) -> float:
 
 
 def stream(config: ConfigDict, view: RandomView) -> Callable[[int], Any]:
-    """Image i of training, as a worker makes it."""
+    """The function of a worker: position in the stream -> training image."""
     source = Repeated(open_source(config.data, config.data.split), EPOCH)
     return Stream(source, shuffled(config, source), view).__getitem__
 
@@ -160,7 +172,7 @@ def by_pillow(path: Path, view: RandomView, index: int) -> UInt8[np.ndarray, "h 
 
 
 def rows_of(photographs: str, ways: dict[str, Way], batch: int, repeats: int) -> list[dict[str, Any]]:
-    """Each way's rate: processor time, so that what else the machine does counts little."""
+    """The rate of each way by processor time, which other processes disturb little."""
     seconds = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         for name, way in ways.items():
@@ -183,13 +195,8 @@ def rows_of(photographs: str, ways: dict[str, Way], batch: int, repeats: int) ->
     ]
 
 
-def line_of(row: dict[str, Any]) -> str:
-    rates = f"{row['images_per_second']:10.0f}{row['times_pillow']:10.2f}{row['times_decode']:10.2f}"
-    return f"  {row['way']:32}{rates}{row['bytes_per_image']:14,.0f}"
-
-
 def loader_rows(root: Path) -> list[dict[str, Any]]:
-    """Batches as training gets them, by the clock: what workers hand over, and batches made in the main process."""
+    """The rate of training batches by wall time, with worker processes and in the main process."""
     rows = []
     for name, folder in (("JPEG files", root), ("raw records", prepared(root, "raw", 256))):
         kind = "folder" if folder == root else "records"
@@ -198,7 +205,7 @@ def loader_rows(root: Path) -> list[dict[str, Any]]:
             images = Repeated(open_source(config.data, "all"), EPOCH)
             source = Listed(images, np.zeros(EPOCH, np.int32), ("photograph",))
             batches = labelled_batches(config, source)
-            for _ in range(2 * max(workers, 1)):  # until all are at work
+            for _ in range(2 * max(workers, 1)):  # until all workers run
                 next(batches)
             start = time.perf_counter()
             for _ in range(LOADED):

@@ -1,4 +1,4 @@
-"""How programs are timed, and on what; what the machine can do at best."""
+"""Times compiled programs, and measures the rates that limit them: matrix products and a copy."""
 
 import platform
 import re
@@ -21,21 +21,21 @@ TIMING = {  # flags of suites that time programs
 
 Timed = tuple[Callable[..., Any], tuple[Any, ...]]  # a compiled program and its arguments
 
-# Larger than any cache, and long enough on a GPU, too, that starting a kernel does not count.
-SIDES = {"cpu": 2048, "gpu": 8192}  # of the matrices whose product sets the limit of matrix products
-COPIED = {"cpu": 2**28, "gpu": 2**31}  # bytes of the array whose copy sets the limit of memory
+# Arrays exceed every cache, and kernels on a GPU last much longer than their start.
+SIDES = {"cpu": 2048, "gpu": 8192}  # of the square matrices that are multiplied
+COPIED = {"cpu": 2**28, "gpu": 2**31}  # bytes of the array that is copied
 
 
 def interleaved_medians(programs: dict[Any, Timed], repeats: int) -> dict[Any, float]:
-    """Median seconds of each compiled program on its arguments, run in turn so that all meet the same disturbances."""
+    """Median seconds of each compiled program; programs take turns, so that all meet the same disturbances."""
     return {name: statistics.median(times) for name, times in interleaved_seconds(programs, repeats).items()}
 
 
 def interleaved_seconds(programs: dict[Any, Timed], repeats: int) -> dict[Any, list[float]]:
     """Seconds of each program by round.
 
-    A turn is two runs, of which the second counts, as in a loop: the first one finds memory and caches as another
-    program left them. Swin-B's update takes up to twice as long right after one of PyTorch.
+    A turn is two runs, and the second one counts: the first finds memory and caches as another program left them.
+    Swin-B's update takes up to twice as long right after one of PyTorch.
     """
     seconds = {name: [] for name in programs}
     for _ in range(repeats):
@@ -48,9 +48,9 @@ def interleaved_seconds(programs: dict[Any, Timed], repeats: int) -> dict[Any, l
 
 
 def medians_one_by_one(programs: dict[Any, Timed], repeats: int) -> dict[Any, float | None]:
-    """Median seconds of each program after the other; None: the device has too little memory for it.
+    """Median seconds of each program, one program after the other; None: the device has too little memory for it.
 
-    For devices that nothing else disturbs, whose memory does not hold what several programs need at once.
+    For a device that runs nothing else and whose memory does not hold several programs at once.
     """
     medians: dict[Any, float | None] = {}
     for name, program in programs.items():
@@ -71,10 +71,9 @@ def product(dtype: str, side: int | None = None) -> tuple[Timed, int]:
 
 
 def copy(size: int | None = None) -> tuple[Timed, int]:
-    """A copy of a large array, by as many threads as XLA takes, and the bytes that it reads and writes."""
+    """A copy of a large array by XLA's threads, and the bytes that it reads and writes."""
     size = size or COPIED[_kind()]
-    # A sign is changed: what copies is a loop of XLA's own, on as many threads as those take. The donated array is
-    # written over, so that no page has to be mapped anew.
+    # The negation makes XLA copy by a loop on its threads. Writing over the donated array maps no new pages.
     program = jax.jit(lambda old, new: -new, donate_argnums=0, keep_unused=True)
     arrays = [jnp.zeros(size // 4, jnp.float32), jnp.ones(size // 4, jnp.float32)]
 
@@ -90,17 +89,12 @@ def _kind() -> str:
     return "cpu" if jax.default_backend() == "cpu" else "gpu"
 
 
-def ratio_by_round(seconds: Sequence[float], reference: Sequence[float]) -> float:
-    """How many times as long as the reference: the median over rounds, each of which met its own disturbance."""
-    return ratio_quartiles(seconds, reference)[1]
-
-
 def ratio_quartiles(seconds: Sequence[float], reference: Sequence[float]) -> list[float]:
-    """The lower quartile, the median and the upper one of that ratio: how far to trust it."""
+    """Lower quartile, median and upper quartile over rounds of seconds / reference."""
     return np.quantile(np.divide(seconds, reference), (0.25, 0.5, 0.75)).tolist()
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what a suite ran."""
+    """The device and the versions that a suite ran with."""
     device = jax.devices()[0].device_kind
     return {"device": device, "cores": cores(), "python": platform.python_version(), "jax": jax.__version__}

@@ -1,4 +1,4 @@
-"""Who the step is compared with in PyTorch, as far as that can run here."""
+"""Programs of PyTorch that the step is compared with, where they can run."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,16 +10,16 @@ from ml_collections import ConfigDict
 PEER, COMPILED = "transformers", "transformers compiled"
 
 
-Maker = Callable[[], dict[str, Callable[[], Any]]]  # makes the program of every part
+Maker = Callable[[], dict[str, Callable[[], Any]]]  # returns the programs by part
 
 
 class Peers(NamedTuple):
-    """Programs by name, and why others are not there."""
+    """Programs by name, and reasons for those left out."""
 
     makers: dict[str, Maker]
     left_out: dict[str, str]
-    peaks: dict[str, dict[str, int]]  # bytes of a GPU's memory that each part held at most, once it has run
-    free: Callable[[], None]  # hands back memory of programs that are gone
+    peaks: dict[str, dict[str, int]]  # peak bytes of a GPU's memory by name and part, filled by runs
+    free: Callable[[], None]  # returns memory of deleted programs to the GPU
 
 
 def find_peers(config: ConfigDict, batch: int, compiled: bool) -> Peers:

@@ -1,4 +1,4 @@
-"""When every kernel of a compiled program ran, by JAX's profiler."""
+"""Start and end of every kernel of a compiled program, by JAX's profiler."""
 
 import tempfile
 import time
@@ -11,7 +11,7 @@ import jax
 
 
 class Event(NamedTuple):
-    """One run of a kernel, in seconds; `name` is that of its instruction, or its own where it has none."""
+    """One run of a kernel, in seconds; `name` is that of its instruction, or of the kernel where there is none."""
 
     name: str
     start: float
@@ -19,9 +19,9 @@ class Event(NamedTuple):
 
 
 def profiled(run: Callable[[], Any], names: Collection[str]) -> tuple[list[Event], float]:
-    """The kernels of one run, and its seconds by the clock. `names`: the instructions of its program."""
+    """The kernels of one run, and the run's wall seconds. `names`: the instructions of its program."""
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # Python's calls are not looked at, and cost time
+    options.python_tracer_level = 0  # tracing Python's calls would cost time
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
             start = time.perf_counter()
@@ -34,7 +34,7 @@ def profiled(run: Callable[[], Any], names: Collection[str]) -> tuple[list[Event
 def read_events(profile: Any, names: Collection[str]) -> list[Event]:
     """The kernels of the first device in a profile, in the order of their starts.
 
-    A GPU has a plane of its own, with a line for each stream. The CPU's kernels stand among what else its threads do.
+    A GPU has a plane with a line for each stream. On a CPU kernels are events among others of its threads.
     """
     planes = {plane.name: plane for plane in profile.planes}
     devices = sorted(name for name, plane in planes.items() if name.startswith("/device:") and list(plane.lines))
@@ -57,7 +57,7 @@ def _on_device(plane: Any) -> Iterable[Event]:
 
 
 def _on_host(plane: Any, names: Collection[str]) -> Iterable[Event]:
-    """Kernels that several threads share have ended when an event says so, which is after their own on the first."""
+    """A kernel that several threads share ends with its `end: NAME` event, after the event of the first thread."""
     begun: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
     ended: dict[str, list[float]] = defaultdict(list)
     for line in plane.lines:
@@ -73,17 +73,13 @@ def _on_host(plane: Any, names: Collection[str]) -> Iterable[Event]:
         ends = sorted(ended[name])
         for index, (start, end) in enumerate(sorted(runs)):
             if device == first:
-                # As many ends as beginnings: of several runs the k-th end is that of the k-th. Of several devices
-                # nothing says whose an end is.
+                # With as many ends as beginnings the k-th end belongs to the k-th run. Ends name no device.
                 own = ends[index] if len(ends) == len(runs) else end
                 yield Event(name, start / 1e9, max(end, own) / 1e9)
 
 
 def shared_seconds(events: list[Event]) -> list[float]:
-    """The time of every event, where time in which several run at once counts for each in equal parts.
-
-    So the sum is the time in which any runs.
-    """
+    """Seconds of every event; concurrent events share the time equally, so that the sum is the busy time."""
     bounds = sorted([(e.start, 0, i) for i, e in enumerate(events)] + [(e.end, 1, i) for i, e in enumerate(events)])
     seconds, running, last = [0.0] * len(events), set(), 0.0
     for moment, ends, index in bounds:
@@ -98,6 +94,6 @@ def shared_seconds(events: list[Event]) -> list[float]:
 
 
 def without_callers(events: list[Event], calls: dict[str, tuple[str, ...]]) -> list[Event]:
-    """The events without those of instructions that only call others, where the others have events."""
+    """The events without instructions that only call others which have events of their own."""
     seen = {event.name for event in events}
     return [event for event in events if not seen.intersection(calls.get(event.name, ()))]

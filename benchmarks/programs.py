@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from greenjax.backbones.geometry import make_planner, stage_channels, stage_specs, token_grid
 from greenjax.config import flatten, resolve
 from greenjax.data.loader import Batch, blank_batch
+from greenjax.errors import InputError
 from greenjax.planning import Plan, dense_plan
 from greenjax.runtime.cost import matmul_flops
 from greenjax.runtime.placement import Placement
@@ -21,8 +22,8 @@ from greenjax.training.state import State, abstract_state, init_state, model_gra
 from greenjax.training.step import drop_path_keys, make_train_step, pretraining_loss
 
 PARTS = ("forward", "backward", "update")  # "backward" is forward + backward
-LARGE = 64  # a batch on one device from which on memory per image is the slope towards a smaller one
-STEPS = 1000  # that the schedule of the learning rate believes in
+LARGE = 64  # images on one device; from such a batch the slope of memory is taken towards a smaller one
+STEPS = 1000  # length of the schedule of the learning rate
 
 
 class Program(NamedTuple):
@@ -30,20 +31,30 @@ class Program(NamedTuple):
 
     compiled: Any
     flops: int
-    unpadded_flops: int  # without what attention computes among slots of different windows
-    xla_flops: float
-    bytes_accessed: float
+    unpadded_flops: int  # without products between slots of different windows
+    bytes_accessed: float  # by XLA's analysis
     temporary: int
-    memory: int  # that one device needs for it at most: arguments, results and what is temporary
+    memory: int  # the most that one device needs: arguments, results, temporaries
     compile_seconds: float  # tracing included
 
 
 def sized(config: ConfigDict, batch: int, **changes: Any) -> ConfigDict:
-    """The configuration with this batch, one mask a device; `changes` by name, `model__window=14`."""
-    groups = jax.device_count()
+    """The configuration with this batch and one mask a device; `changes` by name, `model__window=14`."""
     keys = {name.replace("__", "."): value for name, value in changes.items()}
-    fixed = {"data.batch_size": batch, "mask.groups": groups, "optim.accumulation": 1, "mesh.data": -1}
+    fixed = {"data.batch_size": batch, "mask.groups": jax.device_count(), "optim.accumulation": 1, "mesh.data": -1}
     return resolve(flatten(config) | fixed | keys)
+
+
+def check_pretraining(config: ConfigDict) -> None:
+    """Raises InputError where the task is another."""
+    if config.task != "pretrain":
+        raise InputError(f"task is {config.task!r}: expected 'pretrain'")
+
+
+def check_devices(batch: int) -> None:
+    """Raises InputError for a batch that the devices cannot share."""
+    if batch % jax.device_count():
+        raise InputError(f"--batch is {batch}: expected a multiple of the {jax.device_count()} devices")
 
 
 def random_batch(config: ConfigDict, plan: Plan | None = None) -> Batch:
@@ -57,27 +68,38 @@ def random_batch(config: ConfigDict, plan: Plan | None = None) -> Batch:
 def compile_part(
     config: ConfigDict, part: str, batch: Batch | None = None, devices: Sequence[Any] | None = None
 ) -> Program:
-    """Compiles one of PARTS, for batches like the given or random one; nothing is computed.
-
-    `devices`: those to compile it for, by default those that are here.
-    """
+    """Compiles one of PARTS for batches like this one, by default a random one, and for these devices or those here."""
     batch = random_batch(config) if batch is None else batch
     start = time.perf_counter()
     traced = trace_part(config, part, batch, devices)
     compiled = traced.lower().compile()
-    took = time.perf_counter() - start
-    costs = compiled.cost_analysis() or {"flops": 0.0, "bytes accessed": 0.0}  # not of devices that are not here
+    seconds = time.perf_counter() - start
+    accessed = (compiled.cost_analysis() or {}).get("bytes accessed", 0.0)  # unknown for absent devices
     flops = matmul_flops(traced.jaxpr)
-    unpadded = flops - products(config, part) * padding_flops(config, batch.plan)
-    return Program(
-        compiled, flops, unpadded, costs["flops"], costs["bytes accessed"], *memory_of(compiled), compile_seconds=took
-    )
+    unpadded = flops - pair_products(config, part) * padding_flops(config, batch.plan)
+    return Program(compiled, flops, unpadded, accessed, *memory_of(compiled), seconds)
+
+
+def trace_part(config: ConfigDict, part: str, batch: Batch, devices: Sequence[Any] | None = None) -> jax.stages.Traced:
+    """Traces what `compile_part` compiles."""
+    mesh, tx, graphdef = make_mesh(config, devices), make_optimizer(config), model_graph(config)
+    state, shapes = abstract_state(config, mesh), batch_shapes(batch, mesh)
+    if part == "update":
+        return make_train_step(graphdef, tx, learning_rate(config, STEPS, 1), config, mesh).trace(state, shapes)
+    loss = pretraining_loss(graphdef)
+
+    def mean_loss(params: Any, batch: Batch) -> jax.Array:
+        keys = drop_path_keys(config, config.seed, jnp.zeros((), jnp.int32), config.mask.groups)
+        return loss(params, (batch.images, batch.plan, keys))[0]
+
+    with jax.set_mesh(mesh):
+        return jax.jit(mean_loss if part == "forward" else jax.value_and_grad(mean_loss)).trace(state.params, shapes)
 
 
 def memory_slope(config: ConfigDict, update: Program, devices: Sequence[Any] | None = None) -> float:
-    """Bytes of temporary memory more for each image of a batch; `update` is that of a configuration by `sized`.
+    """Bytes of temporary memory that each further image takes; `update` is that of a configuration by `sized`.
 
-    Between its batch and one three times as large, or a fourth of it where a larger one need not fit.
+    Measured towards a batch three times as large, or a fourth as large where a larger one need not fit.
     """
     batch, groups = config.data.batch_size, config.mask.groups
     other = batch // 4 // groups * groups if batch >= LARGE * groups else 3 * batch
@@ -86,7 +108,7 @@ def memory_slope(config: ConfigDict, update: Program, devices: Sequence[Any] | N
 
 
 def memory_of(compiled: Any) -> tuple[int, int]:
-    """Bytes that a program takes for what is temporary, and in all; 0 where the backend does not tell."""
+    """Bytes of a program's temporaries, and of all that it needs; 0 where the backend does not tell."""
     found = compiled.memory_analysis()
     if found is None:
         return 0, 0
@@ -94,19 +116,19 @@ def memory_of(compiled: Any) -> tuple[int, int]:
     return found.temp_size_in_bytes, outside + found.temp_size_in_bytes
 
 
-def products(config: ConfigDict, part: str) -> int:
-    """Matrix products over pairs of slots in one attention: two forward, four backward, and two computed again."""
+def pair_products(config: ConfigDict, part: str) -> int:
+    """Matrix products over pairs of slots in one attention: two forward, four backward, two of recomputation."""
     return 2 if part == "forward" else 6 + 2 * config.model.remat
 
 
 def padding_flops(config: ConfigDict, plan: Plan) -> int:
     """FLOPs of one such product in every block, over pairs of slots that do not see each other.
 
-    A block computes all pairs of a row; needed are those inside a window, w * w of its w visible tokens. All other
-    products are free of padding: projections take the ungrouped tokens.
+    A block computes all pairs of a row, and needs those inside a window: w * w for w visible tokens. No other product
+    has padding, because projections take the ungrouped tokens.
     """
     green = config.method == "green"
-    # The plan of every mask group; without masks before the encoder one for all.
+    # One plan for each mask group; the dense method has one for all images.
     windows = plan.windows if green else dense_plan(token_grid(config), stage_specs(config)).windows
     total = 0
     for spec, channels, groupings in zip(stage_specs(config), stage_channels(config), windows, strict=True):
@@ -118,32 +140,12 @@ def padding_flops(config: ConfigDict, plan: Plan) -> int:
     return total * (config.data.batch_size // config.mask.groups if green else config.data.batch_size)
 
 
-def trace_part(
-    config: ConfigDict, part: str, batch: Batch | None = None, devices: Sequence[Any] | None = None
-) -> jax.stages.Traced:
-    """What `compile_part` compiles."""
-    mesh, tx, graphdef = make_mesh(config, devices), make_optimizer(config), model_graph(config)
-    state = abstract_state(config, mesh)
-    shapes = batch_shapes(random_batch(config) if batch is None else batch, mesh)
-    if part == "update":
-        return make_train_step(graphdef, tx, learning_rate(config, STEPS, 1), config, mesh).trace(state, shapes)
-    loss = pretraining_loss(graphdef)
-
-    def mean_loss(params: Any, batch: Batch) -> jax.Array:
-        keys = drop_path_keys(config, config.seed, jnp.zeros((), jnp.int32), config.mask.groups)
-        return loss(params, (batch.images, batch.plan, keys))[0]
-
-    with jax.set_mesh(mesh):
-        program = jax.jit(mean_loss if part == "forward" else jax.value_and_grad(mean_loss))
-        return program.trace(state.params, shapes)
-
-
 def runnable(
     config: ConfigDict, programs: dict[str, Program], batch: Batch | None = None, held: list[State] | None = None
 ) -> dict[str, Callable[[], Any]]:
-    """Each of the programs on a batch, noise by default, as a function without arguments.
+    """Each program on a batch, noise by default, as a function without arguments.
 
-    The update goes on from its result. `held`, a list of one state, is for updates that share theirs and so its memory.
+    Every update goes on from the last one's state. `held` is a list of one state, for updates that share its memory.
     """
     placed = Placement(make_mesh(config))(random_batch(config) if batch is None else batch)
     held = [first_state(config)] if held is None else held
@@ -161,9 +163,3 @@ def runnable(
 def first_state(config: ConfigDict) -> State:
     """The state before the first update."""
     return init_state(config, make_mesh(config))
-
-
-def parameter_shapes(config: ConfigDict) -> tuple[tuple[int, ...], ...]:
-    """What configurations have in common that can share a state."""
-    state = abstract_state(config, make_mesh(config))
-    return tuple(leaf.shape for leaf in jax.tree.leaves(state))

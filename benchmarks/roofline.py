@@ -1,11 +1,11 @@
-"""Where the time of an update goes, kernel by kernel, and how much of it the machine's limits explain.
+"""The time of an update kernel by kernel, and the share that the machine's limits explain.
 
-A kernel's roofline time is the least that its matrix products and its traffic to memory can take: the larger of FLOPs
-over a measured rate of matrix products, and bytes over the measured rate of a copy. Bytes are operands and results, as
-if no cache held any of them. What all kernels would take so, over the time of an update, is its share of the roofline.
+The roofline time of a kernel is the least time for its matrix products and its memory traffic: the larger of FLOPs
+over the measured rate of matrix products, and bytes over the measured rate of a copy. Bytes are operands and results,
+as if no cache held them. The share of the roofline is the sum of these times over the time of an update.
 
-A kernel can pass the rate of a copy: its arrays may be in a cache, and a CPU fetches what a copy is going to write
-over, but not what is updated in place. So the share is given a second time, with no kernel above its own time.
+A kernel can exceed the rate of a copy: caches may hold its arrays, and a CPU reads memory before a copy overwrites it,
+but not for updates in place. So the report has a second share, in which no kernel counts above its own time.
 """
 
 import re
@@ -19,14 +19,14 @@ from ml_collections import ConfigDict
 from benchmarks.hlo import Kernel, read_kernels
 from benchmarks.measure import TIMING, Timed, copy, interleaved_seconds, machine, product
 from benchmarks.profile import Event, profiled, shared_seconds, without_callers
-from benchmarks.programs import compile_part, runnable, sized
+from benchmarks.programs import check_pretraining, compile_part, runnable, sized
+from benchmarks.tables import Column, table
 from greenjax.errors import InputError
 
 FLAGS = TIMING
 SHOWN = 25  # kinds of kernel in the printed table; the report has all
-# Where a Python call stands that a kernel was traced in -> the part of the update. A kernel belongs to the part that
-# its innermost call of these belongs to, except that whatever the decoder calls is the decoder's. A fusion is traced
-# where its last operation was.
+# Pattern of a Python call that a kernel was traced in -> part of the update. The innermost matching call decides, but
+# all calls of the decoder belong to the decoder. A fusion has the calls of its last operation.
 DECODER = "models/decoder.py"
 PARTS = {
     r"flax/nnx/nn/linear\.py|layers\.py:_product|primitives\.py:_(matmul|rows|d_kernel)": "projections and MLPs",
@@ -35,14 +35,14 @@ PARTS = {
     r"ops/sparse|BlockEmbed\.|PositionalEncoding\.": "convolutions",
     r"Mlp\.|primitives\.py:_(gelu|normal)": "activation functions",
     r"ops/(group|fused)_attention(_kernel)?\.py|(Local|Global)Attention\.": "attention",
-    # What an operation shares belongs to its caller.
+    # Shared primitives belong to their callers.
     r"greenjax/(models|backbones|ops)/(?!primitives)": "the rest of the model",
     r"training/optim\.py|/optax/|training/step\.py": "optimizer",
 }
 
 
 class Cost(NamedTuple):
-    """What kernels took in one update, and what they had to do."""
+    """Time and work of kernels in one update."""
 
     runs: int
     seconds: float
@@ -53,15 +53,14 @@ class Cost(NamedTuple):
 
 def run(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     """Prints the tables of one update by `config.method` on one device, and returns their figures."""
-    if config.task != "pretrain":
-        raise InputError(f"task is {config.task!r}: expected 'pretrain'")
+    check_pretraining(config)
     config = sized(config, batch, mesh__data=1, mesh__fsdp=1, mask__groups=1)
     program = compile_part(config, "update")
     kernels = read_kernels(program.compiled.as_text())
     update = runnable(config, {"update": program})["update"]
     runs: dict[str, Timed] = {"update": (update, ())}
     (runs["matmul"], flops), (runs["copy"], moved) = product(config.model.dtype), copy()
-    # The least disturbed run of each: limits are what the machine can do at best.
+    # The fastest run of each: limits are the best that the machine does.
     seconds = {name: min(times) for name, times in interleaved_seconds(runs, repeats).items()}
     rates = flops / seconds["matmul"], moved / seconds["copy"]
     events, wall = least_disturbed(update, kernels, repeats)
@@ -79,12 +78,12 @@ def run(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     report["share_of_roofline_capped"] = capped / seconds["update"]
     report["parts"] = rows(grouped(costs, lambda name: (part(kernels.get(name)),)), ("part",))
     report["kinds"] = rows(grouped(costs, lambda name: kind(name, kernels.get(name))), ("kernel", "place", "op"))
-    print("\n".join(table(report)))
+    print(text(report))
     return report
 
 
 def least_disturbed(update: Callable[[], Any], kernels: dict[str, Kernel], repeats: int) -> tuple[list[Event], float]:
-    """The kernels of the fastest of several runs, and its seconds. Raises InputError where no kernel is seen."""
+    """The kernels of the fastest run, and its seconds. Raises InputError for a profile without kernels."""
     events, wall = min((profiled(update, kernels) for _ in range(repeats)), key=lambda found: found[1])
     if not events:
         device = jax.devices()[0].device_kind
@@ -103,7 +102,7 @@ def kernel_costs(events: list[Event], kernels: dict[str, Kernel], rates: tuple[f
     for name, count in found.items():
         kernel = kernels.get(name)
         flops, moved = (kernel.flops, kernel.bytes) if kernel else (0, 0)
-        # An instruction may start several kernels on a GPU: it computes what it computes once.
+        # On a GPU an instruction may start several kernels, which share its work.
         times = kernel.runs if kernel and kernel.runs is not None else count
         costs[name] = Cost(count, seconds[name], times * flops, times * moved, times * least(flops, moved, rates))
     return costs
@@ -120,7 +119,7 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 
 def grouped(costs: dict[str, Cost], key: Any) -> dict[tuple[str, ...], Cost]:
-    """The costs of instructions with one key, the dearest first."""
+    """The sums of costs by key, the largest first."""
     groups = defaultdict(list)
     for name, cost in costs.items():
         groups[key(name)].append(cost)
@@ -129,7 +128,7 @@ def grouped(costs: dict[str, Cost], key: Any) -> dict[tuple[str, ...], Cost]:
 
 
 def part(kernel: Kernel | None) -> str:
-    """The part of the update, one of the values of PARTS, or another."""
+    """The part of the update that a kernel belongs to."""
     stack = kernel.stack if kernel else ()
     if any(DECODER in call for call in stack):
         return "decoder"
@@ -138,7 +137,7 @@ def part(kernel: Kernel | None) -> str:
 
 
 def kind(name: str, kernel: Kernel | None) -> tuple[str, str, str]:
-    """What XLA calls such kernels; the function of greenjax that they come from; and the pass and JAX's operation."""
+    """XLA's name without numbers; the function of greenjax; the pass and JAX's operation."""
     bare = re.sub(r"(\.?\d+)+$|\.clone|\.remat\d*", "", name)
     if kernel is None:
         return bare, "", ""
@@ -153,28 +152,38 @@ def rows(groups: dict[tuple[str, ...], Cost], names: tuple[str, ...]) -> list[di
     return [dict(zip(names, key)) | cost._asdict() for key, cost in groups.items()]
 
 
-def table(report: dict[str, Any]) -> list[str]:
+FIGURES: list[Column] = [
+    ("ms", "seconds", 1e-3, ".2f"),
+    ("share", "share", 1, ".1%"),
+    ("runs", "runs", 1, "d"),
+    ("GFLOP", "flops", 1e9, ".2f"),
+    ("MB", "bytes", 1e6, ".1f"),
+    ("of roofline", "of_roofline", 1, ".2f"),
+]
+
+
+def text(report: dict[str, Any]) -> str:
     """The report as text."""
     kernels, update = report["kernels"], report["update_seconds"]
-    head = f"{'ms':>10}{'share':>7}{'runs':>7}{'GFLOP':>9}{'MB':>9}{'of roofline':>13}"
 
-    def line(name: str, row: dict[str, Any]) -> str:
-        share = row["roofline_seconds"] / row["seconds"] if row["seconds"] else 0.0
-        figures = f"{1e3 * row['seconds']:10.2f}{row['seconds'] / kernels['seconds']:7.1%}{row['runs']:7}"
-        return f"{name:88.88}{figures}{row['flops'] / 1e9:9.2f}{row['bytes'] / 1e6:9.1f}{share:13.2f}"
+    def shares(row: dict[str, Any]) -> dict[str, Any]:
+        of_roofline = row["roofline_seconds"] / row["seconds"] if row["seconds"] else 0.0
+        return row | {"share": row["seconds"] / kernels["seconds"], "of_roofline": of_roofline}
 
-    return [
-        f"{report['model']}, {report['method']}, {report['dtype']}, batch {report['batch']}, on {report['cores']} cores"
-        f" of {report['device']}: one update in {1e3 * update:.1f} ms, the fastest of {report['repeats']}",
-        f"matrix products at {report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, a copy at"
-        f" {report['copy_bytes_per_second'] / 1e9:.1f} GB/s",
-        f"profiled: {1e3 * kernels['seconds']:.1f} ms in kernels of {1e3 * report['profiled_seconds']:.1f} ms;"
-        f" {1e3 * kernels['not_in_program']:.1f} ms in such as are not the program's",
-        f"{'part':88}{head}",
-        *(line(row["part"], row) for row in report["parts"]),
-        line("all", kernels),
-        f"share of the roofline: {report['share_of_roofline']:.2f}, {1e3 * kernels['roofline_seconds']:.1f} of"
-        f" {1e3 * update:.1f} ms; {report['share_of_roofline_capped']:.2f} where no kernel counts above its own time",
-        f"{'kernel':34}{'from':26}{'':28}{head}",
-        *(line(f"{r['kernel']:33.33} {r['place']:25.25} {r['op']}", r) for r in report["kinds"][:SHOWN]),
-    ]
+    parts = map(shares, [*report["parts"], kernels | {"part": "all"}])
+    names: list[Column] = [("kernel", "kernel", 1, ".33"), ("from", "place", 1, ".25"), ("", "op", 1, ".28")]
+    return "\n".join(
+        [
+            f"{report['model']}, {report['method']}, {report['dtype']}, batch {report['batch']}, on {report['cores']}"
+            f" cores of {report['device']}: one update in {1e3 * update:.1f} ms, the fastest of {report['repeats']}",
+            f"matrix products at {report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, a copy at"
+            f" {report['copy_bytes_per_second'] / 1e9:.1f} GB/s",
+            f"profiled: {1e3 * kernels['seconds']:.1f} ms in kernels of {1e3 * report['profiled_seconds']:.1f} ms;"
+            f" {1e3 * kernels['not_in_program']:.1f} ms in kernels outside the program",
+            table([("part", "part", 1, ""), *FIGURES], parts),
+            f"share of the roofline: {report['share_of_roofline']:.2f}, {1e3 * kernels['roofline_seconds']:.1f} of"
+            f" {1e3 * update:.1f} ms; {report['share_of_roofline_capped']:.2f} with no kernel above its own time",
+            "",
+            table([*names, *FIGURES], map(shares, report["kinds"][:SHOWN])),
+        ]
+    )

@@ -1,6 +1,6 @@
-"""The backends of the sparse convolution, on the layers of Twins-L and on larger kernels that Twins lacks.
+"""The backends of the sparse convolution on the layers of Twins-L and on larger kernels.
 
-docs/sparse_conv.md explains it.
+docs/sparse_conv.md explains the figures.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measure import TIMING, interleaved_medians, machine
+from benchmarks.tables import Column, table
 from greenjax.errors import InputError
 from greenjax.ops import sparse_native
 from greenjax.ops.sparse_conv import block_conv, check_backend, strided_conv, submanifold_conv
@@ -43,18 +44,22 @@ LAYERS = (
     Layer("submanifold 7x7, stage 1", 0, 7, 1, (128, 128)),
     Layer("overlapping 3/2, stage 1 to 2", 0, 3, 2, (128, 256)),
 )
-BACKENDS = {  # what the table calls them
+BACKENDS = {  # by name in the table
     "native": dict(backend="native"),
     "masked": dict(backend="masked"),
     "spconv pure": dict(backend="spconv", callback="pure"),
     "spconv buffer": dict(backend="spconv", callback="buffer"),
 }
 GRID = TokenGrid(224, 224, patch=4, stages=4)
+COLUMNS: list[Column] = [("layer", "layer", 1, ""), ("by", "backend", 1, "")]
+for figure, quantity, unit in (("ms", "ms", 1), ("GFLOP", "flops", 1e9), ("MB", "bytes", 1e6)):
+    COLUMNS += [(f"{figure} forward", f"forward_{quantity}", unit, ".2f"), ("+ back", f"both_{quantity}", unit, ".2f")]
+COLUMNS += [("difference", "difference", 1, ".0e")]
 VISIBLE = 12  # units: the paper's ratio of 0.75
 
 
 def run(batch: int, repeats: int) -> dict[str, Any]:
-    """Every layer by every backend that there is, forward and forward + backward, float32."""
+    """Times every layer by every backend that can run, forward and forward + backward, in float32."""
     backends, left_out = {}, {}
     for name, how in BACKENDS.items():
         try:
@@ -64,34 +69,31 @@ def run(batch: int, repeats: int) -> dict[str, Any]:
             left_out[name] = str(error)
             print(f"{name} is left out: {error}")
     report = {**machine(), "batch": batch, "repeats": repeats, "left_out": left_out, "rows": []}
-    print(f"{report['device']}, {report['cores']} cores, batch {batch}, median of {repeats} interleaved runs")
-    print(f"{'':50}{'ms':>10}{'ms':>10}{'GFLOP':>10}{'GFLOP':>10}{'MB':>10}{'MB':>10}{'difference':>12}")
-    print(f"{'':50}{'forward':>10}{'+ back':>10}{'forward':>10}{'+ back':>10}{'forward':>10}{'+ back':>10}")
     for layer in LAYERS:
         # spconv has no groups, and its backend leaves such layers to native.
         able = {name: how for name, how in backends.items() if layer.groups == 1 or how["backend"] != "spconv"}
-        print(layer.name)
-        for row in _layer_rows(layer, able, batch, repeats):
-            report["rows"].append(row)
-            print(_line(row))
+        report["rows"] += layer_rows(layer, able, batch, repeats)
+        print(f"measured {layer.name}", flush=True)
+    print(f"{report['device']}, {report['cores']} cores, batch {batch}, median of {repeats} interleaved runs")
+    print(table(COLUMNS, report["rows"]))
     return report
 
 
-def _layer_rows(layer: Layer, backends: dict[str, dict], batch: int, repeats: int) -> list[dict[str, Any]]:
+def layer_rows(layer: Layer, backends: dict[str, dict], batch: int, repeats: int) -> list[dict[str, Any]]:
     programs, values, counts = {}, {}, {}
     for name, how in backends.items():
-        for part, compiled in _compiled(layer, how, batch).items():
+        for part, compiled in compile_layer(layer, how, batch).items():
             programs[name, part] = compiled
         program, inputs = programs[name, "both"]
         values[name] = jax.tree.leaves(program(*inputs))
-        if how["backend"] != "spconv":  # XLA sees nothing of what callbacks do
+        if how["backend"] != "spconv":  # XLA does not see the work of callbacks
             with written_out_loops():
-                for part, (program, _) in _compiled(layer, how, batch).items():
+                for part, (program, _) in compile_layer(layer, how, batch).items():
                     counts[name, part] = program.cost_analysis()
     seconds = interleaved_medians(programs, repeats)
     rows = []
     for name in backends:
-        row = {"layer": layer.name, "backend": name, "difference": _difference(values[name], values["native"])}
+        row = {"layer": layer.name, "backend": name, "difference": largest_difference(values[name], values["native"])}
         for part in ("forward", "both"):
             count, analysis = counts.get((name, part), {}), programs[name, part][0].memory_analysis()
             row[f"{part}_ms"] = 1e3 * seconds[name, part]
@@ -101,20 +103,20 @@ def _layer_rows(layer: Layer, backends: dict[str, dict], batch: int, repeats: in
     return rows
 
 
-def _compiled(layer: Layer, how: dict[str, Any], batch: int) -> dict[str, tuple[Any, tuple]]:
+def compile_layer(layer: Layer, how: dict[str, Any], batch: int) -> dict[str, tuple[Any, tuple]]:
     """The programs of a layer, forward and both ways, with their arguments."""
-    index, args, dy = _inputs(layer, batch)
-    f = _convolution(layer, how)
+    index, args, dy = inputs(layer, batch)
+    f = convolution(layer, how)
     forward = jax.jit(f).lower(index, *args).compile(), (index, *args)
     return {
         "forward": forward,
-        "both": (jax.jit(_with_gradients(f)).lower(index, dy, *args).compile(), (index, dy, *args)),
+        "both": (jax.jit(with_gradients(f)).lower(index, dy, *args).compile(), (index, dy, *args)),
     }
 
 
 @contextmanager
 def written_out_loops() -> Iterator[None]:
-    """Programs to be counted, not to be run: XLA's analysis counts the body of a loop once."""
+    """For programs that are counted and not run: XLA's analysis counts the body of a loop once."""
     jax.clear_caches()
     sparse_native.UNROLL = True
     try:
@@ -124,7 +126,7 @@ def written_out_loops() -> Iterator[None]:
         jax.clear_caches()
 
 
-def _inputs(layer: Layer, batch: int) -> tuple[ConvIndex, tuple[jax.Array, ...], jax.Array]:
+def inputs(layer: Layer, batch: int) -> tuple[ConvIndex, tuple[jax.Array, ...], jax.Array]:
     """The index, (x, kernel, bias), and the gradient that comes in."""
     rng = np.random.default_rng(0)
     units = np.sort(rng.permutation(GRID.units[0] * GRID.units[1])[:VISIBLE])
@@ -141,8 +143,8 @@ def _inputs(layer: Layer, batch: int) -> tuple[ConvIndex, tuple[jax.Array, ...],
     return jax.tree.map(jnp.asarray, index), tuple(args), dy
 
 
-def _convolution(layer: Layer, how: dict[str, Any]) -> Callable[..., jax.Array]:
-    """f(index, x, kernel, bias); the index is an argument, as in training, where every step has another."""
+def convolution(layer: Layer, how: dict[str, Any]) -> Callable[..., jax.Array]:
+    """f(index, x, kernel, bias); the index is an argument, because every step of training has another."""
     shape = GRID.shape(layer.stage)
     if layer.kernel == layer.stride:
         return lambda index, x, kernel, bias: block_conv(x, kernel, bias, index.inputs, shape=shape, **how)
@@ -157,7 +159,7 @@ def _convolution(layer: Layer, how: dict[str, Any]) -> Callable[..., jax.Array]:
     )
 
 
-def _with_gradients(f: Callable[..., jax.Array]) -> Callable[..., Any]:
+def with_gradients(f: Callable[..., jax.Array]) -> Callable[..., Any]:
     def both(index: ConvIndex, dy: jax.Array, *args: jax.Array) -> Any:
         y, pull = jax.vjp(lambda *a: f(index, *a), *args)
         return y, pull(dy)
@@ -165,15 +167,6 @@ def _with_gradients(f: Callable[..., jax.Array]) -> Callable[..., Any]:
     return both
 
 
-def _difference(values: list[jax.Array], reference: list[jax.Array]) -> float:
+def largest_difference(values: list[jax.Array], reference: list[jax.Array]) -> float:
     """The largest difference of values and gradients, as a share of the largest number of the array."""
     return max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in zip(values, reference))
-
-
-def _line(row: dict[str, Any]) -> str:
-    def scaled(key: str, unit: float) -> list[str]:
-        numbers = (row[f"{part}_{key}"] for part in ("forward", "both"))
-        return ["-" if n is None else f"{n / unit:.2f}" for n in numbers]
-
-    cells = [*scaled("ms", 1.0), *scaled("flops", 1e9), *scaled("bytes", 1e6), f"{row['difference']:.0e}"]
-    return f"  {row['backend']:48}" + "".join(f"{cell:>10}" for cell in cells[:-1]) + f"{cells[-1]:>12}"

@@ -1,7 +1,7 @@
-"""One update side by side: green, dense (SimMIM on the same encoder), and transformers' SimMIM in PyTorch.
+"""One update by three programs: green, dense (SimMIM on the same encoder), and transformers' SimMIM in PyTorch.
 
-Forward, forward + backward and the whole update, medians of runs in which all take turns; XLA's FLOPs and temporary
-memory; the limits that measured rates of matrix products and of a copy set. docs/performance.md explains it.
+Reports median seconds of forward, forward + backward and the whole update, FLOPs and temporary memory, and compares
+with the measured rates of matrix products and of a copy. docs/performance.md explains the figures.
 """
 
 from functools import partial
@@ -12,10 +12,19 @@ from ml_collections import ConfigDict
 
 from benchmarks.measure import TIMING, Timed, copy, interleaved_medians, machine, medians_one_by_one, product
 from benchmarks.peers import Maker, Peers, find_peers
-from benchmarks.programs import PARTS, Program, compile_part, memory_slope, runnable, sized
+from benchmarks.programs import (
+    PARTS,
+    Program,
+    check_devices,
+    check_pretraining,
+    compile_part,
+    memory_slope,
+    runnable,
+    sized,
+)
+from benchmarks.tables import Column, table
 from benchmarks.whole_run import whole_run
 from greenjax.backbones.geometry import make_planner
-from greenjax.errors import InputError
 from greenjax.planning.analysis import planning_time
 from greenjax.runtime.cost import peak_flops, peak_memory
 
@@ -25,12 +34,10 @@ FLAGS = TIMING | {"--compiled": dict(action="store_true", help="PyTorch by torch
 def run(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) -> dict[str, Any]:
     """Prints the table of a resolved pre-training configuration and returns its figures.
 
-    `compiled`: PyTorch by torch.compile, too, which takes minutes on a CPU; on a GPU always.
+    `compiled`: time torch.compile too, which takes minutes on a CPU; on a GPU it is timed always.
     """
-    if config.task != "pretrain":
-        raise InputError(f"task is {config.task!r}: expected 'pretrain'")
-    if batch % jax.device_count():
-        raise InputError(f"--batch is {batch}: expected a multiple of the {jax.device_count()} devices")
+    check_pretraining(config)
+    check_devices(batch)
     methods = {"green": sized(config, batch, method="green"), "dense": sized(config, batch, method="simmim")}
     peers = find_peers(methods["dense"], batch, compiled)
     for name, reason in peers.left_out.items():
@@ -54,18 +61,18 @@ def run(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) ->
         if slow != "green" and time and (least := seconds["green", part])
     }
     report |= whole_run(methods["green"], batch)
-    print("\n".join(table(report)))
+    print(text(report))
     return report
 
 
 def timed(
     makers: dict[str, Maker], peers: Peers, dtype: str, repeats: int, together: bool
 ) -> tuple[dict[tuple[str, str], float | None], tuple[float, float]]:
-    """Seconds of every part of every method, None where memory does not suffice; FLOPs and bytes a second at best.
+    """Seconds of every part of every method, None where memory does not suffice; the best FLOP/s and bytes/s.
 
-    On a CPU all take turns `together`, so that all meet the same disturbances. A GPU has them for itself, but its
-    memory would not hold what all need at once: there each method is gone before the next comes, PyTorch's first,
-    because JAX keeps what it once had.
+    On a CPU all programs take turns `together`, so that all meet the same disturbances. A GPU is undisturbed, but does
+    not hold all programs at once: each method is deleted before the next is made. PyTorch's come first, because JAX
+    keeps the memory that it once had.
     """
     runs: dict[Any, Timed] = {}
     seconds: dict[Any, float | None] = {}
@@ -96,7 +103,7 @@ def row(
 ) -> dict[str, Any]:
     """One line of the table."""
     found: dict[str, Any] = {"method": name, "part": part, "seconds": time}
-    # PyTorch's network is the dense one, and has its products.
+    # PyTorch's network is the dense one, with the same products.
     needed = programs[name if name in programs else "dense"][part].unpadded_flops
     if time is not None:
         found["images_per_second"] = report["batch"] / time
@@ -114,57 +121,39 @@ def row(
     return found
 
 
-Columns = dict[str, tuple[str, int | float, int, int]]  # heading: key, unit, width, digits
-COLUMNS: Columns = {
-    "s": ("seconds", 1, 9, 3),
-    "images/s": ("images_per_second", 1, 10, 1),
-    "GFLOP": ("flops", 1e9, 10, 1),
-    "MB": ("temporary", 1e6, 10, 1),
-    "MB in all": ("memory", 1e6, 11, 1),
-    "share of limit": ("limit_share", 1, 16, 2),
-    "of bytes": ("bytes_limit_share", 1, 10, 2),
-    "MFU": ("mfu", 1, 6, 2),
-    "compiled, s": ("compile_seconds", 1, 13, 1),
-}
+COLUMNS: list[Column] = [
+    ("", "name", 1, ""),
+    ("s", "seconds", 1, ".3f"),
+    ("images/s", "images_per_second", 1, ".1f"),
+    ("GFLOP", "flops", 1e9, ".1f"),
+    ("MB", "temporary", 1e6, ".1f"),
+    ("MB in all", "memory", 1e6, ".1f"),
+    ("share of limit", "limit_share", 1, ".2f"),
+    ("of bytes", "bytes_limit_share", 1, ".2f"),
+    ("MFU", "mfu", 1, ".2f"),
+    ("compiled, s", "compile_seconds", 1, ".1f"),
+]
 
 
-def headings(columns: Columns) -> str:
-    return "".join(f"{heading:>{width}}" for heading, (_, _, width, _) in columns.items())
-
-
-def cells(row: dict[str, Any], columns: Columns) -> str:
-    """The row under these headings; a dash where it has no figure."""
-    return "".join(
-        f"{row[key] / unit:{width}.{digits}f}" if row.get(key) is not None else f"{'-':>{width}}"
-        for key, unit, width, digits in columns.values()
-    )
-
-
-def table(report: dict[str, Any]) -> list[str]:
+def text(report: dict[str, Any]) -> str:
     """The report as text."""
-
-    def line(each: dict[str, Any]) -> str:
-        missing = "   out of memory" if each["seconds"] is None else ""
-        return f"{each['method'] + ' ' + each['part']:32}{cells(each, COLUMNS)}{missing}"
-
+    rows = [row | {"name": f"{row['method']} {row['part']}"} for row in report["rows"]]
     lines = [
         f"{report['model']}, {report['dtype']}, batch {report['batch']}, on {report['cores']} cores of"
         f" {report['device']}: median of {report['repeats']} runs",
         f"matrix products at {report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, a copy at"
         f" {report['copy_bytes_per_second'] / 1e9:.1f} GB/s; one mask planned in {report['planning_ms']:.2f} ms",
-        f"{'':32}{headings(COLUMNS)}",
-        *map(line, report["rows"]),
-    ]
-    lines += [f"{name}: {ratio:.2f}" for name, ratio in report["ratios"].items()]
-    lines += [
-        f"{name}: {slope / 1e6:.1f} MB more for each image" for name, slope in report["memory_slope_bytes"].items()
+        table(COLUMNS, rows),
+        *(f"{row['name']}: out of memory" for row in rows if row["seconds"] is None),
+        *(f"{name}: {ratio:.2f}" for name, ratio in report["ratios"].items()),
+        *(f"{name}: {slope / 1e6:.1f} MB more for each image" for name, slope in report["memory_slope_bytes"].items()),
     ]
     if report["memory_slope_ratio"] is not None:
         lines.append(f"memory for each image, green / dense: {report['memory_slope_ratio']:.2f}")
     first = report["first_step_seconds"]
     lines += [
         f"input: {report['input_images_per_second']:.0f} images/s by one process",
-        f"whole run: first step after {first['cold']:.1f} s, {first['cached']:.1f} s with what was compiled before;"
+        f"whole run: first step after {first['cold']:.1f} s, {first['cached']:.1f} s with JAX's cache;"
         f" then {report['images_per_second']:.1f} images/s, {report['waited']:.2%} of the time waiting for data",
     ]
-    return lines
+    return "\n".join(lines)

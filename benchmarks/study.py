@@ -1,11 +1,11 @@
-"""What pre-training is worth where there are labels, against the same encoder without it.
+"""Accuracy with labels of a pre-trained encoder, compared with the same encoder without pre-training.
 
     python -m benchmarks study --config configs/finetune_digits.py --config.init=runs/digits --workdir runs/labels
 
-The pre-trained encoder and a random one are judged frozen, by a linear probe and by k-NN, and after fine-tuning, which
-for the random one is training from scratch: the same updates, at a rate of its own. All this with all labels, and with
-the labels of `data.per_class` images a class. A seed stands for the random encoder, the head, the order of the images
-and what is done to them, and for which few of them have labels; `config.seed` is the first.
+Both encoders are judged frozen, by a linear probe and by k-NN, and after fine-tuning. For the random encoder that is
+training from scratch: the same updates at a rate of its own. Each is done with all labels and with the labels of
+`data.per_class` images a class. A seed fixes the random encoder, the head, the order and augmentation of the images,
+and which of them have labels; `config.seed` is the first. docs/digits.md explains the figures.
 """
 
 import math
@@ -94,7 +94,7 @@ def study(config: ConfigDict, workdir: Path, seeds: int, scratch_lr: float | Non
 
 
 def measure(bench: "Bench", seeds: Sequence[int], scratch_lr: float | None = None) -> Iterator[Row]:
-    """The rows of a study, one after the other, with top-1 on the held-out images."""
+    """Yields the rows of a study, with top-1 on the held-out images."""
     fresh, pretrained = bench.fresh, bench.pretrained
     judged = partial(bench.finetuned, base_lr=scratch_lr)
     ways = (
@@ -112,7 +112,7 @@ def measure(bench: "Bench", seeds: Sequence[int], scratch_lr: float | None = Non
 
 
 class Bench:
-    """What all rows of a study share: the images, the place of the pre-trained weights, the compiled programs."""
+    """The parts that all rows of a study share: images, pre-trained weights, compiled programs."""
 
     def __init__(self, config: ConfigDict):
         """Raises InputError for a configuration that cannot be studied."""
@@ -138,7 +138,7 @@ class Bench:
 
         @partial(jax.jit, donate_argnums=0)
         def update(state: State, batch: Any, seed: Array, scale: Array) -> tuple[State, Metrics]:
-            """The update of fine-tuning with seed and rate as data: all runs share one compiled program."""
+            """The update of fine-tuning; seed and rate are arguments, so that all runs share one program."""
             step = make_classifier_step(graphdef, self.tx, lambda t: scale * schedule(t), config, self.mesh, seed)
             return step(state, batch)
 
@@ -155,7 +155,7 @@ class Bench:
         return parameters(found[0])
 
     def labelled(self, per_class: int, seed: int) -> LabelledSource:
-        """The training images, or so many of each class."""
+        """All training images, or `per_class` of each class."""
         return draw_of_each_class(self.images, per_class, seed, self.config.data.split) if per_class else self.images
 
     def frozen(self, params: Any, labelled: LabelledSource, seed: int) -> dict[str, float]:

@@ -1,11 +1,11 @@
-"""The paper's figure 5 on a small data set: mask ratio, decoder depth, length of pre-training, and what they are worth.
+"""The paper's figure 5 on a small data set: accuracy against mask ratio, decoder depth and length of pre-training.
 
     python -m benchmarks sweep --config configs/digits.py --workdir runs/sweep
         [--ratios 0.5,0.75] [--depths 1,2] [--lengths 0.5,1] [--finetune configs/finetune_digits.py]
 
-Every point is a pre-training of its own, in a folder of its own. Its frozen features are judged on `data.eval_split`
-by a linear probe and by k-NN; with --finetune also as the start of a classifier, as in the paper. Points that
-results.json has are not computed again, so an interrupted sweep goes on. Leaves results.json and figure5.png.
+Every point is one pre-training in its own folder. Its frozen features are judged on `data.eval_split` by a linear
+probe and by k-NN; with --finetune the classifier fine-tuned from it is judged too, as in the paper. Points in
+results.json are not computed again, so an interrupted sweep goes on. Leaves results.json and figure5.png.
 """
 
 import math
@@ -39,7 +39,7 @@ from greenjax.tasks import finetune, pretrain
 from greenjax.tasks.classify import held_out_images
 from greenjax.training.sharding import make_mesh
 
-METRICS = {"finetune": "fine-tuned", "linear": "linear probe", "knn": "k-NN"}  # as they are drawn
+METRICS = {"finetune": "fine-tuned", "linear": "linear probe", "knn": "k-NN"}  # labels of the curves
 
 
 FLAGS = {
@@ -77,7 +77,7 @@ Axes = dict[str, dict[float, dict[str, Any]]]  # by name: what each value change
 
 
 def sweep_axes(config: ConfigDict, ratios: Sequence[Any], depths: Sequence[Any], lengths: Sequence[Any]) -> Axes:
-    """The three axes, each around the configuration as it is, of numbers or texts. Lengths scale the warm-up too."""
+    """The three axes through the configuration, of numbers or texts. Lengths scale the warm-up too."""
     unit = "epochs" if config.epochs else "steps"
     warmup = f"optim.warmup_{unit}"
 
@@ -92,7 +92,7 @@ def sweep_axes(config: ConfigDict, ratios: Sequence[Any], depths: Sequence[Any],
 
 
 def sweep(config: ConfigDict, axes: Axes, workdir: Path, finetune_file: str | None = None) -> None:
-    """Pre-trains and judges every point, and draws what is there after each."""
+    """Pre-trains and judges every point, and draws all finished points after each."""
     if not config.data.eval_split:
         raise InputError("data.eval_split is '': expected the split that features are judged on")
     # Every configuration, and that there are labels, is checked before the first run starts.

@@ -1,7 +1,4 @@
-"""The peers of the step: transformers' Swin by SimMIM, in PyTorch, of the same size, images and precision.
-
-As it is, and compiled by torch.compile.
-"""
+"""SimMIM on transformers' Swin in PyTorch, of the same size, images and precision; optionally by torch.compile."""
 
 import gc
 from collections.abc import Callable
@@ -15,11 +12,11 @@ from transformers import SwinConfig, SwinForMaskedImageModeling
 
 from benchmarks.programs import PARTS
 
-Peaks = dict[str, int]  # bytes of the GPU's memory that a program held at most, by part, once it has run
+Peaks = dict[str, int]  # peak bytes of the GPU's memory by part, filled by runs
 
 
 def programs(config: ConfigDict, batch: int, peaks: Peaks, compiled: bool = False) -> dict[str, Callable[[], Any]]:
-    """Forward, forward + backward, and a whole update, each a function without arguments that waits for its end."""
+    """Forward, forward + backward and the update as functions without arguments, which return after the GPU is done."""
     device = torch.device("cuda" if on_gpu() else "cpu")
     model = SwinForMaskedImageModeling(swin_config(config)).train()
     torch.nn.Module.to(model, device)
@@ -59,7 +56,7 @@ def programs(config: ConfigDict, batch: int, peaks: Peaks, compiled: bool = Fals
 
 
 def waited(part: str, program: Callable[[], None], peaks: Peaks) -> None:
-    """Runs a program to its end, and notes the memory that it took of a GPU."""
+    """Runs a program to its end, and records its peak memory on a GPU."""
     if not on_gpu():
         return program()
     torch.cuda.reset_peak_memory_stats()
@@ -73,14 +70,14 @@ def on_gpu() -> bool:
 
 
 def free_memory() -> None:
-    """Hands back what PyTorch keeps of the GPU's memory."""
+    """Returns PyTorch's cached memory to the GPU."""
     gc.collect()
     if on_gpu():
         torch.cuda.empty_cache()
 
 
 def why_not_compiled() -> str | None:
-    """Why torch.compile cannot run here, such as a compiler that is missing; None: it can."""
+    """The reason why torch.compile cannot run here, such as a missing compiler; None: it can."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device="cuda" if on_gpu() else "cpu"))
     except (RuntimeError, OSError, ImportError) as error:  # a compiler, a header or Triton is missing
@@ -89,7 +86,7 @@ def why_not_compiled() -> str | None:
 
 
 def swin_config(config: ConfigDict) -> SwinConfig:
-    """transformers' name for everything that a resolved configuration says of Swin."""
+    """The Swin of a resolved configuration in transformers' settings."""
     model = config.model
     return SwinConfig(
         image_size=config.image_size[0],

@@ -21,14 +21,14 @@ class Place(NamedTuple):
 
 
 class Grouped(NamedTuple):
-    """How one mask's windows of one place are grouped."""
+    """The grouping of one mask's windows at one place."""
 
     layout: GroupLayout
     packing: Packing
 
 
 def first_fit(sizes: Sequence[int], slots: int) -> Packing:
-    """Every window, in the order of the windows, goes into the first group that has room for it."""
+    """Puts each window, in order, into the first group that has room for it."""
     groups, room = [], []
     for window, size in enumerate(sizes):
         if not size:
@@ -49,7 +49,7 @@ def first_fit_decreasing(sizes: Sequence[int], slots: int) -> Packing:
 
 
 def swept(packing: Callable[[Sequence[int], int], Packing]) -> Callable[[list[int], Place], Grouped]:
-    """At the group size that is the cheapest for this mask by Eq. 8, as in Algorithm 1."""
+    """Packs at the group size that is cheapest for the mask by Eq. 8, as Algorithm 1 does."""
 
     def grouped(sizes: list[int], place: Place) -> Grouped:
         best = optimal_grouping(sizes, place.channels, packing)
@@ -59,7 +59,7 @@ def swept(packing: Callable[[Sequence[int], int], Packing]) -> Callable[[list[in
 
 
 def at_window_area(packing: Callable[[Sequence[int], int], Packing]) -> Callable[[list[int], Place], Grouped]:
-    """At g_s = p * p, what a full window holds, or at all visible tokens where they are fewer."""
+    """Packs at g_s = p * p, the tokens of a full window, or at all visible tokens where they are fewer."""
 
     def grouped(sizes: list[int], place: Place) -> Grouped:
         slots = min(math.prod(place.partition.windows[:2]), place.tokens)

@@ -1,8 +1,7 @@
-"""What a user waits for: `python -m greenjax.main` on photographs on disk, from its start to the end of the first step.
+"""Time to the first step of `python -m greenjax.main` on photographs on disk, and the speed after it.
 
-The command runs twice in folders that did not exist before, so that the first run compiles everything and plans its
-layouts, and the second finds both. On a GPU start the benchmark with XLA_PYTHON_CLIENT_PREALLOCATE=false: this process
-would leave too little memory to the command.
+The command runs twice with one new cache: the first run compiles and plans layouts, the second finds both. On a GPU,
+start the benchmark with XLA_PYTHON_CLIENT_PREALLOCATE=false, or this process leaves too little memory to the command.
 """
 
 import json
@@ -27,18 +26,18 @@ from greenjax.data.loader import train_batches
 from greenjax.data.open import open_source
 from greenjax.errors import InputError
 
-MEASURED = 8  # steps whose speed counts
+MEASURED = 8  # steps that the speed is taken of
 WARM = 3  # steps before them: the first ones map memory
-# As where a user has set nothing; XDG_CACHE_HOME is a folder of ours.
+# The defaults of a user, but for the place of the cache: XDG_CACHE_HOME is a temporary folder.
 CACHE = {"JAX_COMPILATION_CACHE_DIR": "", "JAX_ENABLE_COMPILATION_CACHE": "1"}
 CACHE |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def whole_run(config: ConfigDict, batch: int) -> dict[str, Any]:
-    """Seconds to the end of the first step, without and with what an earlier run leaves; the loop's speed after it.
+    """Seconds to the end of the first step without and with a cache; the speed of the loop after it.
 
-    `input_images_per_second` is what one process alone prepares; `waited` is the share of its time that the loop waits
-    for data. Raises InputError where the command fails.
+    `input_images_per_second`: rate at which one process prepares images; `waited`: share of its time that the loop
+    waits for data. Raises InputError where the command fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -59,7 +58,7 @@ def whole_run(config: ConfigDict, batch: int) -> dict[str, Any]:
 
 
 def on_photographs(config: ConfigDict, batch: int, photographs: Path) -> ConfigDict:
-    """The configuration on these photographs, watched step by step, with no more workers than cores."""
+    """The configuration on these photographs, with metrics at every step and no more workers than cores."""
     data = {"source": "folder", "path": str(photographs), "split": "all", "eval_split": ""}
     data["workers"] = min(config.data.workers, machine()["cores"])
     changes = {f"data__{name}": value for name, value in data.items()}
@@ -75,7 +74,7 @@ def write_config(path: Path, config: ConfigDict) -> Path:
 
 
 def input_rate(config: ConfigDict) -> float:
-    """Images a second that one process makes into batches, masks planned: decoded, cropped, resized."""
+    """Images a second that one process decodes, crops, resizes and batches with their plans."""
     config = resolve(flatten(config) | {"data.workers": 0})
     source = open_source(config.data, config.data.split)
     with closing(train_batches(config, source, make_planner(config))) as batches:
@@ -87,7 +86,7 @@ def input_rate(config: ConfigDict) -> float:
 
 
 def measured_run(file: Path, workdir: Path, cache: Path, steps: int) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds to the end of the first step, and the lines of metrics up to step `steps`, where the run is killed."""
+    """Seconds to the end of the first step, and the metrics up to step `steps`, at which the run is killed."""
     start, first = time.perf_counter(), 0.0
     with closing(front_door(file, workdir, cache)) as said:
         for line in said:
@@ -100,7 +99,7 @@ def measured_run(file: Path, workdir: Path, cache: Path, steps: int) -> tuple[fl
 
 
 def front_door(file: Path, workdir: Path, cache: Path) -> Generator[str, None, None]:
-    """What the command says, line by line, until it is closed. Raises InputError where the command ends before."""
+    """The command's lines, until the generator is closed. Raises InputError where the command ends before."""
     command = [sys.executable, "-m", "greenjax.main", "--config", str(file), "--workdir", str(workdir)]
     told = os.environ | CACHE | {"XDG_CACHE_HOME": str(cache)}
     with (

@@ -11,8 +11,8 @@ import pytest
 from small import ONE_STAGE, small_config
 
 from benchmarks import __main__, inputs, measure, peers, programs, sparse, step, whole_run
+from greenjax.backbones import geometry
 from greenjax.errors import InputError
-from greenjax.planning import planner
 from greenjax.planning.plan import GroupLayout
 
 LAYERS = (
@@ -118,7 +118,7 @@ def test_the_step_suite_compares_with_the_dense_step_and_pytorch(monkeypatch, ca
         assert row["mfu"] * row["seconds"] * 1e9 * jax.device_count() == pytest.approx(needed)
     assert report["memory_slope_ratio"] < 1 and report["peak_memory_bytes"] is None  # a CPU
     printed = capsys.readouterr().out
-    assert "transformers / green, update" in printed and "first step after 9.0 s, 4.0 s" in printed
+    assert "transformers / green, update" in printed and "first step after 9.0 s, 4.0 s with" in printed
 
 
 def test_on_a_gpu_a_program_that_does_not_fit_is_a_row_without_a_time(monkeypatch):
@@ -151,12 +151,12 @@ def test_unpadded_flops_do_not_depend_on_the_layouts(monkeypatch, family, part):
         config = programs.sized(small_config(family), 8)
         return programs.compile_part(config, part)
 
-    tight, known = counted(), planner.cached_layouts
+    tight, known = counted(), geometry.cached_layouts
 
     def wider(*of):
         return tuple(tuple(GroupLayout(s + 8, g + 1) for s, g in stage) for stage in known(*of))
 
-    monkeypatch.setattr(planner, "cached_layouts", wider)
+    monkeypatch.setattr(geometry, "cached_layouts", wider)
     wide = counted()
     assert wide.flops > tight.flops > tight.unpadded_flops == wide.unpadded_flops > 0
 

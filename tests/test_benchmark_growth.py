@@ -9,7 +9,7 @@ from small import config_file, small_config
 
 from benchmarks import __main__, growth
 from benchmarks.forecast import forecast
-from benchmarks.programs import sized, trace_part
+from benchmarks.programs import random_batch, sized, trace_part
 from greenjax.errors import InputError
 from greenjax.runtime.cost import matmul_flops
 
@@ -28,7 +28,7 @@ AXES = {"image_size": (32, 48, 50), "batch": (0.5, 1, 2), "mask_ratio": (0.5, 0.
 )
 def test_matrix_products_are_those_that_are_traced(changes):
     config = sized(small_config(**changes), 16)
-    assert forecast(config).flops == matmul_flops(trace_part(config, "update").jaxpr)
+    assert forecast(config).flops == matmul_flops(trace_part(config, "update", random_batch(config)).jaxpr)
 
 
 def test_a_forecast_doubles_with_the_batch():
@@ -45,7 +45,7 @@ def report(tmp_path_factory):
         patch.setattr(growth, "LONGEST", 2.2)
         folder = tmp_path_factory.mktemp("growth")
         files = [f"--json={folder / 'figures.json'}", f"--plot={folder / 'figure.png'}"]
-        config = config_file(folder / "config.py")
+        config = config_file(folder / "config.py", model__depths=(1, 1))
         __main__.main(["", "growth", f"--config={config}", "--batch=8", "--repeats=2", *files])
         assert (folder / "figure.png").read_bytes().startswith(PNG)
         return json.loads((folder / "figures.json").read_text())

@@ -203,7 +203,7 @@ def passed(tmp_path_factory):
         planner, source, mesh = make_planner(config), open_source(config.data, "train"), make_mesh(config)
         next(train_batches(config, source, planner))
         graph, tx, rate = model_graph(config), make_optimizer(config), learning_rate(config, *run_length(config, 1500))
-        state, (plan, _) = abstract_state(config, tx, mesh), planner.plans(0, config.mask.groups)
+        state, (plan, _) = abstract_state(config, mesh), planner.plans(0, config.mask.groups)
         shapes = batch_shapes(blank_batch(config, plan), mesh)
         make_train_step(graph, tx, rate, config, mesh).trace(state, shapes)
     finally:

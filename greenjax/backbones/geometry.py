@@ -1,5 +1,7 @@
 """The geometry of a resolved config: its grids of tokens, its stages, its planner. NumPy only."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from greenjax.backbones.registry import family_of
@@ -11,6 +13,11 @@ from greenjax.planning.planner import cached_layouts
 def token_grid(config: ConfigDict) -> TokenGrid:
     """The grids of tokens that the configured backbone puts over an image."""
     return TokenGrid(*config.image_size, patch=config.model.patch, stages=len(config.model.depths))
+
+
+def visible_units(config: ConfigDict) -> int:
+    """The mask units of an image that the encoder sees in pre-training."""
+    return visible_count(math.prod(token_grid(config).units), config.mask.ratio)
 
 
 def stage_specs(config: ConfigDict) -> tuple[StageSpec, ...]:
@@ -29,7 +36,7 @@ def make_planner(config: ConfigDict) -> Planner:
     Raises InputError if more than 1 % of the masks would have to be redrawn.
     """
     grid = token_grid(config)
-    visible = visible_count(grid.units[0] * grid.units[1], config.mask.ratio)
+    visible = visible_units(config)
     # SimMIM's encoder sees every token (the masked ones as mask tokens), so its masks need no grouping.
     specs = stage_specs(config) if config.method == "green" else ()
     return Planner(grid, specs, cached_layouts(grid, specs, visible), visible, config.seed, config.mask.pool)

@@ -10,11 +10,10 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from greenjax.backbones.geometry import token_grid
+from greenjax.backbones.geometry import token_grid, visible_units
 from greenjax.config import flatten, load_config
 from greenjax.errors import InputError
 from greenjax.interop.layouts import export_line
-from greenjax.planning.masking import visible_count
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.console import say
 from greenjax.runtime.processes import cores
@@ -65,7 +64,7 @@ def start_lines(
     if config.task == "pretrain":
         groups = config.mask.groups
         units = math.prod(token_grid(config).units)
-        visible = f"{visible_count(units, config.mask.ratio)} of {units} units visible"
+        visible = f"{visible_units(config)} of {units} units visible"
         rows.append(("masks", f"{groups} an update, each for {batch // groups} images; {visible}"))
     epochs = total * batch / next(iter(images.values()))
     rows += [
