@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from absl import logging as absl_logging
 
@@ -136,14 +136,7 @@ class _Handler(logging.Handler):
         _line("stderr", f"{record.levelname.lower()}: {self.format(record)}")
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
     """Takes the place of warnings.showwarning."""
-    del category, file, line
+    del category
     warn(f"{message} ({filename.rpartition('site-packages/')[2]}:{lineno})")
