@@ -7,7 +7,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from greenjax.backbones.layers import linear, small_normal
-from greenjax.ops.group_attention import attend, group_attention, merge_heads, relative_position_bias, split_heads
+from greenjax.errors import InputError
+from greenjax.ops.group_attention import (
+    attend,
+    check_attention,
+    group_attention,
+    merge_heads,
+    relative_position_bias,
+    split_heads,
+)
 from greenjax.planning import Grouping
 
 
@@ -44,3 +52,12 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         q, k, v = split_heads(self.qkv(x)[:, None], self.num_heads)
         return self.proj(merge_heads(attend(q, k, v, None, None))[:, 0])
+
+
+def runnable(attention: str) -> str:
+    """`attention` where it runs on this machine's devices, else "xla", which computes the same."""
+    try:
+        check_attention(attention)
+    except InputError:
+        return "xla"
+    return attention

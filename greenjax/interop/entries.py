@@ -1,4 +1,4 @@
-"""From the tables of a layout to the arrays of one model: which arrays become which tensors."""
+"""The entries of a layout for one model: which of its arrays become which tensors, by the layout's tables."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from greenjax.backbones.geometry import token_grid
 from greenjax.backbones.rules import Layout, Rule, Shape
 from greenjax.interop.decoders import POSITIONS
-from greenjax.interop.report import part_of
 from greenjax.models.decoder import sine_cosine_positions
 
 
@@ -25,6 +24,11 @@ class Entry(NamedTuple):
     @property
     def part(self) -> str:
         return part_of(self.ours[0])
+
+
+def part_of(name: str) -> str:
+    """The part of a model that an array belongs to: "encoder", "decoder", "head", ..."""
+    return name.partition("/")[0]
 
 
 def entries(layout: Layout, names: Iterable[str], config: ConfigDict, *, whole: bool) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Files of weights: safetensors, PyTorch's own, and the folders of transformers. Nothing that is read runs code."""
+"""Files of weights: safetensors, PyTorch's own, and folders of transformers. Reading runs no code of a file."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from greenjax.interop.pickles import first_line, read_pickle, require_torch, wri
 from greenjax.runtime.files import expanded, read_metadata, replacing
 
 SAFETENSORS, PICKLES, INDEX = (".safetensors",), (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"), ".index.json"
-# What transformers and timm call the weights in a folder, the first that is there.
+# The names that transformers and timm give the weights in a folder; the first that is there is read.
 IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 _TYPES = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64, "BOOL": np.bool_}
 _TYPES |= {f"{sign}{bits}": np.dtype(f"{sign.lower()}{bits // 8}") for sign in "IU" for bits in (8, 16, 32, 64)}
 _TYPES |= {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "C64": np.complex64}
 
-# What files turn out to be that are named as weights, by their first bytes.
+# Files that are named as weights and are something else, by their first bytes.
 _IMPOSTORS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the weights: `git lfs pull` fetches them"),
     (b"<", "a web page, not weights: download the file itself"),
@@ -42,17 +42,17 @@ _IMPOSTORS = (
 
 
 class Contents(NamedTuple):
-    """The tensors of a file, as its program keeps them, by the key of their dictionary ("" is the file itself)."""
+    """The tensors and metadata of a file."""
 
-    containers: dict[str, dict[str, Any]]
+    containers: dict[str, dict[str, Any]]  # arrays of NumPy or tensors of PyTorch, by the key of their dictionary or ""
     metadata: dict[str, str]  # of safetensors
 
 
 def read_weights(path: str | Path, *, trust: bool = False) -> Contents:
     """The tensors of a file, of an index and its shards, or of a folder of transformers.
 
-    `trust` lets a pickle run code. Raises InputError for what is not there, cut short, no weights, or, without `trust`,
-    wants to run code.
+    `trust` lets a pickle run code. Raises InputError for a file that is missing, damaged, or holds no weights, and
+    without `trust` for a pickle that calls code.
     """
     path = expanded(path)
     try:
@@ -80,7 +80,7 @@ def _read_any(path: Path, trust: bool) -> Contents:
 
 
 def to_array(name: str, value: Any) -> Shaped[np.ndarray, "..."]:
-    """A tensor of a file as NumPy's; floats below 32 bits come as float32. Raises InputError for what has no values."""
+    """A tensor of a file as an array; floats below 32 bits become float32. Raises InputError where it has no values."""
     if isinstance(value, np.ndarray):
         return value.astype(np.float32) if value.dtype.kind in "fV" and value.dtype.itemsize < 4 else value
     if value.is_meta:
@@ -141,7 +141,7 @@ def _read_shards(index: Path, trust: bool) -> Contents:
 
 
 def _read(path: Path, trust: bool, whole: Path | None = None) -> Contents:
-    """One file, by what is in it: its name may say something else. `whole` is the index of which it is a shard."""
+    """The tensors of one file, by its first bytes: its suffix may be wrong. `whole` is the index of a shard."""
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -160,7 +160,7 @@ def _read(path: Path, trust: bool, whole: Path | None = None) -> Contents:
 
 
 def _impostor(head: bytes) -> str:
-    """What a file is instead of weights; "" if nothing that is known."""
+    """The name of a file that is no weights, by its first bytes; "" for any other."""
     if head[257:262] == b"ustar":
         return "a tar archive: expected the file in it"
     if head.startswith(b"PK") and b".npy" in head[30:160]:
@@ -185,7 +185,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
 
 
 def check_output(path: str | Path, folder: bool = False) -> Path:
-    """The path to write to, or InputError, before anything expensive. `folder`: without a suffix it is a folder."""
+    """The path to write to, checked before anything expensive. `folder`: a path without a suffix is a folder.
+
+    Raises InputError for a path that cannot be written, and for the workdir of a run.
+    """
     path = expanded(path)
     if not path.suffix and not folder:
         raise InputError(f"output {str(path)!r}: expected a file named *.safetensors or *.pth")
@@ -208,14 +211,14 @@ def check_output(path: str | Path, folder: bool = False) -> Path:
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes a file as a whole or not at all; *.pth holds a plain state_dict, without metadata."""
-    # safetensors writes the memory of an array as it lies there.
+    # safetensors writes the memory of an array without its strides.
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     try:
         with replacing(path) as draft:
             if path.suffix == ".pth":
                 write_pickle(draft, tensors)
             else:
-                # Not save_file: it makes files that nobody else may read.
+                # safetensors' own save_file makes files that no other user may read.
                 draft.write_bytes(safetensors.numpy.save(tensors, {"format": "pt", **metadata}))
     except OSError as error:
         raise InputError(f"output {str(path)!r} cannot be written: {error.strerror}") from error

@@ -22,9 +22,10 @@ def best_selection(
     expected = expected_tensors(wanted, shapes, config)
 
     def fitting(tensors: Mapping[str, Any], before: str = "") -> int:
-        found = {theirs: tuple(tensors[before + theirs].shape) for theirs in expected if before + theirs in tensors}
         return sum(
-            fits(expected[theirs].ours, shape, expected[theirs].shape, resizing) for theirs, shape in found.items()
+            fits(ours, tuple(tensors[before + theirs].shape), shape, resizing)
+            for theirs, (shape, ours) in expected.items()
+            if before + theirs in tensors
         )
 
     selection = select(contents.containers, layout, fitting, key, prefix)

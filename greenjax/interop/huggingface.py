@@ -1,4 +1,4 @@
-"""Folders that transformers' from_pretrained opens: the weights, their config, and how images get in."""
+"""Folders that transformers' from_pretrained opens: the weights, their config, and the preprocessor of images."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from greenjax.runtime.classes import Classes
 from greenjax.runtime.files import replace_text
 
 PROCESSOR = "preprocessor_config.json"
-UNNAMED = "LABEL_"  # how transformers begins the name of a class that nobody named
+UNNAMED = "LABEL_"  # transformers' names of classes without a name begin so
 
 
 def write_folder(
@@ -58,7 +58,7 @@ def folder_classes(path: Path) -> Classes:
 
 
 def image_processor(config: ConfigDict) -> dict[str, Any] | str:
-    """preprocessor_config.json for what evaluation does with an image (CentreView), or why there is none.
+    """The preprocessor_config.json that does what evaluation does with an image (CentreView), or why there is none.
 
     The shorter side becomes image_size / data.eval_crop, and the centre is cut out. BitImageProcessor is the plainest
     processor of transformers that does so, with and without torchvision, in versions 4 and 5.

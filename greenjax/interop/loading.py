@@ -9,6 +9,7 @@ from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
+from greenjax.backbones.attention import runnable
 from greenjax.backbones.registry import family_of
 from greenjax.backbones.rules import Layout
 from greenjax.config import flatten, read_recorded, resolve
@@ -22,7 +23,6 @@ from greenjax.interop.report import Report
 from greenjax.interop.tensors import BY_DEFAULT, Reading, from_tensors
 from greenjax.interop.weights import Weights, fit, flat_weights, folded, parameter_shapes, put_weights
 from greenjax.models import Backbone, build
-from greenjax.ops.group_attention import check_attention
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.classes import read_classes
 from greenjax.runtime.files import expanded
@@ -120,10 +120,7 @@ def load(workdir: str | Path, step: int | None = None) -> Any:
 def load_run(workdir: str | Path, step: int | None = None) -> tuple[Any, int]:
     """As `load`, and the step. Where the run's attention kernel cannot run, XLA computes with the same weights."""
     weights, config, step = read_run(workdir, step)
-    try:
-        check_attention(config.model.attention)
-    except InputError:
-        config = resolve(flatten(config) | {"model.attention": "xla"})
+    config = resolve(flatten(config) | {"model.attention": runnable(config.model.attention)})
     model = filled(blank_model(config), weights, config.seed)
     if "head/kernel" in weights:
         model.classes = read_classes(expanded(workdir))

@@ -1,6 +1,6 @@
-"""What PyTorch pickles: the tensors in a checkpoint, by the dictionary that holds them. Reading runs no code.
+"""Checkpoints of PyTorch: the tensors in a pickle, by the dictionary that holds them.
 
-Only `trust` lets a file run code; the command `extract --trust` is the one way to it.
+Reading runs no code of a pickle, unless `trust` lets it; only the command `extract --trust` does.
 """
 
 import pickle
@@ -16,15 +16,15 @@ import numpy as np
 
 from greenjax.errors import InputError
 
-# A pickle that runs code may raise anything; these are what missing classes, other versions and damage raise.
+# The errors of missing classes, other versions and damage. A pickle that runs code may raise any other.
 _FAILURES = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, ImportError)
 
 
 def read_pickle(path: Path, *, trust: bool = False, whole: Path | None = None) -> dict[str, dict[str, Any]]:
-    """The tensors of a checkpoint, as PyTorch's or NumPy's, by the key of their dictionary: "", "model", "a.b".
+    """The tensors of a checkpoint, PyTorch's or NumPy's, by the key of their dictionary: "", "model", "a.b".
 
-    `whole` is the index of which the file is a shard. Raises InputError for what is damaged, holds no tensors, or,
-    without `trust`, wants to run code.
+    `whole` is the index of a shard. Raises InputError for a file that is damaged or holds no tensors, and without
+    `trust` for one that calls code.
     """
     torch = require_torch(path)
     with warnings.catch_warnings():
@@ -61,16 +61,16 @@ def _load_safely(torch: Any, path: Path, whole: Path) -> Any:
         with path.open("rb") as file:  # not the path: newer PyTorch goes by its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if wanted := _wants(str(error)):
+        if called := _called(str(error)):
             raise InputError(
-                f"weights {str(path)!r} hold more than tensors ({wanted}), and reading that could run any code, so"
-                f" nothing was read. {_way_round(whole)}"
+                f"weights {str(path)!r} hold more than tensors ({called}), and reading that could run any code, so"
+                f" nothing was read. {_advice(whole)}"
             ) from error
         raise _damaged(path, "not a pickle of PyTorch's") from error
     except _FAILURES as error:
         if "TorchScript" in str(error):
             raise InputError(
-                f"weights {str(path)!r} are a TorchScript archive, a program, so nothing was read. {_way_round(whole)}"
+                f"weights {str(path)!r} are a TorchScript archive, a program, so nothing was read. {_advice(whole)}"
             ) from error
         raise _damaged(path, first_line(error)) from error
 
@@ -98,15 +98,15 @@ def _unpickled(path: Path) -> Any:
         raise _damaged(path, first_line(error)) from error
 
 
-def _wants(message: str) -> str:
-    """What a pickle wants to call, which PyTorch names in the midst of advice; "" if it is damaged."""
+def _called(message: str) -> str:
+    """The function that a pickle calls, from PyTorch's refusal; "" where the pickle is damaged."""
     if found := re.search(r"GLOBAL (\S+)", message):
         return found[1]
     return "a pickle of protocol 4 or later" if "Unsupported operand 149" in message else ""
 
 
-def _way_round(path: Path) -> str:
-    """The command that reads a file, or an index and its shards, into a new file."""
+def _advice(path: Path) -> str:
+    """The advice to take the tensors out of a file, or an index and its shards, into a new file."""
     stem = Path(path.name.removesuffix(".index.json")).stem
     names = (f"{stem}{ending}.safetensors" for ending in chain(["", "_tensors"], (f"_tensors_{n}" for n in count(2))))
     output = next(path.with_name(name) for name in names if not path.with_name(name).exists())
@@ -122,7 +122,7 @@ def _damaged(path: Path, why: str) -> InputError:
 
 
 def _containers(torch: Any, found: Any) -> dict[str, dict[str, Any]]:
-    """Every dictionary or module in what was read that holds tensors, outer ones first."""
+    """Every dictionary and module with tensors in an unpickled object, outer ones first."""
     containers, seen, waiting = {}, {}, [("", found)]
     while waiting:
         key, value = waiting.pop(0)

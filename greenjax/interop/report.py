@@ -1,4 +1,4 @@
-"""What a report says of weights that were not simply taken over, and how misfits are listed."""
+"""The lines that tell a user which weights a model took over, and which misfits refuse a file."""
 
 import re
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ SHOWN = 10  # misfits
 
 @dataclass
 class Report:
-    """The arrays and tensors that were not simply taken over."""
+    """The arrays of a model and the tensors of a file that were not simply taken over."""
 
     new: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)  # not behind the prefix of the weights
     prefix: str = ""
-    resized: dict[str, list[str]] = field(default_factory=dict)  # by what happened to them
+    resized: dict[str, list[str]] = field(default_factory=dict)  # by the line of their `Resizing`
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -27,11 +27,6 @@ class Report:
             stages = sorted({int(found[1]) + 1 for name in names if (found := re.search(r"stages/(\d+)", name))})
             lines.append(f"{line}: stage {', '.join(map(str, stages))}")
         return lines + self.notes
-
-
-def part_of(name: str) -> str:
-    """The part of a model that an array belongs to: "encoder", "decoder", "head", ..."""
-    return name.partition("/")[0]
 
 
 def misfits_text(first: str, misfits: list[str], hint: str = "") -> str:

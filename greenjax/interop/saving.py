@@ -8,10 +8,10 @@ import numpy as np
 from greenjax import __version__
 from greenjax.config.inherit import describe
 from greenjax.errors import InputError
+from greenjax.interop.entries import part_of
 from greenjax.interop.files import check_output, read_weights, to_array, write_tensors
 from greenjax.interop.huggingface import labels, write_folder
 from greenjax.interop.layouts import MERGE_ORDERS, check_geometry, find_layout
-from greenjax.interop.report import part_of
 from greenjax.interop.tensors import to_tensors
 from greenjax.interop.weights import flat_weights, folded
 from greenjax.models import Backbone

@@ -1,7 +1,7 @@
-"""Which tensors of a file are the encoder's: training programs put dictionaries and prefixes around them.
+"""Selecting the tensors of a file that are the encoder's, from the dictionaries and prefixes of a training program.
 
-One rule: the dictionary and the prefix behind which most of the layout's names stand. Where several fit equally, a
-moving average goes before others, and the first in the file before the next; a note says which was taken.
+The encoder stands in the dictionary and behind the prefix where most of the layout's names stand. Where several places
+fit equally, a moving average goes before others, and the first in the file before the next; a note names the choice.
 """
 
 import re
@@ -14,13 +14,13 @@ from greenjax.errors import InputError, listed
 
 Containers = Mapping[str, Mapping[str, Any]]
 
-# What PyTorch puts into names where it wraps a module, wherever that stands.
+# PyTorch puts these into names wherever it wraps a module.
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _AVERAGES = re.compile(r"(?<![a-z])(ema|swa|teacher|averaged?|avg)(?![a-z])", re.IGNORECASE)
 
 
 class Place(NamedTuple):
-    """Where weights stand in a file: the key of their dictionary, and what is before their names."""
+    """A place of weights in a file: the key of their dictionary, and the prefix of their names."""
 
     key: str
     prefix: str
@@ -31,12 +31,12 @@ class Place(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """The tensors behind a prefix, without it; the names of the others in their dictionary; what a user should know."""
+    """The tensors of one place."""
 
-    tensors: dict[str, Any]
+    tensors: dict[str, Any]  # named without the prefix
     prefix: str
-    others: list[str]
-    notes: list[str]
+    others: list[str]  # the names in the same dictionary that are not behind the prefix
+    notes: list[str]  # for the report
 
 
 def select(
@@ -46,11 +46,11 @@ def select(
     key: str | None = None,
     prefix: str | None = None,
 ) -> Selection:
-    """The tensors of the best place for a layout; `fitting` counts those of a dictionary that fit the model.
+    """The tensors of the place where most tensors fit the model; `fitting` counts those of a dictionary.
 
-    `key` and `prefix` say which place, or where it begins. Raises InputError where the file has no such key or prefix.
+    `key` and `prefix` name the place, or how it begins. Raises InputError where the file has no such key or prefix.
     """
-    containers = {name: unwrapped(tensors) for name, tensors in containers.items()}
+    containers = {name: _unwrapped(tensors) for name, tensors in containers.items()}
     if key is not None:
         containers = _with_key(containers, key)
     if prefix is not None:
@@ -62,8 +62,8 @@ def select(
         places = [place for place in places if place.prefix == prefix]
     if not places:
         largest = max(containers, key=lambda name: len(containers[name]))
-        return Selection(*_split(containers[largest], prefix or ""), [])
-    counts = {place: fitting(_split(containers[place.key], place.prefix)[0]) for place in places}
+        return _split(containers[largest], prefix or "")
+    counts = {place: fitting(_split(containers[place.key], place.prefix).tensors) for place in places}
     best = [place for place in places if counts[place] == max(counts.values())]
     taken = next((place for place in best if place.is_average), best[0])
     notes = [_choice(taken, [place for place in best if place != taken])] if len(best) > 1 else []
@@ -74,11 +74,11 @@ def select(
         for place in everywhere
         if place.key == taken.key and place.prefix != taken.prefix and place.prefix.startswith(outer)
     )
-    return Selection(*_split(containers[taken.key], outer, elsewhere), notes)
+    return _split(containers[taken.key], outer, elsewhere)._replace(notes=notes)
 
 
 def find_places(containers: Containers, layout: Layout) -> list[Place]:
-    """Where at least half of the kinds of names of a layout's encoder stand, in the order of the file."""
+    """The places of at least half of the kinds of names of a layout's encoder, in the order of the file."""
     kinds = name_kinds(layout.encoder, layout.prefix)
     found: dict[Place, set[str]] = {}
     for key, tensors in containers.items():
@@ -97,7 +97,7 @@ def name_kind(name: str) -> str:
 
 
 def name_kinds(table: Table, prefix: str = "") -> set[str]:
-    """The kinds of names that a table of a layout leads to."""
+    """The kinds of the names in a table of a layout."""
     return {
         name_kind(f"{prefix}{rule.theirs}.{suffix}".lstrip("."))
         for rule in table
@@ -106,23 +106,22 @@ def name_kinds(table: Table, prefix: str = "") -> set[str]:
     }
 
 
-def unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the names of PyTorch's wrappers, unless two tensors would then have one name."""
+def _unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors named without PyTorch's wrappers; as they are where two would then have one name."""
     short = {_WRAPPERS.sub("", name): value for name, value in tensors.items()}
     return short if len(short) == len(tensors) else dict(tensors)
 
 
-def _split(
-    tensors: Mapping[str, Any], prefix: str, elsewhere: tuple[str, ...] = ()
-) -> tuple[dict[str, Any], str, list[str]]:
-    """The tensors behind a prefix, but not behind those of `elsewhere`; the prefix; the names of the others."""
-    inside = {name for name in tensors if name.startswith(prefix) and not name.startswith(elsewhere)}
-    split = {name.removeprefix(prefix): value for name, value in tensors.items() if name in inside}
-    return split, prefix, [name for name in tensors if name not in inside]
+def _split(tensors: Mapping[str, Any], prefix: str, elsewhere: tuple[str, ...] = ()) -> Selection:
+    """The tensors behind a prefix that are not behind one of the prefixes `elsewhere`."""
+    inside = [name for name in tensors if name.startswith(prefix) and not name.startswith(elsewhere)]
+    others = tensors.keys() - inside
+    split = {name.removeprefix(prefix): tensors[name] for name in inside}
+    return Selection(split, prefix, [name for name in tensors if name in others], [])
 
 
 def _with_key(containers: Containers, key: str) -> Containers:
-    """The dictionary of a key; without one, those within it."""
+    """The dictionary of a key, or the dictionaries within it."""
     if key in containers:
         return {key: containers[key]}
     if within := {name: tensors for name, tensors in containers.items() if name.startswith(f"{key}.")}:
@@ -141,7 +140,7 @@ def _with_prefix(containers: Containers, prefix: str) -> Containers:
 
 
 def _choice(taken: Place, others: list[Place]) -> str:
-    """Which of several was taken, why, and what to type for another."""
+    """The note on a choice among several places: the one taken, why, and the flags for another."""
     all_of = (taken, *others)
     telling = [field for field in Place._fields if len({getattr(place, field) for place in all_of}) == len(all_of)]
     differ = telling[:1] or Place._fields

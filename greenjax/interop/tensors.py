@@ -1,7 +1,8 @@
-"""From a model's weights to a library's tensors and back; every misfit is found before anything is loaded.
+"""From a model's weights to a library's tensors and back.
 
-A file is taken whole or not at all: the encoder has to be there to the last tensor. A decoder or a head that the file
-lacks stays new, one that the model lacks is dropped; a report names both.
+A file is taken whole or not at all: all misfits are found before anything is loaded. The encoder has to be in the file
+to the last tensor. A decoder or head that the file lacks stays as initialised, one that the model lacks is dropped; the
+report names both.
 """
 
 from typing import NamedTuple
@@ -13,11 +14,11 @@ from greenjax.backbones.registry import family_of
 from greenjax.backbones.rules import Layout, Resizing
 from greenjax.errors import InputError, listed
 from greenjax.interop.decoders import POSITIONS, positions_transposed, turned
-from greenjax.interop.entries import Expected, entries, expected_tensors, fixed_tensors
+from greenjax.interop.entries import Expected, entries, expected_tensors, fixed_tensors, part_of
 from greenjax.interop.files import Contents, to_array
 from greenjax.interop.fitting import best_selection, fitting_layouts, has_place, look_alike
 from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
-from greenjax.interop.report import Report, misfits_text, part_of
+from greenjax.interop.report import Report, misfits_text
 from greenjax.interop.weights import Weights, fits, parameter_shapes
 from greenjax.models import Backbone
 

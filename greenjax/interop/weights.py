@@ -8,8 +8,9 @@ from jaxtyping import Shaped
 from greenjax.backbones.registry import family_of
 from greenjax.backbones.rules import Resizing, Shape
 from greenjax.errors import InputError
+from greenjax.interop.entries import part_of
 from greenjax.interop.layouts import RESIZE_METHODS
-from greenjax.interop.report import Report, misfits_text, part_of
+from greenjax.interop.report import Report, misfits_text
 from greenjax.models import Backbone
 from greenjax.models.classifier import BatchNorm
 from greenjax.runtime.checkpoint import flatten_tree
