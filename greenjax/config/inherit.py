@@ -15,7 +15,7 @@ from greenjax.backbones.registry import ARCHITECTURES, PARTS, family_of
 from greenjax.config.resolve import flatten
 from greenjax.config.settings import KEYS
 from greenjax.data.sources import SOURCES
-from greenjax.errors import InputError
+from greenjax.errors import refuse
 from greenjax.runtime.files import expanded, read_json, read_metadata
 
 Settings = dict[str, Any]
@@ -29,7 +29,7 @@ PLACE = ("data.source", "data.path", "data.name")
 
 
 def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
-    """Flat settings with those of `settings["init"]` in them, and a line that says so, or "".
+    """Flat settings that take over settings of the weights of `init`, and a line that says which, or "".
 
     `given` are the keys that the user set beside the config file. Raises InputError where one of them cannot be.
     """
@@ -40,7 +40,7 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
     for key in FIXED:
         if key in given and not _same(_unset(settings[key]), there.get(key)):
             found = "none" if there.get(key) is None else repr(there[key])
-            raise InputError(f"{key} is {settings[key]!r}: expected {found}, as the weights of init {init!r} have it")
+            refuse(settings, key, f"{found}, as the weights of init {init!r} have it")
     wanted = dict.fromkeys(MODEL) | {key: there[key] for key in MODEL if key in there}
     if task == "pretrain" and there.get("task") == "pretrain":
         wanted |= {key: there[key] for key in DECODER if key in there}
@@ -50,8 +50,8 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
         wanted |= {key: there[key] for key in keys if key in there}
     wanted = {key: value for key, value in wanted.items() if key not in given}
     changed = {key: value for key, value in wanted.items() if not _same(_filled(settings, key), value)}
-    told = [f"{key}={value!r}" for key, value in changed.items() if not _follows(key, value, wanted)]
-    line = f"settings of init {init!r}: {', '.join(told)}" if told else ""
+    named = [f"{key}={value!r}" for key, value in changed.items() if not _follows(key, value, wanted)]
+    line = f"settings of init {init!r}: {', '.join(named)}" if named else ""
     size, before = settings.get("image_size"), there.get("image_size")
     if task in ("finetune", "linear") and "image_size" not in given and before and not _same(size, before):
         line = f"{line or f'init {init!r}'}; image_size is {size!r}, and was {before!r} there"
@@ -124,7 +124,7 @@ def _unset(value: Any) -> Any:
 
 
 def _filled(settings: Settings, key: str) -> Any:
-    """A setting, or what the model's name stands for where it is not given."""
+    """A setting, or the published one of the model's name where it is not given."""
     section, _, part = key.rpartition(".")
     value = settings.get(key)
     if value is None and section == "model":
@@ -133,7 +133,7 @@ def _filled(settings: Settings, key: str) -> Any:
 
 
 def _follows(key: str, value: Any, wanted: Settings) -> bool:
-    """Does a part of the model go without saying, once its name is said?"""
+    """Whether a setting of the model follows from the model's name."""
     part = key.removeprefix("model.")
     published = ARCHITECTURES.get(wanted.get("model.name", ""), {})
     return key != "model.name" and key.startswith("model.") and _same(published.get(part), value)

@@ -40,8 +40,8 @@ class SaveError(RunError):
 class Checkpointer:
     """The checkpoints of one run, in `workdir`/checkpoints; a context manager that waits for the last save.
 
-    The latest `keep` are kept, and besides them those of multiples of `keep_every` steps (0: none). Readers may look
-    while one run writes.
+    The latest `keep` are kept, and the checkpoints of multiples of `keep_every` steps (0: none). Readers may look while
+    one run writes.
     """
 
     def __init__(self, workdir: str | Path, keep: int = 3, keep_every: int = 0):

@@ -1,6 +1,6 @@
 """The folder of one checkpoint: is it complete, is it as it was written, and under which path can it be opened?
 
-A checkpoint holds what Orbax wrote and `sums.json`, the length and the hash of every file. Lengths are compared
+A checkpoint holds the files of Orbax and `sums.json`, the length and the hash of every file. Lengths are compared
 whenever checkpoints are listed, hashes before anything is restored.
 """
 
@@ -35,7 +35,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def damaged_file(folder: Path) -> str:
-    """The first file of a complete checkpoint that differs from what was written; "" where none does."""
+    """The first file of a complete checkpoint that is not as it was written; "" where none does."""
     for name, (_, digest) in json.loads((folder / SUMS).read_text()).items():
         try:
             same = _digest(folder / "state" / name) == digest
@@ -84,7 +84,7 @@ def plain_path(folder: Path) -> Iterator[Path]:
     """A path to `folder` that Orbax and TensorStore read alike: a symlink to it, where its own has odd characters.
 
     Orbax looks for the files to merge by a glob pattern that begins with the path. TensorStore takes a backslash for a
-    slash, and refuses names that end in .__lock. Both take some prefixes for those of remote storage.
+    slash, and refuses names that end in .__lock. Both take some prefixes for remote storage.
     """
     if _is_plain(folder):
         yield folder

@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all, JSON files that may be damaged all the same, and full disks."""
+"""Files: paths, writing as a whole or not at all, reading of JSON that may be damaged, full disks."""
 
 import errno
 import json
@@ -12,18 +12,18 @@ from absl import logging
 
 from greenjax.errors import InputError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, or what one may use of it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, an exhausted quota, a limit of the file size
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with its ~ replaced. Raises InputError where that user has no home, or this one may not look there."""
+    """The path with its ~ replaced. Raises InputError where there is no such home, or the path may not be read."""
     found = os.path.expanduser(path)  # Path.expanduser raises RuntimeError
     if found.startswith("~"):
         raise InputError(f"{str(path)!r} begins with ~, and there is no such home: expected a whole path, or ./{path}")
     try:
         os.stat(os.path.join(found, "."))
     except (FileNotFoundError, NotADirectoryError):
-        pass  # a file, or what is going to be made
+        pass  # a file, or a path that is still to be made
     except OSError as error:  # Path.exists and is_file would raise it
         raise InputError(f"{str(path)!r} cannot be opened: {error.strerror}") from error
     return Path(found)
@@ -37,9 +37,9 @@ def folders_in(root: Path) -> list[str]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a draft beside `path` to write: it replaces the file where the block ends well, and is removed elsewhere.
+    """Yields a draft beside `path` to write: it replaces the file where the block ends well, so a file is never cut.
 
-    So are the folders that were made for it. Raises OSError.
+    Else the draft is removed, with the folders that were made for it. Raises OSError.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     draft = path.with_name(f".{path.name}.draft")
@@ -75,7 +75,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def read_json(path: Path, kind: type, remedy: str) -> Any:
-    """What a JSON file holds, a `kind`: dict or list. Raises InputError with `remedy` where it is damaged."""
+    """The content of a JSON file, a dict or a list by `kind`. Raises InputError with `remedy` where it is damaged."""
     try:
         text = path.read_text(encoding="utf-8")
         found = json.loads(text)

@@ -6,7 +6,7 @@ Three environment variables make a process one of several, the same way under ev
     JAX_NUM_PROCESSES=N
     JAX_PROCESS_ID=0 ... N - 1
 
-Each process takes all devices of its machine, or those that JAX_LOCAL_DEVICE_IDS=0,1,... names.
+Each process takes all devices of its machine, or the devices that JAX_LOCAL_DEVICE_IDS=0,1,... names.
 """
 
 import json
