@@ -1,4 +1,4 @@
-"""The windows of a model's stages, and in which libraries they differ. NumPy only."""
+"""The windows of a model on its grids, and the rules of libraries that treat them otherwise. NumPy only."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -6,24 +6,21 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from greenjax.backbones.geometry import token_grid
+from greenjax.backbones.geometry import stage_specs, token_grid
 from greenjax.backbones.rules import Fault
 
 
-class Windows(NamedTuple):
-    """The windows of one stage."""
+class WindowedStage(NamedTuple):
+    """A stage with square windows."""
 
-    stage: int
-    rows: int  # of the stage's grid of tokens
+    number: int  # from 0
+    rows: int  # of its grid of tokens
     columns: int
     window: int  # model.window
-    patch: int
+    side: int  # of its windows: `window`, or the shorter side of a smaller grid
+    shifted: bool  # odd blocks shift their windows
     depth: int
-
-    @property
-    def side(self) -> int:
-        """A window is no larger than the shorter side of the grid."""
-        return min(self.window, self.rows, self.columns)
+    patch: int
 
     @property
     def cut(self) -> tuple[bool, bool]:
@@ -31,51 +28,62 @@ class Windows(NamedTuple):
         return bool(self.rows % self.side), bool(self.columns % self.side)
 
     def __str__(self) -> str:
-        return f"stage {self.stage + 1} has a grid of {self.rows} x {self.columns} tokens"
+        return f"stage {self.number + 1} has a grid of {self.rows} x {self.columns} tokens"
 
 
-def stage_windows(config: ConfigDict) -> list[Windows]:
-    """The windows of every stage of a resolved config; none where the model has no windows."""
+def windowed_stages(config: ConfigDict) -> list[WindowedStage]:
+    """The stages of a resolved config that have windows."""
     grid, model = token_grid(config), config.model
-    stages = range(grid.stages if model.window else 0)
-    return [Windows(i, *grid.shape(i), model.window, model.patch, model.depths[i]) for i in stages]
+    return [
+        WindowedStage(
+            i,
+            *grid.shape(i),
+            window=model.window,
+            side=spec.windows[0].rows,
+            shifted=len(spec.windows) > 1,
+            depth=model.depths[i],
+            patch=model.patch,
+        )
+        for i, spec in enumerate(stage_specs(config))
+        if spec.windows
+    ]
 
 
-Rule = Callable[[Windows], Fault | None]
+WindowRule = Callable[[WindowedStage], Fault | None]
 
 
-def window_faults(*rules: Rule) -> Callable[[ConfigDict], Iterator[Fault]]:
+def window_faults(*rules: WindowRule) -> Callable[[ConfigDict], Iterator[Fault]]:
     """The `faults` of a layout whose library has these rules, stage by stage."""
     return partial(_faults, rules)
 
 
-def _faults(rules: tuple[Rule, ...], config: ConfigDict) -> Iterator[Fault]:
-    for windows in stage_windows(config):
-        yield from filter(None, (rule(windows) for rule in rules))
+def _faults(rules: tuple[WindowRule, ...], config: ConfigDict) -> Iterator[Fault]:
+    for stage in windowed_stages(config):
+        yield from filter(None, (rule(stage) for rule in rules))
 
 
-def windows_do_not_shrink(windows: Windows) -> Fault | None:
+def windows_do_not_shrink(stage: WindowedStage) -> Fault | None:
     """The library has no window that is larger than the grid."""
-    if windows.side == windows.window:
+    if stage.side == stage.window:
         return None
-    least = windows.window * windows.patch * 2**windows.stage
+    least = stage.window * stage.patch * 2**stage.number
     there = f", which it cannot have: expected an image_size of at least {least} a side there"
-    return Fault(f"{windows}, smaller than the window of {windows.window}", there, "refused")
+    return Fault(f"{stage}, smaller than the window of {stage.window}", there, "refused")
 
 
-def windows_are_whole(windows: Windows) -> Fault | None:
+def windows_are_whole(stage: WindowedStage) -> Fault | None:
     """The library runs only on grids that are multiples of the window."""
-    if not any(windows.cut):
+    if not any(stage.cut):
         return None
-    return Fault(_no_multiple(windows), f", which it cannot run: expected multiples of {windows.side}", "refused")
+    return Fault(_no_multiple(stage), f", which it cannot run: expected multiples of {stage.side}", "refused")
 
 
-def padding_attends(windows: Windows) -> Fault | None:
+def padding_attends(stage: WindowedStage) -> Fault | None:
     """The library pads grids that are no multiple of the window with zeros, and these attend."""
-    if not any(windows.cut):
+    if not any(stage.cut):
         return None
-    return Fault(_no_multiple(windows), ": there, padding attends; here it does not", "differs")
+    return Fault(_no_multiple(stage), ": there, padding attends; here it does not", "differs")
 
 
-def _no_multiple(windows: Windows) -> str:
-    return f"{windows}, no multiple of the window of {windows.side}"
+def _no_multiple(stage: WindowedStage) -> str:
+    return f"{stage}, no multiple of the window of {stage.side}"

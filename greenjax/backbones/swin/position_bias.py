@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int64
 from ml_collections import ConfigDict
 
 from greenjax.backbones.rules import Shape, Tensors
-from greenjax.backbones.windows import stage_windows
+from greenjax.backbones.windows import windowed_stages
 from greenjax.errors import InputError
 
 BIAS_TABLE, INDEX, MASK = "relative_position_bias_table", "relative_position_index", "attn_mask"
@@ -33,14 +33,14 @@ def position_buffers(
 ) -> dict[str, np.ndarray]:
     """The buffers of every block. `block` is the name of its attention, with {i}, {odd} and {j} as in rules.py."""
     found = {}
-    for windows in stage_windows(config):
-        i, side = windows.stage, windows.side
+    for stage in windowed_stages(config):
+        i, side = stage.number, stage.side
         index = relative_position_index(side)
-        for j in range(windows.depth):
+        for j in range(stage.depth):
             name = block.format(i=i, j=j, odd=2 * i + 1)
             found[f"{name}.{INDEX}"] = index.ravel() if flat else index
-            if masks and j % 2 and min(windows.rows, windows.columns) > side > 1:
-                found[f"{name.removesuffix('.attn')}.{MASK}"] = attention_mask((windows.rows, windows.columns), side)
+            if masks and stage.shifted and j % 2:
+                found[f"{name.removesuffix('.attn')}.{MASK}"] = attention_mask((stage.rows, stage.columns), side)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The names of Swin in PyTorch, a table a layout, and what each library does with its windows."""
+"""The names of Swin in PyTorch, a table a layout, and what each library does with its stage."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +20,13 @@ from greenjax.backbones.transforms import (
     merge_norm,
     merge_reduction,
 )
-from greenjax.backbones.windows import Windows, padding_attends, window_faults, windows_are_whole, windows_do_not_shrink
+from greenjax.backbones.windows import (
+    WindowedStage,
+    padding_attends,
+    window_faults,
+    windows_are_whole,
+    windows_do_not_shrink,
+)
 from greenjax.errors import InputError
 
 STAGE, BLOCK = "encoder/stages/{i}", "encoder/stages/{i}/blocks/{j}"
@@ -100,20 +106,20 @@ def _mmdet_fixed(config: ConfigDict) -> dict[str, np.ndarray]:
     return position_buffers(config, "stages.{i}.blocks.{j}.attn.w_msa") | norms
 
 
-def _windows_shrink_on_each_axis(windows: Windows) -> Fault | None:
+def _windows_shrink_on_each_axis(stage: WindowedStage) -> Fault | None:
     """timm's rule for windows that are larger than the grid."""
-    if windows.rows == windows.columns or min(windows.rows, windows.columns) > windows.window:
+    if stage.rows == stage.columns or min(stage.rows, stage.columns) > stage.window:
         return None
     there = ", which timm cuts on each axis by itself: expected a square grid, or one with both sides above the window"
-    return Fault(f"{windows} with a window of {windows.window}", there, "refused")
+    return Fault(f"{stage} with a window of {stage.window}", there, "refused")
 
 
-def _one_window_shifts(windows: Windows) -> Fault | None:
+def _one_window_shifts(stage: WindowedStage) -> Fault | None:
     """mmdetection shifts the windows of odd blocks though one window covers the grid."""
-    if any(windows.cut) or windows.depth < 2 or min(windows.rows, windows.columns) > windows.window:
+    if any(stage.cut) or stage.depth < 2 or min(stage.rows, stage.columns) > stage.window:
         return None
     there = ": there, odd blocks shift it; in larger images all is equal"
-    return Fault(f"{windows}, no more than one window", there, "small images")
+    return Fault(f"{stage}, no more than one window", there, "small images")
 
 
 def _torchvision_faults(config: ConfigDict) -> Iterator[Fault]:

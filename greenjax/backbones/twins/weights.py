@@ -2,7 +2,7 @@
 
 from greenjax.backbones.rules import MAE_DECODER, Fault, Layout, Rule, Table, head
 from greenjax.backbones.transforms import CONV, LINEAR, NORM, PATCHES, PLAIN_CONV, Kind
-from greenjax.backbones.windows import Windows, padding_attends, window_faults, windows_are_whole
+from greenjax.backbones.windows import WindowedStage, padding_attends, window_faults, windows_are_whole
 
 STAGE, BLOCK = "encoder/stages/{i}", "encoder/stages/{i}/blocks/{j}"
 
@@ -50,9 +50,9 @@ _MMDET: Table = (
 )
 
 
-def _padding_attends_on_one_axis(windows: Windows) -> Fault | None:
+def _padding_attends_on_one_axis(stage: WindowedStage) -> Fault | None:
     """mmpretrain masks padding where both axes have some; where one axis has, its mask hides nothing."""
-    return None if all(windows.cut) else padding_attends(windows)
+    return None if all(stage.cut) else padding_attends(stage)
 
 
 LAYOUTS: dict[str, Layout] = {
