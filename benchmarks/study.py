@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from benchmarks.table import results_table
 from greenjax.config import flatten, resolve
 from greenjax.config.flags import folder, positive
-from greenjax.data.labels import LabelledSource, check_classes, draw_of_each_class
+from greenjax.data.labels import Chosen, LabelledSource, check_classes, first_of_each_class
 from greenjax.data.loader import labelled_batches
 from greenjax.data.open import open_labelled
 from greenjax.errors import InputError
@@ -196,3 +196,9 @@ def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
 
 def parameters(model: nnx.Module) -> Any:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def draw_of_each_class(source: LabelledSource, count: int, seed: int, split: str) -> LabelledSource:
+    """`count` images of every class, drawn by `seed`; `split` names the source in errors."""
+    shuffled = Chosen(source, np.random.default_rng(seed).permutation(len(source)))
+    return Chosen(shuffled, first_of_each_class(shuffled, count, split))

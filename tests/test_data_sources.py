@@ -1,11 +1,14 @@
 """Sources: every image is found once, decoded as stored, and whatever is missing is said in one line."""
 
+import ast
 import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,13 +16,16 @@ import pytest
 from ml_collections import ConfigDict
 from tiny_data import encode, picture, prepare, settings
 
+import greenjax
 from greenjax.data.augment import CentreView
-from greenjax.data.encoded import DecodeError, Encoded
+from greenjax.data.encoded import DecodeError, Encoded, decoded
+from greenjax.data.listing import listing
 from greenjax.data.loader import Stream
 from greenjax.data.open import open_labelled, open_source, parse_split
 from greenjax.data.overlap import images_in_both, warn_of_overlap
 from greenjax.data.prepare import How
 from greenjax.data.prepare import prepare as prepare_records
+from greenjax.data.sources import SOURCES
 from greenjax.data.sources.folder import find_images
 from greenjax.errors import InputError
 
@@ -207,6 +213,55 @@ def test_a_file_that_is_gone_is_named(tree):
     os.remove(os.path.join(source.root, source.names[3]))
     with pytest.raises(DecodeError, match=source.names[3]):
         source[3]
+
+
+# What every source provides
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, tfds_dir):
+    """Where each source finds a small data set, by its name."""
+    root = tmp_path_factory.mktemp("places")
+    for i in range(12):
+        (root / "train" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        (root / "train" / "ab"[i % 2] / f"{i}.png").write_bytes(encode(picture(i)))
+    made = ConfigDict({"data": settings("folder", root)})
+    list(prepare_records(made, root / "made", How(256, "raw"), ["train"]))
+    return dict(
+        digits={}, folder=dict(path=root), records=dict(path=root / "made"), tfds=dict(path=tfds_dir, name="tiny")
+    )
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_provides_the_same(places, name):
+    """A new source has its line in SOURCES, and its place above."""
+    data = settings(name, **places[name])
+    (opened, again), labelled = (open_source(data, "train") for _ in range(2)), open_labelled(data, "train")
+    assert isinstance(opened, SOURCES[name]) and len(opened) == len(labelled) > 5
+    copy, names = pickle.loads(pickle.dumps(opened)), [opened.name_of(i) for i in range(len(opened))]
+    assert len(set(names)) == len(names) == len(copy)
+    for i in (0, len(opened) - 1):
+        image, label = labelled[i]
+        assert image.dtype == np.uint8 and image.ndim == 3 and label == labelled.label(i) < len(labelled.classes)
+        for same in (opened[i], copy[i], decoded(opened.encoded(i))):
+            assert np.array_equal(same, image)
+    assert labelled.name_of(3) == names[3] and (labelled.labels is None or len(labelled.labels) == len(opened))
+    assert listing(opened) == listing(again) != listing(open_source(data, "train[1:]"))
+    assert (
+        images_in_both(opened, labelled) == len(opened) and images_in_both(opened, open_source(data, "train[3:5]")) == 2
+    )
+
+
+def test_no_source_is_named_but_in_its_file_and_its_line():
+    """`data.source` has a default: its line in the table of settings is the one that names a source."""
+    package = Path(greenjax.__file__).parent
+    found = [
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in SOURCES and path.parent.name != "sources"
+    ]
+    assert found == ["config/settings.py"]
 
 
 # Decoding

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from small import small_config
 
-from benchmarks.study import Bench, changed, measure, study
-from greenjax.data.labels import draw_of_each_class
+from benchmarks.study import Bench, changed, draw_of_each_class, measure, study
 from greenjax.data.loader import labelled_batches
 from greenjax.data.open import open_labelled
 from greenjax.runtime.placement import batch_sharding

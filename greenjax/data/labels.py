@@ -147,12 +147,6 @@ def first_of_each_class(source: LabelledSource, count: int, split: str) -> Int32
     raise InputError(f"data.per_class is {count}: expected at most what each class has: {found}")
 
 
-def draw_of_each_class(source: LabelledSource, count: int, seed: int, split: str) -> LabelledSource:
-    """`count` images of every class, drawn by `seed`; `split` names the source in errors."""
-    shuffled = Chosen(source, np.random.default_rng(seed).permutation(len(source)))
-    return Chosen(shuffled, first_of_each_class(shuffled, count, split))
-
-
 def readable_labels(source: LabelledSource) -> Iterator[tuple[int, int]]:
     """Every index and its label, without damaged records: these are named and replaced when their image is read."""
     for index in range(len(source)):

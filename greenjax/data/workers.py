@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import cloudpickle
 import cv2
@@ -95,18 +95,13 @@ class WorkerPool(Iterator[Any]):
         if not self._workers:
             raise StopIteration
         self.look()
-        worker = self._workers[self._next]
-        try:
-            since = time.monotonic()
-            while not worker.made:
-                self._receive(LOOK_EVERY)
-                if time.monotonic() - since > SAY_AFTER:
-                    logging.warning("waiting for a batch of %s", worker.name)
-                    since = time.monotonic()
-            made = worker.made.popleft()
-        except WorkerDied:
-            self.close()
-            raise
+        worker, since = self._workers[self._next], time.monotonic()
+        while not worker.made:
+            self._receive(LOOK_EVERY)
+            if time.monotonic() - since > SAY_AFTER:
+                logging.warning("waiting for a batch of %s", worker.name)
+                since = time.monotonic()
+        made = worker.made.popleft()
         self._next = (self._next + 1) % len(self._workers)
         if made.failed:
             self.close()
@@ -117,11 +112,7 @@ class WorkerPool(Iterator[Any]):
 
     def look(self) -> None:
         """Raises WorkerDied where one of the processes is dead."""
-        try:
-            self._receive(0)
-        except WorkerDied:
-            self.close()
-            raise
+        self._receive(0)
 
     def close(self) -> None:
         """Ends the processes at once; the arrays of batches stay as they are."""
@@ -129,11 +120,13 @@ class WorkerPool(Iterator[Any]):
         self._selector.close()
 
     def _receive(self, seconds: float | int) -> None:
-        """Takes the messages that have come, or waits up to `seconds` for one. Raises WorkerDied."""
+        """Takes the messages that have come, or waits up to `seconds` for one. Ends with WorkerDied at a death."""
         ready = self._selector.select(seconds) if self._workers else []
         for key, _ in ready:
             worker: _Worker = key.data
             message = _received(worker)
+            if message is None:
+                self._end_by(worker)
             worker.made.append(message)
             if message.failed:  # the process ends now; its error is raised when its turn comes
                 worker.failed = True
@@ -141,7 +134,13 @@ class WorkerPool(Iterator[Any]):
         if not ready:  # a process that a worker started may hold its socket open
             dead = [each for each in self._workers if not each.failed and each.process.poll() is not None]
             if dead and not self._selector.select(0):  # no message came since the first select
-                raise _death(dead[0])
+                self._end_by(dead[0])
+
+    def _end_by(self, worker: _Worker) -> NoReturn:
+        """Closes the pool because of the death of a worker."""
+        error = _death(worker)
+        self.close()
+        raise error
 
 
 _POOLS: "weakref.WeakSet[WorkerPool]" = weakref.WeakSet()
@@ -187,8 +186,8 @@ def _end_all(workers: list[_Worker]) -> None:
     workers.clear()
 
 
-def _received(worker: _Worker) -> "_Message":
-    """The message in the socket of a worker. Raises WorkerDied at its end-of-file."""
+def _received(worker: _Worker) -> "_Message | None":
+    """The message in the socket of a worker; None at its end-of-file."""
     flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
     try:
         message, descriptors, told, _ = socket.recv_fds(worker.link, MESSAGE.size, 1, flags)
@@ -197,7 +196,7 @@ def _received(worker: _Worker) -> "_Message":
     if told & socket.MSG_CTRUNC:
         raise InputError("too many open files: every batch that is kept takes one; `ulimit -n` says how many may be")
     if len(message) < MESSAGE.size or not descriptors:
-        raise _death(worker)
+        return None
     begin, length, failed = MESSAGE.unpack(message)
     try:
         return _Message(mmap.mmap(descriptors[0], length), begin, failed)

@@ -9,6 +9,8 @@ from itertools import accumulate
 from greenjax.data.encoded import DecodeError
 from greenjax.errors import InputError
 
+THREADS = 16  # that open files
+
 
 @contextmanager
 def naming_damage(name: str, index: int, shards: Sequence[str], counts: Sequence[int]) -> Iterator[None]:
@@ -31,14 +33,12 @@ def reason(error: Exception) -> str:
     return text.partition(" (")[0].partition("; ")[0] or "its end is damaged"
 
 
-def count_records(
-    shards: Sequence[str], remedy: str, expected: Sequence[int] | None = None, threads: int = 16
-) -> list[int]:
+def count_records(shards: Sequence[str], remedy: str, expected: Sequence[int] | None = None) -> list[int]:
     """The number of records in each file. Only the ends of files are read.
 
     Raises InputError, with `remedy`, for a file that cannot be read or has another number of records than expected.
     """
-    with ThreadPoolExecutor(threads) as pool:  # a network file system takes a while to open many files
+    with ThreadPoolExecutor(THREADS) as pool:  # a network file system takes a while to open many files
         counts = list(pool.map(count_or_reason, shards))
     for shard, found, images in zip(shards, counts, expected or counts):
         if found != images or isinstance(found, str):
