@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from small import ONE_STAGE, small_config
-from tiny_data import encode
+from tiny_data import encode, picture
 
 import greenjax
 from greenjax.data.loader import labelled_batches
@@ -280,6 +280,17 @@ def test_every_set_has_files_of_its_own():
             eval_sets(greenjax.resolve(config | {"data.eval_sets": f"{one},{other}"}))
         assert len(eval_sets(greenjax.resolve(config | {"data.eval_sets": one}))) == 2
         assert len(f"predictions_{in_file_names(one)}.csv".encode()) <= 255
+
+
+def test_an_evaluation_set_may_have_classes_without_images(tmp_path):
+    """Whether their folder is empty or missing, in data.eval_split as in a folder of its own."""
+    for folder in ("a/train/ant", "a/train/bee", "a/test/ant", "a/test/bee", "b/test/ant", "b/test/bee"):
+        (tmp_path / folder).mkdir(parents=True)
+        if not folder.endswith("test/bee"):
+            (tmp_path / folder / "1.png").write_bytes(encode(picture(1)))
+    sets = dict(data__source="folder", data__path=str(tmp_path / "a"), data__eval_sets=f"{tmp_path / 'b'}@test")
+    for each in eval_sets(small_config(**BASE | sets | dict(task="eval", init="x", data__eval_split="test"))):
+        assert open_labelled(each.data, each.split).classes == ("ant", "bee")
 
 
 @pytest.mark.parametrize("mesh", [1, 8])
