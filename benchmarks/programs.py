@@ -16,10 +16,11 @@ from greenjax.errors import InputError
 from greenjax.planning import Plan, dense_plan
 from greenjax.runtime.cost import matmul_flops
 from greenjax.runtime.placement import Placement
-from greenjax.training.optim import learning_rate, make_optimizer
+from greenjax.tasks.pretrain import pretraining
+from greenjax.training.optim import learning_rate
 from greenjax.training.sharding import batch_shapes, make_mesh
-from greenjax.training.state import State, abstract_state, init_state, model_graph
-from greenjax.training.step import drop_path_keys, make_train_step, pretraining_loss
+from greenjax.training.state import State, abstract_state, init_state
+from greenjax.training.step import make_update
 
 PARTS = ("forward", "backward", "update")  # "backward" is forward + backward
 LARGE = 64  # images on one device; from such a batch the slope of memory is taken towards a smaller one
@@ -82,15 +83,13 @@ def compile_part(
 
 def trace_part(config: ConfigDict, part: str, batch: Batch, devices: Sequence[Any] | None = None) -> jax.stages.Traced:
     """Traces what `compile_part` compiles."""
-    mesh, tx, graphdef = make_mesh(config, devices), make_optimizer(config), model_graph(config)
+    mesh, task = make_mesh(config, devices), pretraining(config)
     state, shapes = abstract_state(config, mesh), batch_shapes(batch, mesh)
     if part == "update":
-        return make_train_step(graphdef, tx, learning_rate(config, STEPS, 1), config, mesh).trace(state, shapes)
-    loss = pretraining_loss(graphdef)
+        return make_update(task, mesh, learning_rate(config, STEPS, 1)).trace(state, shapes)
 
     def mean_loss(params: Any, batch: Batch) -> jax.Array:
-        keys = drop_path_keys(config, config.seed, jnp.zeros((), jnp.int32), config.mask.groups)
-        return loss(params, (batch.images, batch.plan, keys))[0]
+        return task.loss(params, task.prepare(batch, jnp.zeros((), jnp.int32)))[0]
 
     with jax.set_mesh(mesh):
         return jax.jit(mean_loss if part == "forward" else jax.value_and_grad(mean_loss)).trace(state.params, shapes)

@@ -40,14 +40,14 @@ from greenjax.runtime.console import say
 from greenjax.runtime.files import replace_text
 from greenjax.runtime.lock import held
 from greenjax.runtime.placement import Placement
-from greenjax.tasks.classify import held_out_images, weights, with_head
-from greenjax.tasks.evaluate import Judge
-from greenjax.training.metrics import record_config
-from greenjax.training.optim import learning_rate, make_optimizer, run_length
+from greenjax.tasks.classify import classification, held_out_images, with_head
+from greenjax.tasks.report import Judge
+from greenjax.training.optim import learning_rate, run_length
+from greenjax.training.record import record_config
 from greenjax.training.sharding import make_mesh
 from greenjax.training.start import check_new
 from greenjax.training.state import State, init_state, model_graph
-from greenjax.training.step import Metrics, make_classifier_step
+from greenjax.training.step import Metrics, make_update
 
 RANDOM, PRETRAINED, SCRATCH, FINETUNED = "random encoder", "pre-trained encoder", "from scratch", "fine-tuned"
 PROBE, KNN, FINETUNE = "linear probe", "k-NN", "fine-tuning"
@@ -132,15 +132,15 @@ class Bench:
         check_neighbours(config, len(fewest), config.data.split)
         self.total, warmup = run_length(config, len(self.images))
         self.place = Placement(self.mesh)
-        graphdef, self.tx = model_graph(config), make_optimizer(config)
+        graphdef = model_graph(config)
         self.judge, self.pooled = Judge(config, graphdef, self.mesh), pooled_forward(graphdef)
         schedule = learning_rate(config, self.total, warmup)
 
         @partial(jax.jit, donate_argnums=0)
         def update(state: State, batch: Any, seed: Array, scale: Array) -> tuple[State, Metrics]:
             """The update of fine-tuning; seed and rate are arguments, so that all runs share one program."""
-            step = make_classifier_step(graphdef, self.tx, lambda t: scale * schedule(t), config, self.mesh, seed)
-            return step(state, batch)
+            task = classification(config, seed)
+            return make_update(task, self.mesh, lambda step: scale * schedule(step))(state, batch)
 
         self.update = update
 
@@ -179,7 +179,7 @@ class Bench:
         """Accuracy of the classifier that the config's recipe makes of these weights."""
         state = self.train(params, labelled, seed, base_lr)
         with jax.set_mesh(self.mesh):  # as above
-            return {FINETUNE: self.judge.evaluate(weights(state), self.held_out).metrics["top1"]}
+            return {FINETUNE: self.judge.evaluate(state.weights, self.held_out).metrics["top1"]}
 
     def train(self, params: Any, labelled: LabelledSource, seed: int, base_lr: float | None = None) -> State:
         state = init_state(self.config, self.mesh, params)

@@ -83,11 +83,11 @@ def run(config: ConfigDict, workdir: Path, file: str, again: str) -> None:
     """Runs the task of the config. Every way in which a run ends has its line and its exit code here."""
     from greenjax import tasks
     from greenjax.runtime import processes
-    from greenjax.training.summary import next_lines, say_lines
+    from greenjax.tasks.summary import next_lines
 
     try:
         tasks.run(config, workdir)
-        say_lines(next_lines(config, workdir, file))
+        say(*next_lines(config, workdir, file))
     except InterruptedRun as stop:
         complain(f"greenjax: {stop}; {again}")
         sys.exit(stop.exit_code)

@@ -11,6 +11,23 @@ FAMILIES = {
 }
 
 
+def small_run(config, workdir, total=10, warmup=0, last=None, classes=None):
+    """A run that is ready for its loop, with nothing compiled."""
+    import jax
+
+    from greenjax.data.undecodable import Undecodable
+    from greenjax.runtime.compile import BackgroundJit
+    from greenjax.tasks.classify import classification
+    from greenjax.tasks.pretrain import pretraining
+    from greenjax.training.sharding import make_mesh
+    from greenjax.training.start import HELD_OUT, TRAINING, Run
+
+    task = pretraining(config) if config.task == "pretrain" else classification(config)
+    sources = dict(zip((TRAINING, HELD_OUT), (range(1500), range(297))))
+    mesh, update = make_mesh(config), BackgroundJit(jax.jit(abs))
+    return Run(task, workdir, mesh, sources, classes, total, warmup, last, update, Undecodable(), began=0.0)
+
+
 def small_config(family="swin", **overrides):
     """Two stages of two blocks each on 32 x 32 digits: units of 4 pixels, 8 x 8 of them. Keys with __ for dots."""
     settings = {

@@ -16,7 +16,7 @@ from greenjax.main import main
 from greenjax.runtime.files import expanded, read_json, replace_text, replacing
 from greenjax.runtime.lock import held
 from greenjax.training.guard import DivergedError, Rollbacks
-from greenjax.training.metrics import record_config
+from greenjax.training.record import record_config
 
 RUN = small_config()
 DAMAGE = [b"", b" \n", b'{"images": 15', b"[1, 2", b"null", b"3", b"\xff\xfe{}", b"\x00" * 64]

@@ -11,8 +11,7 @@ import greenjax
 from benchmarks.programs import compile_part, sized
 from greenjax.backbones.geometry import make_planner
 from greenjax.runtime.cost import matmul_flops, peak_flops
-from greenjax.training.state import model_graph
-from greenjax.training.step import pretraining_loss
+from greenjax.tasks.pretrain import pretraining
 
 
 def flops(f, *shapes):
@@ -82,7 +81,7 @@ def test_no_matrix_product_is_computed_again_in_the_backward_pass_unless_asked_f
         params = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(greenjax.build(config), nnx.Param)))
         plan, _ = make_planner(config).plans(0, 1)
         images = jnp.zeros((1, 16, *config.image_size, 1), jnp.uint8)
-        loss = pretraining_loss(model_graph(config))
+        loss = pretraining(config).loss
 
         def of(params, plan):
             return loss(params, (images, plan, None))[0]

@@ -13,7 +13,6 @@ import traceback
 from collections import deque
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import grain
 import jax
@@ -29,7 +28,8 @@ from greenjax.data.open import open_source
 from greenjax.data.undecodable import Fault, Undecodable
 from greenjax.data.workers import WorkerDied, WorkerError, WorkerPool
 from greenjax.errors import InputError
-from greenjax.training.loop import _Run
+from greenjax.runtime.compile import BackgroundJit
+from greenjax.training.loop import await_update
 from greenjax.training.metrics import MetricsWriter
 
 
@@ -374,7 +374,7 @@ def test_a_worker_killed_before_its_first_batch_is_named(pool, stopped):
         deque(made, maxlen=0)
 
 
-def test_a_death_is_noticed_between_two_batches_of_training(pool, planner, tmp_path):
+def test_a_death_is_noticed_between_two_batches_of_training(pool, planner, tmp_path, monkeypatch):
     """In the middle of an evaluation, and while the update is compiled."""
     made, evaluation = pool(Big()), eval_batches(tiny_config(), constants(40), planner)
     next(made), next(evaluation)
@@ -384,10 +384,10 @@ def test_a_death_is_noticed_between_two_batches_of_training(pool, planner, tmp_p
             next(evaluation, None)
     made = pool(Big())
     os.kill(children()[0], signal.SIGKILL)
-    run = _Run.__new__(_Run)
-    run.total, run.update = 1, SimpleNamespace(compiled_within=lambda seconds: False)
+    update = BackgroundJit(jax.jit(abs))
+    monkeypatch.setattr(update, "compiled_within", lambda seconds: False)
     with MetricsWriter(tmp_path, 1) as writer, pytest.raises(WorkerDied):
-        run.await_update(0, writer)
+        await_update(update, writer)
 
 
 @pytest.mark.parametrize("ended", [False, True])

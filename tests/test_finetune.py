@@ -21,11 +21,13 @@ from greenjax.interop.loading import initial_model
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.placement import Placement, batch_sharding
 from greenjax.tasks import evaluate_classifier, evaluate_knn, finetune, pretrain
-from greenjax.tasks.evaluate import eval_sets, in_file_names
+from greenjax.tasks.classify import classification
+from greenjax.tasks.evaluate import eval_sets
+from greenjax.tasks.report import in_file_names
 from greenjax.training.optim import layer_multipliers, learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import make_mesh
 from greenjax.training.state import init_state, model_graph
-from greenjax.training.step import make_classifier_step
+from greenjax.training.step import make_update
 
 BASE = dict(
     task="finetune",
@@ -125,10 +127,8 @@ def test_lars_follows_its_formula_and_leaves_the_encoder_alone():
 
 
 def train(config, steps):
-    mesh, tx = make_mesh(config), make_optimizer(config)
-    update = make_classifier_step(
-        model_graph(config), tx, learning_rate(config, *run_length(config, images=1500)), config, mesh
-    )
+    mesh = make_mesh(config)
+    update = make_update(classification(config), mesh, learning_rate(config, *run_length(config, images=1500)))
     state, losses = init_state(config, mesh), []
     batches = labelled_batches(config, open_labelled(config.data, config.data.split))
     for _ in range(steps):

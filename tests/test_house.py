@@ -29,9 +29,8 @@ from greenjax.backbones.geometry import make_planner
 from greenjax.data.encoded import Encoded
 from greenjax.data.loader import Batch, train_batches
 from greenjax.data.open import open_source
+from greenjax.tasks.pretrain import pretraining
 from greenjax.training.sharding import make_mesh
-from greenjax.training.state import model_graph
-from greenjax.training.step import drop_path_keys, pretraining_loss
 
 ROOT = Path(__file__).parents[1]
 LIMITS = dict(rooms=16, arrows=66, lines=15_700, function=92, image=12, config=15)
@@ -201,10 +200,10 @@ def passed(tmp_path_factory):
         config = greenjax.load_config(file)
         batch = next(train_batches(config, open_source(config.data, "train"), make_planner(config)))
         params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: greenjax.build(config)), nnx.Param))
-        loss = pretraining_loss(model_graph(config))
-        keys = drop_path_keys(config, config.seed, jnp.zeros((), jnp.int32), config.mask.groups)
+        task, step = pretraining(config), jnp.zeros((), jnp.int32)
         with jax.set_mesh(make_mesh(config)):
-            jax.jit(jax.grad(lambda *args: loss(*args)[0])).trace(params, (batch.images, batch.plan, keys))
+            loss = jax.grad(lambda params, batch: task.loss(params, task.prepare(batch, step))[0])
+            jax.jit(loss).trace(params, batch)
     finally:
         sys.setprofile(None)
         threading.setprofile(None)

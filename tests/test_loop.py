@@ -5,13 +5,15 @@ import errno
 import jax
 import jax.numpy as jnp
 import pytest
-from small import small_config
+from small import small_config, small_run
 
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.runtime.files import unless_full
-from greenjax.training.guard import Guard
-from greenjax.training.loop import Meter
+from greenjax.training.loop import Hook, Watch
+from greenjax.training.meter import Meter
+from greenjax.training.metrics import MetricsWriter
 from greenjax.training.sharding import make_mesh
+from greenjax.training.state import State
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -30,14 +32,50 @@ def test_other_errors_are_not_missed():
 def meter(monkeypatch):
     config = small_config(mesh__data=1)
     monkeypatch.setattr(BackgroundJit, "flops", 1)
-    return Meter(config, make_mesh(config), BackgroundJit(jax.jit(abs)), Guard(3, 0.0), hours=0.0)
+    return Meter(config, make_mesh(config), BackgroundJit(jax.jit(abs)), hours=0.0)
 
 
-def test_what_is_told_between_two_lines_waits_for_no_step(meter):
-    meter.start()
-    for step, loss in enumerate((4.0, 2.0, float("nan"), 9.0), 1):
-        meter.add(step, {"loss": jnp.float32(loss), "skipped_in_a_row": jnp.int32(0)})
-    assert meter.so_far()["loss"] == 3.0  # of steps 1 and 2; step 4 is under way
-    assert meter.so_far()["images_per_second"] > 0
-    assert meter.line()["loss"] == 5.0
+def test_the_meter_averages_finite_losses_since_the_last_line(meter):
+    for loss in (4.0, 2.0, float("nan")):
+        meter.add({"loss": loss, "skipped": 1})
+    assert meter.so_far()["loss"] == 3.0 and meter.so_far()["images_per_second"] > 0
+    meter.add({"loss": 9.0, "skipped": 2})
+    with meter.paused():
+        line = meter.line()
+    assert (line["loss"], line["skipped"]) == (5.0, 2)
     assert "loss" not in meter.so_far()
+
+
+def test_time_in_a_pause_is_not_spent_on_training(meter, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    meter.start()
+    for spent in (1, 2):
+        now[0] += spent
+        meter.add({"loss": 1.0})
+        with meter.paused():
+            now[0] += 1000
+    with meter.paused():
+        line = meter.line()
+    assert line["images_per_second"] == 2 * 16 / 3
+
+
+@pytest.mark.parametrize(("every", "steps"), [(3, [0, 3, 6, 8]), (0, [0, 8]), (100, [0, 8])])
+def test_a_hook_is_due_first_and_last_and_at_its_multiples(every, steps):
+    hook = Hook(every, lambda step, state, writer: None)
+    assert [step for step in range(9) if hook.due(step, total=8)] == steps
+
+
+def test_metrics_are_read_once_the_next_update_is_dispatched(tmp_path):
+    """The devices never wait; a hook that is due waits for the update under way."""
+    config, read = small_config(mesh__data=1), []
+    with MetricsWriter(tmp_path, total=10) as writer:
+        watch = Watch(small_run(config, tmp_path), writer)
+        watch.meter.add = read.append
+        for step in (1, 2):
+            watch.dispatched(step, {"loss": jnp.float32(step), "skipped_in_a_row": jnp.int32(0)})
+        assert [each["loss"] for each in read] == [1.0]
+        looked = []
+        hooks = [Hook(2, lambda *_: looked.append(len(read))), Hook(5, lambda *_: looked.append("never"))]
+        watch.look(2, State(*[None] * 5), hooks)
+        assert looked == [2]

@@ -21,7 +21,8 @@ from greenjax.errors import InputError
 from greenjax.runtime import console
 from greenjax.runtime.files import read_metrics
 from greenjax.training import progress
-from greenjax.training.metrics import MetricsWriter, record_config
+from greenjax.training.metrics import MetricsWriter
+from greenjax.training.record import record_config
 
 
 def lines(workdir):
@@ -322,7 +323,7 @@ def test_a_training_split_of_other_images_is_refused(tmp_path):
 
 def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"workdir '.*file/run' cannot be made: Not a directory"):
+    with pytest.raises(InputError, match=r"'.*file/run/config.json' cannot be written: Not a directory"):
         record_config(tmp_path / "file" / "run", load_config(CONFIG), images=9, resuming=False)
 
 
@@ -330,8 +331,9 @@ def test_metrics_are_written_without_pytorch(tmp_path):
     """Its import takes longer than that of all else, and is still possible afterwards."""
     script = """
 import sys
+from pathlib import Path
 from greenjax.training.metrics import MetricsWriter
-with MetricsWriter(sys.argv[1], total=1) as writer:
+with MetricsWriter(Path(sys.argv[1]), total=1) as writer:
     writer.write(1, {"loss": 0.5})
 assert "torch" not in sys.modules
 import torch

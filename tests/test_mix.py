@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from greenjax.training.mix import mix, one_hot, own_weights
+from greenjax.tasks.mix import mix, one_hot, own_weights
 
 B, H, W = 16, 12, 20
 OFF = dict(mixup=0.0, cutmix=0.0)

@@ -23,7 +23,7 @@ from greenjax.errors import InputError, InterruptedRun
 from greenjax.runtime import processes
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.tasks import pretrain
-from greenjax.tasks.evaluate import Judge
+from greenjax.tasks.report import Judge
 from greenjax.training.interrupt import Interruption
 from greenjax.training.sharding import make_mesh
 from greenjax.training.state import abstract_state, init_state, model_graph

@@ -18,6 +18,8 @@ from greenjax.data.open import open_source
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.runtime.placement import batch_sharding
+from greenjax.tasks.classify import classification
+from greenjax.tasks.pretrain import pretraining
 from greenjax.training.optim import (
     clip_by_global_norm,
     decayed,
@@ -28,8 +30,8 @@ from greenjax.training.optim import (
     scale_by_adam,
 )
 from greenjax.training.sharding import batch_shapes, make_mesh
-from greenjax.training.state import abstract_state, init_state, model_graph
-from greenjax.training.step import make_classifier_step, make_train_step
+from greenjax.training.state import abstract_state, init_state
+from greenjax.training.step import make_update
 
 BASE = dict(model__depths=(1, 1), data__batch_size=16, optim__base_lr=1e-2, optim__warmup_steps=2)
 TWINS = dict(family="twins", model__depths=(2, 1))  # both kinds of attention
@@ -41,9 +43,9 @@ def losses_of(steps=3, **overrides):
 
 def train(config, steps, state=None):
     """Losses of the first steps (or of those after a state), the final state, how often the step was compiled."""
-    mesh, tx = make_mesh(config), make_optimizer(config)
+    mesh = make_mesh(config)
     rate = learning_rate(config, *run_length(config, images=1500))
-    update = make_train_step(model_graph(config), tx, rate, config, mesh)
+    update = make_update(pretraining(config), mesh, rate)
     state = init_state(config, mesh) if state is None else state
     source = open_source(config.data, "train")
     batches = train_batches(config, source, make_planner(config), int(state.step))
@@ -163,8 +165,8 @@ def test_simmim_trains_with_one_mask_an_image():
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
     config = small_config(**BASE, mesh__data=1)
-    mesh, tx = make_mesh(config), make_optimizer(config)
-    update = make_train_step(model_graph(config), tx, learning_rate(config, 10, 2), config, mesh)
+    mesh = make_mesh(config)
+    update = make_update(pretraining(config), mesh, learning_rate(config, 10, 2))
     batch = next(train_batches(config, open_source(config.data, "train"), make_planner(config), 0))
     good = batch._replace(images=batch.images.astype(np.float32) / 255)
     bad = good._replace(images=np.where(np.arange(8)[:, None, None, None, None] == 3, np.nan, good.images))
@@ -316,8 +318,8 @@ def test_the_norm_of_all_is_that_of_optax():
 
 def test_an_update_compiled_ahead_is_the_step_and_takes_nothing_else():
     config = small_config(**BASE, mask__groups=4, mesh__data=2, mesh__fsdp=2)
-    mesh, tx = make_mesh(config), make_optimizer(config)
-    step = make_train_step(model_graph(config), tx, learning_rate(config, 10, 2), config, mesh)
+    mesh = make_mesh(config)
+    step = make_update(pretraining(config), mesh, learning_rate(config, 10, 2))
     planner = make_planner(config)
     blank = blank_batch(config, planner.example(config.mask.groups))
     update = BackgroundJit(step)
@@ -348,16 +350,16 @@ def test_an_update_stays_float32_where_jax_has_float64(overrides):
     """JAX_ENABLE_X64=1: the state keeps its types, and draws at random are those of float32."""
     config = small_config(mesh__data=1, **overrides)
     with jax.enable_x64(True):
-        mesh, tx, graphdef = make_mesh(config), make_optimizer(config), model_graph(config)
+        mesh = make_mesh(config)
         state = abstract_state(config, mesh)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
         if config.task == "pretrain":
             batch = blank_batch(config, make_planner(config).example(config.mask.groups))
-            step = make_train_step(graphdef, tx, learning_rate(config, 10, 1), config, mesh)
+            task = pretraining(config)
         else:
             batch = blank_labelled_batch(config)
-            step = make_classifier_step(graphdef, tx, learning_rate(config, 10, 1), config, mesh)
-        after, metrics = step.eval_shape(
+            task = classification(config)
+        after, metrics = make_update(task, mesh, learning_rate(config, 10, 1)).eval_shape(
             state, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
         )
     assert [leaf.dtype for leaf in jax.tree.leaves(after)] == [leaf.dtype for leaf in jax.tree.leaves(state)]

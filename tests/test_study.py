@@ -13,9 +13,10 @@ from greenjax.data.loader import labelled_batches
 from greenjax.data.open import open_labelled
 from greenjax.runtime.placement import batch_sharding
 from greenjax.tasks import pretrain
-from greenjax.training.optim import learning_rate, make_optimizer
-from greenjax.training.state import init_state, model_graph
-from greenjax.training.step import make_classifier_step
+from greenjax.tasks.classify import classification
+from greenjax.training.optim import learning_rate
+from greenjax.training.state import init_state
+from greenjax.training.step import make_update
 
 BASE = dict(model__depths=(1, 1), mesh__data=1, optim__base_lr=1e-2)
 LABELS = BASE | dict(task="finetune", model__num_classes=10, model__drop_path=0.2, data__mixup=0.8, data__per_class=2)
@@ -71,8 +72,7 @@ def test_a_run_of_a_study_is_the_run_that_its_seed_and_rate_as_constants_give(be
     state = bench.train(bench.fresh(seed), few, seed, base_lr)
 
     alone = changed(bench.config, {"seed": seed, "optim.base_lr": base_lr})
-    tx = make_optimizer(alone)
-    update = make_classifier_step(model_graph(alone), tx, learning_rate(alone, bench.total, 0), alone, bench.mesh)
+    update = make_update(classification(alone), bench.mesh, learning_rate(alone, bench.total, 0))
     expected, batches = init_state(alone, bench.mesh), labelled_batches(alone, few)
     for _ in range(bench.total):
         expected, _ = update(expected, jax.device_put(next(batches), batch_sharding(bench.mesh)))

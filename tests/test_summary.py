@@ -4,25 +4,20 @@ import shlex
 from pathlib import Path
 
 import pytest
-from small import small_config
+from small import small_config, small_run
 
 from greenjax import convert, load_config
 from greenjax.config import flags
-from greenjax.training.sharding import make_mesh
-from greenjax.training.state import init_state
-from greenjax.training.summary import end_lines, next_lines, start_lines
+from greenjax.tasks.summary import end_lines, next_lines, start_lines
 
 
 def said(config, workdir, total=400, **changes):
-    mesh = make_mesh(config)
-    state = init_state(config, mesh)
-    given = dict(images={"train": 1500, "test": 297}, total=total, warmup=20) | changes
-    lines = start_lines(config, workdir, mesh, state, **given)
+    lines = start_lines(small_run(config, workdir, total, 20, **changes))
     return {line[:12].strip(): line[14:] for line in lines}
 
 
 def test_the_first_lines_say_what_is_going_to_happen(tmp_path):
-    config = small_config(steps=400, data__batch_size=64, optim__base_lr=1e-3, mesh__data=1)
+    config = small_config(steps=400, data__batch_size=64, data__eval_split="test", optim__base_lr=1e-3, mesh__data=1)
     lines = said(config, tmp_path)
     assert len(lines) <= 10
     assert lines["model"].startswith("swin_t, ") and lines["model"].endswith(" parameters, float32")
@@ -38,7 +33,7 @@ def test_the_first_lines_say_what_is_going_to_happen(tmp_path):
 
 def test_a_classifier_tells_its_classes_and_no_masks(tmp_path):
     config = small_config(task="finetune", model__num_classes=10, init="runs/before")
-    lines = said(config, tmp_path, classes=10)
+    lines = said(config, tmp_path, classes=tuple(map(str, range(10))))
     assert lines["classes"] == "10" and "masks" not in lines and lines["weights"] == "of runs/before"
 
 

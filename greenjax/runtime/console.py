@@ -26,10 +26,10 @@ def speaks() -> bool:
     return not os.environ.get("JAX_PROCESS_ID", "").strip("0")
 
 
-def say(text: str = "") -> None:
-    """One or more lines on standard output, of the first process."""
-    if speaks():
-        _line("stdout", text)
+def say(*lines: str) -> None:
+    """Lines on standard output, of the first process."""
+    for line in lines if speaks() else ():
+        _line("stdout", line)
 
 
 def warn(text: str) -> None:

@@ -1,7 +1,7 @@
 """Tasks: what a run does, each as one story from a configuration to its results.
 
-Read in this order: pretrain, classify (fine-tuning and the linear probe), evaluate. `run` does what a configuration's
-task says.
+Read in this order: pretrain, classify (fine-tuning and the linear probe), evaluate, knn. `run` does the task of a
+configuration.
 """
 
 from pathlib import Path
@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from greenjax.ops.group_attention import check_attention
 from greenjax.tasks.classify import finetune
-from greenjax.tasks.evaluate import evaluate_classifier, evaluate_knn
+from greenjax.tasks.evaluate import evaluate_classifier
+from greenjax.tasks.knn import evaluate_knn
 from greenjax.tasks.pretrain import pretrain
 
 __all__ = [

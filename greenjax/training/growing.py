@@ -2,20 +2,18 @@
 
 import socket
 import struct
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 from PIL import Image
 
 
 class GrowingFile:
-    """Takes what is added to its end. What a full disk does not take is kept, and written with what comes next.
+    """A file that `add` appends to. Data that a full disk does not take are kept, and written before the next.
 
-    Nothing is lost or torn when there is room again, and `add` never raises OSError: a run outlives its log.
+    So nothing is lost or torn once there is room again, and `add` never raises OSError: a run outlives its log.
     """
 
     def __init__(self, path: Path):
@@ -35,7 +33,7 @@ class GrowingFile:
             self._failing = True
 
     def close(self) -> None:
-        """A last try for what is missing."""
+        """Tries a last time to write the rest."""
         if self._rest:
             self.add(b"")
         if self._rest:
@@ -43,51 +41,67 @@ class GrowingFile:
 
 
 class Board:
-    """Events for TensorBoard, in this thread: tensorboardX's own writer stops for ever where a disk is full."""
+    """Writes events for TensorBoard: tensorboardX stops for ever where a disk is full, and imports PyTorch.
 
-    def __init__(self, folder: Path, purge_step: int | None = None):
-        """`purge_step`: events of this step and later ones, written before, no longer count."""
-        self._proto, self._crc = _protocol()
+    An event file is a row of TFRecords, each an Event of tensorflow/core/util/event.proto.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        """TensorBoard forgets events of `purge_step` and later steps that were written before."""
         self._file = GrowingFile(folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}")
-        self._add(file_version="brain.Event:2")
-        if purge_step is not None:
-            self._add(step=purge_step, session_log=self._proto.SessionLog(status=self._proto.SessionLog.START))
+        self._add(0, _field(3, b"brain.Event:2"))
+        self._add(purge_step, _field(7, _field(1, 1)))  # session_log: START
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._summary(step, [{"tag": tag, "simple_value": float(value)} for tag, value in values.items()])
+        self._summary(step, [_field(1, tag.encode()) + _field(2, float(value)) for tag, value in values.items()])
 
     def image(self, step: int, tag: str, png: Path) -> None:
-        """A picture, by the path of a PNG."""
+        """Adds a picture, by the path of a PNG."""
         with Image.open(png) as opened:
-            size = dict(width=opened.width, height=opened.height, colorspace=len(opened.getbands()))
-        picture = size | {"encoded_image_string": png.read_bytes()}
-        self._summary(step, [{"tag": tag, "image": picture}])
+            shape = (opened.height, opened.width, len(opened.getbands()), png.read_bytes())
+        image = b"".join(_field(number, value) for number, value in enumerate(shape, 1))
+        self._summary(step, [_field(1, tag.encode()) + _field(4, image)])
 
     def close(self) -> None:
         self._file.close()
 
-    def _summary(self, step: int, values: list[dict[str, Any]]) -> None:
-        self._add(step=step, summary={"value": values})
+    def _summary(self, step: int, values: list[bytes]) -> None:
+        self._add(step, _field(5, b"".join(_field(1, value) for value in values)))
 
-    def _add(self, **fields: Any) -> None:
-        event = self._proto.Event(wall_time=time.time(), **fields).SerializeToString()
+    def _add(self, step: int, content: bytes) -> None:
+        event = struct.pack("<Bd", 1 << 3 | 1, time.time()) + _field(2, step) + content
         length = struct.pack("<Q", len(event))
-        parts = (length, self._checked(length), event, self._checked(event))  # TFRecord
-        self._file.add(b"".join(parts))
-
-    def _checked(self, data: bytes) -> bytes:
-        return struct.pack("<I", self._crc(data))
+        self._file.add(length + _checksum(length) + event + _checksum(event))
 
 
-def _protocol() -> tuple[Any, Any]:
-    """tensorboardX's messages and its checksum, without PyTorch, which it imports where it can: that takes a second."""
-    blocked = "torch" not in sys.modules
-    if blocked:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # an import of it raises ImportError
-    try:
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.record_writer import masked_crc32c
-    finally:
-        if blocked:
-            del sys.modules["torch"]
-    return event_pb2, masked_crc32c
+def _field(number: int, value: int | float | bytes) -> bytes:
+    """A field of a Protocol Buffers message: a whole number, a float of 32 bits, or bytes."""
+    if isinstance(value, float):
+        return _varint(number << 3 | 5) + struct.pack("<f", value)
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value)
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first."""
+    return bytes([value & 127 | 128]) + _varint(value >> 7) if value > 127 else bytes([value])
+
+
+def _checksum(data: bytes) -> bytes:
+    """The masked CRC-32C of TFRecords."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _CRC[(crc ^ byte) & 255]
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _crc_table() -> list[int]:
+    table = list(range(256))
+    for _ in range(8):
+        table = [entry >> 1 ^ (0x82F63B78 if entry & 1 else 0) for entry in table]
+    return table
+
+
+_CRC = _crc_table()  # of each byte

@@ -1,63 +1,125 @@
-"""Where a run starts: fresh weights, those that `config.init` names, or a workdir made of converted ones.
-
-Meanwhile its update is compiled.
-"""
+"""Where a run starts: at its last checkpoint, with fresh weights, or with those of `config.init`."""
 
 import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from greenjax.errors import InputError
+from greenjax.config.flags import DETERMINISTIC
+from greenjax.data.listing import listing
+from greenjax.data.undecodable import Undecodable
+from greenjax.errors import InputError, listed
+from greenjax.interop.heads import initial_head
 from greenjax.interop.loading import initial_model
 from greenjax.models import Backbone
 from greenjax.runtime.checkpoint import Checkpointer
-from greenjax.runtime.classes import write_classes
+from greenjax.runtime.classes import Classes, refuse_other_classes, same, write_classes
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.runtime.console import say
 from greenjax.runtime.files import replace_text
 from greenjax.runtime.lock import held
+from greenjax.runtime.processes import leads
+from greenjax.training.guard import Rollbacks
+from greenjax.training.optim import learning_rate, run_length
+from greenjax.training.record import record_config
 from greenjax.training.sharding import batch_shapes, make_mesh
-from greenjax.training.state import State, abstract_state, init_state, on_the_cpu
-from greenjax.training.together import same_weights
+from greenjax.training.state import Params, State, abstract_state, init_state, on_the_cpu, parameters
+from greenjax.training.step import Task, make_update
+from greenjax.training.together import same_start, same_weights
+
+TRAINING, HELD_OUT = "training images", "held-out images"  # keys of Run.sources
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run between its set-up and its end: what the stories of tasks/ and the loop know of it."""
+
+    task: Task
+    workdir: Path
+    mesh: Mesh
+    sources: Mapping[str, Any]  # its sets of images, by the names that errors give them; None: there is no such set
+    classes: Classes | None  # of a classifier's images
+    total: int  # updates, `warmup` of them with a rising rate
+    warmup: int
+    last: int | None  # the step of the last checkpoint when this process began; None: there was none
+    update: BackgroundJit
+    undecodable: Undecodable
+    began: float  # monotonic seconds
+
+    @property
+    def config(self) -> ConfigDict:
+        return self.task.config
+
+    @property
+    def start(self) -> int:
+        """Updates that were done before this process."""
+        return self.last or 0
 
 
 def begin(
-    config: ConfigDict,
-    mesh: Mesh,
-    checkpointer: Checkpointer,
-    total: int,
-    update: BackgroundJit,
-    batch: Any,
-) -> State:
-    """The state to go on from; meanwhile the update is compiled, for batches like this whole one.
+    task: Task, workdir: Path, mesh: Mesh, batch: Any, sources: Mapping[str, Any], classes: Classes | None = None
+) -> tuple[Run, State]:
+    """A run and its state, at the last checkpoint or before the first step; its update compiles in a thread.
 
-    The state is that of the last checkpoint, on its devices; where there is none, the one before the first step. Raises
-    InputError where the weights that `config.init` names do not fit.
+    `batch` has the shapes of a batch of all processes. Raises InputError where the workdir holds another run, or where
+    the weights of `config.init` do not fit.
     """
+    began, config, images = monotonic(), task.config, sources[TRAINING]
+    if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        raise InputError(f"config.deterministic: XLA_FLAGS lacks {DETERMINISTIC}, to be set before JAX starts")
+    total, warmup = run_length(config, len(images))
+    checkpointer = Checkpointer(workdir)
     last = checkpointer.latest_intact_step()
+    start = last or 0
+    if classes is not None:
+        check_head(config, classes) if last is None else refuse_other_classes(workdir, classes)
+    same_start(last, start + Rollbacks(workdir).skipped(start), sources)
+    record_config(workdir, config, len(images), start > 0, listing(images))
+    if classes is not None and leads():
+        write_classes(workdir, classes)
+    undecodable = Undecodable(workdir, resuming=start > 0, writes=leads())
+    update = BackgroundJit(make_update(task, mesh, learning_rate(config, total, warmup)))
+    run = Run(task, workdir, mesh, sources, classes, total, warmup, last, update, undecodable, began)
+    return run, _first_state(run, checkpointer, batch)
+
+
+def _first_state(run: Run, checkpointer: Checkpointer, batch: Any) -> State:
+    """Starts to compile the update; meanwhile the state is restored, or made of the first weights."""
+    config, last = run.config, run.last
     given = given_weights(config) if last is None else None  # before anything is compiled: they may be wrong
-    shapes = abstract_state(config, mesh)
-    if (last or 0) < total:
+    shapes = abstract_state(config, run.mesh)
+    if run.start < run.total:
         folder = jax.config.values["jax_compilation_cache_dir"]
         kept = f"; later starts find it in {folder}" if folder else ""
         say(f"compiling the update in a thread (minutes for a large model{kept}) ...")
-        update.start(shapes, batch_shapes(batch, mesh))
+        run.update.start(shapes, batch_shapes(batch, run.mesh))
     if last is None:
         if given is None:
             say("drawing the first weights ...")
-        return init_state(config, mesh, given)
+        return init_state(config, run.mesh, given)
     if last:
-        say(f"going on at step {last} of {total}" if last < total else f"finished: {total} steps were done before")
+        done = f"finished: {run.total} steps were done before"
+        say(f"going on at step {last} of {run.total}" if last < run.total else done)
     return checkpointer.restore(shapes, last)
 
 
-def given_weights(config: ConfigDict) -> Any:
-    """Those that `config.init` names; says what they did not have. None: a run draws its own."""
+def check_head(config: ConfigDict, classes: Classes) -> None:
+    """Raises InputError where the head of `config.init` is one for other classes."""
+    before = () if config.new_head else initial_head(config).classes
+    if before and not same(before, classes):
+        found = f"has a head for the classes {listed(before)}, the data have {listed(classes)}"
+        raise InputError(f"init {config.init!r} {found}: --config.new_head starts a new one")
+
+
+def given_weights(config: ConfigDict) -> Params | None:
+    """The weights that `config.init` names; says what they lacked. None: the run draws its own."""
     with on_the_cpu():
         found = initial_model(config)
     if found is None:
@@ -66,7 +128,7 @@ def given_weights(config: ConfigDict) -> Any:
     say(f"starting from {config.init}")
     for line in report.lines():
         say(f"  {line}")
-    params = _params(model)
+    params = parameters(model)
     same_weights(config.init, params)
     return params
 
@@ -85,9 +147,5 @@ def write_start(workdir: Path, model: Backbone, config: ConfigDict) -> None:
         replace_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
         if model.classes:
             write_classes(workdir, model.classes)
-        checkpointer.save(0, init_state(config, mesh, _params(model)))
+        checkpointer.save(0, init_state(config, mesh, parameters(model)))
         checkpointer.wait()
-
-
-def _params(model: Backbone) -> dict:
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))

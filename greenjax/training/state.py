@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and how it is born: placed on its mesh before the first step."""
+"""The training state that a checkpoint holds. It is born placed on its mesh, before the first step."""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
@@ -16,24 +16,36 @@ from greenjax.models import build
 from greenjax.training.optim import make_optimizer
 from greenjax.training.sharding import spread, state_shardings
 
+Params = dict[str, Any]  # a tree of arrays
+
 
 class Counts(NamedTuple):
-    """What happened over the whole run, resumes included."""
+    """Events of the whole run, resumes included."""
 
     skipped: Int32[Array, ""]  # updates that were not finite
     skipped_in_a_row: Int32[Array, ""]
     redrawn: Int32[Array, ""]  # masks that did not fit the layouts
-    undecodable: Int32[Array, ""]  # images that were replaced by the next one, each as often as it was
+    undecodable: Int32[Array, ""]  # images that were replaced by the next one, counted at each replacement
 
 
 class State(NamedTuple):
-    """Everything that an update changes. The data position is `step`: all else about the data follows from it."""
+    """Everything that an update changes. The position in the data follows from `step`."""
 
     step: Int32[Array, ""]
     params: Any
     ema: Any  # moving average of params; None where `config.ema` is 0
     opt: optax.OptState
     counts: Counts
+
+    @property
+    def weights(self) -> Params:
+        """The weights to judge: their moving average where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+def parameters(model: nnx.Module) -> Params:
+    """The parameters of a model as a tree."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def model_graph(config: ConfigDict) -> nnx.GraphDef:
@@ -42,32 +54,28 @@ def model_graph(config: ConfigDict) -> nnx.GraphDef:
 
 
 @lru_cache(maxsize=8)
-def _abstract_model(config: FrozenConfigDict) -> tuple[nnx.GraphDef, Any]:
-    """The structure of the model and its abstract parameters: half a second for a large one, and asked for thrice."""
+def _abstract_model(config: FrozenConfigDict) -> tuple[nnx.GraphDef, Params]:
+    """The structure of the model and its abstract parameters. Cached: tracing a large model takes half a second."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: build(config, config.seed)), nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
 
 
-def _params(config: ConfigDict) -> Any:
-    return nnx.to_pure_dict(nnx.state(build(config, config.seed), nnx.Param))
-
-
 def on_the_cpu() -> AbstractContextManager:
-    """For drawing and reading weights, so that no accelerator ever holds all of them; if JAX was started with a CPU."""
+    """Draws and reads weights on the CPU, if JAX has it as a device: no accelerator ever holds all of them."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
         return nullcontext()
 
 
-def _first(config: ConfigDict, params: Any) -> State:
+def _first(config: ConfigDict, params: Params) -> State:
     zero = jnp.zeros((), jnp.int32)
     ema = jax.tree.map(jnp.copy, params) if config.ema else None  # a copy: the state is donated leaf by leaf
     return State(zero, params, ema, make_optimizer(config).init(params), Counts(zero, zero, zero, zero))
 
 
 def abstract_state(config: ConfigDict, mesh: Mesh) -> State:
-    """Shapes, types and shardings of the state, to restore a checkpoint onto."""
+    """Shapes, types and shardings of the state: what a checkpoint is restored onto."""
     shapes = jax.eval_shape(partial(_first, config), _abstract_model(FrozenConfigDict(config))[1])
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -76,14 +84,14 @@ def abstract_state(config: ConfigDict, mesh: Mesh) -> State:
     )
 
 
-def init_state(config: ConfigDict, mesh: Mesh, params: Any = None) -> State:
-    """A state before its first step, placed as it will stay: otherwise the step would compile twice.
+def init_state(config: ConfigDict, mesh: Mesh, params: Params | None = None) -> State:
+    """The state before the first step, with the shardings of all later ones: otherwise the update compiles twice.
 
-    `params` are the weights to start from; None: fresh ones from `config.seed`, the same on any mesh.
+    `params` are the weights to start from; None draws them from `config.seed`, the same on any mesh.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     if params is None:
         with on_the_cpu():
-            params = _params(config)
+            params = parameters(build(config, config.seed))
     params = spread(params, shardings.params)
     return jax.jit(partial(_first, config), out_shardings=shardings, donate_argnums=0)(params)

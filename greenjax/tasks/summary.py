@@ -2,8 +2,8 @@
 
 import math
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import jax
@@ -19,7 +19,8 @@ from greenjax.runtime.console import say
 from greenjax.runtime.processes import cores
 from greenjax.training.optim import peak_rate
 from greenjax.training.progress import duration
-from greenjax.training.state import State
+from greenjax.training.start import HELD_OUT, TRAINING, Run
+from greenjax.training.state import abstract_state
 
 # What a fine-tuning has to know of the images, where its config names others.
 DATA = ("data.source", "data.path", "data.name", "data.split", "data.eval_split", "data.mean", "data.std")
@@ -32,46 +33,34 @@ def say_listing(config: ConfigDict) -> None:
     say(f"listing the images of {splits} in {_where(config)} ...")
 
 
-def say_lines(lines: list[str]) -> None:
-    for line in lines:
-        say(line)
-
-
-def start_lines(
-    config: ConfigDict,
-    workdir: Path,
-    mesh: Mesh,
-    state: State,
-    images: Mapping[str, int],
-    total: int,
-    warmup: int,
-    classes: int | None = None,
-) -> list[str]:
-    """About ten lines before training; none where nothing is left to do. `images`: how many each split has."""
-    step = int(state.step)
-    if step >= total:
+def start_lines(run: Run) -> list[str]:
+    """About ten lines before training; none where nothing is left to do."""
+    config, total = run.config, run.total
+    if run.start >= total:
         return []
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     batch, optim = config.data.batch_size, config.optim
-    counts = "; ".join(f"{count:,} of {split}" for split, count in images.items())
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_state(config, run.mesh).params))
+    sets = ((config.data.split, run.sources[TRAINING]), (config.data.eval_split, run.sources[HELD_OUT]))
+    counts = "; ".join(f"{len(source):,} of {split}" for split, source in sets if source is not None)
     rows = [
         ("model", f"{config.model.name}, {_count(parameters)} parameters, {config.model.dtype}"),
-        ("weights", _weights(config, workdir, step)),
+        ("weights", _weights(run)),
         ("images", f"{counts} ({_where(config)}), {'x'.join(map(str, config.image_size))} pixels"),
     ]
-    if classes is not None:
-        rows.append(("classes", f"{classes:,}"))
+    if run.classes is not None:
+        rows.append(("classes", f"{len(run.classes):,}"))
     if config.task == "pretrain":
         groups = config.mask.groups
         units = math.prod(token_grid(config).units)
         visible = f"{visible_units(config)} of {units} units visible"
         rows.append(("masks", f"{groups} an update, each for {batch // groups} images; {visible}"))
-    epochs = total * batch / next(iter(images.values()))
+    epochs = total * batch / len(run.sources[TRAINING])
+    warmup = f"warm-up {run.warmup:,} ({run.warmup / total:.0%})" if run.warmup else "no warm-up"
     rows += [
-        ("updates", f"{total:,} of {batch} images each: {epochs:.3g} epochs; {_warmup(warmup, total)}"),
+        ("updates", f"{total:,} of {batch} images each: {epochs:.3g} epochs; {warmup}"),
         ("rate", f"up to {peak_rate(config):.3g} (optim.base_lr {optim.base_lr:g} x {batch}/256)"),
-        ("devices", _devices(mesh)),
-        ("results", f"{workdir}, checkpoints there every {config.log.checkpoint_every:,} updates"),
+        ("devices", _devices(run.mesh)),
+        ("results", f"{run.workdir}, checkpoints there every {config.log.checkpoint_every:,} updates"),
         ("exports to", export_line(config).partition(": ")[2]),
     ]
     return table(rows)
@@ -107,26 +96,23 @@ def table(rows: list[tuple[str, str]]) -> list[str]:
     return [f"  {name:<10}  {text}" for name, text in rows]
 
 
-def run_time(start: int, total: int, seconds: float) -> str:
-    return f"done: {total - start:,} updates in {duration(seconds)}" if start < total else "done"
+def run_time(run: Run) -> str:
+    updates = run.total - run.start
+    return f"done: {updates:,} updates in {duration(monotonic() - run.began)}" if updates > 0 else "done"
 
 
 def _where(config: ConfigDict) -> str:
     return config.data.path or config.data.name or config.data.source
 
 
-def _warmup(steps: int, total: int) -> str:
-    return f"warm-up {steps:,} ({steps / total:.0%})" if steps else "no warm-up"
-
-
 def _count(number: int) -> str:
     return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}"
 
 
-def _weights(config: ConfigDict, workdir: Path, step: int) -> str:
-    if Checkpointer(workdir).steps():
-        return f"of step {step:,} in {workdir}"
-    return f"drawn by seed {config.seed}" if config.init == "none" else f"of {config.init}"
+def _weights(run: Run) -> str:
+    if run.last is not None:
+        return f"of step {run.last:,} in {run.workdir}"
+    return f"drawn by seed {run.config.seed}" if run.config.init == "none" else f"of {run.config.init}"
 
 
 def _devices(mesh: Mesh) -> str:
