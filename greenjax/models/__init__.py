@@ -10,7 +10,6 @@ import jax
 from ml_collections import ConfigDict
 
 from greenjax.backbones.layers import Keys
-from greenjax.config import resolve
 from greenjax.models.backbone import Backbone, features
 from greenjax.models.classifier import Classifier
 from greenjax.models.mim import GreenMIM, MaskedImageModel, Output, SimMIM
@@ -19,11 +18,10 @@ __all__ = ["Backbone", "Classifier", "GreenMIM", "MaskedImageModel", "Output", "
 
 
 def build(config: ConfigDict, seed: int = 0) -> Any:
-    """A freshly initialised model for a configuration, resolved or not.
+    """A freshly initialised model for a resolved configuration.
 
     task "pretrain" gives a masked image model by `method`, any other task a Classifier.
     """
-    config = resolve(config)
     masked = {"green": GreenMIM, "simmim": SimMIM}
     model = masked[config.method] if config.task == "pretrain" else Classifier
     return jax.device_put(model(config, rngs=Keys(seed)))  # constants are still NumPy's: layers.py
