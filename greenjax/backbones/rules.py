@@ -30,14 +30,14 @@ Table = tuple[Rule, ...]
 
 
 class Fault(NamedTuple):
-    """Why a library cannot hold or run a model, or computes something else: `because` says what is so here."""
+    """A reason why a library cannot run a model, or computes something else."""
 
-    because: str
-    there: str  # the rest of the sentence, about the library
+    because: str  # about the model
+    then: str  # the rest of the sentence, about the library
     kind: Literal["refused", "differs", "small images"]  # the last: on larger images the library computes the same
 
     def __str__(self) -> str:
-        return self.because + self.there
+        return self.because + self.then
 
 
 class Layout(NamedTuple):

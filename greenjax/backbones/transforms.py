@@ -16,19 +16,19 @@ Arrays = tuple[Shaped[np.ndarray, "..."], ...]
 
 
 class Part(NamedTuple):
-    """Arrays that are converted together. `there` and `back` take a resolved config, then the arrays."""
+    """Arrays that are converted together. `to_torch` and `from_torch` take a resolved config, then the arrays."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
-    there: Callable[..., Arrays]
-    back: Callable[..., Arrays]
+    to_torch: Callable[..., Arrays]
+    from_torch: Callable[..., Arrays]
 
 
 Kind = tuple[Part, ...]
 
 
-def _one(ours: str, theirs: str, there: Callable[..., np.ndarray], back: Callable[..., np.ndarray]) -> Part:
-    return Part((ours,), (theirs,), lambda c, x: (there(c, x),), lambda c, x: (back(c, x),))
+def _one(ours: str, theirs: str, to_torch: Callable[..., np.ndarray], from_torch: Callable[..., np.ndarray]) -> Part:
+    return Part((ours,), (theirs,), lambda c, x: (to_torch(c, x),), lambda c, x: (from_torch(c, x),))
 
 
 def _same(config: ConfigDict, x: np.ndarray) -> np.ndarray:
@@ -39,20 +39,20 @@ def _transposed(config: ConfigDict, x: np.ndarray) -> np.ndarray:
     return x.T
 
 
-def _patches_there(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+def _patches_to_torch(config: ConfigDict, x: np.ndarray) -> np.ndarray:
     p = config.model.patch
     return rearrange(x, "(p q c) d -> d c p q", p=p, q=p)
 
 
-def _patches_back(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+def _patches_from_torch(config: ConfigDict, x: np.ndarray) -> np.ndarray:
     return rearrange(x, "d c p q -> (p q c) d")
 
 
-def _conv_there(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+def _conv_to_torch(config: ConfigDict, x: np.ndarray) -> np.ndarray:
     return x.transpose(3, 2, 0, 1)
 
 
-def _conv_back(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+def _conv_from_torch(config: ConfigDict, x: np.ndarray) -> np.ndarray:
     return x.transpose(2, 3, 1, 0)
 
 
@@ -60,15 +60,15 @@ _BIAS = _one("bias", "bias", _same, _same)
 
 LINEAR: Kind = (_one("kernel", "weight", _transposed, _transposed), _BIAS)
 NORM: Kind = (_one("scale", "weight", _same, _same), _BIAS)
-CONV: Kind = (_one("kernel", "weight", _conv_there, _conv_back), _BIAS)
-PATCHES: Kind = (_one("kernel", "weight", _patches_there, _patches_back), _BIAS)
+CONV: Kind = (_one("kernel", "weight", _conv_to_torch, _conv_from_torch), _BIAS)
+PATCHES: Kind = (_one("kernel", "weight", _patches_to_torch, _patches_from_torch), _BIAS)
 POSITION_BIAS: Kind = (_one("relative_position_bias_table", "relative_position_bias_table", _same, _same),)
 
 
 def token(name: str) -> Kind:
     """A learnt token: (c,) here, (1, 1, c) there."""
-    there, back = (lambda c, x: x[None, None]), (lambda c, x: x[0, 0])
-    return (_one("mask_token", name, there, back),)
+    to_torch, from_torch = (lambda c, x: x[None, None]), (lambda c, x: x[0, 0])
+    return (_one("mask_token", name, to_torch, from_torch),)
 
 
 # The 4 c inputs of a patch merging, by the names of their orders; arrays here have OWN_ORDER.
@@ -88,14 +88,14 @@ def _merged(order: str) -> tuple[Callable[..., np.ndarray], Callable[..., np.nda
 
 def merge_norm(order: str) -> Kind:
     """The norm over the 4 c inputs of a patch merging."""
-    there, back = _merged(order)
-    return (_one("scale", "weight", there, back), _one("bias", "bias", there, back))
+    to_torch, from_torch = _merged(order)
+    return (_one("scale", "weight", to_torch, from_torch), _one("bias", "bias", to_torch, from_torch))
 
 
 def merge_reduction(order: str) -> Kind:
     """The matrix that takes the 4 c inputs of a patch merging to 2 c."""
-    there, back = _merged(order)
-    return (_one("kernel", "weight", lambda c, x: there(c, x).T, lambda c, x: back(c, x.T)),)
+    to_torch, from_torch = _merged(order)
+    return (_one("kernel", "weight", lambda c, x: to_torch(c, x).T, lambda c, x: from_torch(c, x.T)),)
 
 
 def _thirds(config: ConfigDict, x: np.ndarray) -> Arrays:
@@ -114,12 +114,12 @@ SPLIT_QKV: Kind = tuple(
 )
 
 
-def _pixels_there(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+def _pixels_to_torch(config: ConfigDict, x: np.ndarray) -> np.ndarray:
     """(..., row column channel) -> (channel row column, ...), the order of nn.PixelShuffle."""
     return rearrange(x, "... (pixel c) -> (c pixel) ...", c=config.model.in_channels)
 
 
-def _pixels_back(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+def _pixels_from_torch(config: ConfigDict, x: np.ndarray) -> np.ndarray:
     return rearrange(x, "(c pixel) ... -> ... (pixel c)", c=config.model.in_channels)
 
 
@@ -128,24 +128,24 @@ PIXEL_SHUFFLE: Kind = (
     _one(
         "kernel",
         "weight",
-        lambda c, x: _pixels_there(c, x)[:, :, None, None],
-        lambda c, x: _pixels_back(c, x[:, :, 0, 0]),
+        lambda c, x: _pixels_to_torch(c, x)[:, :, None, None],
+        lambda c, x: _pixels_from_torch(c, x[:, :, 0, 0]),
     ),
-    _one("bias", "bias", _pixels_there, _pixels_back),
+    _one("bias", "bias", _pixels_to_torch, _pixels_from_torch),
 )
 
 
-def _plain_conv_there(config: ConfigDict, x: np.ndarray) -> np.ndarray:
-    kernel = _conv_there(config, x).astype(np.float64)  # in float32 the sum would be rounded
+def _plain_conv_to_torch(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+    kernel = _conv_to_torch(config, x).astype(np.float64)  # in float32 the sum would be rounded
     kernel[..., 1, 1] += 1
     return kernel
 
 
-def _plain_conv_back(config: ConfigDict, x: np.ndarray) -> np.ndarray:
-    kernel = _conv_back(config, x).astype(np.float64)
+def _plain_conv_from_torch(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+    kernel = _conv_from_torch(config, x).astype(np.float64)
     kernel[1, 1] -= 1
     return kernel
 
 
 # x + conv(x) as one convolution: its middle weight is larger by 1.
-PLAIN_CONV: Kind = (_one("kernel", "weight", _plain_conv_there, _plain_conv_back), _BIAS)
+PLAIN_CONV: Kind = (_one("kernel", "weight", _plain_conv_to_torch, _plain_conv_from_torch), _BIAS)

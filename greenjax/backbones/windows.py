@@ -63,26 +63,26 @@ def _faults(rules: tuple[WindowRule, ...], config: ConfigDict) -> Iterator[Fault
 
 
 def windows_do_not_shrink(stage: WindowedStage) -> Fault | None:
-    """The library has no window that is larger than the grid."""
+    """The library does not shrink a window that is larger than the grid."""
     if stage.side == stage.window:
         return None
     least = stage.window * stage.patch * 2**stage.number
-    there = f", which it cannot have: expected an image_size of at least {least} a side there"
-    return Fault(f"{stage}, smaller than the window of {stage.window}", there, "refused")
+    expected = f", which the library does not shrink: expected an image_size of at least {least} a side"
+    return Fault(f"{stage}, smaller than the window of {stage.window}", expected, "refused")
 
 
 def windows_are_whole(stage: WindowedStage) -> Fault | None:
     """The library runs only on grids that are multiples of the window."""
     if not any(stage.cut):
         return None
-    return Fault(_no_multiple(stage), f", which it cannot run: expected multiples of {stage.side}", "refused")
+    return Fault(_no_multiple(stage), f", which the library cannot run: expected multiples of {stage.side}", "refused")
 
 
 def padding_attends(stage: WindowedStage) -> Fault | None:
     """The library pads grids that are no multiple of the window with zeros, and these attend."""
     if not any(stage.cut):
         return None
-    return Fault(_no_multiple(stage), ": there, padding attends; here it does not", "differs")
+    return Fault(_no_multiple(stage), ": the library's padding attends, and greenjax has none", "differs")
 
 
 def _no_multiple(stage: WindowedStage) -> str:

@@ -14,12 +14,12 @@ from greenjax.models.decoder import sine_cosine_positions
 
 
 class Entry(NamedTuple):
-    """Arrays of a model and the tensors that they become; both functions take a resolved config, then the arrays."""
+    """Arrays of a model and the tensors that they become; as `Part`, for the names of one model."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
-    there: Callable[..., tuple[np.ndarray, ...]]
-    back: Callable[..., tuple[np.ndarray, ...]]
+    to_torch: Callable[..., tuple[np.ndarray, ...]]
+    from_torch: Callable[..., tuple[np.ndarray, ...]]
 
     @property
     def part(self) -> str:
@@ -71,7 +71,7 @@ def _entries(rule: Rule, module: str, arrays: set[str], stem: str, config: Confi
         if arrays.issuperset(part.ours):
             ours = tuple(f"{module}/{suffix}".lstrip("/") for suffix in part.ours)
             theirs = tuple(f"{name}.{suffix}".lstrip(".") for suffix in part.theirs)
-            yield Entry(ours, theirs, part.there, part.back)
+            yield Entry(ours, theirs, part.to_torch, part.from_torch)
 
 
 def fixed_tensors(layout: Layout, config: ConfigDict, *, whole: bool) -> dict[str, np.ndarray]:
@@ -95,6 +95,6 @@ def expected_tensors(wanted: list[Entry], shapes: Mapping[str, Shape], config: C
     for entry in wanted:
         # Only shapes matter: a view of one zero has them all.
         zeros = (np.broadcast_to(np.float32(0), shapes[ours]) for ours in entry.ours)
-        for theirs, array in zip(entry.theirs, entry.there(config, *zeros), strict=True):
+        for theirs, array in zip(entry.theirs, entry.to_torch(config, *zeros), strict=True):
             expected[theirs] = Expected(array.shape, " and ".join(entry.ours))
     return expected

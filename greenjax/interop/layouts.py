@@ -1,4 +1,4 @@
-"""The layouts of a model: finding one by name, and which libraries compute as greenjax does."""
+"""The layouts of a model: finding one by name, and the differences between its library and greenjax."""
 
 from ml_collections import ConfigDict
 
@@ -29,14 +29,16 @@ def find_layout(name: str, config: ConfigDict, merge_order: str = OWN_ORDER) -> 
 
 
 def check_geometry(name: str, layout: Layout, config: ConfigDict) -> list[str]:
-    """What a library computes otherwise, a line each. Raises InputError where it cannot hold or run the model."""
+    """The differences between a library and greenjax, a line each. Raises InputError where it cannot run the model."""
     faults = list(layout.faults(config))
     for fault in faults:
         if fault.kind == "refused":
             raise InputError(f"layout {name!r}: {fault}")
     notes = [str(fault) for fault in faults]
     if abs(config.model.norm_epsilon - layout.epsilon) > 1e-12:
-        notes.insert(0, f"norms there have epsilon {layout.epsilon:g}, here {config.model.norm_epsilon:g}")
+        notes.insert(
+            0, f"the library's norms have epsilon {layout.epsilon:g}, the model's {config.model.norm_epsilon:g}"
+        )
     return notes
 
 

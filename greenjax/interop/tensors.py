@@ -47,7 +47,7 @@ def to_tensors(
     tensors: Weights = {}
     covered = set()
     for entry in entries(layout, kept, config, whole=whole):
-        tensors |= zip(entry.theirs, entry.there(config, *(kept[ours] for ours in entry.ours)), strict=True)
+        tensors |= zip(entry.theirs, entry.to_torch(config, *(kept[ours] for ours in entry.ours)), strict=True)
         covered.update(entry.ours)
     assert covered == set(kept), f"layout {name} does not cover {sorted(set(kept) - covered)}"
     left_out = sorted({part_of(key) for key in weights.keys() - kept})
@@ -87,7 +87,7 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
 
     weights: Weights = {}
     for entry in needed:
-        arrays = entry.back(config, *(given[theirs] for theirs in entry.theirs))
+        arrays = entry.from_torch(config, *(given[theirs] for theirs in entry.theirs))
         weights |= {ours: np.asarray(value, np.float32) for ours, value in zip(entry.ours, arrays, strict=True)}
     if "decoder" in present and positions is not None and positions_transposed(positions, config):
         report.notes.append(f"{POSITIONS} has the row first: the decoder's channels were turned to match")

@@ -110,16 +110,16 @@ def _windows_shrink_on_each_axis(stage: WindowedStage) -> Fault | None:
     """timm's rule for windows that are larger than the grid."""
     if stage.rows == stage.columns or min(stage.rows, stage.columns) > stage.window:
         return None
-    there = ", which timm cuts on each axis by itself: expected a square grid, or one with both sides above the window"
-    return Fault(f"{stage} with a window of {stage.window}", there, "refused")
+    then = ", which timm cuts on each axis by itself: expected a square grid, or one with both sides above the window"
+    return Fault(f"{stage} with a window of {stage.window}", then, "refused")
 
 
 def _one_window_shifts(stage: WindowedStage) -> Fault | None:
     """mmdetection shifts the windows of odd blocks though one window covers the grid."""
     if any(stage.cut) or stage.depth < 2 or min(stage.rows, stage.columns) > stage.window:
         return None
-    there = ": there, odd blocks shift it; in larger images all is equal"
-    return Fault(f"{stage}, no more than one window", there, "small images")
+    then = ": the library shifts it in odd blocks; on larger images it computes the same"
+    return Fault(f"{stage}, no more than one window", then, "small images")
 
 
 def _torchvision_faults(config: ConfigDict) -> Iterator[Fault]:
