@@ -15,7 +15,7 @@ from tiny_data import encode, picture
 import greenjax
 from greenjax.data.loader import labelled_batches
 from greenjax.data.open import open_labelled
-from greenjax.evaluation.monitor import Monitor, monitor_data
+from greenjax.evaluation.monitor import Monitor
 from greenjax.interop.heads import initial_head
 from greenjax.interop.loading import initial_model
 from greenjax.runtime.checkpoint import Checkpointer
@@ -23,6 +23,7 @@ from greenjax.runtime.placement import Placement, batch_sharding
 from greenjax.tasks import evaluate_classifier, evaluate_knn, finetune, pretrain
 from greenjax.tasks.classify import classification
 from greenjax.tasks.evaluate import eval_sets
+from greenjax.tasks.pretrain import monitor_data
 from greenjax.tasks.report import in_file_names
 from greenjax.training.optim import layer_multipliers, learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import make_mesh
@@ -195,14 +196,14 @@ def test_the_monitor_may_look_at_a_labelled_set_of_its_own(insects, caplog):
     config = small_config(
         **ONE_STAGE, data__split="all", monitor="knn", knn__k=(1,), data__monitor_split="train", **pool
     )
-    monitor = Monitor(config, model_graph(config), Placement(make_mesh(config)))
+    monitor = Monitor(config, monitor_data(config), model_graph(config), Placement(make_mesh(config)))
     params = init_state(config, make_mesh(config)).params
     assert monitor.train.classes == ("ant", "bee", "cat", "dog")
     assert (len(monitor.train), len(monitor.held_out)) == (16, 12)
     assert set(monitor.measure(params)) == {"knn_top1"}
     assert not caplog.records
     same = greenjax.resolve(greenjax.flatten(config) | {"data.monitor_eval_split": "train"})
-    Monitor(same, model_graph(config), Placement(make_mesh(config)))
+    Monitor(same, monitor_data(same), model_graph(config), Placement(make_mesh(config)))
     (line,) = (record.getMessage() for record in caplog.records)
     assert line.startswith(
         "16 of the 16 images of data.monitor_eval_split 'train' are in data.monitor_split 'train' too"

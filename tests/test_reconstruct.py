@@ -104,10 +104,11 @@ def test_the_caption_says_where_mean_and_variance_come_from(tmp_path, monkeypatc
 def test_a_batch_of_any_size_is_drawn(groups, batch, shown, tmp_path, monkeypatch):
     config = small_config(mask__groups=groups, data__batch_size=batch, mesh__data=1)
     planner, source = make_planner(config), open_source(config.data, "test")
-    pictures = Pictures(config, next(eval_batches(config, source, planner)), model_graph(config), lambda batch: batch)
+    first, unit = next(eval_batches(config, source, planner)), planner.grid.unit
+    pictures = Pictures(config, first, model_graph(config), lambda batch: batch, unit)
     assert len(pictures.images) == len(pictures.visible) == len(pictures.shown) == shown
     units = planner.grid.units[0] * planner.grid.units[1]
-    prediction = np.zeros((groups, shown // groups, units, planner.grid.unit**2), np.float32)
+    prediction = np.zeros((groups, shown // groups, units, unit**2), np.float32)
     monkeypatch.setattr(pictures, "_predict", lambda params, batch: prediction)
     pictures.draw(tmp_path / "picture.png", None)
     assert (tmp_path / "picture.png").stat().st_size > 100

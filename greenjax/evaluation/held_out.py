@@ -1,6 +1,6 @@
-"""What is watched on held-out images: the loss under masks that never change, what to compare it with, pictures."""
+"""Held-out images in pre-training: the loss under masks that never change, the best constant, reconstructions."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from greenjax.backbones.geometry import token_grid
-from greenjax.data.encoded import Images
-from greenjax.data.loader import Batch, eval_batches
-from greenjax.data.undecodable import Undecodable
+from greenjax.data.loader import Batch
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place
 from greenjax.evaluation.pictures.reconstruct import draw_reconstructions
-from greenjax.planning import Planner
-from greenjax.runtime.placement import Placement
 from greenjax.runtime.processes import gathered, leads
 
 FITTED_VALUES = 1 << 25  # target values that the constant prediction is fitted to: 128 MB
@@ -26,21 +21,13 @@ PICTURES = 8  # images in a grid
 
 
 class HeldOut:
-    """The held-out images of one run."""
+    """The masked loss on the held-out images of a run, and the loss of the best constant."""
 
     def __init__(
-        self,
-        config: ConfigDict,
-        source: Images,
-        planner: Planner,
-        graphdef: nnx.GraphDef,
-        place: Placement,
-        undecodable: Undecodable | None = None,
+        self, config: ConfigDict, graphdef: nnx.GraphDef, place: Place, batches: Callable[[], Iterable[Batch]]
     ):
-        """Images that cannot be used are left out, and told to `undecodable`."""
-        self.config, self.source, self.planner, self.place = config, source, planner, place
-        self.undecodable = undecodable
-        self.own = place.own(config.mask.groups)
+        """`batches()` yields this process's mask groups of every held-out batch, the same at each call."""
+        self.config, self.place, self.batches = config, place, batches
 
         @jax.jit
         def losses(params: Any, batch: Batch) -> Float[Array, "m b"]:
@@ -56,17 +43,17 @@ class HeldOut:
 
         self._losses, self._targets = losses, targets
 
-    def batches(self) -> Iterator[Batch]:
-        """This process's held-out images, in parts as large as those of a training step: they fit where it fits."""
-        part = len(self.own) // self.config.optim.accumulation
-        for batch in eval_batches(self.config, self.source, self.planner, self.own, self.undecodable):
-            for first in range(0, len(self.own), part):
-                yield jax.tree.map(lambda leaf, first=first: leaf[first : first + part], batch)
+    def parts(self) -> Iterator[Batch]:
+        """Parts of the batches, as large as the parts of a training step: they fit into memory where those fit."""
+        for batch in self.batches():
+            size = len(batch.images) // self.config.optim.accumulation
+            for first in range(0, len(batch.images), size):
+                yield jax.tree.map(lambda leaf, first=first, size=size: leaf[first : first + size], batch)
 
     def loss(self, params: Any) -> float:
-        """Mean over all held-out images, each counted once."""
+        """The mean over all held-out images. Each image counts once."""
         total, count = 0.0, 0
-        for batch in self.batches():
+        for batch in self.parts():
             losses, valid = gathered((self._losses(params, self.place(batch)), batch.valid))
             total, count = total + losses[valid].sum(dtype=np.float64), count + valid.sum()
         if not count:
@@ -74,13 +61,13 @@ class HeldOut:
         return float(total / count)
 
     def best_constant(self, params: Any) -> float:
-        """The loss of the one unit that fits all held-out targets best: what a model that sees nothing can reach.
+        """The loss of the one unit that fits all held-out targets best: a model that sees nothing can reach it.
 
-        The mean unit for a squared error, the median one for an absolute error, over the first FITTED_VALUES values
-        of the targets. Parameters do not matter.
+        The mean unit for a squared error, the median unit for an absolute error, over the first FITTED_VALUES values of
+        the targets. The result does not depend on the parameters.
         """
         seen: list[np.ndarray] = []
-        for batch in self.batches():
+        for batch in self.parts():
             targets, valid = gathered((self._targets(params, self.place(batch)), batch.valid))
             seen.append(targets[valid].reshape(-1, targets.shape[-1]))
             if sum(units.size for units in seen) >= FITTED_VALUES:
@@ -92,23 +79,24 @@ class HeldOut:
 
 
 class Pictures:
-    """Reconstructions of the same few images under the same masks, drawn again as training goes on."""
+    """Draws reconstructions of the same few images under the same masks again and again."""
 
-    def __init__(self, config: ConfigDict, batch: Batch, graphdef: nnx.GraphDef, place: Place):
-        """Takes the first images of a whole batch, all of a small one; every mask group gives equally many.
+    def __init__(self, config: ConfigDict, batch: Batch, graphdef: nnx.GraphDef, place: Place, unit: int):
+        """Takes the first images of a whole batch, equally many of each of its mask groups.
 
-        `place` puts a copy on every device.
+        `place` puts a copy on every device. `unit`: the side of a mask unit in pixels.
         """
         groups = min(PICTURES, len(batch.images))
         each = min(-(-PICTURES // groups), batch.images.shape[1])
         few = jax.tree.map(lambda leaf: leaf[:groups], batch)
         few = few._replace(images=few.images[:, :each], valid=few.valid[:, :each])
-        self.config, self.batch, self.shown = config, place(few), few.valid.ravel()
+        self.config, self.batch, self.shown, self.unit = config, place(few), few.valid.ravel(), unit
         self.images = few.images.reshape(-1, *few.images.shape[2:])
-        visible = np.zeros((groups, each, np.prod(token_grid(config).units)), bool)
+        rows, columns = (side // unit for side in config.image_size)
+        visible = np.zeros((groups, each, rows * columns), bool)
         for group, units in enumerate(few.plan.visible_units):
             visible[group, :, units] = True
-        self.visible = visible.reshape(-1, *token_grid(config).units)
+        self.visible = visible.reshape(-1, rows, columns)
 
         @jax.jit
         def predict(params: Any, batch: Batch) -> Float[Array, "m b units pixels"]:
@@ -128,7 +116,7 @@ class Pictures:
             self.images[self.shown],
             self.visible[self.shown],
             prediction[self.shown],
-            unit=token_grid(self.config).unit,
+            unit=self.unit,
             mean=self.config.data.mean,
             std=self.config.data.std,
             normalised=self.config.method == "green",

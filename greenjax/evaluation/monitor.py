@@ -6,11 +6,9 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from greenjax.config import flatten, resolve
 from greenjax.data.labels import first_images, matched
 from greenjax.data.open import open_labelled
 from greenjax.data.overlap import warn_of_overlap
-from greenjax.data.sources import SOURCES
 from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError
 from greenjax.evaluation.classify import accuracy, reported_accuracies
@@ -22,15 +20,14 @@ from greenjax.runtime.placement import Placement
 
 
 class Monitor:
-    """Classifies the frozen features of `data.eval_split` by those of `data.split`, or of the sets of `data.monitor_*`.
+    """Classifies the frozen features of a held-out split by those of a training split.
 
-    Images of both sets are seen in the held-out view, at most log.monitor_images of each; undecodable images are left
-    out.
+    Images of both are seen in the held-out view, at most log.monitor_images of each; undecodable images are left out.
     """
 
-    def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, place: Placement):
-        """Raises InputError where the data have no labels."""
-        most, data = config.log.monitor_images, monitor_data(config)
+    def __init__(self, config: ConfigDict, data: ConfigDict, graphdef: nnx.GraphDef, place: Placement):
+        """`data`: a data section, for its split and eval_split. Raises InputError where these have no labels."""
+        most = config.log.monitor_images
         train, held_out = (open_labelled(data, split) for split in (data.split, data.eval_split))
         if data != config.data:  # pre-training warns of an overlap of its own splits
             split, eval_split = (f"monitor_{k}" if config.data[f"monitor_{k}"] else k for k in ("split", "eval_split"))
@@ -63,15 +60,6 @@ class Monitor:
                 scores = linear_scores(bank, queries, classes)
         accuracies = reported_accuracies(accuracy(scores, queries.labels), classes)
         return {f"{config.monitor}_{name}": value for name, value in accuracies.items()}
-
-
-def monitor_data(config: ConfigDict) -> ConfigDict:
-    """`config.data` for the monitor's sets: a `data.monitor_KEY` that is given replaces `data.KEY`."""
-    keys = ("source", "path", "name", "split", "eval_split")
-    given = {f"data.{key}": config.data[f"monitor_{key}"] for key in keys if config.data[f"monitor_{key}"]}
-    source = SOURCES[given.get("data.source", config.data.source)]
-    unread = {} if "data.path" in source.place else {"data.path": ""}
-    return resolve(flatten(config) | unread | given).data
 
 
 def check_neighbours(config: ConfigDict, images: int, split: str) -> None:

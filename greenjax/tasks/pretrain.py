@@ -14,6 +14,7 @@ from greenjax.config import flatten, resolve
 from greenjax.data.loader import Batch, Batches, blank_batch, eval_batches, train_batches
 from greenjax.data.open import open_source
 from greenjax.data.overlap import warn_of_overlap
+from greenjax.data.sources import SOURCES
 from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.monitor import Monitor
 from greenjax.evaluation.pictures.curve import draw_loss_curve, held_out_line
@@ -49,7 +50,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     sources: dict[str, Any] = {TRAINING: source, HELD_OUT: held_out}
     task, monitor = pretraining(config), None
     if config.monitor != "none":
-        monitor = Monitor(config, task.graphdef, Placement(mesh))
+        monitor = Monitor(config, monitor_data(config), task.graphdef, Placement(mesh))
         sources |= {"images of the monitor": monitor.train, "held-out images of the monitor": monitor.held_out}
     say("planning masks ...")
     planner = make_planner(config)
@@ -71,6 +72,15 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
         say(held_out_line(lines, described_start(config.init, run.last)))
         say(*end_lines(workdir, run_time(run)))
     return state
+
+
+def monitor_data(config: ConfigDict) -> ConfigDict:
+    """`config.data` for the monitor's sets: a `data.monitor_KEY` that is given replaces `data.KEY`."""
+    keys = ("source", "path", "name", "split", "eval_split")
+    given = {f"data.{key}": config.data[f"monitor_{key}"] for key in keys if config.data[f"monitor_{key}"]}
+    source = SOURCES[given.get("data.source", config.data.source)]
+    unread = {} if "data.path" in source.place else {"data.path": ""}
+    return resolve(flatten(config) | unread | given).data
 
 
 def pretraining(config: ConfigDict) -> Task[Batch, tuple]:
@@ -95,8 +105,13 @@ def held_out_hooks(run: Run, planner: Planner) -> list[Hook]:
     """The held-out loss; before the first step also that of the best constant, to compare both with later."""
     if run.sources[HELD_OUT] is None:
         return []
-    place = Placement(run.mesh)
-    held_out = HeldOut(run.config, run.sources[HELD_OUT], planner, run.task.graphdef, place, run.undecodable)
+    config, place = run.config, Placement(run.mesh)
+    own = place.own(config.mask.groups)
+
+    def batches() -> Batches[Batch]:
+        return eval_batches(config, run.sources[HELD_OUT], planner, own, run.undecodable)
+
+    held_out = HeldOut(config, run.task.graphdef, place, batches)
 
     def measure(step: int, state: State, writer: MetricsWriter) -> None:
         writer.phase("measuring the held-out loss")
@@ -105,7 +120,7 @@ def held_out_hooks(run: Run, planner: Planner) -> list[Hook]:
             losses["best_constant_loss"] = held_out.best_constant(state.params)
         writer.write(step, losses)
 
-    return [Hook(run.config.log.eval_every, measure)]
+    return [Hook(config.log.eval_every, measure)]
 
 
 def monitor_hooks(run: Run, monitor: Monitor | None) -> list[Hook]:
@@ -129,7 +144,7 @@ def pictures_hook(run: Run, planner: Planner) -> Hook:
     else:
         alone = resolve(flatten(config) | {"data.workers": 0})  # no worker processes for one batch
         first = next(train_batches(alone, run.sources[TRAINING], planner, undecodable=run.undecodable))
-    pictures = Pictures(config, first, run.task.graphdef, Placement(run.mesh).everywhere)
+    pictures = Pictures(config, first, run.task.graphdef, Placement(run.mesh).everywhere, planner.grid.unit)
 
     def draw(step: int, state: State, writer: MetricsWriter) -> None:
         writer.phase("drawing reconstructions")
