@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from greenjax.backbones.layers import Keys, checkpointed, drop_path, shared
+from greenjax.backbones.layers import Keys, checkpointed, drop_path, traced_once
 from greenjax.ops.primitives import gelu, layer_norm, permute
 
 
@@ -79,7 +79,7 @@ class Counted(nnx.Module):
         return jnp.tanh(x @ self.kernel[...])[:, where] if key is None else x
 
 
-@pytest.mark.parametrize("how", [shared, checkpointed])
+@pytest.mark.parametrize("how", [traced_once, checkpointed])
 def test_equal_modules_are_traced_once(how):
     """Forward, backward and under vmap; a module with another attribute is another; values and gradients stay."""
     graphdefs, params = zip(*(nnx.split(Counted(kind, seed)) for seed, kind in enumerate(("a", "a", "b", "a"))))
@@ -100,7 +100,7 @@ def test_equal_modules_are_traced_once(how):
     expected = values(lambda module: module)
     assert Counted.seen == {"a": 3, "b": 1}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), values(how), expected)
-    times = 1 if how is shared else 2  # checkpointed: once forward, once backward
+    times = 1 if how is traced_once else 2  # checkpointed: once forward, once backward
     assert Counted.seen == {"a": times, "b": times}
 
 

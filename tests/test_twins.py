@@ -15,14 +15,8 @@ from torch_twins import TorchTwins, copy_attention, copy_convolution, copy_embed
 from transformers_swin import randomise
 
 import greenjax
-from greenjax.backbones.twins.encoder import (
-    Backend,
-    BlockEmbed,
-    GlobalAttention,
-    LocalAttention,
-    PositionalEncoding,
-    Sites,
-)
+from greenjax.backbones.convolutions import Backend, DepthwiseConv
+from greenjax.backbones.twins.encoder import BlockEmbed, GlobalAttention, LocalAttention, Sites
 from greenjax.planning import StageSpec, TokenGrid, Windows, exact_plan
 from greenjax.planning.sites import submanifold_index
 
@@ -84,7 +78,7 @@ RNGS = nnx.Rngs(0)
         (GlobalAttention(16, 4, 1, BACKEND, dtype="float32", rngs=RNGS), TorchGlobal(16, 4, 1), copy_attention),
         (GlobalAttention(16, 4, 4, BACKEND, dtype="float32", rngs=RNGS), TorchGlobal(16, 4, 4), copy_attention),
         (
-            PositionalEncoding(16, BACKEND, rngs=RNGS),
+            DepthwiseConv(16, 3, BACKEND, rngs=RNGS),
             TorchPeg(16),
             lambda ours, theirs: copy_convolution(ours, theirs.proj),
         ),
@@ -105,7 +99,8 @@ def test_modules_equal_pytorch(ours, theirs, copy):
     plan = exact_plan(GRID, [StageSpec((Windows(3, 3),))], VISIBLE[None])
     window = jax.tree.map(lambda leaf: leaf[0], plan.windows[0][0])
     sites = Sites(window, submanifold_index(tokens, GRID.shape(0), 3))
-    found = ours(jnp.asarray(x[:, tokens[:, 0], tokens[:, 1]]), sites)
+    x = jnp.asarray(x[:, tokens[:, 0], tokens[:, 1]])
+    found = x + ours(x, sites.neighbours) if isinstance(ours, DepthwiseConv) else ours(x, sites)
     places = visible_tokens(GRID, VISIBLE, 1) if isinstance(theirs, TorchEmbed) else tokens
     np.testing.assert_allclose(found, expected[:, places[:, 0], places[:, 1]], atol=1e-5)
 

@@ -141,6 +141,14 @@ class Block(nnx.Module):
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, mlp_key)
 
 
+def block_keys(key: Key[Array, ""] | None, stage: int, blocks: int) -> list[Key[Array, ""] | None]:
+    """A drop-path key for every block of a stage; without a key, None for each."""
+    if key is None:
+        return [None] * blocks
+    keys = jax.random.split(jax.random.fold_in(key, stage), blocks)
+    return [keys[i] for i in range(blocks)]
+
+
 def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     """The rate of every block, by stage: from 0 at the first, linearly, to `last`."""
     rates = np.linspace(0, last, sum(depths)).tolist()
@@ -152,7 +160,7 @@ def by_stage(value: float | tuple[float, ...], stages: int) -> tuple[float, ...]
     return value if isinstance(value, tuple) else (value,) * stages
 
 
-def shared(module: Callable[..., Array]) -> Callable[..., Array]:
+def traced_once(module: Callable[..., Array]) -> Callable[..., Array]:
     """`module(x, *args)`, traced once for all equal modules, shapes and types, with what differentiates it.
 
     Python takes half as long to trace a deep model; the compiler sees the same program.
@@ -162,7 +170,7 @@ def shared(module: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def checkpointed(module: Callable[..., Array]) -> Callable[..., Array]:
-    """`shared`, storing nothing but the arguments for the backward pass.
+    """`traced_once`, storing nothing but the arguments for the backward pass.
 
     There the module runs again, behind the gradient that arrives. jax.checkpoint alone promises no order, and XLA on
     the CPU runs what it computes again long before, which saves no memory.

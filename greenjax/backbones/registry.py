@@ -18,6 +18,8 @@ FAMILIES: dict[str, Family] = {
 # The published settings of every model.name. A key set in a config overrides its part; other parts cannot be set.
 ARCHITECTURES = {name: settings for family in FAMILIES.values() for name, settings in family.sizes.items()}
 
+DEFAULT = "swin_b"  # the paper's
+
 # The settings that some model.name brings.
 PARTS = tuple(dict.fromkeys(part for settings in ARCHITECTURES.values() for part in settings))
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from greenjax.backbones.registry import ARCHITECTURES
+from greenjax.backbones.registry import ARCHITECTURES, DEFAULT
 from greenjax.data.sources import SOURCES
 
 SIZE = (int, tuple)  # the type of image_size: one side in pixels, or (height, width)
@@ -102,7 +102,7 @@ KEYS = {
     "monitor": _choice("none", "none", "knn", "linear"),  # in pre-training: measures the accuracy of frozen features
     "ema": _share(0.0),  # decay of the moving average of the weights, at each update; 0 = no average
     "deterministic": _flag(False),  # the same bits in every run on one GPU, at some cost in speed
-    "model.name": _choice("swin_b", *ARCHITECTURES),
+    "model.name": _choice(DEFAULT, *ARCHITECTURES),
     "model.window": _count(None, 0, _UNSET),  # tokens a side; its default and the next eight come with `name`
     "model.patch": _count(None),  # pixels a side
     "model.embed_dim": _count(None, 0, _UNSET),  # Swin: channels of the first stage, doubled at each later stage

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -14,11 +13,12 @@ from greenjax.backbones.layers import (
     Block,
     LayerNorm,
     PatchEmbed,
+    block_keys,
     by_stage,
     checkpointed,
     drop_path_rates,
     linear,
-    shared,
+    traced_once,
 )
 from greenjax.planning import Grouping, Plan
 
@@ -47,12 +47,12 @@ class SwinStage(nnx.Module):
         self.remat = remat
 
     def __call__(
-        self, x: Float[Array, "b n c"], windows: tuple[Grouping, ...], keys: Key[Array, " blocks"] | None
+        self, x: Float[Array, "b n c"], windows: tuple[Grouping, ...], keys: list[Key[Array, ""] | None]
     ) -> Float[Array, "b n c"]:
         """The stage's tokens before merging."""
-        for i, block in enumerate(self.blocks):
-            run = checkpointed(block) if self.remat else shared(block)
-            x = run(x, windows[i % len(windows)], None if keys is None else keys[i])
+        run = checkpointed if self.remat else traced_once
+        for i, (block, key) in enumerate(zip(self.blocks, keys, strict=True)):
+            x = run(block)(x, windows[i % len(windows)], key)
         return x
 
 
@@ -62,19 +62,19 @@ class Encoder(nnx.Module):
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         model = config.model
         specs = stage_specs(config)
-        shared = dict(epsilon=model.norm_epsilon, dtype=model.dtype, rngs=rngs)
+        options = dict(epsilon=model.norm_epsilon, dtype=model.dtype, rngs=rngs)
         dims = stage_channels(config)
         rates = drop_path_rates(model.drop_path, model.depths)
         hidden = [round(ratio * dim) for ratio, dim in zip(by_stage(model.mlp_ratio, len(dims)), dims)]
-        self.patch_embed = PatchEmbed(model.patch**2 * model.in_channels, dims[0], **shared)
+        self.patch_embed = PatchEmbed(model.patch**2 * model.in_channels, dims[0], **options)
         stages = []
         for i, (dim, heads) in enumerate(zip(dims, model.num_heads, strict=True)):
             blocks = []
             for rate in rates[i]:
                 kind = dict(attention=model.attention, dtype=model.dtype)
                 attention = WindowAttention(dim, specs[i].windows[0].rows, heads, **kind, rngs=rngs)
-                blocks.append(Block(attention, dim, hidden[i], drop_path=rate, **shared))
-            downsample = PatchMerging(dim, **shared) if i + 1 < len(dims) else None
+                blocks.append(Block(attention, dim, hidden[i], drop_path=rate, **options))
+            downsample = PatchMerging(dim, **options) if i + 1 < len(dims) else None
             stages.append(SwinStage(blocks, downsample, model.remat))
         self.stages = nnx.List(stages)
         self.norm = LayerNorm(dims[-1], epsilon=model.norm_epsilon, rngs=rngs)
@@ -85,8 +85,7 @@ class Encoder(nnx.Module):
         """Embedded patches -> the normed tokens of the last stage, and every stage's tokens before its merging."""
         outputs = []
         for i, (stage, groupings) in enumerate(zip(self.stages, plan.windows, strict=True)):
-            keys = None if key is None else jax.random.split(jax.random.fold_in(key, i), len(stage.blocks))
-            x = stage(x, groupings, keys)
+            x = stage(x, groupings, block_keys(key, i, len(stage.blocks)))
             outputs.append(x)
             if stage.downsample is not None:
                 x = stage.downsample(x)

@@ -9,29 +9,29 @@ neighbours only: to it, masked tokens are what lies beyond the border.
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from greenjax.backbones.convolutions import Backend, DepthwiseConv, conv_index, stage_backends
 from greenjax.backbones.geometry import stage_channels, token_grid
 from greenjax.backbones.layers import (
     Block,
     LayerNorm,
     PatchEmbed,
+    block_keys,
     by_stage,
     checkpointed,
     constant,
     drop_path_rates,
     linear,
-    shared,
+    traced_once,
     xavier,
 )
 from greenjax.ops.group_attention import attend, group_attention, merge_heads
-from greenjax.ops.sparse_conv import block_conv, check_backend, submanifold_conv
+from greenjax.ops.sparse_conv import block_conv
 from greenjax.planning import Plan
 from greenjax.planning.sites import ConvIndex
 
@@ -43,14 +43,6 @@ class Sites(NamedTuple):
 
     window: Any  # a Grouping; None in Twins-PCPVT
     neighbours: ConvIndex  # of a 3 x 3 submanifold convolution
-
-
-class Backend(NamedTuple):
-    """How the tokens of one grid are convolved: options of sparse_conv.py."""
-
-    shape: tuple[int, int]  # rows and columns of the grid
-    backend: str = "native"
-    callback: str = "pure"
 
 
 class BlockEmbed(nnx.Module):
@@ -70,24 +62,6 @@ class BlockEmbed(nnx.Module):
     def __call__(self, x: Float[Array, "b n c"], sites: Sites) -> Float[Array, "b m d"]:
         inputs = sites.neighbours.inputs
         return self.norm(block_conv(x, self.kernel[...], self.bias[...], inputs, **self.backend._asdict()))
-
-
-class PositionalEncoding(nnx.Module):
-    """The positional encoding generator (PEG): a depth-wise 3 x 3 convolution beside an identity.
-
-    Source: section 3.1, after arXiv 2102.10882.
-    """
-
-    def __init__(self, dim: int, backend: Backend, *, rngs: nnx.Rngs):
-        # Each channel is a map of nine values to one, drawn as Xavier's matrices are with nine inputs and outputs.
-        bound = (6 / (9 + 9)) ** 0.5
-        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (3, 3, 1, dim), jnp.float32, -bound, bound))
-        self.bias = nnx.Param(constant(0, dim))
-        self.backend = backend
-
-    def __call__(self, x: Float[Array, "b n c"], sites: Sites) -> Float[Array, "b n c"]:
-        options = dict(self.backend._asdict(), groups=x.shape[2])
-        return x + submanifold_conv(x, self.kernel[...], self.bias[...], sites.neighbours, **options)
 
 
 class LocalAttention(nnx.Module):
@@ -127,7 +101,10 @@ class GlobalAttention(nnx.Module):
 
 
 class TwinsStage(nnx.Module):
-    """Blocks of one resolution, with the positional encoding after the first."""
+    """Blocks of one resolution, with the positional encoding generator (PEG) after the first.
+
+    The PEG is a depth-wise 3 x 3 convolution beside an identity. Source: section 3.1, after arXiv 2102.10882.
+    """
 
     def __init__(self, config: ConfigDict, stage: int, rates: list[float], backends: list[Backend], *, rngs: nnx.Rngs):
         """`rates`: drop-path, by block of this stage. `backends`: by stage."""
@@ -135,17 +112,17 @@ class TwinsStage(nnx.Module):
         embed = partial(BlockEmbed, 2, dims[stage - 1], dims[stage], backends[stage - 1], rngs=rngs)
         self.patch_embed = embed() if stage else None  # the first stage's is the encoder's
         self.blocks = nnx.List(_blocks(config, stage, rates, backends[stage], rngs))
-        self.peg = PositionalEncoding(dims[stage], backends[stage], rngs=rngs)
+        self.peg = DepthwiseConv(dims[stage], 3, backends[stage], rngs=rngs)
         self.remat = config.model.remat
 
     def __call__(
-        self, x: Float[Array, "b n c"], sites: Sites, keys: Key[Array, " blocks"] | None
+        self, x: Float[Array, "b n c"], sites: Sites, keys: list[Key[Array, ""] | None]
     ) -> Float[Array, "b n c"]:
-        for i, block in enumerate(self.blocks):
-            run = checkpointed(block) if self.remat else shared(block)
-            x = run(x, sites, None if keys is None else keys[i])
+        run = checkpointed if self.remat else traced_once
+        for i, (block, key) in enumerate(zip(self.blocks, keys, strict=True)):
+            x = run(block)(x, sites, key)
             if i == 0:
-                x = self.peg(x, sites)
+                x = x + self.peg(x, sites.neighbours)
         return x
 
 
@@ -158,14 +135,12 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         model = config.model
-        check_backend(model.sparse_conv, model.spconv_callback)
         self.grid = token_grid(config)
         dims = stage_channels(config)
         pixels = model.patch**2 * model.in_channels
         self.patch_embed = PatchEmbed(pixels, dims[0], epsilon=EPSILON, dtype=model.dtype, rngs=rngs)
         rates = drop_path_rates(model.drop_path, model.depths)
-        shapes = map(self.grid.shape, range(len(dims)))
-        backends = [Backend(shape, model.sparse_conv, model.spconv_callback) for shape in shapes]
+        backends = stage_backends(config)
         self.stages = nnx.List(TwinsStage(config, i, rates[i], backends, rngs=rngs) for i in range(len(dims)))
         self.norm = LayerNorm(dims[-1], epsilon=model.norm_epsilon, rngs=rngs)
 
@@ -178,17 +153,13 @@ class Encoder(nnx.Module):
         for i, stage in enumerate(self.stages):
             if stage.patch_embed is not None:
                 x = stage.patch_embed(x, sites[i - 1])
-            keys = None if key is None else jax.random.split(jax.random.fold_in(key, i), len(stage.blocks))
-            x = stage(x, sites[i], keys)
+            x = stage(x, sites[i], block_keys(key, i, len(stage.blocks)))
             outputs.append(x)
         return self.norm(x), tuple(outputs)
 
     def _sites(self, stage: int, plan: Plan) -> Sites:
-        """Coordinates follow from the visible units, so a plan need not hold them."""
-        of_units = jnp.asarray(self.grid.coordinates(stage).astype(np.int32))
-        coordinates = jnp.take(of_units, jnp.asarray(plan.visible_units), axis=0).reshape(-1, 2)
         window = plan.windows[stage][0] if plan.windows[stage] else None
-        return Sites(window, ConvIndex(jnp.asarray(plan.neighbours[stage][0]), None, coordinates, coordinates))
+        return Sites(window, conv_index(self.grid, plan, stage))
 
 
 def _blocks(config: ConfigDict, stage: int, rates: list[float], backend: Backend, rngs: nnx.Rngs) -> list[Block]:
@@ -202,5 +173,5 @@ def _blocks(config: ConfigDict, stage: int, rates: list[float], backend: Backend
             return LocalAttention(dim, heads, attention=model.attention, dtype=model.dtype, rngs=rngs)
         return GlobalAttention(dim, heads, model.sr_ratios[stage], backend, dtype=model.dtype, rngs=rngs)
 
-    shared = dict(epsilon=model.norm_epsilon, dtype=model.dtype, rngs=rngs)
-    return [Block(attention(i), dim, hidden, drop_path=rate, **shared) for i, rate in enumerate(rates)]
+    options = dict(epsilon=model.norm_epsilon, dtype=model.dtype, rngs=rngs)
+    return [Block(attention(i), dim, hidden, drop_path=rate, **options) for i, rate in enumerate(rates)]

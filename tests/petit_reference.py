@@ -1,0 +1,91 @@
+"""The masked dense self of the family of docs/new_backbone.md, on whole grids, and the check against it."""
+
+import jax
+import numpy as np
+from flax import nnx
+
+KERNEL, EPSILON = 5, 1e-5
+
+
+def norm(x, params):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred**2).mean(axis=-1, keepdims=True)
+    return centred / np.sqrt(variance + EPSILON) * params["scale"] + params["bias"]
+
+
+def dense(x, params):
+    return x @ params["kernel"] + params["bias"]
+
+
+def convolution(grid, params):
+    """Depth-wise, of [b, h, w, c] with zeros beyond the border."""
+    half = KERNEL // 2
+    _, h, w, _ = grid.shape
+    padded = np.pad(grid, ((0, 0), (half, half), (half, half), (0, 0)))
+    taps = [(i, j) for i in range(KERNEL) for j in range(KERNEL)]
+    return sum(padded[:, i : i + h, j : j + w] * params["kernel"][i, j, 0] for i, j in taps) + params["bias"]
+
+
+def attention(grid, visible, params, heads, window, shift):
+    """Of all tokens to the visible ones of their window."""
+    b, h, w, c = grid.shape
+    y, x = (axis.ravel() + -shift % window for axis in np.meshgrid(np.arange(h), np.arange(w), indexing="ij"))
+    same = (y[:, None] // window == y // window) & (x[:, None] // window == x // window) & visible.ravel()
+    same |= ~same.any(axis=1, keepdims=True)  # a window without a visible token: any finite row will do
+    rows, columns = (axis[:, None] % window - axis % window + window - 1 for axis in (y, x))
+    bias = params["relative_position_bias_table"][rows * (2 * window - 1) + columns]
+    bias = np.where(same[..., None], bias, -np.inf)
+    q, k, v = np.moveaxis(dense(grid.reshape(b, h * w, c), params["qkv"]).reshape(b, h * w, 3, heads, -1), 2, 0)
+    logits = np.einsum("bikd,bjkd->bijk", q, k) * (c // heads) ** -0.5 + bias
+    p = np.exp(logits - logits.max(axis=2, keepdims=True))
+    y = np.einsum("bijk,bjkd->bikd", p / p.sum(axis=2, keepdims=True), v)
+    return dense(y.reshape(b, h, w, c), params["proj"])
+
+
+def stages_of(model, images, visible):
+    """The tokens [b, h, w, c] of every stage, of visible and masked units alike."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), nnx.to_pure_dict(nnx.state(model.encoder)))
+    settings = model.config.model
+    b, h, w, _ = images.shape
+    patch = settings.patch
+    patches = images.reshape(b, h // patch, patch, w // patch, patch, -1).swapaxes(2, 3)
+    embed = params["patch_embed"]
+    x = norm(dense(patches.reshape(b, h // patch, w // patch, -1), embed["proj"]), embed["norm"])
+    outputs = []
+    for i, depth in enumerate(settings.depths):
+        stage = params["stages"][i]
+        if i:
+            b, h, w, c = x.shape  # the four tokens of a block, column by column
+            blocks = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 4, 2, 5).reshape(b, h // 2, w // 2, 4 * c)
+            x = dense(blocks, stage["merge"])
+        seen = np.kron(visible, np.ones((model.grid.side(i),) * 2, bool))
+        x = x + convolution(x * seen[..., None], stage["conv"])
+        window = min(settings.window, *seen.shape)
+        for j in range(depth):
+            block = stage["blocks"][j]
+            shift = window // 2 if j % 2 and min(seen.shape) > window else 0
+            x = x + attention(norm(x, block["norm1"]), seen, block["attn"], settings.num_heads[i], window, shift)
+            hidden = dense(norm(x, block["norm2"]), block["mlp"]["fc1"])
+            x = x + dense(np.asarray(jax.nn.gelu(hidden, approximate=False)), block["mlp"]["fc2"])
+        outputs.append(x)
+    return norm(x, params["norm"]), outputs
+
+
+def check(model, again):
+    """The model read back gives the same tokens, and visible tokens are those of the masked dense network."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, 32, 32, 1)).astype(np.float32)
+    everything = np.ones(model.grid.units, bool)
+    np.testing.assert_array_equal(again(images, everything).latent, model(images, everything).latent)
+    # Norms and biases leave 1 and 0, where they could hide a fault.
+    state = nnx.state(model)
+    nnx.update(model, jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), state))
+    for share in (0.2, 0.5, 1.0):
+        visible = rng.random(model.grid.units) < share
+        out = model(images, visible)
+        latent, stages = stages_of(model, images, visible)
+        np.testing.assert_allclose(out.latent, latent[:, visible], atol=1e-5)
+        for i, (found, expected) in enumerate(zip(out.stages, stages, strict=True)):
+            seen = np.kron(visible, np.ones((model.grid.side(i),) * 2, bool))
+            np.testing.assert_allclose(found, expected[:, seen], atol=1e-5)
+    print("equal to its masked dense self")

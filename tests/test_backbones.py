@@ -1,0 +1,96 @@
+"""Families of backbones: what each states, and that nothing outside greenjax/backbones/ asks for one."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+from small import FAMILIES as MODELS
+from small import small_config
+
+import greenjax
+from greenjax.backbones.family import Family
+from greenjax.backbones.geometry import stage_channels, stage_specs
+from greenjax.backbones.registry import ARCHITECTURES, FAMILIES, family_of
+
+PACKAGE = Path(greenjax.__file__).parent
+NAMES = sorted({name.partition("_")[0] for name in ARCHITECTURES} | set(FAMILIES))
+
+
+def outside() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if PACKAGE / "backbones" not in path.parents]
+
+
+def strings(path: Path) -> Iterator[tuple[int, str]]:
+    """The string constants of a file, by line, except docstrings."""
+    tree = ast.parse(path.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and starts(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.lineno, node.value
+
+
+def starts(node) -> bool:
+    """Does the body start with a string?"""
+    return bool(node.body) and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant)
+
+
+def test_nothing_outside_backbones_names_a_family():
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}: {text!r}"
+        for path in outside()
+        for line, text in strings(path)
+        if text.lower().startswith(tuple(NAMES))
+    ]
+    assert found == []
+
+
+def test_nothing_outside_backbones_reads_a_setting_of_one_family():
+    """Such as model.sr_ratios: whether it is None would stand for a family. Two tables of config/ name the keys."""
+    published = [{part for size in family.sizes.values() for part in size} for family in FAMILIES.values()]
+    own = set.union(*published) - set.intersection(*published)
+    assert {"embed_dim", "embed_dims", "sr_ratios"} <= own
+    found = []
+    for path in outside():
+        tree = ast.parse(path.read_text())
+        read = [(node.lineno, node.attr) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        if path not in (PACKAGE / "config" / "settings.py", PACKAGE / "config" / "names.py"):
+            read += list(strings(path))
+        found += [f"{path.relative_to(PACKAGE)}:{line}" for line, name in read if name.removeprefix("model.") in own]
+    assert found == []
+
+
+def test_every_name_has_one_family():
+    assert len(ARCHITECTURES) == sum(len(family.sizes) for family in FAMILIES.values())
+    for folder, family in FAMILIES.items():
+        assert family.package == f"greenjax.backbones.{folder}"
+        assert all(family_of(name) is family for name in family.sizes)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match=r"model\.name is 'twin_s': expected swin_t or .* or pcpvt_l"):
+        family_of("twin_s")
+
+
+def test_a_module_that_no_family_knows_has_no_layer():
+    with pytest.raises(KeyError, match="peg"):
+        FAMILIES["swin"].layer(("stages", 0, "peg", "kernel"), (2, 2))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_statements_fit_the_encoder(model):
+    """Stages, blocks, channels and the modules beside the blocks are those of the encoder."""
+    config = small_config(model)
+    family: Family = family_of(config.model.name)
+    encoder = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: greenjax.build(config)).encoder))
+    assert len(stage_specs(config)) == len(stage_channels(config)) == len(encoder["stages"])
+    beside = {part for stage in encoder["stages"].values() for part in stage} - {"blocks"}
+    assert beside == set(family.beside_blocks)
+    for i, channels in enumerate(stage_channels(config)):
+        assert encoder["stages"][i]["blocks"][0]["norm1"]["scale"].shape == (channels,)
+    last = sum(config.model.depths) + 1
+    paths = [[entry.key for entry in path] for path, _ in jax.tree.leaves_with_path(encoder)]
+    assert {family.layer(path, config.model.depths) for path in paths} == set(range(last + 1))
