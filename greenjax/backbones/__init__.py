@@ -1,1 +1,1 @@
-"""Backbones: one folder a family, and the registry that names them."""
+"""Backbones: one folder a family, and the layers that families share. docs/new_backbone.md adds one."""

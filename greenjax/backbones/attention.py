@@ -1,4 +1,4 @@
-"""Attention modules that several models share."""
+"""NNX attention modules that models share."""
 
 from typing import Any
 

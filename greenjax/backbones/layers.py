@@ -1,4 +1,4 @@
-"""The layers that every model here is made of."""
+"""NNX layers that all models share."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from greenjax.ops.primitives import after, gelu, layer_norm, matmul
 
-# One program a shape: as single operations, or all in one program, they would take many times longer to compile.
+# One compiled program a shape. Compiling them op by op, or all in one program, takes many times longer.
 _compiled = partial(jax.jit, static_argnums=(1, 2))
 xavier = _compiled(nnx.initializers.xavier_uniform())
 small_normal = _compiled(nnx.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0))  # in effect not truncated
@@ -21,24 +21,24 @@ token_normal = _compiled(nnx.initializers.normal(0.02))
 
 
 class Keys(nnx.Rngs):
-    """The keys that nnx.Rngs(seed) gives, counted in Python: a traced counter takes longer than all else of a model."""
+    """The keys of nnx.Rngs(seed), counted in Python: a traced counter would take most of the time to build a model."""
 
     def __init__(self, seed: int):
         self._key, self._drawn = jax.random.key(seed), 0
 
     def params(self) -> Key[Array, ""]:
-        """Another one at each call."""
+        """The next key."""
         self._drawn += 1
         return jax.random.fold_in(self._key, self._drawn - 1)
 
 
 def constant(value: int, shape: int | Sequence[int]) -> np.ndarray:
-    """What a parameter starts as. NumPy's: one of JAX's is a program to compile, or to load, for every shape."""
+    """A parameter's initial value, as a NumPy array: JAX would compile or load a program for every shape."""
     return np.full(shape, value, np.float32)
 
 
 def _zeros(key: Any, shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """What nnx.Linear asks an initialiser of biases for."""
+    """An initialiser of biases, with the signature that nnx.Linear calls."""
     del key, dtype
     return constant(0, shape)
 
@@ -60,8 +60,8 @@ def linear(
 
 
 def _product(x: Array, kernel: Array, dimensions: Any, **options: Any) -> Array:
-    """What nnx.Linear asks jax.lax.dot_general for."""
-    del dimensions, options  # the last axis of x and the first of the kernel; defaults
+    """`matmul` with the signature of jax.lax.dot_general, which nnx.Linear calls."""
+    del dimensions, options  # always the last axis of x and the first of the kernel
     return matmul(x, kernel)
 
 
@@ -135,7 +135,7 @@ class Block(nnx.Module):
         self.mlp = Mlp(dim, hidden, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"], where: Any, key: Key[Array, ""] | None) -> Float[Array, "b n c"]:
-        """`where`: what the attention wants to know of the tokens' places."""
+        """`where`: where the tokens are, in the form that the attention takes, such as a Grouping."""
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
         x = x + drop_path(self.attn(self.norm1(x), where), self.drop_path, attention_key)
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, mlp_key)
@@ -150,30 +150,30 @@ def block_keys(key: Key[Array, ""] | None, stage: int, blocks: int) -> list[Key[
 
 
 def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
-    """The rate of every block, by stage: from 0 at the first, linearly, to `last`."""
+    """The rate of every block, by stage: it rises linearly from 0 at the first block to `last`."""
     rates = np.linspace(0, last, sum(depths)).tolist()
     return [rates[end - depth : end] for depth, end in zip(depths, accumulate(depths))]
 
 
 def by_stage(value: float | tuple[float, ...], stages: int) -> tuple[float, ...]:
-    """One value a stage, where a single one stands for all."""
+    """One value a stage; a single number stands for all stages."""
     return value if isinstance(value, tuple) else (value,) * stages
 
 
 def traced_once(module: Callable[..., Array]) -> Callable[..., Array]:
-    """`module(x, *args)`, traced once for all equal modules, shapes and types, with what differentiates it.
+    """A function with the values and gradients of `module`, traced once for equal modules, shapes and types.
 
-    Python takes half as long to trace a deep model; the compiler sees the same program.
+    This halves the time to trace a deep model. The compiler gets the same program.
     """
     graphdef, params = nnx.split(module)
     return lambda x, *args: _run(graphdef, params, x, args)
 
 
 def checkpointed(module: Callable[..., Array]) -> Callable[..., Array]:
-    """`traced_once`, storing nothing but the arguments for the backward pass.
+    """`traced_once` that stores only its arguments for the backward pass, which runs the module again.
 
-    There the module runs again, behind the gradient that arrives. jax.checkpoint alone promises no order, and XLA on
-    the CPU runs what it computes again long before, which saves no memory.
+    The second run waits for the incoming gradient. With jax.checkpoint, which promises no order, XLA on the CPU starts
+    it long before, and saves no memory.
     """
     graphdef, params = nnx.split(module)
     return lambda x, *args: _run_again(graphdef, params, x, args)

@@ -1,7 +1,6 @@
 """Models: Flax NNX modules over visible tokens. They hold parameters only; plans and random keys are arguments.
 
-Read in this order: attention (group window attention; fused_attention has it as one kernel), swin, sparse_conv, twins,
-backbone (images in, encoder), decoder, mim, classifier; layers holds what they are made of.
+Read in this order: backbone (from images to the encoder), decoder, mim (masked image models), classifier.
 """
 
 from typing import Any
@@ -24,4 +23,4 @@ def build(config: ConfigDict, seed: int = 0) -> Any:
     """
     masked = {"green": GreenMIM, "simmim": SimMIM}
     model = masked[config.method] if config.task == "pretrain" else Classifier
-    return jax.device_put(model(config, rngs=Keys(seed)))  # constants are still NumPy's: layers.py
+    return jax.device_put(model(config, rngs=Keys(seed)))  # initial constants are NumPy arrays: layers.py

@@ -1,4 +1,4 @@
-"""What every model here has: colours, the cut into units, an encoder; and the dense feature pyramid."""
+"""`Backbone`: from images to the tokens of an encoder; and the dense feature pyramid."""
 
 from functools import partial
 from typing import Any
@@ -20,15 +20,15 @@ Images = Float[Array | np.ndarray, "b h w c"] | UInt8[Array | np.ndarray, "b h w
 
 
 class Backbone(nnx.Module):
-    """An encoder and how images get into it. Masked image models and classifiers build on it.
+    """Normalises images, cuts them into units and patches, and encodes them. All models extend it.
 
-    `classes` are the names of a classifier's outputs; () where there are none, or nobody knows them.
+    `classes` are the names of a classifier's outputs; () if it has none, or if they are unknown.
     """
 
     classes: tuple[str, ...] = ()
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
-        """`config` is resolved; it stays with the model, so that weights can say what they belong to."""
+        """`config` is resolved. The model keeps it: exported files describe the model by it."""
         self.config = FrozenConfigDict(config)
         self.grid = token_grid(config)
         self.specs = stage_specs(config)
@@ -39,7 +39,7 @@ class Backbone(nnx.Module):
     def dense(
         self, images: Images, key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, "b units latent"], tuple[Float[Array, "b _ _"], ...]]:
-        """With every unit visible: the normed tokens of the last stage, and every stage's tokens, unit-major."""
+        """The normed tokens of the last stage and the tokens of every stage, unit-major, with every unit visible."""
         x = self.encoder.patch_embed(self._patches(self._units(images)))
         return self.encoder(x, dense_plan(self.grid, self.specs), key)
 
@@ -48,7 +48,7 @@ class Backbone(nnx.Module):
         return widened(self.dense(images, key)[0]).mean(axis=1)
 
     def check_images(self, images: Any) -> tuple[int, ...]:
-        """The shape of images that the model takes. Raises InputError for others."""
+        """The shape of `images`. Raises InputError for images that the model cannot take."""
         shape, dtype = np.shape(images), getattr(images, "dtype", np.dtype(float))
         expected = (self.grid.height, self.grid.width, len(self.mean))
         if len(shape) != 4 or shape[1:] != expected or shape[0] < 1:
@@ -58,11 +58,11 @@ class Backbone(nnx.Module):
         return shape
 
     def _units(self, images: Images) -> Array:
-        """[b, units, unit * unit * c], pixels as they came."""
+        """[b, units, unit * unit * c], with unchanged pixels."""
         return jnp.asarray(to_unit_major(images, self.grid.unit, self.grid.unit))[:, :, 0]
 
     def _normalise(self, units: Array) -> Float[Array, "b u p"]:
-        """uint8 -> colour-normalised float32; floats are taken as normalised already."""
+        """uint8 -> colour-normalised float32; floats count as normalised."""
         if units.dtype != jnp.uint8:
             return widened(units)
         mean, std = (np.tile(np.asarray(v, np.float32), self.grid.unit**2)[None, None] for v in (self.mean, self.std))
@@ -91,5 +91,5 @@ def features(model: Backbone, images: Any) -> list[Float[Array, "b _ _ _"]]:
 
 
 def widened(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """At least float32: losses are not summed in bfloat16."""
+    """Casts to float32, or leaves float64: losses are not summed in bfloat16."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,4 +1,4 @@
-"""The classifier that fine-tuning trains: the dense encoder, the mean over its tokens, one linear layer."""
+"""The classifier of fine-tuning and linear probes: dense encoder, mean over tokens, one linear layer."""
 
 from functools import partial
 from typing import Any
@@ -17,11 +17,11 @@ from greenjax.models.backbone import Backbone, Images, widened
 class BatchNorm(nnx.Module):
     """Batch norm without affine, before the head of a linear probe: features of any scale train at one rate.
 
-    Its running statistics are kept as parameters, which gradients do not reach. Source: MAE (arXiv 2111.06377),
+    Its running statistics are parameters without a gradient. Source: MAE (arXiv 2111.06377),
     appendix A.1. As PyTorch's: a batch is normalised by its biased variance, the running one is unbiased.
     """
 
-    momentum, epsilon = 0.1, 1e-6  # the new batch's share in the running statistics; beside the variance
+    momentum, epsilon = 0.1, 1e-6  # share of a new batch in the running statistics; added to the variance
 
     def __init__(self, dim: int):
         self.mean = nnx.Param(jnp.zeros(dim, jnp.float32))
@@ -31,7 +31,7 @@ class BatchNorm(nnx.Module):
         return self._normalised(x, self.mean[...], self.var[...])
 
     def of_batch(self, x: Float[Array, "b c"]) -> tuple[Float[Array, "b c"], dict[str, Float[Array, " c"]]]:
-        """Normalised by the batch's own statistics, and the running ones after it. The batch is at least 2 images."""
+        """x normalised by the statistics of the batch (at least 2 images), and the running statistics after it."""
         b, mean, var = len(x), x.mean(axis=0), x.var(axis=0)
         seen = {"mean": mean, "var": var * (b / (b - 1))}
         before = {"mean": self.mean[...], "var": self.var[...]}
@@ -43,7 +43,7 @@ class BatchNorm(nnx.Module):
 
 
 class Classifier(Backbone):
-    """Images -> logits. Without `model.num_classes` it has no head, and pools features only.
+    """Images -> logits. Without `model.num_classes` it has no head, and only pools features.
 
     Source: paper, section 4.1 (fine-tuning); global average pooling as in Swin (arXiv 2103.14030), section 3.3.
     """
@@ -51,7 +51,7 @@ class Classifier(Backbone):
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         self.batch_norm = BatchNorm(self.latent_dim) if config.task == "linear" else None
-        # Small logits to begin with: no class is preferred.
+        # Small initial logits: no class is preferred.
         make = partial(linear, self.latent_dim, dtype=config.model.dtype, init=small_normal, rngs=rngs)
         self.head = make(config.model.num_classes) if config.model.num_classes else None
 
@@ -64,13 +64,13 @@ class Classifier(Backbone):
         return _logits(*nnx.split(self), jnp.asarray(images), key)
 
     def forward(self, images: Images, key: Key[Array, ""] | None = None) -> Float[Array, "b classes"]:
-        """As the call, unchecked and not compiled by itself: for use inside a step."""
+        """Logits as by a call, for use inside a compiled step: inputs are not checked."""
         assert self.head is not None, "model.num_classes was not set"
         x = self.pooled(images, key)
         return widened(self.head(x if self.batch_norm is None else self.batch_norm(x)))
 
     def probe(self, images: Images) -> tuple[Float[Array, "b classes"], dict[str, Float[Array, " _"]]]:
-        """Logits of a linear probe in training, and the batch norm's statistics after it; the encoder is frozen."""
+        """Logits of a linear probe in training, and the running statistics of its batch norm after the batch."""
         assert self.head is not None and self.batch_norm is not None, "a linear probe is built with task 'linear'"
         x, statistics = self.batch_norm.of_batch(jax.lax.stop_gradient(self.pooled(images)))
         return widened(self.head(x)), statistics

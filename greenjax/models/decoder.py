@@ -15,7 +15,7 @@ from greenjax.backbones.layers import LayerNorm, Mlp, linear, token_normal
 
 @cache
 def sine_cosine_positions(rows: int, columns: int, dim: int) -> Float32[np.ndarray, "u c"]:
-    """Fixed 2-D positions of units in raster order: half of the channels codes the column, the other half the row.
+    """Fixed 2-D position codes of units in raster order: half of the channels for the column, half for the row.
 
     Each half is [sin | cos] with frequencies omega_i = 10000 ** (-i / (dim / 4)). Source: MAE (arXiv 2111.06377).
     """
@@ -42,8 +42,8 @@ class DecoderBlock(nnx.Module):
 class Decoder(nnx.Module):
     """Predicts the pixels of every unit from the latents of the visible ones.
 
-    Visible tokens stand first, mask tokens after them: attention does not mind the order, their positions tell them
-    apart, and nothing has to be scattered.
+    Mask tokens follow the visible tokens: attention does not depend on the order, and position codes tell tokens
+    apart, so nothing is scattered.
     """
 
     def __init__(self, config: ConfigDict, latent_dim: int, units: tuple[int, int], outputs: int, *, rngs: nnx.Rngs):
@@ -73,5 +73,5 @@ class Decoder(nnx.Module):
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        # Two calls of one head: training uses the second only, and the compiler drops the first.
+        # Training uses the second result only, and the compiler drops the first call.
         return self.head(x[:, :v]), self.head(x[:, v:])

@@ -18,7 +18,7 @@ from greenjax.models.backbone import Backbone, Images, widened
 from greenjax.models.decoder import Decoder
 from greenjax.planning import Plan, dense_plan, exact_plan
 
-TARGET_EPSILON = 1e-6  # beside the variance of a unit
+TARGET_EPSILON = 1e-6  # added to the variance of a unit
 
 
 class Output(NamedTuple):
@@ -37,10 +37,9 @@ class Output(NamedTuple):
 
 
 class MaskedImageModel(Backbone):
-    """What the two models share: targets, the call with any masks."""
+    """Targets, and the call with any masks; `GreenMIM` and `SimMIM` extend it."""
 
-    # Does the plan of a mask group the visible tokens' windows?
-    plans_windows = True
+    plans_windows = True  # False: plans have visible units only, and the encoder takes all tokens
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
@@ -68,11 +67,11 @@ class MaskedImageModel(Backbone):
         raise NotImplementedError
 
     def target(self, pixels: Float[Array, "b u p"]) -> Float[Array, "b u p"]:
-        """What the prediction of colour-normalised units is compared with."""
+        """The target of the prediction, from colour-normalised units."""
         raise NotImplementedError
 
     def masked_target(self, images: Images, plan: Plan) -> Float[Array, "b u p"]:
-        """What `forward` compares the predictions of the masked units with."""
+        """The targets of the masked units."""
         units = jnp.take(self._units(images), plan.masked_units, axis=1, unique_indices=True)
         return self.target(self._normalise(units))
 
@@ -119,7 +118,7 @@ class GreenMIM(MaskedImageModel):
 
     def forward(self, images: Images, plan: Plan, key: Key[Array, ""] | None = None) -> Output:
         units = self._units(images)
-        # Cut before anything is computed: the encoder never touches a masked pixel.
+        # Masked pixels are cut out before any computation.
         visible = jnp.take(units, plan.visible_units, axis=1, unique_indices=True)
         latent, stages = self.encoder(self.encoder.patch_embed(self._patches(visible)), plan, key)
         seen, predicted = self.decoder(latent, plan.visible_units, plan.masked_units)
@@ -165,11 +164,11 @@ class SimMIM(MaskedImageModel):
 
 @partial(jax.jit, static_argnames="graphdef")
 def _forward_by_mask(graphdef: nnx.GraphDef, params: Any, images: Array, plan: Plan) -> Output:
-    """[m, b, h, w, c] images and one plan a mask; compiled, because a first call is many times slower op by op."""
+    """[m, b, h, w, c] images and one plan a mask. Op by op, a first call would take many times longer."""
     model = nnx.merge(graphdef, params)
     return jax.vmap(lambda images, plan: model.forward(images, plan))(images, plan)
 
 
 def mean_over_units(errors: Float[Array, "b u p"]) -> Float[Array, " b"]:
-    """One mean an image, and 0 where no unit is masked."""
+    """The mean of each image; 0 where no unit is masked."""
     return errors.sum(axis=(1, 2)) / max(1, errors.shape[1] * errors.shape[2])

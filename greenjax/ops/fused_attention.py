@@ -1,11 +1,11 @@
 """Group window attention in one kernel for NVIDIA GPUs, as JAX sees it: gradients, mask groups, meshes.
 
-XLA writes what attention computes on the way (heads apart, logits, probabilities, heads together again) to memory and
-reads it back, which is most of what attention costs there. The kernel (models/fused_attention_kernel.py) gathers
-tokens into groups, attends and writes where the tokens came from. The backward pass keeps nothing but qkv and computes
-the probabilities again.
+XLA writes the intermediate results of attention (separate heads, logits, probabilities, joined heads) to memory and
+reads them back, which is most of its cost on a GPU. The kernel (fused_attention_kernel.py) gathers tokens into groups,
+attends, and writes each result to the place of its token. The backward pass stores qkv only and recomputes the
+probabilities.
 
-XLA cannot split a kernel over a mesh: each device runs it on its own mask groups, or its own images.
+XLA cannot split a kernel over a mesh. Each device runs it on its own mask groups, or its own images.
 """
 
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def _spread(run: Callable[..., Any], by_image: tuple[Array, ...], where: Where) 
     alone = mesh.empty or AxisType.Manual in mesh.axis_types
 
     def part(size: int) -> P:
-        return P(mesh.axis_names) if size % mesh.size == 0 else P()  # what cannot be split each device does whole
+        return P(mesh.axis_names) if size % mesh.size == 0 else P()  # else each device does all
 
     @custom_vmap
     def of_images(by_image: tuple[Array, ...], where: Where) -> Any:

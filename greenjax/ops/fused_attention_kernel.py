@@ -9,7 +9,7 @@ tokens came from; images that share a mask follow each other in it and share the
   Of longer rows a tile is 16 queries by all keys, for the gradients of queries and bias, and then 16 keys by all
   queries, for those of keys and values: compiled for Hopper, larger ones do not fit the registers.
 
-Source: written in Pallas for its Triton backend; the algorithm is that of models/attention.py, in tiles. Compare
+Source: written in Pallas for its Triton backend; the algorithm is that of group_attention.py, in tiles. Compare
 FlashAttention-2 (arXiv 2307.08691), whose running maximum rows of this length do not need.
 """
 
@@ -88,8 +88,8 @@ class Tiling(NamedTuple):
         return 1 if self.rows * self.columns <= 1024 else 4
 
 
-class Program(NamedTuple):
-    """What is one program's."""
+class Instance(NamedTuple):
+    """One program instance of a kernel: the head, group, images and slots that it works on."""
 
     head: Array
     group: Array
@@ -100,13 +100,13 @@ class Program(NamedTuple):
     columns: Int[Array, " c"]
 
     @staticmethod
-    def this(tiling: Tiling) -> "Program":
+    def this(tiling: Tiling) -> "Instance":
         rest, tile = _divided(pl.program_id(1), tiling.tiles)
         part, group = _divided(rest, tiling.groups)
         first = part * tiling.images
         end = jnp.minimum(first + tiling.images, tiling.batch)
         rows = tile * tiling.rows + jnp.arange(tiling.rows, dtype=jnp.int32)
-        return Program(pl.program_id(0), group, part, first, end, rows, jnp.arange(tiling.columns, dtype=jnp.int32))
+        return Instance(pl.program_id(0), group, part, first, end, rows, jnp.arange(tiling.columns, dtype=jnp.int32))
 
 
 def _divided(index: Array, by: int) -> tuple[Array, Array]:
@@ -132,17 +132,17 @@ def forward(interpret: bool, masks: int, by_image: tuple[Array, ...], where: Whe
 
 
 def _forward_kernel(tiling: Tiling, qkv: Any, where: Where, y: Any) -> None:
-    program = Program.this(tiling)
-    queries, keys = (_tokens(tiling, program, where, slots) for slots in (program.rows, program.columns))
-    offset = _offsets(tiling, program, where, program.rows, program.columns, of_padding=0.0)
+    instance = Instance.this(tiling)
+    queries, keys = (_tokens(tiling, instance, where, slots) for slots in (instance.rows, instance.columns))
+    offset = _offsets(tiling, instance, where, instance.rows, instance.columns, of_padding=0.0)
 
     def image(i: Array, carry: None) -> None:
-        q = _read(qkv, i, queries, 0, program.head)
-        k, v = (_read(qkv, i, keys, part, program.head) for part in (1, 2))
+        q = _read(qkv, i, queries, 0, instance.head)
+        k, v = (_read(qkv, i, keys, part, instance.head) for part in (1, 2))
         p, _ = _softmax(triton.dot(q, k, trans_b=True) * tiling.width**-0.5 + offset)
-        _write(y, triton.dot(p.astype(v.dtype), v), i, queries, program.head)
+        _write(y, triton.dot(p.astype(v.dtype), v), i, queries, instance.head)
 
-    jax.lax.fori_loop(program.first, program.end, image, None)
+    jax.lax.fori_loop(instance.first, instance.end, image, None)
 
 
 def backward(interpret: bool, masks: int, by_image: tuple[Array, ...], where: Where) -> tuple[Array, Array | None]:
@@ -173,14 +173,14 @@ def _queries_kernel(
     tiling: Tiling, qkv: Any, dy: Any, where: Where, d_qkv: Any, d_bias: Any, statistics: tuple[Any, Any] | None
 ) -> None:
     """The gradients of queries and bias; those of keys and values, too, where no statistics are wanted for them."""
-    program = Program.this(tiling)
-    queries, keys = (_tokens(tiling, program, where, slots) for slots in (program.rows, program.columns))
-    offset = _offsets(tiling, program, where, program.rows, program.columns, of_padding=0.0)
+    instance = Instance.this(tiling)
+    queries, keys = (_tokens(tiling, instance, where, slots) for slots in (instance.rows, instance.columns))
+    offset = _offsets(tiling, instance, where, instance.rows, instance.columns, of_padding=0.0)
 
     def image(i: Array, total: Array | None) -> Array | None:
-        q = _read(qkv, i, queries, 0, program.head)
-        k, v = (_read(qkv, i, keys, part, program.head) for part in (1, 2))
-        dy_of_rows = _read(dy, i, queries, program.head)
+        q = _read(qkv, i, queries, 0, instance.head)
+        k, v = (_read(qkv, i, keys, part, instance.head) for part in (1, 2))
+        dy_of_rows = _read(dy, i, queries, instance.head)
         exact, log_sum = _softmax(triton.dot(q, k, trans_b=True) * tiling.width**-0.5 + offset)
         rounded = exact.astype(v.dtype)
         p = rounded.astype(jnp.float32)
@@ -188,38 +188,38 @@ def _queries_kernel(
         mean = weighted.sum(axis=1)
         d_logits = weighted - p * mean[:, None]
         scaled = (d_logits * tiling.width**-0.5).astype(q.dtype)
-        _write(d_qkv, triton.dot(scaled, k), i, queries, 0, program.head)
+        _write(d_qkv, triton.dot(scaled, k), i, queries, 0, instance.head)
         if statistics is None:
-            _write(d_qkv, triton.dot(scaled, q, trans_a=True), i, keys, 1, program.head)
-            _write(d_qkv, triton.dot(rounded, dy_of_rows, trans_a=True), i, keys, 2, program.head)
+            _write(d_qkv, triton.dot(scaled, q, trans_a=True), i, keys, 1, instance.head)
+            _write(d_qkv, triton.dot(rounded, dy_of_rows, trans_a=True), i, keys, 2, instance.head)
         else:
             for reference, values in zip(statistics, (log_sum, mean)):
-                rows = reference.at[i, program.head, program.group, program.rows]
-                triton.store(rows, values, mask=program.rows < tiling.slots)
+                rows = reference.at[i, instance.head, instance.group, instance.rows]
+                triton.store(rows, values, mask=instance.rows < tiling.slots)
         return None if total is None else total + d_logits
 
     zeros = None if d_bias is None else jnp.zeros(offset.shape, jnp.float32)
-    total = jax.lax.fori_loop(program.first, program.end, image, zeros)
+    total = jax.lax.fori_loop(instance.first, instance.end, image, zeros)
     if d_bias is not None:
-        place, real = _pairs(tiling, program.rows, program.columns)
-        triton.store(d_bias.at[program.part, program.group, program.head, *place], total, mask=real)
+        place, real = _pairs(tiling, instance.rows, instance.columns)
+        triton.store(d_bias.at[instance.part, instance.group, instance.head, *place], total, mask=real)
 
 
 def _keys_kernel(
     tiling: Tiling, _: Any, qkv: Any, dy: Any, statistics: tuple[Any, Any], where: Where, d_qkv: Any
 ) -> None:
     """The gradients of some keys and values, from all queries, by what _queries_kernel knows of each."""
-    program = Program.this(tiling)
-    keys, queries = (_tokens(tiling, program, where, slots) for slots in (program.rows, program.columns))
-    offset = _offsets(tiling, program, where, program.columns, program.rows, of_padding=-jnp.inf).T
+    instance = Instance.this(tiling)
+    keys, queries = (_tokens(tiling, instance, where, slots) for slots in (instance.rows, instance.columns))
+    offset = _offsets(tiling, instance, where, instance.columns, instance.rows, of_padding=-jnp.inf).T
 
     def image(i: Array, carry: None) -> None:
-        k, v = (_read(qkv, i, keys, part, program.head) for part in (1, 2))
-        q, dy_of_columns = _read(qkv, i, queries, 0, program.head), _read(dy, i, queries, program.head)
+        k, v = (_read(qkv, i, keys, part, instance.head) for part in (1, 2))
+        q, dy_of_columns = _read(qkv, i, queries, 0, instance.head), _read(dy, i, queries, instance.head)
         log_sum, mean = (
             triton.load(
-                reference.at[i, program.head, program.group, program.columns],
-                mask=program.columns < tiling.slots,
+                reference.at[i, instance.head, instance.group, instance.columns],
+                mask=instance.columns < tiling.slots,
                 other=0.0,
             )[None]
             for reference in statistics
@@ -228,32 +228,32 @@ def _keys_kernel(
         rounded = jnp.exp(logits - log_sum).astype(v.dtype)
         d_logits = (triton.dot(v, dy_of_columns, trans_b=True) - mean) * rounded.astype(jnp.float32)
         scaled = (d_logits * tiling.width**-0.5).astype(q.dtype)
-        _write(d_qkv, triton.dot(scaled, q), i, keys, 1, program.head)
-        _write(d_qkv, triton.dot(rounded, dy_of_columns), i, keys, 2, program.head)
+        _write(d_qkv, triton.dot(scaled, q), i, keys, 1, instance.head)
+        _write(d_qkv, triton.dot(rounded, dy_of_columns), i, keys, 2, instance.head)
 
-    jax.lax.fori_loop(program.first, program.end, image, None)
+    jax.lax.fori_loop(instance.first, instance.end, image, None)
 
 
-def _tokens(tiling: Tiling, program: Program, where: Where, slots: Int[Array, " t"]) -> Tokens:
+def _tokens(tiling: Tiling, instance: Instance, where: Where, slots: Int[Array, " t"]) -> Tokens:
     """Padding has a token beyond the last."""
     inside = slots < tiling.slots
     if where.token is None:
         token, real = slots, inside
     else:
-        token = triton.load(where.token.at[program.group, slots], mask=inside, other=tiling.tokens)
-        real = inside & (_windows(tiling, program, where, slots) >= 0)
+        token = triton.load(where.token.at[instance.group, slots], mask=inside, other=tiling.tokens)
+        real = inside & (_windows(tiling, instance, where, slots) >= 0)
     channel = jnp.arange(tiling.width, dtype=jnp.int32)
     shape = slots.size, tiling.width
     return Tokens(*(jnp.broadcast_to(a, shape) for a in (token[:, None], channel[None, :], real[:, None])))
 
 
-def _windows(tiling: Tiling, program: Program, where: Where, slots: Int[Array, " t"]) -> Int[Array, " t"]:
-    return triton.load(where.window.at[program.group, slots], mask=slots < tiling.slots, other=-1)
+def _windows(tiling: Tiling, instance: Instance, where: Where, slots: Int[Array, " t"]) -> Int[Array, " t"]:
+    return triton.load(where.window.at[instance.group, slots], mask=slots < tiling.slots, other=-1)
 
 
 def _offsets(
     tiling: Tiling,
-    program: Program,
+    instance: Instance,
     where: Where,
     queries: Int[Array, " q"],
     keys: Int[Array, " t"],
@@ -261,12 +261,12 @@ def _offsets(
 ) -> Float[Array, "q t"]:
     """What is added to logits: the bias, and -inf where a query does not see a key; of queries that are padding, which
     see none, `of_padding`."""
-    of_query, of_key = (_windows(tiling, program, where, slots) for slots in (queries, keys))
+    of_query, of_key = (_windows(tiling, instance, where, slots) for slots in (queries, keys))
     of_query, of_key = of_query[:, None], of_key[None, :]
     place, real = _pairs(tiling, queries, keys)
     bias: Any = 0.0
     if where.bias is not None:
-        bias = triton.load(where.bias.at[program.group, program.head, *place], mask=real, other=0.0)
+        bias = triton.load(where.bias.at[instance.group, instance.head, *place], mask=real, other=0.0)
     hidden = jnp.where(of_query < 0, jnp.float32(of_padding), jnp.float32(-jnp.inf))
     return jnp.where((of_query == of_key) & (of_query >= 0), bias, jnp.broadcast_to(hidden, real.shape))
 

@@ -25,8 +25,8 @@ def attend(
 ) -> Float[Array, "b g k s d"]:
     """softmax(q k^T / sqrt(d) + bias) v in every group, among slots of the same window (None: to all of the t keys).
 
-    The softmax is float32: bfloat16 logits lose the small differences that the gradient lives on. Whatever sits in
-    padding slots (window -1) reaches no other slot, neither values nor gradients.
+    The softmax is float32: bfloat16 logits round small differences away. Padding slots (window -1) reach no other slot,
+    neither by values nor by gradients.
     """
     return _attend_fwd(q, k, v, bias, window)[0]
 
@@ -38,11 +38,11 @@ def _attend_fwd(q, k, v, bias, window):
         logits = logits + bias[None].astype(wide)
     if window is not None:
         same = window[:, :, None] == window[:, None, :]
-        # A row of padding gets equal logits, so that neither -inf nor an overflow can make it NaN.
+        # Rows of padding get equal logits: with -inf alone, or after an overflow, they would be NaN.
         padding = window[:, :, None] < 0
         hidden = jnp.where(padding, 0.0, -jnp.inf).astype(wide)
         logits = jnp.where((same & ~padding)[None, :, None], logits, hidden[None, :, None])
-    # XLA for GPUs would keep the float32 logits as well, and compute the softmax of them again in the backward pass.
+    # Without the barrier, XLA for GPUs also keeps the float32 logits, and computes their softmax again.
     p = jax.lax.optimization_barrier(jax.nn.softmax(logits, axis=-1).astype(v.dtype))
     return jnp.einsum("bgkst,bgktd->bgksd", p, v), (q, k, v, p, None if bias is None else bias[:0])
 
@@ -54,7 +54,7 @@ def _attend_bwd(saved, dy):
     dp = jnp.einsum("bgksd,bgktd->bgkst", dy, v, preferred_element_type=wide)
     weighted = dp * p
     d_logits = weighted - p * weighted.sum(axis=-1, keepdims=True)
-    # As a matrix product: XLA's own sum over the leading axis takes many times as long on the CPU.
+    # A matrix product: on the CPU, XLA's sum over the leading axis takes many times as long.
     images = jnp.ones(d_logits.shape[0], d_logits.dtype)
     d_bias = None if bias is None else jnp.einsum("b,bgkst->gkst", images, d_logits).astype(bias.dtype)
     d_logits = (d_logits * q.shape[-1] ** -0.5).astype(q.dtype)
@@ -113,13 +113,13 @@ def _window_of(offsets: int) -> int:
 
 
 def check_attention(attention: str) -> None:
-    """Raises InputError where this attention cannot run; while a step is traced, on what that is compiled for."""
+    """Raises InputError if this attention cannot run on the devices; inside a trace, on those of its mesh."""
     if attention == "pallas" and "NVIDIA" not in (found := device_kind()):
         raise InputError(f"model.attention is 'pallas': it needs an NVIDIA GPU, found {found}; set it to 'xla'")
 
 
 def device_kind() -> str:
-    """The name of the devices of the mesh that a step is traced for, or of the first one here."""
+    """The kind of the devices of the current mesh, or of the first local device."""
     of_mesh = jax.sharding.get_abstract_mesh().abstract_device
     return of_mesh.device_kind if of_mesh is not None else jax.devices()[0].device_kind
 
@@ -131,12 +131,12 @@ def group_attention(
     grouping: Grouping,
     num_heads: int,
 ) -> Float[Array, "b n c"]:
-    """Attention of ungrouped tokens inside their groups, by XLA, or by a kernel of our own ("pallas").
+    """Attention of ungrouped tokens inside their groups, by XLA ("xla") or by the kernel of greenjax ("pallas").
 
-    Raises InputError where that kernel cannot run.
+    Raises InputError where the kernel cannot run.
     """
     if attention == "pallas":
-        from greenjax.ops.fused_attention import fused_group_attention  # Pallas is needed by nothing else
+        from greenjax.ops.fused_attention import fused_group_attention  # imports Pallas
 
         check_attention(attention)
         return fused_group_attention(qkv, bias, grouping, num_heads)
@@ -145,7 +145,7 @@ def group_attention(
 
 
 def split_heads(qkv: Float[Array, "b g s qkv"], num_heads: int) -> tuple[Float[Array, "b g k s d"], ...]:
-    """Queries, keys and values by head, out of one projection. The gradient puts them together in one pass."""
+    """Queries, keys and values by head, from one projection. The gradient joins them in one pass."""
     parts: Any = _split_heads(qkv, num_heads)
     return parts
 

@@ -1,7 +1,7 @@
-"""Operations that bring their own gradients, because those that JAX and XLA would find are slow or large.
+"""Operations with gradients of their own, because those of JAX and XLA are slow or take much memory.
 
-XLA would compute norms and the error function again and again inside the fused loops of the backward pass, turn every
-gather into a scatter-add, and write a transposed copy of what arrives for the gradient of every kernel.
+XLA recomputes norms and the error function inside the fused loops of the backward pass, turns every gather into a
+scatter-add, and writes a transposed copy of the incoming gradient for the gradient of every kernel.
 """
 
 from functools import partial
@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 
 @jax.custom_vjp
 def matmul(x: Float[Array, "*b c"], kernel: Float[Array, "c d"]) -> Float[Array, "*b d"]:
-    """x kernel, of matrices in the backward pass too: the gradient of the kernel is one product over all rows of x,
-    whatever axes they have, those of jax.vmap included."""
+    """x @ kernel. The gradient of the kernel is one matrix product over all leading axes of x, those of jax.vmap
+    included."""
     return _rows(x, kernel)
 
 
@@ -38,7 +38,7 @@ def _rows(x, kernel):
 
 @custom_vmap
 def _d_kernel(x, dy, kernel):
-    """The kernel's gradient. `kernel` itself says whether several are mapped over."""
+    """The gradient of the kernel. Whether `kernel` is mapped tells jax.vmap over models from jax.vmap over inputs."""
     del kernel
     return x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
 
@@ -48,7 +48,7 @@ def _d_kernel_of_all(axis_size, mapped, x, dy, kernel):
     x, dy = (a if is_mapped else jnp.broadcast_to(a, (axis_size, *a.shape)) for a, is_mapped in zip((x, dy), mapped))
     if mapped[2]:
         return jax.vmap(_d_kernel.fun)(x, dy, kernel), True
-    # Unmapped, like the kernel: for JAX that is the sum over the mapped axis.
+    # An unmapped result is the sum over the mapped axis.
     return _d_kernel.fun(x, dy, kernel), False
 
 
@@ -68,7 +68,7 @@ def _permute_fwd(x, index, inverse):
 
 def _permute_bwd(saved, dy):
     index, inverse = saved
-    # XLA would gather straight into the transposed layout that the product behind it wants.
+    # Without `hold`, XLA gathers into the transposed layout of the next product.
     return hold(permute(dy, inverse, index)), None, None
 
 
@@ -89,7 +89,7 @@ def _layer_norm_fwd(x, scale, bias, epsilon):
     variance = hold(jnp.square(wide - mean).mean(axis=-1, keepdims=True))
     inverse_deviation = jax.lax.rsqrt(variance + epsilon)
     y = ((wide - mean) * inverse_deviation * _like(scale, x) + _like(bias, x)).astype(x.dtype)
-    # All this would be computed again in every consumer.
+    # Without `hold`, every consumer would compute y again.
     return hold(y), (x, mean, inverse_deviation, scale)
 
 
@@ -111,32 +111,31 @@ layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 
 
 def hold(x: Any) -> Any:
-    """x, arrays that are computed once and stored where the program runs on a CPU.
+    """x, a tree of arrays. On a CPU, XLA stores them instead of computing them again in each of their users.
 
-    Otherwise XLA would compute them again in all of their users. For a GPU it weighs that itself, and better: its
-    programs move more bytes with barriers than without.
+    On a GPU, XLA's own choice moves fewer bytes than a barrier.
     """
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=_itself)
 
 
-def _itself(x: Any) -> Any:  # one function, so that JAX traces it once for equal arrays
+def _itself(x: Any) -> Any:  # not a lambda: JAX traces one function once for equal arrays
     return x
 
 
 def after(x: Float[Array, "*b c"], done: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-    """x, such that what is computed from it here is not computed before `done` is.
+    """x, with a dependence on `done`: computations from x start after `done`.
 
-    The backward pass uses it where it computes again what the forward pass did not store: XLA would otherwise recognise
-    the earlier computation and store its result, or compute anew long before, both of which cost the memory.
+    The backward pass recomputes from such an x. Otherwise XLA merges the recomputation with that of the forward pass
+    and stores its result, or runs it long before; both cost the memory that recomputing saves.
     """
     first = jax.lax.slice(done, (0,) * done.ndim, (1,) * done.ndim)
     return x + (0 * first).astype(x.dtype)
 
 
 def row_sums(a: Float[Array, "*b c"], b: Float[Array, "*b c"]) -> tuple[Float[Array, "*b 1"], Float[Array, "*b 1"]]:
-    """Sums over the last axis, of two arrays in one pass.
+    """Sums of two arrays over the last axis, in one pass.
 
-    XLA's library for a single sum on the CPU takes several times as long where the summands are still to be computed.
+    On the CPU, XLA's single reductions take several times as long when their summands are computed in the same loop.
     """
     zero = jnp.zeros((), a.dtype)
     sums = jax.lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (a.ndim - 1,))
@@ -144,7 +143,7 @@ def row_sums(a: Float[Array, "*b c"], b: Float[Array, "*b c"]) -> tuple[Float[Ar
 
 
 def _like(vector: Array, x: Array) -> Array:
-    """A vector over the last axis, with the other axes of x."""
+    """The vector with leading axes of size 1, as many as x has."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
