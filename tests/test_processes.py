@@ -157,7 +157,7 @@ from greenjax.training.together import holding_workdir, same_start, same_weights
 
 index, names = jax.process_index(), [f"{number}.png" for number in range(64)]
 images = lambda *last: FolderSource(f"/disk{index}", [*names[:62], *last])
-task = holding_workdir(lambda config, workdir: processes.led(lambda: (workdir / ".lock").is_file()))
+task = holding_workdir(lambda config, workdir: processes.on_first(lambda: (workdir / ".lock").is_file()))
 workdir = Path(sys.argv[1])
 
 
@@ -179,7 +179,7 @@ for attempt in (
     lambda: same(training=images("62.png", "renamed.png" if index else "63.png")),
     lambda: same(held_out=images() if index else None),
     lambda: same_weights("runs/x", {"a": np.full(3, 1 + index)}),
-    lambda: processes.led(refuse),
+    lambda: processes.on_first(refuse),
 ):
     try:
         print("went on:", attempt(), file=sys.stderr)

@@ -48,8 +48,8 @@ def check_features(
     check_finite("features", features)
 
 
-def padded(rows: np.ndarray, length: int) -> np.ndarray:
-    """`rows` with zeros behind them, up to `length`."""
+def pad_rows(rows: np.ndarray, length: int) -> np.ndarray:
+    """Appends rows of zeros, up to `length`."""
     if len(rows) == length:
         return rows
     return np.concatenate((rows, np.zeros((length - len(rows), *rows.shape[1:]), rows.dtype)))

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Integer
 
 from greenjax.errors import InputError
-from greenjax.evaluation.checks import Place, check_features, check_finite, padded
+from greenjax.evaluation.checks import Place, check_features, check_finite, pad_rows
 
 _TINY = 1e-12  # least norm: features that are all zero stay zero
 
@@ -56,7 +56,7 @@ def knn_scores(
     ascending, found = tuple(sorted(set(k))), {each: [] for each in k}
     for first in range(0, len(queries), rows):
         part = queries[first : first + rows]
-        nearest = _nearest(place(padded(part, rows)), bank, labels, max(k), min(bank_chunk, len(bank)))
+        nearest = _nearest(place(pad_rows(part, rows)), bank, labels, max(k), min(bank_chunk, len(bank)))
         for each, shares in zip(ascending, jax.device_get(_votes(nearest, float(temperature), ascending, classes))):
             found[each].append(shares[: len(part)])
     return {each: np.concatenate(parts) for each, parts in found.items()}
@@ -94,7 +94,7 @@ def _parts(bank: np.ndarray, labels: np.ndarray, rows: int) -> Iterator[tuple[np
     """Parts of the bank, padded to `rows` images, and the number of images in each."""
     for first in range(0, len(bank), rows):
         part, label = bank[first : first + rows], labels[first : first + rows].astype(np.int32)
-        yield padded(part, rows), padded(label, rows), np.int32(len(part))
+        yield pad_rows(part, rows), pad_rows(label, rows), np.int32(len(part))
 
 
 @jax.jit

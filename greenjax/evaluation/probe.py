@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, Float, Integer
 
 from greenjax.errors import InputError
-from greenjax.evaluation.checks import check_features, padded
+from greenjax.evaluation.checks import check_features, pad_rows
 from greenjax.evaluation.outputs import Features
 
 EPSILON = 1e-6  # added to variances; MAE's
@@ -70,9 +70,9 @@ def fit_linear(
     rows = -(-len(features) // -(-len(features) // _CHUNK))  # equal chunks need little padding
     length = -(-len(features) // rows) * rows
     chunks = _Chunks(
-        padded(features, length).reshape(-1, rows, features.shape[1]),
-        padded(labels.astype(np.int32), length).reshape(-1, rows),
-        padded(np.full(len(labels), 1 / len(labels), features.dtype), length).reshape(-1, rows),
+        pad_rows(features, length).reshape(-1, rows, features.shape[1]),
+        pad_rows(labels.astype(np.int32), length).reshape(-1, rows),
+        pad_rows(np.full(len(labels), 1 / len(labels), features.dtype), length).reshape(-1, rows),
     )
     numbers = (np.asarray(l2, features.dtype), np.asarray(tolerance, features.dtype), np.int32(max_iterations))
     fitted = jax.device_get(_fit(*jax.device_put((chunks, mean, scale, *numbers)), classes=classes))

@@ -110,7 +110,7 @@ def gathered(tree: Any) -> Any:
         return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def led(action: Callable[[], T]) -> T | None:
+def on_first(action: Callable[[], T]) -> T | None:
     """Runs `action` on process 0 and returns its result there, None elsewhere. Its InputError is raised on all."""
     if jax.process_count() == 1:
         return action()

@@ -16,7 +16,7 @@ from greenjax import __version__
 from greenjax.config import flatten
 from greenjax.data.listing import listing
 from greenjax.runtime.lock import held
-from greenjax.runtime.processes import agree, led
+from greenjax.runtime.processes import agree, on_first
 
 OWN = ("data.path", "data.workers")  # a process may have its own: where its machine has the data, how many cores it has
 
@@ -35,7 +35,7 @@ def holding_workdir(task: Callable[[ConfigDict, Path], T]) -> Callable[[ConfigDi
                 | {key: value for key, value in settings.items() if key not in OWN}
             )
         with ExitStack() as stack:
-            led(lambda: stack.enter_context(held(Path(workdir), "--workdir")))
+            on_first(lambda: stack.enter_context(held(Path(workdir), "--workdir")))
             return task(config, workdir)
 
     return alone

@@ -24,13 +24,11 @@ def draw_confusion(
     path: str | Path,
     counts: Integer[np.ndarray, "classes classes"],
     names: Sequence[str] | None = None,
-    *,
-    shares: bool = False,
 ) -> None:
     """Writes a PNG: true classes in rows, predicted ones in columns, colours by share of the row.
 
     Right answers are blue and mistakes red, so that a few mistakes do not drown in the diagonal. Up to about 25 classes
-    each cell has its count, or its share of the row in percent; up to about 120 classes rows and columns have their
+    each cell has its count; up to about 120 classes rows and columns have their
     names; beyond, class numbers run along the edges. Raises InputError for more than MOST_CLASSES classes and for
     another number of names.
     """
@@ -44,7 +42,7 @@ def draw_confusion(
     longest = max(map(len, labels.values())) * CHAR
     left, top, side = longest + 2 * _GAP, (16 if longest <= cell else longest) + 34, classes * cell
     canvas = Canvas(left + max(side, 2 * _KEY + _KEY_GAP) + 2 * _GAP, top + side + 56)
-    numbers = f"; numbers: {'percent of the row' if shares else 'images'}" if cell >= _NUMBERED else ""
+    numbers = "; numbers: images" if cell >= _NUMBERED else ""
     canvas.text(_GAP, _GAP, f"rows: true class; columns: predicted class{numbers}")
     canvas.picture(_colours(counts), left, top, cell)
     size, rotation = (min(8, 0.62 * cell) if cell >= _NAMED else 8), 0 if longest <= cell else 90
@@ -53,7 +51,7 @@ def draw_confusion(
         canvas.text(left - 4, top + centre, label, size, ha="right", va="center")
         canvas.text(left + centre, top - 4, label, size, ha="center", va="bottom", rotation=rotation)
     if cell >= _NUMBERED:
-        _write_numbers(canvas, counts, shares, left, top, cell)
+        _write_numbers(canvas, counts, left, top, cell)
     _draw_keys(canvas, left, top + side + 14)
     canvas.save(path)
 
@@ -97,17 +95,14 @@ def _wrong(share: Float[np.ndarray, "*s"]) -> UInt8[np.ndarray, "*s 3"]:
     return np.where(share[..., None] > 0, reds, np.uint8(255))
 
 
-def _write_numbers(canvas: Canvas, counts: np.ndarray, shares: bool, left: int, top: int, cell: int) -> None:
-    """Writes into every cell with images their number, or their share of the row in percent."""
-    of_row = _shares(counts)
-    texts = np.array([[f"{100 * s:.0f}" if shares else str(c) for c, s in zip(*row)] for row in zip(counts, of_row)])
-    size = min(9, 0.8 * cell / max(len(text) for text in texts.flat))
+def _write_numbers(canvas: Canvas, counts: np.ndarray, left: int, top: int, cell: int) -> None:
+    """Writes its number into every cell with images."""
+    shares, size = _shares(counts), min(9, 0.8 * cell / len(str(counts.max())))
     for row, column in np.argwhere(counts):
-        share = of_row[row, column]
-        dark = share > 0.6 if row == column else share > 0.4
+        dark = shares[row, column] > (0.6 if row == column else 0.4)
         centre = left + (column + 0.5) * cell, top + (row + 0.5) * cell
         style = dict(ha="center", va="center_baseline", color="white" if dark else "black")
-        canvas.text(*centre, str(texts[row, column]), size, **style)
+        canvas.text(*centre, str(counts[row, column]), size, **style)
 
 
 def _draw_keys(canvas: Canvas, left: int, top: int) -> None:

@@ -28,16 +28,14 @@ def draw_reconstructions(
     mean: Sequence[float],
     std: Sequence[float],
     normalised: bool,
-    caption: str = "",
 ) -> None:
     """Writes a PNG with three pictures an image; arguments as in `paste`.
 
-    Below, after `caption`, stands which channels are shown and that mean and variance are not predicted.
+    The text below says which channels are shown, and that mean and variance are not predicted.
     """
     channels = images.shape[-1]
     shown = shown_channels(channels)
-    notes = [caption] if caption else []
-    notes += [NORMALISED] if normalised else []
+    notes = [NORMALISED] if normalised else []
     if shown < channels:
         notes.append(f"Of {channels} channels the first {shown} are shown.")
     reconstruction = paste(images, visible, prediction, unit, mean, std, normalised)
