@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from small import small_config
 from tiny_data import encode, picture, prepare, settings
+from worker_cases import constants
 
 from greenjax.data.encoded import DecodeError
 from greenjax.data.labels import Chosen, LabelledSource, Listed, check_classes, first_of_each_class, matched
@@ -268,11 +269,6 @@ def test_a_label_without_output_is_named_before_anything_is_read(label):
 
 def config(task="finetune", **overrides):
     return small_config(task=task, **{"model__num_classes": 3, "data__batch_size": 8} | overrides)
-
-
-def constants(count):
-    """Image i has the value i everywhere, which no crop or flip changes."""
-    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 6, 7, 1)).copy()
 
 
 def labelled(count, broken=()):
