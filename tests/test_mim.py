@@ -229,3 +229,8 @@ def test_other_geometries_run(overrides):
     model = greenjax.build(small_config(**overrides))
     out = model(random_images(model), random_mask(model, 0.5))
     assert np.isfinite(out.loss)
+
+
+def test_only_a_resolved_config_is_built():
+    with pytest.raises(ValueError, match="config is not resolved: expected one of greenjax.load_config"):
+        greenjax.build(greenjax.default_config())

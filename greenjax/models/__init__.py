@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from greenjax.backbones.layers import Keys
+from greenjax.errors import InputError
 from greenjax.models.backbone import Backbone, features
 from greenjax.models.classifier import Classifier
 from greenjax.models.mim import GreenMIM, MaskedImageModel, Output, SimMIM
@@ -17,10 +18,12 @@ __all__ = ["Backbone", "Classifier", "GreenMIM", "MaskedImageModel", "Output", "
 
 
 def build(config: ConfigDict, seed: int = 0) -> Any:
-    """A freshly initialised model for a resolved configuration.
+    """A freshly initialised model for a resolved configuration; InputError for another.
 
     task "pretrain" gives a masked image model by `method`, any other task a Classifier.
     """
+    if not config.is_locked:
+        raise InputError("config is not resolved: expected one of greenjax.load_config or greenjax.resolve")
     masked = {"green": GreenMIM, "simmim": SimMIM}
     model = masked[config.method] if config.task == "pretrain" else Classifier
     return jax.device_put(model(config, rngs=Keys(seed)))  # initial constants are NumPy arrays: layers.py

@@ -92,7 +92,7 @@ def classification(config: ConfigDict, seed: int | Array | None = None) -> Task[
         targets = one_hot(jnp.asarray(batch.labels), classes, smoothing)
         options = dict(mixup=data.mixup, cutmix=data.cutmix, prob=data.mix_prob, switch=data.mix_switch)
         images, targets = mix(jnp.asarray(batch.images), targets, jax.random.fold_in(key, 1), **options)
-        return images, targets, drop_path_keys(config, own, step, len(images))
+        return images, targets, drop_path_keys(config.model.drop_path, own, step, len(images))
 
     def loss(params: Params, part: tuple) -> tuple[Array, Params]:
         model, (images, targets, keys) = nnx.merge(graphdef, params), part

@@ -88,15 +88,13 @@ def pretraining(config: ConfigDict) -> Task[Batch, tuple]:
     graphdef = model_graph(config)
 
     def prepare(batch: Batch, step: Array) -> tuple:
-        return batch.images, batch.plan, drop_path_keys(config, config.seed, step, config.mask.groups)
-
-    def group_loss(params: Params, images: Array, plan: Any, key: Array | None) -> Array:
-        return nnx.merge(graphdef, params).forward(images, plan, key).loss
+        keys = drop_path_keys(config.model.drop_path, config.seed, step, config.mask.groups)
+        return batch.images, batch.plan, keys
 
     def loss(params: Params, part: tuple) -> tuple[Array, Params]:
         # spmd_axis_name keeps the mask groups of sharded computations inside (shard_map) on their devices.
-        by_group = jax.vmap(group_loss, in_axes=(None, 0, 0, 0), spmd_axis_name=BATCH_AXES)
-        return by_group(params, *part).mean(), {}
+        by_group = jax.vmap(nnx.merge(graphdef, params).forward, spmd_axis_name=BATCH_AXES)
+        return by_group(*part).loss.mean(), {}
 
     return Task(config, graphdef, prepare, loss)
 

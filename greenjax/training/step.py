@@ -100,9 +100,9 @@ def interleaved(x: Array, parts: int, mesh: Mesh) -> Array:
     return jax.lax.with_sharding_constraint(split, NamedSharding(mesh, P(None, BATCH_AXES)))
 
 
-def drop_path_keys(config: ConfigDict, seed: int | Array, step: Array, count: int) -> Array | None:
+def drop_path_keys(rate: float, seed: int | Array, step: Array, count: int) -> Array | None:
     """`count` keys for drop path, a pure function of (seed, step, place); None where nothing is dropped."""
-    if not config.model.drop_path:
+    if not rate:
         return None
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), count)
 
