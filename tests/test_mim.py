@@ -232,5 +232,5 @@ def test_other_geometries_run(overrides):
 
 
 def test_only_a_resolved_config_is_built():
-    with pytest.raises(ValueError, match="config is not resolved: expected one of greenjax.load_config"):
+    with pytest.raises(ValueError, match=r"config is not resolved: expected one of greenjax.load_config"):
         greenjax.build(greenjax.default_config())
