@@ -16,12 +16,11 @@ from greenjax.config import flatten, read_recorded, resolve
 from greenjax.config.inherit import differences
 from greenjax.errors import InputError
 from greenjax.interop.files import PICKLES, SAFETENSORS, read_weights, weights_of
-from greenjax.interop.fitting import fitting_layouts, look_alike
 from greenjax.interop.heads import classes_of, head_size
 from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
-from greenjax.interop.report import Report
+from greenjax.interop.selection import fitting_layouts, look_alike
 from greenjax.interop.tensors import BY_DEFAULT, Reading, from_tensors
-from greenjax.interop.weights import Weights, fit, flat_weights, folded, parameter_shapes, put_weights
+from greenjax.interop.weights import Report, Weights, fit, flat_weights, folded, parameter_shapes, put_weights
 from greenjax.models import Backbone, build
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.classes import read_classes

@@ -16,10 +16,9 @@ from greenjax.errors import InputError, listed
 from greenjax.interop.decoders import POSITIONS, positions_transposed, turned
 from greenjax.interop.entries import Expected, entries, expected_tensors, fixed_tensors, part_of
 from greenjax.interop.files import Contents, to_array
-from greenjax.interop.fitting import best_selection, fitting_layouts, has_place, look_alike
 from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
-from greenjax.interop.report import Report, misfits_text
-from greenjax.interop.weights import Weights, fits, parameter_shapes
+from greenjax.interop.selection import best_selection, fitting_layouts, has_place, look_alike
+from greenjax.interop.weights import Report, Weights, fits, misfits_text, parameter_shapes
 from greenjax.models import Backbone
 
 
