@@ -1,10 +1,11 @@
 """The kernels of group window attention for NVIDIA GPUs: tokens enter groups, attend and leave inside them.
 
-A program gathers the tokens of one group and one head, keeps the pairs of slots in registers, and writes where the
-tokens came from; images that share a mask follow each other in it and share the bias.
+A program instance gathers the tokens of one group and one head, keeps the pairs of slots in registers, and writes each
+result to the place of its token. It takes several images with one mask in turn, which share the bias.
 
-- Every token sits in one slot of one group, so programs write apart and together cover the whole result: no atomics,
-  and the same bits in every run. The bias's gradient is summed over the images of a program, then by XLA over programs.
+- Every token is in one slot of one group, so instances write to distinct places and together cover the result: there
+  are no atomics, and every run gives the same bits. An instance sums the gradient of the bias over its images, and XLA
+  sums over instances.
 - Tiles have sides that are powers of two. Rows of up to 64 slots are one tile, and one kernel does the backward pass.
   Of longer rows a tile is 16 queries by all keys, for the gradients of queries and bias, and then 16 keys by all
   queries, for those of keys and values: compiled for Hopper, larger ones do not fit the registers.
@@ -31,7 +32,7 @@ MOST_IMAGES = 16  # of a program
 
 
 class Where(NamedTuple):
-    """What a kernel knows of the groups: arrays, and inside it references to them."""
+    """The groups: arrays, and inside a kernel references to them."""
 
     bias: Any  # [g, k, s, s], or None
     token: Any  # [g, s]; None: the tokens in their order
@@ -39,7 +40,7 @@ class Where(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """Who does what: a program one head and group, `rows` of its slots (by all of them), and `images` images."""
+    """The share of an instance: one head and group, `rows` of its slots by all of them, and `images` images."""
 
     images: int
     batch: int
@@ -47,13 +48,13 @@ class Tiling(NamedTuple):
     groups: int
     slots: int
     rows: int
-    columns: int  # all slots, and what is missing to a power of two
+    columns: int  # the number of slots, rounded up to a power of two
     heads: int
     width: int
 
     @staticmethod
     def of(masks: int, qkv: Array, where: Where) -> "Tiling":
-        """`masks`: groups of so many masks are done at a time, each by programs of its own."""
+        """`masks`: the number of mask groups that run at a time, each in instances of its own."""
         (batch, tokens, _, heads, width), (groups, slots) = qkv.shape, where.window.shape
         columns = max(16, pl.next_power_of_2(slots))
         rows = columns if columns <= WHOLE else 16
@@ -67,11 +68,11 @@ class Tiling(NamedTuple):
 
     @property
     def parts(self) -> int:
-        """Of the batch, each with a sum of its own over its images."""
+        """Parts of the batch; an instance sums over the images of one."""
         return pl.cdiv(self.batch, self.images)
 
     def call(self, kernel: Callable[..., None], products: int, interpret: bool, **options: Any) -> Callable[..., Any]:
-        """pallas_call of kernel(tiling, ...), which has so many matrix products, not counting those computed again."""
+        """pallas_call of kernel(tiling, ...) with `products` matrix products, not counting recomputed ones."""
         pairs = self.batch * self.heads * self.groups * self.slots**2
         return pl.pallas_call(
             partial(kernel, self),
@@ -115,15 +116,15 @@ def _divided(index: Array, by: int) -> tuple[Array, Array]:
 
 
 class Tokens(NamedTuple):
-    """Those of some slots of one group, channel by channel of a head."""
+    """The tokens of some slots of one group, by channel of a head."""
 
     token: Int[Array, "t d"]
     channel: Int[Array, "t d"]
-    real: Bool[Array, "t d"]  # where not, zeros are read and nothing is written
+    real: Bool[Array, "t d"]  # elsewhere zeros are read and nothing is written
 
 
 def forward(interpret: bool, masks: int, by_image: tuple[Array, ...], where: Where) -> Array:
-    """[b, n, k, d] of (qkv,), [b, n, 3, k, d]; `masks`: so many such calls run at a time."""
+    """(qkv [b, n, 3, k, d],) -> [b, n, k, d]. `masks`: the number of such calls that run at a time."""
     (qkv,) = by_image
     b, n, _, heads, width = qkv.shape
     tiling = Tiling.of(masks, qkv, where)
@@ -146,7 +147,7 @@ def _forward_kernel(tiling: Tiling, qkv: Any, where: Where, y: Any) -> None:
 
 
 def backward(interpret: bool, masks: int, by_image: tuple[Array, ...], where: Where) -> tuple[Array, Array | None]:
-    """Of (qkv, dy) the gradient of qkv, and parts of that of the bias, [parts, g, k, s, s], which are to be summed."""
+    """(qkv, dy) -> the gradient of qkv, and summands [parts, g, k, s, s] of the gradient of the bias."""
     qkv, dy = by_image
     b, _, _, heads, _ = qkv.shape
     g, s = where.window.shape
@@ -159,20 +160,20 @@ def backward(interpret: bool, masks: int, by_image: tuple[Array, ...], where: Wh
     of_rows = jax.ShapeDtypeStruct((b, heads, g, s), jnp.float32)
     by_queries = tiling.call(_queries_kernel, 2, interpret, out_shape=(d_qkv, d_bias, (of_rows, of_rows)))
     d_qkv, d_bias, statistics = by_queries(qkv, dy, where)
-    # Writes keys' and values' gradients beside those of the queries, into the same array.
+    # Writes the gradients of keys and values beside those of the queries, into the same array.
     by_keys = tiling.call(_keys_kernel, 2, interpret, out_shape=d_qkv, input_output_aliases={0: 0})
     return by_keys(d_qkv, qkv, dy, statistics, where), d_bias
 
 
 def _whole_kernel(tiling: Tiling, qkv: Any, dy: Any, where: Where, d_qkv: Any, d_bias: Any) -> None:
-    """All gradients, of rows that are one tile."""
+    """All gradients, where a row is one tile."""
     _queries_kernel(tiling, qkv, dy, where, d_qkv, d_bias, None)
 
 
 def _queries_kernel(
     tiling: Tiling, qkv: Any, dy: Any, where: Where, d_qkv: Any, d_bias: Any, statistics: tuple[Any, Any] | None
 ) -> None:
-    """The gradients of queries and bias; those of keys and values, too, where no statistics are wanted for them."""
+    """The gradients of queries and bias. Without `statistics`, also those of keys and values."""
     instance = Instance.this(tiling)
     queries, keys = (_tokens(tiling, instance, where, slots) for slots in (instance.rows, instance.columns))
     offset = _offsets(tiling, instance, where, instance.rows, instance.columns, of_padding=0.0)
@@ -208,7 +209,7 @@ def _queries_kernel(
 def _keys_kernel(
     tiling: Tiling, _: Any, qkv: Any, dy: Any, statistics: tuple[Any, Any], where: Where, d_qkv: Any
 ) -> None:
-    """The gradients of some keys and values, from all queries, by what _queries_kernel knows of each."""
+    """The gradients of some keys and values, from all queries and their statistics from _queries_kernel."""
     instance = Instance.this(tiling)
     keys, queries = (_tokens(tiling, instance, where, slots) for slots in (instance.rows, instance.columns))
     offset = _offsets(tiling, instance, where, instance.columns, instance.rows, of_padding=-jnp.inf).T
@@ -235,7 +236,7 @@ def _keys_kernel(
 
 
 def _tokens(tiling: Tiling, instance: Instance, where: Where, slots: Int[Array, " t"]) -> Tokens:
-    """Padding has a token beyond the last."""
+    """The tokens of some slots; padding has a token number beyond the last."""
     inside = slots < tiling.slots
     if where.token is None:
         token, real = slots, inside
@@ -259,8 +260,7 @@ def _offsets(
     keys: Int[Array, " t"],
     of_padding: float,
 ) -> Float[Array, "q t"]:
-    """What is added to logits: the bias, and -inf where a query does not see a key; of queries that are padding, which
-    see none, `of_padding`."""
+    """The summand of logits: the bias; -inf where a query does not see a key; `of_padding` for padding queries."""
     of_query, of_key = (_windows(tiling, instance, where, slots) for slots in (queries, keys))
     of_query, of_key = of_query[:, None], of_key[None, :]
     place, real = _pairs(tiling, queries, keys)
@@ -272,14 +272,14 @@ def _offsets(
 
 
 def _pairs(tiling: Tiling, queries: Int[Array, " q"], keys: Int[Array, " t"]) -> tuple[tuple[Array, Array], Array]:
-    """Slot by slot of a pair, and whether both are there."""
+    """The two slots of every pair, and whether both exist."""
     shape = queries.size, keys.size
     place = jnp.broadcast_to(queries[:, None], shape), jnp.broadcast_to(keys[None, :], shape)
     return place, (place[0] < tiling.slots) & (place[1] < tiling.slots)
 
 
 def _softmax(logits: Float[Array, "q t"]) -> tuple[Float[Array, "q t"], Float[Array, " q"]]:
-    """And the logarithm of what it divides by."""
+    """The softmax of every row, and its log-sum-exp."""
     largest = logits.max(axis=1)
     powers = jnp.exp(logits - largest[:, None])
     total = powers.sum(axis=1)
@@ -287,7 +287,7 @@ def _softmax(logits: Float[Array, "q t"]) -> tuple[Float[Array, "q t"], Float[Ar
 
 
 def _read(array: Any, image: Array, tokens: Tokens, *place: Any) -> Float[Array, "t d"]:
-    """The channels of one head of some tokens; zeros of padding."""
+    """The channels of one head of some tokens; zeros for padding."""
     return triton.load(array.at[image, tokens.token, *place, tokens.channel], mask=tokens.real, other=0.0)
 
 

@@ -4,12 +4,12 @@
     spconv    the spconv library through a JAX callback (spconv_bridge.py)
     masked    tokens put on their dense grid, zeros elsewhere, and XLA's dense convolution: the reference
 
-All three take tokens [b, n, cin], kernels [kh, kw, cin / groups, cout] and a `ConvIndex` (planning/sites.py), and give
-the same numbers, so a checkpoint trained with one runs with another. `shape` is the grid's rows and columns, which
-native does without. Kernel and bias are cast to the dtype of x; sums are float32 at least.
+All backends take tokens [b, n, cin], kernels [kh, kw, cin / groups, cout] and a `ConvIndex` (planning/sites.py), and
+give the same numbers, so a checkpoint trained with one runs with another. `shape` is the grid's rows and columns;
+native does not need it. Kernel and bias are cast to the dtype of x; sums are float32 at least.
 
-spconv has no groups: convolutions with groups > 1, Twins' depth-wise positional encoding among them, are done by
-native under spconv too. So are 1x1 convolutions, which are matrix products.
+spconv has no groups. With the spconv backend, native computes convolutions with groups > 1, such as depth-wise ones,
+and 1x1 convolutions, which are matrix products.
 """
 
 from typing import Any
@@ -63,7 +63,7 @@ def strided_conv(
     shape: Grid | None = None,
     callback: str = "pure",
 ) -> Float[Array, "b n_out o"]:
-    """A convolution to the output sites of `index`, whatever other sites the kernel would reach."""
+    """A convolution to the output sites of `index` only, though the kernel may reach others."""
     footprint = Footprint((kernel.shape[0], kernel.shape[1]), pair(stride), pair(padding))
     return _conv(x, kernel, bias, index, footprint, backend, groups, shape, callback)
 
@@ -78,7 +78,7 @@ def block_conv(
     shape: Grid | None = None,
     callback: str = "pure",
 ) -> Float[Array, "b n//(kh*kw) o"]:
-    """A convolution with kernel == stride = s, a power of two, of unit-major tokens: every s * s in turn give one.
+    """A convolution with kernel == stride = s, a power of two, of unit-major tokens: s * s tokens in turn give one.
 
     In native it is a reshape and a matrix product. `sites`, row and column of every token, and `shape` are for the
     other backends only.
@@ -88,7 +88,7 @@ def block_conv(
         raise InputError(f"kernel of a block convolution is {kernel.shape[:2]}: expected a square, a power of two")
     if _checked(backend) == "native" or s == 1:
         blocks = x.reshape(x.shape[0], x.shape[1] // s**2, s**2 * x.shape[2])
-        # Reordered by transposing, whose gradient is a transposition; an index would leave a scatter.
+        # A transposition, whose gradient is one too; the gradient of an index would be a scatter.
         flat = to_unit_major(kernel.reshape(1, s, s, -1), s).reshape(s**2 * x.shape[2], kernel.shape[3])
         return _plus(matmul(blocks, flat.astype(x.dtype)), bias)
     if sites is None:
@@ -141,7 +141,7 @@ def max_pool(
 
 
 def check_backend(backend: str, callback: str = "pure") -> None:
-    """Raises InputError for an unknown backend, and where spconv or its callback is wanted but missing."""
+    """Raises InputError for an unknown backend, and where spconv or its callback is missing."""
     if _checked(backend) == "spconv":
         from greenjax.ops import spconv_bridge
 
@@ -166,7 +166,7 @@ def _conv(
     if _checked(backend) == "masked":
         return _plus(_masked(x, kernel.astype(x.dtype), index, footprint, groups, shape), bias)
     if backend == "spconv" and groups == 1 and footprint.kernel != (1, 1):
-        from greenjax.ops import spconv_bridge  # torch and spconv are needed by this backend only
+        from greenjax.ops import spconv_bridge  # imports torch and spconv
 
         sites = jnp.asarray(_given(index.inputs, "inputs")), jnp.asarray(_given(index.outputs, "outputs"))
         return spconv_bridge.conv(x, kernel, bias, *sites, footprint, _given(shape, "shape"), callback)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 Tokens = Float[Array, "b n c"]
 
-# How far loops over a kernel are written out. True is for the benchmark: XLA's cost analysis counts a loop's body once.
+# `unroll` of loops over a kernel. The benchmark sets True: XLA's cost analysis counts the body of a loop once.
 UNROLL: int | bool = 1
 
 
@@ -45,7 +45,7 @@ def _conv_fwd(groups, most_uses, x, kernel, bias, taps, uses):
 def _conv_bwd(groups, most_uses, saved, dy):
     x, kernel, bias, taps, uses = saved
     dx = _d_tokens(dy, kernel, uses, groups, most_uses)
-    # One tap, or one row of the kernel, after another: together, XLA would write all gathered copies of x to memory.
+    # A loop over taps, or rows of the kernel: XLA would otherwise write all gathered copies of x to memory at once.
     if _is_depthwise(kernel, groups):
         d_kernel = _map(lambda reads: (_take(x, reads) * dy).sum(axis=(0, 1), dtype=_wide(x)), taps.T)
     else:
@@ -60,13 +60,13 @@ conv.defvjp(_conv_fwd, _conv_bwd)
 
 
 def _correlate(x: Tokens, kernel: Array, reads: Int[Array, "m taps"], groups: int) -> Float[Array, "b m o"]:
-    """y[m] = sum over taps of x[reads[m, tap]] kernel[tap], zeros where there is no such token."""
+    """y[m] = sum over taps of x[reads[m, tap]] kernel[tap], with zeros for missing tokens."""
     kernel = kernel.astype(x.dtype)
     if _is_depthwise(kernel, groups):
         weights = kernel.reshape(-1, 1, 1, groups)
         return reduce(add, [_take(x, tap).astype(_wide(x)) * w for tap, w in zip(reads.T, weights)]).astype(x.dtype)
 
-    # One row of the kernel after another: all at once would copy x as often as the kernel has taps, and be slower.
+    # A loop over the rows of the kernel: all at once would copy x once a tap, and take longer.
     def add_row(y: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
         reads, weights = row
         patches, weights = _patches(x, reads, groups), _split(weights, groups)
@@ -83,7 +83,7 @@ def _d_tokens(dy: Array, kernel: Array, uses: Int[Array, "n taps"], groups: int,
     if most_uses >= kh * kw or _is_depthwise(kernel, groups):
         transposed = _split(kernel, groups).transpose(0, 1, 4, 3, 2).reshape(kh, kw, -1, groups * i)
         return _correlate(dy, transposed, uses, groups)
-    # Most taps of a strided kernel do not read a given token: multiply once at the outputs, then gather products.
+    # Few taps of a strided kernel read a given token: multiply once at the outputs, then gather products.
     products = jnp.einsum("bngo,hwigo->bnhwgi", _split(dy, groups), _split(kernel.astype(dy.dtype), groups))
     (b, n_out), count = dy.shape[:2], kh * kw
     products = products.reshape(b, n_out * count, groups * i)

@@ -1,16 +1,16 @@
 """spconv, a PyTorch library, as a JAX function: forward and backward by callbacks, on visible tokens.
 
 - `callback` "pure" is `jax.pure_callback`: arrays pass through host memory. "buffer" is
-  `jax.experimental.buffer_callback`: torch works on XLA's own buffers, on XLA's own stream, without a copy; it is
-  experimental. Both hand arrays over by DLPack. On a CPU with no more threads than devices pure_callback may wait for
-  ever, and "pure" goes the way of "buffer" too: `_pure_would_hang`.
+  `jax.experimental.buffer_callback`: torch works on XLA's buffers and stream, without a copy. Both pass arrays by
+  DLPack. On a CPU with no more threads than devices pure_callback may wait for ever; there, "pure" uses
+  buffer_callback, too: `_pure_would_hang`.
 - vmap adds a leading axis of mask groups. They share a kernel, so the forward pass folds them into spconv's batch
   index: one call. The backward pass is one call a mask group, because vmap wants each group's gradient of the kernel;
   it runs spconv's forward pass again, which leaves in torch what spconv's backward pass needs.
 - Under a mesh (`jax.set_mesh`, or `jax.sharding.use_abstract_mesh` while tracing) each device calls spconv for its own
   mask groups, inside `jax.shard_map`. Without one JAX gathers whole arrays for one call.
-- Rows come back in any order, and strided convolutions reach sites that nobody asked for: rows are matched by the
-  indices that spconv returns. Extra rows are dropped and get no gradient; sites without a row are zero.
+- spconv returns rows in any order, and strided convolutions reach more sites than the outputs: rows are matched by
+  the indices that spconv returns. Extra rows are dropped and get no gradient; sites without a row are zero.
 - bfloat16, which spconv lacks, is computed in float32 and cast back.
 
 Depth-wise convolutions never come here: spconv has no groups, and sparse_conv.py keeps them native.
@@ -47,7 +47,7 @@ GRACE = 30.0  # seconds that a process on several devices lives on after a failu
 
 
 def check_callback(callback: str) -> None:
-    """Raises InputError for a callback that is not there."""
+    """Raises InputError for a callback that is unknown or missing."""
     if callback not in ("pure", "buffer"):
         raise InputError(f"model.spconv_callback is {callback!r}: expected pure or buffer")
     if callback == "buffer" and buffer_callback is None:
@@ -104,7 +104,7 @@ def _in_torch(
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.size
     if callback == "buffer" or _pure_would_hang(devices):
-        assert buffer_callback is not None  # checked by now
+        assert buffer_callback is not None  # check_callback has checked it
         run = buffer_callback(partial(_into_buffers, devices, function), results, vmap_method="expand_dims")
     else:
         gpu = jax.default_backend() == "gpu" and spconv_torch.has_cuda()
@@ -124,7 +124,7 @@ def _pure_would_hang(devices: int) -> bool:
     """
     if jax.default_backend() != "cpu":
         return False
-    # As XLA counts its threads.
+    # XLA counts its threads in this way.
     if max(int(os.environ.get("NPROC", cores())), jax.local_device_count()) > devices:
         return False
     if buffer_callback is None:
@@ -138,7 +138,7 @@ def _pure_would_hang(devices: int) -> bool:
 def _through_host(devices: int, function: Callable, torch_device: str, *args: Any) -> tuple[np.ndarray, ...]:
     """pure_callback: arrays of the host in, arrays of the host out."""
     with _reported(devices):
-        tensors = [torch.from_dlpack(a).to(torch_device) for a in args]  # waits for them, so outside the lock
+        tensors = [torch.from_dlpack(a).to(torch_device) for a in args]  # waits for the arrays, hence outside the lock
         with spconv_torch.one_at_a_time():
             return tuple(np.from_dlpack(t.contiguous().cpu()) for t in function(*tensors))
 
@@ -157,10 +157,10 @@ def _into_buffers(devices: int, function: Callable, context: Any, results: Any, 
 
 @contextmanager
 def _reported(devices: int) -> Iterator[None]:
-    """Logs at once what goes wrong in a callback; JAX raises it in the user's code when it gets that far.
+    """Logs an error of a callback at once; JAX raises it later in the user's code.
 
-    On a mesh it may not: the other devices wait in a collective for the one that failed, some for ever. So the process
-    is given some seconds to end by that error, and is then ended.
+    On a mesh JAX may never raise it, because the other devices wait in a collective for the failed device. The process
+    gets GRACE seconds to end by the error, and is then ended.
     """
     try:
         yield

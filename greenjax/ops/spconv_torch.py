@@ -1,9 +1,9 @@
-"""spconv's side of the bridge: convolutions of torch tensors, forward and backward; no JAX here.
+"""spconv's convolutions of torch tensors, forward and backward. This module does not import JAX.
 
-Two things about spconv 2.3.8 are dealt with here and nowhere else:
+It works around two faults of spconv 2.3.8:
 
-- its backward pass asks for a CUDA stream on the CPU too, where there is none: `_stream`;
-- its CPU kernels give wrong sums in more than one torch thread: `one_at_a_time`.
+- the backward pass asks for a CUDA stream on a CPU, too: `_stream`;
+- the CPU kernels give wrong sums in more than one torch thread: `one_at_a_time`.
 
 Arrays may have leading axes, equal or of length 1: the mask groups m, from vmap.
 """
@@ -25,13 +25,13 @@ from greenjax.planning.sites import Footprint
 
 try:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # spconv's imports use what Python is about to drop
+        warnings.simplefilter("ignore")  # spconv imports deprecated names
         import spconv.pytorch as sp
         import torch
         from spconv.core import ConvAlgo
         from spconv.cppconstants import CPU_ONLY_BUILD
         from spconv.pytorch import ops
-except (ImportError, OSError) as error:  # OSError: a CUDA library that is not there
+except (ImportError, OSError) as error:  # OSError: a CUDA library is missing
     raise InputError(
         f"model.sparse_conv is 'spconv', which does not import ({error}): install torch and spconv (requirements.txt;"
         " on NVIDIA GPUs spconv-cu118, requirements-cuda12.txt), or set model.sparse_conv to 'native'"
@@ -45,12 +45,12 @@ def _stream() -> int:
 
 ops.get_current_stream = _stream
 
-# torch comments once on how spconv makes its tensors.
+# Torch warns once of the way in which spconv makes its tensors.
 getLogger("torch.fx._symbolic_trace").setLevel("ERROR")
 
 
 def warn_of_two_packages(names: list[str]) -> None:
-    """spconv and spconv-cu* install into the same folders: whichever came last has overwritten the other."""
+    """Warns of spconv beside spconv-cu*: both install into the same folders, and the later overwrites the earlier."""
     found = sorted({name for name in names if re.fullmatch(r"spconv(-cu\d+)?", name)})
     if len(found) > 1:
         logging.warning("%s are installed into the same folders: uninstall all, then install one", " and ".join(found))
@@ -63,7 +63,7 @@ _lock = threading.Lock()
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """One call at a time, in one torch thread: the devices of a mesh call at once."""
+    """Runs one call at a time, in one torch thread. The devices of a mesh call concurrently."""
     with _lock:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -74,12 +74,12 @@ def one_at_a_time() -> Iterator[None]:
 
 
 def has_cuda() -> bool:
-    """Can torch and spconv both compute on a GPU here?"""
+    """Whether torch and spconv both compute on a GPU."""
     return torch.cuda.is_available() and not CPU_ONLY_BUILD
 
 
 class Conv(NamedTuple):
-    """What is known of a convolution while JAX traces it."""
+    """The static parameters of a convolution."""
 
     footprint: Footprint
     shape: tuple[int, int]  # rows and columns of the input grid
@@ -139,7 +139,7 @@ def _to_spconv(kernel: Any) -> Any:
 
 
 def _sites(coordinates: Any, images: int) -> Any:
-    """[m, n, 2] (row, column) -> [m * images * n, 3] (image, row, column), as spconv wants them."""
+    """[m, n, 2] (row, column) -> [m * images * n, 3] (image, row, column), the order of spconv."""
     m, n, _ = coordinates.shape
     image = torch.arange(m * images, dtype=torch.int32, device=coordinates.device).reshape(m, images, 1, 1)
     repeated = coordinates.to(torch.int32)[:, None].expand(m, images, n, 2)
@@ -147,10 +147,10 @@ def _sites(coordinates: Any, images: int) -> Any:
 
 
 def _convolve(conv: Conv, x: Any, weight: Any, inputs: Any, training: bool) -> Any:
-    """[m, b, n, i] at sites [m, n, 2] -> spconv's sparse tensor of whatever sites it reaches."""
+    """[m, b, n, i] at sites [m, n, 2] -> spconv's sparse tensor of all sites that the kernel reaches."""
     low, high = inputs.amin((0, 1)).tolist(), inputs.amax((0, 1)).tolist()
     if min(low) < 0 or high[0] >= conv.shape[0] or high[1] >= conv.shape[1]:
-        # spconv would write outside its arrays.
+        # spconv does not check, and would write outside its arrays.
         raise ValueError(f"sites from {low} to {high} lie outside the grid {conv.shape} of the sparse convolution")
     m, b, _, i = x.shape
     tensor = sp.SparseConvTensor(x.flatten(0, 2), _sites(inputs, b), list(conv.shape), m * b)

@@ -1,4 +1,4 @@
-"""What the planner makes of a configuration: layouts, their cost against Algorithm 1, and the redraw rate.
+"""The layouts of a configuration, their cost against Algorithm 1, and the share of redrawn masks.
 
 python -m greenjax.planning --config configs/swin_b.py [--config.mask.ratio=0.6] [--masks N] [--plot FILE.png]
 """
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def report(config: ConfigDict, masks: int, plot: str | None = None) -> None:
-    """Prints what simulated masks say of a resolved configuration; `plot` names a file for the figure.
+    """Simulates masks of a resolved configuration and prints the analysis; `plot` names a file for the figure.
 
     Raises InputError for a method that groups nothing, for layouts that lose too many masks, and for a figure of a
     backbone without windows.

@@ -1,4 +1,4 @@
-"""How good the static layouts of a run are: padding, cost against Algorithm 1, masks that do not fit."""
+"""Measures of the static layouts of a run: padding, cost against Algorithm 1, masks that do not fit."""
 
 import statistics
 import time
@@ -24,10 +24,10 @@ class LayoutFacts(NamedTuple):
     layout: GroupLayout
     tokens: int  # visible, of one mask
     cost: int
-    optimal_slots: tuple[int, ...]  # what Algorithm 1 picks, mask by mask
-    optimal_cost: float  # Algorithm 1's, the mean over masks
+    optimal_slots: tuple[int, ...]  # Algorithm 1's choice, by mask
+    optimal_cost: float  # of Algorithm 1, the mean over masks
     harder: float  # share of masks for which repeating Eq. 7 needs more groups than there are
-    lost: float  # share of masks that fit in no way that was found
+    lost: float  # share of masks for which no packing was found
 
     @property
     def padding(self) -> float:
@@ -36,12 +36,12 @@ class LayoutFacts(NamedTuple):
 
     @property
     def moves(self) -> bool:
-        """Whether tokens have to be gathered into rows; one row of all tokens needs none of it."""
+        """Whether tokens are gathered into rows; one row of all tokens is not gathered."""
         return self.layout != (self.tokens, 1)
 
 
 class Analysis(NamedTuple):
-    """What N simulated masks say of a planner."""
+    """The analysis of a planner by simulated masks."""
 
     facts: tuple[tuple[LayoutFacts, ...], ...]  # by stage and partition
     masks: int
@@ -85,7 +85,7 @@ def planning_time(planner: Planner, masks: int) -> float:
 def _misfits(
     partition: WindowPartition, layout: GroupLayout, visible: Bool[np.ndarray, "m h w"]
 ) -> tuple[Bool[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
-    """Which masks Eq. 7 alone cannot pack into the layout, and which of them nothing can."""
+    """The masks that Eq. 7 alone cannot pack into the layout, and those of them that no search can."""
     harder, lost = np.zeros(len(visible), bool), np.zeros(len(visible), bool)
     if layout.groups > 1:
         for index, sizes in enumerate(partition.sizes(visible)):

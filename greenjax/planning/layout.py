@@ -27,7 +27,7 @@ from greenjax.planning.plan import (
 from greenjax.planning.tokens import TokenGrid
 
 STEP = 8  # slots are multiples of it: fused attention kernels want even lengths
-MOVE = 16  # moving one element into its slot and back costs about as much as this many multiplications
+MOVE = 16  # multiplications that cost as much as moving one element into its slot and back
 
 
 def choose_layouts(partitions: Partitions, visible: Bool[np.ndarray, "m h w"], tolerance: float) -> Layouts:
@@ -58,7 +58,7 @@ def choose_layout(sizes: Int[np.ndarray, "m windows"], window: int, tolerance: f
     start = int(np.quantile(largest, 1 - tolerance, method="higher"))
     exact = [start] if tolerance == 0 else []  # full windows of a dense network: no padding at all
     for slots in [*exact, *range(-(-start // STEP) * STEP, 4 * window + STEP, STEP)]:
-        if n * (slots + 2 * MOVE) >= best_cost:  # no longer rows can be cheaper: groups * slots >= n
+        if n * (slots + 2 * MOVE) >= best_cost:  # longer rows cost more: groups * slots >= n
             break
         affordable = (best_cost - 1) // cost(slots, 1)
         groups = _groups_needed(sizes, slots, affordable, tolerance)
@@ -78,7 +78,7 @@ def _groups_needed(sizes: Int[np.ndarray, "m windows"], slots: int, limit: int, 
     needed = np.array([len(pack(row, slots)) for row in fitting])
     for groups in range(least, limit + 1):
         over = np.flatnonzero(needed > groups)
-        # The stronger search is for the few; a layout that sends most masks there would slow down planning.
+        # Few masks may need the stronger search: it is slow.
         if over.size > max(allowed, len(sizes) // 4):
             continue
         lost = int(too_large.sum())

@@ -1,4 +1,4 @@
-"""Which units the encoder sees."""
+"""Masks: how many units are visible, and which."""
 
 import math
 

@@ -1,7 +1,7 @@
 """From a mask to a plan: which token attends in which slot of which group.
 
-A `Plan` is all that the device needs to know of a mask. Its leaves are int32 arrays whose sizes depend on the
-configuration only, so the training step compiles once.
+A `Plan` tells the device all about a mask. Its leaves are int32 arrays whose sizes depend on the configuration only, so
+the training step compiles once.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ class GroupLayout(NamedTuple):
 class Grouping(NamedTuple):
     """Whole windows of visible tokens packed into rows of equal length (paper, section 3.3).
 
-    `token` and `slot` are None where all visible tokens form one row in their own order: nothing has to move.
+    `token` and `slot` are None where all visible tokens form one row in their own order: no token moves.
     Padding slots have token n, which reads zeros, window -1 and position 0.
     """
 
@@ -54,7 +54,7 @@ class Grouping(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Everything that the device has to know of one mask (or, with a leading axis m, of one mask a mask group)."""
+    """One mask as the device needs it; with a leading axis m, one mask a mask group."""
 
     visible_units: Int[np.ndarray, "*m v"]  # raster order
     masked_units: Int[np.ndarray, "*m u-v"]  # raster order
@@ -148,7 +148,7 @@ class Neighbourhood:
         return index.taps.reshape(*tokens.shape[:2], -1)
 
     def of(self, visible_units: Int[np.ndarray, " v"]) -> Int32[np.ndarray, "n taps"]:
-        """Which visible token each tap (row by row) of each visible token reads; n where it is masked or not there."""
+        """Which visible token each tap (row by row) of each visible token reads; n: masked, or beyond the border."""
         units, per_unit, taps = self.table.shape
         n = visible_units.size * per_unit
         number = np.full(units * per_unit + 1, n, np.int32)

@@ -1,4 +1,4 @@
-"""The planner of a run: draws masks and turns them into plans, as a pure function of (seed, step, mask group)."""
+"""The planner of a run: it draws masks and plans them, as pure functions of (seed, step, mask group)."""
 
 import hashlib
 import json
@@ -32,12 +32,12 @@ TOLERANCE = 0.005  # share of simulated masks that layouts may lose
 LIMIT = 0.01  # share of redrawn masks above which a run is refused
 CACHE_VERSION = 2  # raise it when layouts are chosen differently
 
-# Streams of random numbers that must not meet: training masks, pooled masks, held-out masks, simulated masks.
+# Distinct random streams: training masks, pooled masks, held-out masks, simulated masks.
 TRAIN, POOL, HELD_OUT, SIMULATION = range(4)
 
 
 class Planner:
-    """Draws the masks of a run and plans them. Small, picklable, free of JAX: it lives in the data workers.
+    """Draws the masks of a run and plans them. Small and picklable: data workers hold one.
 
     Masks are pure functions of (seed, step, mask group). A mask that does not fit the static layouts is redrawn from
     the same stream, and counted.
@@ -55,7 +55,7 @@ class Planner:
     def plans(self, step: int, groups: int, own: range | None = None) -> tuple[Plan, Int32[np.ndarray, " m"]]:
         """The plans of a training step, one a mask group, and how many masks of each were redrawn.
 
-        `own`: which of the mask groups are wanted; None: all.
+        `own`: the mask groups to plan; None: all.
         """
         own = own or range(groups)
         if self.pool:
@@ -68,7 +68,7 @@ class Planner:
         return repeated_plan(self.draw((self.seed, TRAIN, 0, 0))[0], groups)
 
     def held_out_plans(self, step: int, groups: int, own: range | None = None) -> tuple[Plan, Int32[np.ndarray, " m"]]:
-        """The plans of a batch of held-out images: always the same masks."""
+        """The plans of a batch of held-out images, whose masks are always the same."""
         return _stacked([self.draw((self.seed, HELD_OUT, step, group)) for group in own or range(groups)])
 
     def mask_ids(self, step: int, groups: int) -> list[int]:
@@ -104,7 +104,7 @@ def _stacked(drawn: list[tuple[Plan, int]]) -> tuple[Plan, Int32[np.ndarray, " m
 def simulated_masks(
     units: tuple[int, int], visible: int, masks: int = SIMULATED_MASKS, seed: int = 0
 ) -> Bool[np.ndarray, "m h w"]:
-    """Masks as a run draws them; `seed` 0 is the one that layouts are chosen by."""
+    """Masks as a run draws them. Layouts are chosen by those of seed 0."""
     rng = np.random.default_rng((seed, SIMULATION))
     return np.stack([draw_visible(rng, units, visible) for _ in range(masks)])
 

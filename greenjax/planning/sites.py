@@ -1,4 +1,4 @@
-"""Sites of convolutions over visible tokens: who reads whom.
+"""Sites of convolutions over visible tokens: which token each tap of a kernel reads.
 
 A sparse convolution sums, for every output site, over the taps of its kernel, and each tap reads one input token or
 none. `ConvIndex` names these tokens. Taps count the kernel's places by row, then column, as a kernel [kh, kw, in, out]
@@ -8,7 +8,7 @@ flattened over its first two axes does; tap (i, j) of the output site (y, x) rea
 
 A submanifold convolution has stride 1, padding (k - 1) / 2 and its input sites as output sites. Strided convolutions
 have as output sites the coarse tokens of visible units, not every site that a kernel reaches. Where kernel == stride
-no index is needed: in unit-major order (tokens.py) what a kernel reads is a run of neighbours.
+no index is needed: in unit-major order (tokens.py) a kernel reads a run of neighbours.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ Pair = int | tuple[int, int]  # for rows and columns
 
 
 class Footprint(NamedTuple):
-    """What a kernel covers, each for rows and columns."""
+    """The sides, strides and padding of a kernel, for rows and columns."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
@@ -31,7 +31,7 @@ class Footprint(NamedTuple):
 
     @property
     def uses(self) -> int:
-        """How many taps at most read one token."""
+        """The largest number of taps that read one token."""
         (kh, kw), (sh, sw) = self.kernel, self.stride
         return -(-kh // sh) * -(-kw // sw)
 
