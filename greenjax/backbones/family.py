@@ -64,7 +64,7 @@ class Family:
         return first + {"before": -1, "first": 0, "last": depths[stage] - 1}[self.beside_blocks[module]]
 
 
-def refuse(model: Any, part: str, allowed: str) -> None:
+def refuse_part(model: Any, part: str, allowed: str) -> None:
     """Raises the InputError for one setting of a model section."""
     raise InputError(f"model.{part} is {getattr(model, part)!r}: expected {allowed}")
 
@@ -74,7 +74,7 @@ def check_heads(model: Any, channels: Sequence[int], note: str = "") -> None:
     for stage, (width, heads) in enumerate(zip(channels, model.num_heads)):
         if width % heads:
             allowed = f"a divisor of the {width} channels of stage {stage + 1} in place of {heads}"
-            refuse(model, "num_heads", allowed + note)
+            refuse_part(model, "num_heads", allowed + note)
 
 
 def square_windows(side: int, grid: tuple[int, int], blocks: int, *, shifted: bool) -> tuple[Windows, ...]:

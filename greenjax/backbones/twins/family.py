@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from greenjax.backbones.family import Family, check_heads, refuse, square_windows
+from greenjax.backbones.family import Family, check_heads, refuse_part, square_windows
 from greenjax.planning import StageSpec, TokenGrid, Windows
 
 
@@ -39,7 +39,7 @@ def check(model: Any) -> None:
         side = 2 ** (len(model.depths) - 1 - stage)
         if ratio & (ratio - 1) or ratio > side:
             allowed = f"a power of two, at most the {side} tokens along a mask unit of stage {stage + 1}"
-            refuse(model, "sr_ratios", f"{allowed}, in place of {ratio}")
+            refuse_part(model, "sr_ratios", f"{allowed}, in place of {ratio}")
 
 
 FAMILY = Family(
