@@ -190,10 +190,10 @@ def _received(worker: _Worker) -> "_Message | None":
     """The message in the socket of a worker; None at its end-of-file."""
     flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
     try:
-        message, descriptors, told, _ = socket.recv_fds(worker.link, MESSAGE.size, 1, flags)
+        message, descriptors, received, _ = socket.recv_fds(worker.link, MESSAGE.size, 1, flags)
     except OSError:
-        message, descriptors, told = b"", [], 0
-    if told & socket.MSG_CTRUNC:
+        message, descriptors, received = b"", [], 0
+    if received & socket.MSG_CTRUNC:
         raise InputError("too many open files: every batch that is kept takes one; `ulimit -n` says how many may be")
     if len(message) < MESSAGE.size or not descriptors:
         return None
