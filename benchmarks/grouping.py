@@ -1,7 +1,8 @@
 """Ways to group the windows of visible tokens, side by side: what they cost on paper, and the time of an update.
 
-The table of the paper's appendix A.2 (arXiv 2205.13515), and more: Algorithm 1, simpler packings, one masked attention
-over all visible tokens, and the static layouts that greenjax trains with. docs/grouping.md explains the figures.
+Algorithm 1 of the paper (arXiv 2205.13515), simpler packings, one masked attention over all visible tokens, and the
+static layouts that greenjax trains with. The paper's appendix A.2 asks the same question. docs/grouping.md explains the
+figures.
 
 The shapes of all ways but the last two depend on the mask. Their updates are compiled for one typical mask: of all
 simulated ones, the mask whose cost is nearest to the median by every way at once. All ways are timed on it, and have
