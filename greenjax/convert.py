@@ -30,16 +30,7 @@ def main(argv: list[str]) -> None:
         parser.error(f"argument {rest[0]!r} is not understood: {found}")
     keep_compiled()
     try:
-        if arguments.command != "extract":
-            from greenjax.runtime.processes import find_devices
-
-            find_devices()
-        if arguments.command == "to-torch":
-            to_torch(arguments)
-        elif arguments.command == "extract":
-            extract(arguments)
-        else:
-            from_torch(arguments, rest)
+        arguments.run(arguments, rest)
     except InputError as error:
         sys.exit(f"greenjax.convert: {error}")
 
@@ -55,19 +46,19 @@ def make_parser() -> argparse.ArgumentParser:
     out.add_argument("--image-size", help="pixels, N or HEIGHT,WIDTH: buffers and bias tables for such images")
     out.add_argument("--rgb", action="store_true", help="a classifier of grey images as one that takes RGB")
     out.add_argument("--prefix", default="", help="before every name, such as 'backbone.'")
-    into = commands.add_parser("from-torch", help="a file of PyTorch -> a workdir to go on from")
+    into = commands.add_parser("from-torch", help="a file of PyTorch -> the workdir of a run that starts from it")
     into.add_argument("--input", required=True, help="the file, or a folder of transformers")
     into.add_argument("--workdir", required=True, help="a folder without checkpoints")
     where = "the dictionary in the file that holds the weights, such as state_dict_ema; default: found"
     into.add_argument("--key", help=where)
-    into.add_argument("--prefix", help="what stands before their names in the file, such as student.; default: found")
+    into.add_argument("--prefix", help="the beginning of their names in the file, such as student.; default: found")
     into.add_argument("--new-head", action="store_true", help="leave a classifier's head as initialised")
     take = commands.add_parser("extract", help="the tensors of a file that holds more -> a file of tensors alone")
     take.add_argument("--input", required=True, help="the file")
     take.add_argument("--output", required=True, help="*.safetensors or *.pth, a new file")
     take.add_argument("--trust", action="store_true", help="let the file run code: only for files that you trust")
-    for command in (out, into, take):
-        command.set_defaults(parser=command)
+    for command, run in ((out, to_torch), (into, from_torch), (take, extract)):
+        command.set_defaults(parser=command, run=run)
     for command in (out, into):
         command.add_argument("--layout", required=True, choices=layout_names())
         order = "order of the 2 x 2 patch merging; raster: GreenMIM files that were pre-trained so"
@@ -77,12 +68,14 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def to_torch(arguments: argparse.Namespace) -> None:
+def to_torch(arguments: argparse.Namespace, _: list[str]) -> None:
     """Exports a run's weights, the moving average of them where there is one."""
     from greenjax.interop import loading, saving
     from greenjax.interop.files import check_output
+    from greenjax.runtime.processes import find_devices
 
-    output = check_output(arguments.output, folder=True)  # before the run is read; save_torch knows if it may be one
+    find_devices()
+    output = check_output(arguments.output, folder=True)  # before the run is read; save_torch checks it for its layout
     model, step = loading.load_run(arguments.workdir, arguments.step)
     lines: list[str] = []
     if arguments.image_size:
@@ -101,7 +94,7 @@ def to_torch(arguments: argparse.Namespace) -> None:
     _tell(f"{output}: {model.config.model.name} of step {step}, layout {arguments.layout}", lines)
 
 
-def extract(arguments: argparse.Namespace) -> None:
+def extract(arguments: argparse.Namespace, _: list[str]) -> None:
     """Takes the tensors out of a file that holds objects beside them."""
     from greenjax.interop import saving
 
@@ -117,8 +110,10 @@ def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     from greenjax.interop.loading import read_torch
     from greenjax.interop.tensors import Reading
+    from greenjax.runtime.processes import find_devices
     from greenjax.training.start import check_new, write_start
 
+    find_devices()
     workdir = expanded(arguments.workdir)
     check_new(workdir)
     how = Reading(arguments.merge_order, arguments.resize, arguments.new_head, arguments.key, arguments.prefix)

@@ -21,7 +21,7 @@ ARCHITECTURES = {name: settings for family in FAMILIES.values() for name, settin
 DEFAULT = "swin_b"  # the paper's
 
 # The settings that some model.name brings.
-PARTS = tuple(dict.fromkeys(part for settings in ARCHITECTURES.values() for part in settings))
+SIZE_SETTINGS = tuple(dict.fromkeys(part for settings in ARCHITECTURES.values() for part in settings))
 
 
 def family_of(name: str) -> Family:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from greenjax.backbones.registry import ARCHITECTURES, PARTS, family_of
+from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS, family_of
 from greenjax.config.resolve import flatten
 from greenjax.config.settings import KEYS
 from greenjax.data.sources import SOURCES
@@ -21,7 +21,7 @@ from greenjax.runtime.files import expanded, read_json, read_metadata
 Settings = dict[str, Any]
 
 FREE = ("window", "norm_epsilon")  # of the settings that a model.name brings: weights fit others, too
-SIZES = (*(part for part in PARTS if part not in FREE), "in_channels")
+SIZES = (*(part for part in SIZE_SETTINGS if part not in FREE), "in_channels")
 FIXED = ("model.name", *(f"model.{part}" for part in SIZES))  # weights fit no others
 MODEL = (*FIXED, *(f"model.{part}" for part in FREE), "data.mean", "data.std")
 DECODER = ("decoder.dim", "decoder.depth", "decoder.num_heads")

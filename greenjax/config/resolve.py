@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
-from greenjax.backbones.registry import ARCHITECTURES, PARTS
+from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS
 from greenjax.config.checks import check_all
 from greenjax.config.names import WORKDIR, nearest
 from greenjax.config.settings import KEYS, RATIO, SIZE, Key
@@ -75,7 +75,7 @@ def check_key(key: str) -> None:
 def _fill_architecture(values: dict[str, Any]) -> None:
     """Fills in the published settings of `model.name`; refuses settings that this architecture does not have."""
     architecture = ARCHITECTURES[values["model.name"]]
-    for part in PARTS:
+    for part in SIZE_SETTINGS:
         key = f"model.{part}"
         if part not in architecture and values[key] is not None:
             refuse(values, key, f"none for {values['model.name']}, which has {', '.join(architecture)}")

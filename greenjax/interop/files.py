@@ -17,7 +17,7 @@ from greenjax.errors import InputError, listed
 from greenjax.interop.pickles import first_line, read_pickle, require_torch, write_pickle
 from greenjax.runtime.files import expanded, read_metadata, replacing
 
-SAFETENSORS, PICKLES, INDEX = (".safetensors",), (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"), ".index.json"
+SAFETENSORS, PICKLES, SHARD_INDEX = (".safetensors",), (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"), ".index.json"
 # The names that transformers and timm give the weights in a folder; the first that is there is read.
 IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -66,15 +66,15 @@ def _read_any(path: Path, trust: bool) -> Contents:
         path = _in_folder(path)
     if not path.is_file():
         raise InputError(f"weights {str(path)!r}: {'not a regular file' if path.exists() else 'no such file'}")
-    if path.name.endswith(INDEX):
+    if path.name.endswith(SHARD_INDEX):
         return _read_shards(path, trust)
     if path.suffix not in SAFETENSORS + PICKLES:
         raise InputError(
-            f"weights {str(path)!r}: expected a file named *{', *'.join(SAFETENSORS + PICKLES)} or *{INDEX}, or a"
+            f"weights {str(path)!r}: expected a file named *{', *'.join(SAFETENSORS + PICKLES)} or *{SHARD_INDEX}, or a"
             " folder of transformers"
         )
     shard = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.\w+)", path.name)
-    if shard and (index := path.with_name(f"{shard[1]}{shard[3]}{INDEX}")).is_file():
+    if shard and (index := path.with_name(f"{shard[1]}{shard[3]}{SHARD_INDEX}")).is_file():
         raise InputError(f"weights {str(path)!r} are one of {int(shard[2])} shards: expected {str(index)!r}")
     return _read(path, trust)
 

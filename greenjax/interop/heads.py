@@ -1,4 +1,4 @@
-"""The head of a classifier that `config.init` names: its outputs and the names of its classes."""
+"""The head of the classifier that `config.init` names: its number of outputs and the names of its classes."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,14 +17,14 @@ from greenjax.runtime.files import expanded, read_metadata
 
 
 class Head(NamedTuple):
-    """A classifier's head: its number of outputs, None without a head, and their names where known."""
+    """The head of a classifier."""
 
-    outputs: int | None
-    classes: Classes
+    outputs: int | None  # None: there is no head
+    classes: Classes  # () where nobody knows them
 
 
 def initial_head(config: ConfigDict) -> Head:
-    """The head that `config.init` has. Raises InputError where classes.json has not a name for each of its outputs."""
+    """The head of `config.init`. Raises InputError where its classes.json names more or fewer classes than it has."""
     init = expanded(config.init)
     if config.init == "none":
         return Head(None, ())
@@ -66,7 +66,7 @@ def classes_of(path: Path, outputs: int) -> Classes:
 
 
 def _written_classes(path: Path, outputs: int) -> Classes:
-    """The names in classes.json. A run's head may have more outputs than its data have classes."""
+    """The names in classes.json: one an output, or fewer in a run whose data have fewer classes than its head."""
     file = classes_file(path)
     names, of_a_run = read_classes(file.parent), (file.parent / "data.json").is_file()
     if names and (len(names) > outputs or (len(names) < outputs and not of_a_run)):

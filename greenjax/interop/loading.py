@@ -20,7 +20,7 @@ from greenjax.interop.heads import classes_of, head_size
 from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
 from greenjax.interop.selection import fitting_layouts, look_alike
 from greenjax.interop.tensors import BY_DEFAULT, Reading, from_tensors
-from greenjax.interop.weights import Report, Weights, fit, flat_weights, folded, parameter_shapes, put_weights
+from greenjax.interop.weights import Report, Weights, adapt, flat_weights, folded, parameter_shapes, put_weights
 from greenjax.models import Backbone, build
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.classes import read_classes
@@ -44,12 +44,12 @@ def load_torch(
 ) -> Any:
     """The model that `config` describes, with the weights of a PyTorch file or a folder of transformers.
 
-    The encoder has to be there whole. What else the file lacks stays as `seed` initialised it, what the model lacks
-    is dropped, and position bias tables of another window are resized ("geometric", "bicubic", or "none" to refuse);
-    a log line names each. `merge_order` "raster" is for GreenMIM files pre-trained in raster order; with `new_head`
-    a classifier keeps its new head. `key` names the dictionary in the file that holds the weights, `prefix` what stands
-    before their names; both are found where they are not given. Raises InputError, and loads nothing, if anything does
-    not fit.
+    The file has to hold the whole encoder. Other parts that it lacks stay as `seed` initialised them, and parts that
+    the model lacks are dropped. Position bias tables of another window are resized ("geometric", "bicubic", or "none"
+    to refuse). A log line names each. `merge_order` "raster" is for GreenMIM files pre-trained in raster order. With
+    `new_head` a classifier keeps its new head. `key` is that of the dictionary in the file that holds the weights,
+    `prefix` stands before their names; both are found where they are not given. Raises InputError, and loads nothing,
+    where anything does not fit.
     """
     how = Reading(merge_order, resize, new_head, key, prefix)
     model, report = read_torch(path, resolve(config), layout, how, seed)
@@ -73,7 +73,7 @@ def read_torch(
     blank = blank_model(config)
     weights, report = from_tensors(contents, blank, layout, how)
     report.notes += notes
-    model = filled(blank, fit(weights, blank, report, how.resize), seed)
+    model = filled(blank, adapt(weights, blank, report, how.resize), seed)
     if "head/kernel" in weights:
         model.classes = classes_of(expanded(path), len(weights["head/bias"]))
     return model, report
@@ -112,7 +112,7 @@ def _with_epsilon(config: ConfigDict, layout: Layout, metadata: dict[str, str]) 
 
 
 def load(workdir: str | Path, step: int | None = None) -> Any:
-    """The model of a run, from its latest checkpoint or that of `step`: the moving average of its weights, if any."""
+    """The model of a run at its latest checkpoint or `step`, with the moving average of its weights where it has one."""
     return load_run(workdir, step)[0]
 
 
@@ -156,7 +156,7 @@ def initial_model(config: ConfigDict) -> tuple[Any, Report] | None:
     if family_of(of.model.name) is not family_of(config.model.name):
         raise InputError(f"init is {config.init!r}, a {of.model.name}: expected a {config.model.name}")
     report, blank = Report(), blank_model(config)
-    return filled(blank, fit(weights, blank, report, new_head=config.new_head), config.seed), report
+    return filled(blank, adapt(weights, blank, report, new_head=config.new_head), config.seed), report
 
 
 def _from_foreign(init: Path, config: ConfigDict) -> tuple[Any, Report]:
@@ -188,7 +188,7 @@ def with_image_size(
 ) -> tuple[Backbone, Report]:
     """The same model for other images: position bias tables are resized where a window has to change."""
     report, blank = Report(), blank_model(resolve(flatten(model.config) | {"image_size": size}))
-    resized = filled(blank, fit(flat_weights(model), blank, report, resize), model.config.seed)
+    resized = filled(blank, adapt(flat_weights(model), blank, report, resize), model.config.seed)
     resized.classes = model.classes
     return resized, report
 

@@ -82,12 +82,12 @@ def fits(ours: str, found: Shape, wanted: Shape, resizing: Resizing | None) -> b
     return found == wanted
 
 
-def fit(
+def adapt(
     weights: Weights, model: Backbone, report: Report, resize: str = RESIZE_METHODS[0], *, new_head: bool = False
 ) -> Weights:
     """The weights that a model takes: arrays of another window or image size are resized, parts it lacks are dropped.
 
-    Adds to `report`. Raises InputError with all misfits.
+    Writes to `report`. Raises InputError with all misfits.
     """
     shapes, resizing = parameter_shapes(model), family_of(model.config.model.name).resizing
     if new_head:
