@@ -112,7 +112,7 @@ def _with_epsilon(config: ConfigDict, layout: Layout, metadata: dict[str, str]) 
 
 
 def load(workdir: str | Path, step: int | None = None) -> Any:
-    """The model of a run at its latest checkpoint or `step`, with the moving average of its weights where it has one."""
+    """The model of a run at its latest checkpoint or `step`: the moving average of its weights where it has one."""
     return load_run(workdir, step)[0]
 
 
