@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from benchmarks.table import results_table
+from benchmarks.tables import seeds_table
 from greenjax.config import flatten, resolve
 from greenjax.config.flags import folder, positive
 from greenjax.data.labels import Chosen, LabelledSource, check_classes, first_of_each_class
@@ -87,7 +87,7 @@ def study(config: ConfigDict, workdir: Path, seeds: int, scratch_lr: float | Non
         say(f"{name}: {numbers}")
         write_results(workdir, name, row)
         rows.append(row)
-    table = results_table(rows, ("labels", "encoder"), (PROBE, KNN, FINETUNE))
+    table = seeds_table(rows, ("labels", "encoder"), (PROBE, KNN, FINETUNE))
     replace_text(workdir / "table.txt", table + "\n")
     say(f"\nTop-1 on {config.data.eval_split!r}, mean and standard deviation over seeds:\n\n{table}")
     return rows

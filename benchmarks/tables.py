@@ -1,5 +1,7 @@
 """Rows of figures as text."""
 
+import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,3 +30,31 @@ def cell(value: Any, unit: float, form: str) -> str:
     if value is None:
         return "-"
     return f"{value:{form}}" if isinstance(value, str) or unit == 1 else f"{value / unit:{form}}"
+
+
+def seeds_table(rows: Sequence[Mapping[str, Any]], by: Sequence[str], numbers: Sequence[str]) -> str:
+    """A table of results with mean and sample standard deviation over seeds, "0.912 ± 0.004 (n=3)".
+
+    Rows with the same values of the keys `by` make one line, in the order of their first row; each of `numbers` is a
+    column. A row without a number is left out of its mean and of n.
+    """
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(key) for key in by), []).append(row)
+    lines = [
+        {key: None if value is None else str(value) for key, value in zip(by, group)}
+        | {key: mean_and_spread([row[key] for row in members if key in row]) for key in numbers}
+        for group, members in groups.items()
+    ]
+    return table([(key, key, 1, "") for key in (*by, *numbers)], lines)
+
+
+def mean_and_spread(values: Sequence[float | int | None]) -> str | None:
+    """ "0.912 ± 0.004 (n=3)", the sample standard deviation; of one value the value, of none None."""
+    if not values:
+        return None
+    finite = [float(value) for value in values if value is not None and math.isfinite(value)]
+    if len(finite) < len(values):
+        return "not finite"
+    mean = f"{statistics.fmean(finite):.3f}"
+    return mean if len(finite) == 1 else f"{mean} ± {statistics.stdev(finite):.3f} (n={len(finite)})"

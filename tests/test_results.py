@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from benchmarks.table import results_table
+from benchmarks.tables import seeds_table
 from greenjax.errors import InputError
 from greenjax.evaluation.classify import Predictions
 from greenjax.evaluation.results import read_results, write_predictions, write_results
@@ -59,13 +59,13 @@ def test_predictions_can_be_read_back(tmp_path):
 
 
 def cells(table):
-    return [re.split(r"\s{2,}", line.strip()) for line in table.splitlines() if "─" not in line]
+    return [re.split(r"\s{2,}", line.strip()) for line in table.splitlines()]
 
 
 def test_seeds_of_one_thing_make_one_line():
     rows = [{"init": "pre-trained", "seed": s, "top1": t, "loss": 0.5} for s, t in enumerate((0.91, 0.92, 0.93))]
     rows += [{"init": "[none]", "seed": 0, "top1": 0.8}]
-    table = results_table(rows, ("init",), ("top1", "loss"))
+    table = seeds_table(rows, ("init",), ("top1", "loss"))
     assert cells(table) == [
         ["init", "top1", "loss"],
         ["pre-trained", "0.920 ± 0.010 (n=3)", "0.500 ± 0.000 (n=3)"],
@@ -75,15 +75,15 @@ def test_seeds_of_one_thing_make_one_line():
 
 def test_the_spread_is_numpys_sample_deviation():
     values = np.random.default_rng(0).uniform(size=5)
-    table = results_table([{"a": 1, "b": 2, "x": value} for value in values], ("a", "b"), ("x",))
+    table = seeds_table([{"a": 1, "b": 2, "x": value} for value in values], ("a", "b"), ("x",))
     expected = f"{values.mean():.3f} ± {values.std(ddof=1):.3f} (n=5)"
     assert cells(table)[1] == ["1", "2", expected]
 
 
 def test_a_seed_that_diverged_is_not_hidden_in_a_mean():
     rows = [{"init": "none", "loss": value} for value in (0.5, None)]
-    assert cells(results_table(rows, ("init",), ("loss",)))[1] == ["none", "not finite"]
+    assert cells(seeds_table(rows, ("init",), ("loss",)))[1] == ["none", "not finite"]
 
 
 def test_a_table_of_nothing_has_its_head():
-    assert cells(results_table([], ("init",), ("top1",))) == [["init", "top1"]]
+    assert cells(seeds_table([], ("init",), ("top1",))) == [["init", "top1"]]

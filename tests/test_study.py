@@ -60,7 +60,7 @@ def test_the_same_study_finds_the_same(config, rows, tmp_path, capsys):
     assert list(json.loads((tmp_path / "results.json").read_text()).values()) == rows
     table = (tmp_path / "table.txt").read_text()
     assert table in capsys.readouterr().out
-    lines = [line.strip().split("  ")[0] for line in table.splitlines()[2:]]
+    lines = [line.strip().split("  ")[0] for line in table.splitlines()[1:]]
     assert lines == ["all"] * 4 + ["2 a class"] * 4
     assert all(table.count(encoder) == 2 for encoder in ENCODERS)
 
