@@ -1,4 +1,4 @@
-"""What a family's tables of PyTorch names are made of, and the tables that families share. NumPy only.
+"""The building blocks of a family's tables of PyTorch names, and the tables that families share. NumPy only.
 
 A table says which module here has which name in a library, and how its arrays change on the way (transforms.py). It
 covers every parameter of an encoder, a classifier's head or a decoder. In names, {i} is the stage and {j} the block;
@@ -66,13 +66,13 @@ class Layout(NamedTuple):
 class Resizing(NamedTuple):
     """The arrays of a family's encoder whose shape follows from the window or the image size, and their resizing.
 
-    Shapes are those of the arrays here and of their tensors alike.
+    An array and its tensor have the same shape.
     """
 
     ending: str  # of the names of such arrays
     fits: Callable[[Shape, Shape], bool]  # (found, wanted): can an array of one shape become one of the other?
-    resized: Callable[[ndarray, Shape, str], ndarray]  # (array, wanted, "geometric", "bicubic" or "none")
-    line: Callable[[Shape, Shape, str], str]  # what a report says of (found, wanted, method)
+    resized: Callable[[ndarray, Shape, str], ndarray]  # (array, wanted, "geometric", "bicubic" or "none" to refuse)
+    line: Callable[[Shape, Shape, str], str]  # of the report, for (found, wanted, method)
 
 
 # Tables that families share.

@@ -53,7 +53,7 @@ def entries(layout: Layout, names: Iterable[str], config: ConfigDict, *, whole: 
 
 
 def _stem(layout: Layout, whole: bool) -> str:
-    """What stands before the encoder's names."""
+    """The prefix of the encoder's names."""
     return layout.prefix + (layout.model_prefix if whole else "")
 
 

@@ -1,7 +1,7 @@
 """Swin's tables of relative position bias: the buffers that go with them in PyTorch, and tables of other windows.
 
 A table of a window of side w has a row for each of (2 w - 1) x (2 w - 1) offsets, row by row, and a column a head.
-Strict loading needs the buffers in a file; those of a file are compared with what its windows say, not read.
+Strict loading needs the buffers in a file. The buffers of a file are not read: they are compared with its windows.
 """
 
 import math
@@ -52,7 +52,7 @@ def relative_position_index(window: int) -> Int64[np.ndarray, "n n"]:
 
 
 def attention_mask(grid: tuple[int, int], window: int) -> Float32[np.ndarray, "windows n n"]:
-    """What the official Swin adds to the logits of shifted windows: -100 where two tokens were not neighbours.
+    """The mask that the official Swin adds to the logits of shifted windows: -100 where two tokens were no neighbours.
 
     After the roll by half a window, the last window of an axis holds tokens of both ends of the grid.
     """
@@ -111,7 +111,7 @@ def can_resize(found: Shape, wanted: Shape) -> bool:
 
 
 def resizing_line(found: Shape, wanted: Shape, method: str) -> str:
-    """What a report says of resized tables."""
+    """The line of a report on resized tables."""
     (source, before), (target, after) = ((window_of(rows), math.isqrt(rows)) for rows in (found[0], wanted[0]))
     offsets = f"{before} x {before} to {after} x {after} offsets"
     return f"position bias tables resized ({method}) from window {source} to {target}, {offsets}"
