@@ -9,7 +9,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from greenjax.ops.group_attention import check_attention
 from greenjax.tasks.classify import finetune
 from greenjax.tasks.evaluate import evaluate_classifier
 from greenjax.tasks.knn import evaluate_knn
@@ -34,5 +33,4 @@ TASKS = {
 
 def run(config: ConfigDict, workdir: Path) -> Any:
     """Does the task of a resolved configuration. Raises InputError for one that cannot run here."""
-    check_attention(config.model.attention)
     return TASKS[config.task](config, workdir)

@@ -21,14 +21,13 @@ from greenjax.errors import InputError, listed
 from greenjax.evaluation.classify import Evaluation
 from greenjax.interop.heads import classes_file, initial_head
 from greenjax.interop.loading import initial_model
-from greenjax.models import build
 from greenjax.runtime.classes import Classes
 from greenjax.runtime.console import say
 from greenjax.runtime.placement import Placement
 from greenjax.tasks.report import Judge, in_file_names, report
 from greenjax.tasks.summary import end_lines
 from greenjax.training.sharding import make_mesh
-from greenjax.training.state import Params, parameters
+from greenjax.training.state import Params, drawn_parameters, model_graph, parameters
 from greenjax.training.together import holding_workdir, same_data, same_weights
 
 
@@ -138,10 +137,14 @@ def given_model(config: ConfigDict, mesh: Mesh) -> tuple[nnx.GraphDef, Params]:
     Raises InputError for task "eval" where the head is missing.
     """
     found = initial_model(config)
-    model, lines = (build(config, config.seed), []) if found is None else (found[0], found[1].lines())
-    if found is not None and config.task == "eval" and any(key.startswith("head/") for key in found[1].new):
-        raise InputError(f"init is {config.init!r}, which has no head: expected a classifier, to be evaluated")
-    say(*[f"  {line}" for line in lines])
-    params = jax.tree.map(np.asarray, parameters(model))
+    if found is None:
+        graphdef, params = model_graph(config), drawn_parameters(config)
+    else:
+        model, loaded = found
+        graphdef, params = nnx.graphdef(model), parameters(model)
+        if config.task == "eval" and any(key.startswith("head/") for key in loaded.new):
+            raise InputError(f"init is {config.init!r}, which has no head: expected a classifier, to be evaluated")
+        say(*[f"  {line}" for line in loaded.lines()])
+    params = jax.tree.map(np.asarray, params)
     same_weights(config.init, params)
-    return nnx.graphdef(model), Placement(mesh).everywhere(params)
+    return graphdef, Placement(mesh).everywhere(params)

@@ -1,23 +1,35 @@
-"""Does a run learn anything? Told early, when a rate can still be changed."""
+"""Warns early where a run learns nothing, while its rate can still be changed."""
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
+from greenjax.runtime.files import read_metrics
+from greenjax.runtime.processes import leads
 from greenjax.training.optim import peak_rate
 
 SHORTEST = 100  # updates before which nobody expects anything
 
 
+def warn_if_nothing_is_learnt(config: ConfigDict, workdir: Path, step: int, total: int, warmup: int) -> None:
+    """After the line of metrics of a step: one warning, at the first line at or after `time_to_tell`."""
+    line_before = (step - 1) // config.log.every * config.log.every
+    first = line_before < time_to_tell(total, warmup) <= step
+    if leads() and first and (text := nothing_learnt(config, read_metrics(workdir), total)):
+        logging.warning("%s", text)
+
+
 def time_to_tell(total: int, warmup: int) -> int:
-    """The step from which on a loss without progress is worth a word."""
+    """The step from which a loss without progress means something."""
     return max(-(-total // 10), warmup, SHORTEST)
 
 
 def nothing_learnt(config: ConfigDict, lines: Sequence[dict[str, Any]], total: int) -> str | None:
-    """What to say where no loss of the lines of metrics.jsonl is below what a model gets that sees no image."""
+    """The warning where no loss in the lines of metrics.jsonl is below that of a model that sees no image."""
     losses = [line["loss"] for line in lines if line.get("loss") is not None]
     bound, name = _without_images(config, lines)
     if bound is None or not losses or min(losses) < bound:
@@ -30,7 +42,7 @@ def nothing_learnt(config: ConfigDict, lines: Sequence[dict[str, Any]], total: i
 
 
 def _without_images(config: ConfigDict, lines: Sequence[dict[str, Any]]) -> tuple[float | None, str]:
-    """A loss that needs no image, and its name; None where it is not known."""
+    """The loss of a model that sees no image, and its name; None where it is not known."""
     if config.task != "pretrain":
         return math.log(config.model.num_classes), "guessing"  # with label smoothing and mixed labels, too
     for line in lines:

@@ -5,19 +5,18 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
-from absl import logging
 
 from greenjax.data.loader import Batches
 from greenjax.data.workers import look_after_workers
 from greenjax.errors import InterruptedRun
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
-from greenjax.runtime.files import read_metrics, unless_full
+from greenjax.runtime.files import unless_full
 from greenjax.runtime.placement import Placement
-from greenjax.runtime.processes import agree, leads
+from greenjax.runtime.processes import agree
 from greenjax.training.guard import DivergedError, Guard, Rollbacks
 from greenjax.training.interrupt import Interruption
-from greenjax.training.learning import nothing_learnt, time_to_tell
+from greenjax.training.learning import warn_if_nothing_is_learnt
 from greenjax.training.meter import Meter
 from greenjax.training.metrics import MetricsWriter
 from greenjax.training.start import Run
@@ -85,7 +84,7 @@ def _to_the_end(
         def line(step: int, *_: Any) -> None:
             extra = counts(step + skipped) | {"undecodable": len(run.undecodable)} | rollbacks.told()
             writer.write(step, watch.meter.line() | extra)
-            _tell_if_nothing_is_learnt(run, step)
+            warn_if_nothing_is_learnt(run.config, run.workdir, step, total, run.warmup)
 
         def save(step: int, state: State, _: Any) -> None:
             checkpointer.save(step, state)
@@ -155,11 +154,3 @@ def await_update(update: BackgroundJit, writer: MetricsWriter) -> None:
     while not update.compiled_within(1.0):
         look_after_workers()
     update.wait()
-
-
-def _tell_if_nothing_is_learnt(run: Run, step: int) -> None:
-    """Warns once, at the first line of metrics from which a loss without progress means something."""
-    line_before = (step - 1) // run.config.log.every * run.config.log.every
-    first = line_before < time_to_tell(run.total, run.warmup) <= step
-    if leads() and first and (text := nothing_learnt(run.config, read_metrics(run.workdir), run.total)):
-        logging.warning("%s", text)

@@ -48,6 +48,11 @@ def parameters(model: nnx.Module) -> Params:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
+def drawn_parameters(config: ConfigDict) -> Params:
+    """Fresh parameters, drawn from `config.seed`."""
+    return parameters(build(config, config.seed))
+
+
 def model_graph(config: ConfigDict) -> nnx.GraphDef:
     """The structure of the model, without its parameters."""
     return _abstract_model(FrozenConfigDict(config))[0]
@@ -92,6 +97,6 @@ def init_state(config: ConfigDict, mesh: Mesh, params: Params | None = None) -> 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     if params is None:
         with on_the_cpu():
-            params = parameters(build(config, config.seed))
+            params = drawn_parameters(config)
     params = spread(params, shardings.params)
     return jax.jit(partial(_first, config), out_shardings=shardings, donate_argnums=0)(params)

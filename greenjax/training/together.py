@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from greenjax import __version__
 from greenjax.config import flatten
 from greenjax.data.listing import listing
+from greenjax.ops.group_attention import check_attention
 from greenjax.runtime.lock import held
 from greenjax.runtime.processes import agree, on_first
 
@@ -24,16 +25,19 @@ T = TypeVar("T")
 
 
 def holding_workdir(task: Callable[[ConfigDict, Path], T]) -> Callable[[ConfigDict, Path], T]:
-    """The task, which holds its workdir from its start to its end and has the same configuration on every process."""
+    """Wraps a task: it checks what every task needs, and holds the workdir from the start of the task to its end.
+
+    Raises InputError where the attention cannot run on the devices, where the processes have other settings or other
+    code, or where another process holds the workdir.
+    """
 
     @wraps(task)
     def alone(config: ConfigDict, workdir: Path) -> T:
+        check_attention(config.model.attention)
         if jax.process_count() > 1:
             settings = json.loads(json.dumps(flatten(config)))
-            agree(
-                {"greenjax": __version__, "sources of greenjax with the digest": code_digest()}
-                | {key: value for key, value in settings.items() if key not in OWN}
-            )
+            shared = {key: value for key, value in settings.items() if key not in OWN}
+            agree({"greenjax": __version__, "sources of greenjax with the digest": code_digest()} | shared)
         with ExitStack() as stack:
             on_first(lambda: stack.enter_context(held(Path(workdir), "--workdir")))
             return task(config, workdir)
@@ -44,8 +48,8 @@ def holding_workdir(task: Callable[[ConfigDict, Path], T]) -> Callable[[ConfigDi
 def same_start(step: int | None, batch: int, sources: Mapping[str, Any]) -> None:
     """Raises InputError, on every process, unless all go on from the same step with the same data.
 
-    `step`: of the last checkpoint; None where there is none. `batch`: the position in the stream, which rollbacks move.
-    `sources`: as of `same_data`.
+    `step` is that of the last checkpoint (None: there is none), `batch` the position in the stream, which rollbacks
+    move, and `sources` as in `same_data`.
     """
     agree({"its last checkpoint at step": step, "its next batch at": batch})
     same_data(sources)
@@ -73,7 +77,7 @@ def same_weights(name: str, params: Any) -> None:
 
 
 def code_digest() -> str:
-    """Of all Python files of the package."""
+    """A digest of all Python files of the package."""
     root, digest = Path(__file__).parents[1], hashlib.blake2b(digest_size=8)
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
