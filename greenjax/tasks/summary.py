@@ -1,4 +1,4 @@
-"""What a run says of itself: before the first step what is going to happen, after the last where things are."""
+"""What a run says: before its first step its settings, after its last step its files and the next commands."""
 
 import math
 import shlex
@@ -22,13 +22,13 @@ from greenjax.training.progress import duration
 from greenjax.training.start import HELD_OUT, TRAINING, Run
 from greenjax.training.state import abstract_state
 
-# What a fine-tuning has to know of the images, where its config names others.
+# Settings of the images, which a fine-tuning takes over where its config has others.
 DATA = ("data.source", "data.path", "data.name", "data.split", "data.eval_split", "data.mean", "data.std")
-FAVOURITE = "timm"  # of the layouts that fit
+FAVOURITE = "timm"  # the layout that the export command names where it fits
 
 
 def say_listing(config: ConfigDict) -> None:
-    """Said before images are listed, which takes long where there are many."""
+    """Says that images are listed, which takes long where there are many."""
     splits = ", ".join(filter(None, (config.data.split, config.data.eval_split)))
     say(f"listing the images of {splits} in {_where(config)} ...")
 
@@ -67,7 +67,7 @@ def start_lines(run: Run) -> list[str]:
 
 
 def end_lines(workdir: Path, title: str) -> list[str]:
-    """Where things are in the workdir of a run that ended well."""
+    """The files in the workdir of a run that ended well."""
     rows = [
         ("checkpoint", [f"checkpoints/{step}" for step in Checkpointer(workdir).steps()[-1:]]),
         ("results", [*_found(workdir, "results.json"), *_found(workdir, "predictions_*.csv")]),
@@ -78,7 +78,7 @@ def end_lines(workdir: Path, title: str) -> list[str]:
 
 
 def next_lines(config: ConfigDict, workdir: Path, file: str) -> list[str]:
-    """The commands that may come next, after a run of a config file."""
+    """The commands that may come next after a run of the config `file`."""
     rows = []
     if config.task == "pretrain" and (command := _finetune_command(config, workdir, Path(file))):
         rows.append(("fine-tune", command))
@@ -92,7 +92,7 @@ def next_lines(config: ConfigDict, workdir: Path, file: str) -> list[str]:
 
 
 def table(rows: list[tuple[str, str]]) -> list[str]:
-    """Lines of a name and what there is to say of it, aligned."""
+    """Aligned lines of a name and a text."""
     return [f"  {name:<10}  {text}" for name, text in rows]
 
 

@@ -1,8 +1,8 @@
-"""When a run goes wrong by itself: what counts as divergence, and the way back to before it, on to other data.
+"""Divergence: when a run counts as diverged, and how it goes back to a checkpoint and on with other data.
 
 Batches are numbered by their position in the stream, which is the step as long as nothing goes wrong. After a rollback
-from step s to the checkpoint of step c the run goes on with batch s + 1, not c + 1: what it met on the way is not met
-again. rollbacks.json in the workdir says what happened, and so where in the stream any later step is.
+from step s to the checkpoint of step c the run goes on with batch s + 1, not c + 1, so it does not meet the same data
+again. rollbacks.json in the workdir lists the rollbacks, and so gives the position of any later step.
 """
 
 import json
@@ -22,23 +22,23 @@ RECENT, BEFORE = 10, 100  # updates whose mean losses are compared
 
 
 class DivergedError(RunError):
-    """Updates were not finite too often in a row, or the loss rose too far."""
+    """Too many updates in a row were not finite, or the loss rose too far."""
 
     def __init__(self, message: str, step: int, since: int):
-        """`step`: the last one of this run; `since`: the first one that is not to be trusted."""
+        """`step`: the last step of the run; `since`: the first step that is not to be trusted."""
         super().__init__(message)
         self.step, self.since = step, since
 
 
 class Guard:
-    """Looks at every update's loss. Raises DivergedError."""
+    """Raises DivergedError where the losses of the updates say that the run has diverged."""
 
     def __init__(self, max_skipped: int, spike: float):
         self._max_skipped, self._spike = max_skipped, spike
         self._losses: deque[float] = deque(maxlen=BEFORE + RECENT)
 
     def look(self, step: int, loss: float, skipped_in_a_row: int) -> None:
-        """`step` has been done, with this loss."""
+        """Takes the loss of a step that is done."""
         if skipped_in_a_row > self._max_skipped:
             raise DivergedError(
                 f"step {step}: {skipped_in_a_row} updates in a row had a loss or gradient that is not finite (the last"
@@ -70,7 +70,7 @@ class Rollback(NamedTuple):
 
 
 class Rollbacks:
-    """Those of one run, read from its workdir and written there."""
+    """The rollbacks of one run, kept in its workdir."""
 
     def __init__(self, workdir: Path):
         self._path = workdir / "rollbacks.json"
@@ -81,11 +81,11 @@ class Rollbacks:
             raise InputError(f"{str(self._path)!r} holds no rollbacks: {REMEDY}") from error
 
     def skipped(self, step: int) -> int:
-        """How far the position in the stream is ahead of a step."""
+        """The batches by which the position in the stream is ahead of a step."""
         return sum(each.after - each.to for each in self.made if each.to <= step)
 
     def told(self) -> dict[str, int]:
-        """For a line of metrics: nothing where nothing happened."""
+        """The entry in a line of metrics; none where there was no rollback."""
         return {"rollbacks": len(self.made)} if self.made else {}
 
     def add(self, error: DivergedError, to: int) -> None:
@@ -95,7 +95,7 @@ class Rollbacks:
             replace_text(self._path, json.dumps([each._asdict() for each in self.made], indent=2) + "\n")
 
     def forget(self) -> None:
-        """A run that begins anew has none."""
+        """Removes all rollbacks: the run begins anew."""
         self.made = []
         if leads():
             self._path.unlink(missing_ok=True)

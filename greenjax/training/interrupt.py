@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT, SIGHUP: a run that is asked to stop ends its step, saves, and says so by an exit code of its own."""
+"""SIGTERM, SIGINT and SIGHUP ask a run to stop: it ends its step, saves, and ends with an exit code of its own."""
 
 import signal
 import threading
@@ -14,10 +14,10 @@ from greenjax.runtime.placement import Placement
 
 
 class Interruption:
-    """Takes the signals while it is open, in the main thread; a second one has its usual effect at once.
+    """Takes the signals in the main thread while it is open; a second signal has its usual effect at once.
 
     SIGHUP comes when the terminal closes, often twice, from the shell and from the system: the second is ignored. A
-    signal that was ignored when the run started stays so: SIGHUP by nohup, SIGINT of a script's background process.
+    signal that is ignored when the run starts stays ignored: SIGHUP by nohup, SIGINT in a script's background.
     """
 
     def __init__(self, place: Placement):
@@ -28,9 +28,9 @@ class Interruption:
         self._any = jax.jit(jnp.any, out_shardings=place.copies)
 
     def asked(self) -> bool:
-        """Is it time to stop? Called once a step, by all processes, which get the same answer.
+        """Is it time to stop? All processes call this once a step and get the same answer.
 
-        Of several processes some may not have got the signal yet, so one learns of it a step later, from all devices.
+        The signal may not have reached all of several processes: they agree through the devices, one step later.
         """
         if jax.process_count() == 1:
             return bool(self.signal)

@@ -1,4 +1,4 @@
-"""How far a run is: a bar that moves with every step on a terminal, lines of text for files and pipes."""
+"""The progress of a run: a bar that moves with every step on a terminal, lines of text in files and pipes."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,33 +10,33 @@ from rich.table import Column
 
 from greenjax.runtime.console import rich_console, say
 
-SILENCE = 60  # seconds after which a line of text is due, whatever log.every says
+SILENCE = 60  # seconds after which `Lines` says a line, whatever log.every is
 REDRAW = 0.1  # seconds between two moves of the bar
 
 Values = Mapping[str, Any]
 
 
 class Lines:
-    """A line of text for each line of metrics, for the first step, and where nothing was said for a while."""
+    """A line of text for each line of metrics, for the first step, and after SILENCE."""
 
     def __init__(self, total: int, start: int):
         self._total, self._start, self._told = total, start, start
         self._clock, self._since = Clock(total), 0.0
 
     def phase(self, text: str) -> None:
-        """What the run does now that is not a step."""
+        """Says what the run does now that is not a step."""
         if self._told in (self._start, self._total):  # others are short, or end with a line of their own
             say(f"{text} ...")
 
     def moved(self, step: int, values: Callable[[], Values]) -> None:
-        """A step is done. `values`: loss and speed, asked for where they are shown."""
+        """A step is done; `values()` gives its loss and speed where they are shown."""
         left = self._clock.left(step)
         silent = self._told == self._start or monotonic() - self._since >= SILENCE
         if step > self._told and silent:
             self._say(step, values(), left)
 
     def line(self, step: int, values: Values) -> None:
-        """The numbers of a line of metrics.jsonl."""
+        """Shows the numbers of a line of metrics.jsonl."""
         self._say(step, values, self._clock.left(step) if trained(values) else "")
 
     def close(self) -> None:
@@ -48,7 +48,7 @@ class Lines:
 
 
 class Bar:
-    """One line that moves, with the methods of Lines; what is not about training scrolls by above it."""
+    """A bar that moves, with the methods of Lines; other lines scroll by above it."""
 
     def __init__(self, total: int, start: int):
         self._total, self._clock = total, Clock(total)
@@ -86,20 +86,20 @@ class Bar:
 
 
 def make_display(total: int, start: int) -> Lines | Bar:
-    """A bar where it can move, else lines: of a run of `total` steps that goes on after step `start`."""
+    """The display of a run of `total` steps that goes on after step `start`: a bar where it can move, else lines."""
     console = rich_console()
     moves = console.is_terminal and not console.is_dumb_terminal
     return Bar(total, start) if moves else Lines(total, start)
 
 
 class Clock:
-    """Time left, by the pace since the first step of this process."""
+    """Estimates the time left by the pace since the first step of this process."""
 
     def __init__(self, total: int):
         self._total, self._first, self._since = total, 0, 0.0
 
     def left(self, step: int) -> str:
-        """Nothing at the first step: what comes before it is mostly compilation."""
+        """The time left after a step; nothing at the first step, as the time before it is mostly compilation."""
         now = monotonic()
         if not self._first:
             self._first, self._since = step, now
@@ -118,12 +118,12 @@ def duration(seconds: float | int) -> str:
 
 
 def trained(values: Values) -> bool:
-    """Are these numbers of training, and not of what is looked at on the way?"""
+    """Are these numbers of training, rather than of a hook?"""
     return "images_per_second" in values
 
 
 def described(values: Values) -> str:
-    """The loss, the speed and what went wrong; of numbers that are not of training, everything."""
+    """The loss, the speed and the faults of training; all numbers of a hook."""
     if trained(values):
         wrong = {key: values[key] for key in ("skipped", "undecodable", "rollbacks") if values.get(key)}
         values = {"loss": values.get("loss", math.nan), "images/s": values["images_per_second"]} | wrong

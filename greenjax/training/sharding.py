@@ -38,13 +38,13 @@ def make_mesh(config: ConfigDict, available: Sequence[Any] | None = None) -> Mes
 
 
 def batch_shapes(batch: Any, mesh: Mesh) -> Any:
-    """What a program that takes batches like this whole one can be compiled for."""
+    """The shapes and shardings of a batch, to compile a program for; `batch` is one of all processes."""
     split = batch_sharding(mesh)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split), batch)
 
 
 def spread(whole: Any, shardings: Any) -> Any:
-    """Arrays that every process has as a whole, placed as `shardings` say: no device holds more than its part."""
+    """Places arrays that every process has as a whole by `shardings`; no device holds more than its part."""
 
     def of_leaf(leaf: Any, sharding: NamedSharding) -> jax.Array:
         host = np.array(leaf)  # a copy: the state is donated, the source may live on
@@ -54,9 +54,9 @@ def spread(whole: Any, shardings: Any) -> Any:
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """A sharding for every leaf of an (abstract) state: its largest axis that `fsdp` divides is split over it.
+    """A sharding for every leaf of an (abstract) state: `fsdp` splits its largest axis that it divides.
 
-    Vectors are on every device: they are hundreds, and hold next to nothing.
+    Vectors are on every device: there are hundreds, and they are small.
     """
 
     def of_leaf(leaf: Any) -> NamedSharding:
