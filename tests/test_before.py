@@ -84,16 +84,9 @@ def test_plans_are_the_same(name, tmp_path, monkeypatch):
     """The layouts, 100 training masks and the first held-out ones, and how many were redrawn; no cache is read."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     planner, total = make_planner(greenjax.load_config(f"configs/{name}.py")), hashlib.sha256()
-
-    def add(tree):
-        if tree is None or isinstance(tree, int):
-            total.update(f"{tree};".encode())
-        elif isinstance(tree, np.ndarray):
-            total.update(f"{tree.dtype} {tree.shape};".encode() + tree.tobytes())
-        else:
-            total.update(f"{len(tree)}:".encode())
-            for child in tree:
-                add(child)
-
-    add((planner.layouts, planner.plans(0, 50), planner.plans(1, 50), planner.held_out_plans(0, 4)))
+    for leaf in jax.tree.leaves(
+        (planner.layouts, planner.plans(0, 50), planner.plans(1, 50), planner.held_out_plans(0, 4))
+    ):
+        array = np.asarray(leaf)
+        total.update(f"{array.dtype} {array.shape};".encode() + array.tobytes())
     assert total.hexdigest() == EXPECTED["plans"][name]
