@@ -13,7 +13,7 @@ import shlex
 import sys
 
 from greenjax.config import flags, flatten, resolve
-from greenjax.errors import InputError
+from greenjax.errors import InputError, RunError
 from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, layout_names
 from greenjax.runtime.cache import keep_compiled
 from greenjax.runtime.console import say, set_up
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     keep_compiled()
     try:
         arguments.run(arguments, rest)
-    except InputError as error:
+    except (InputError, RunError) as error:
         sys.exit(f"greenjax.convert: {error}")
 
 

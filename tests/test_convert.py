@@ -17,7 +17,7 @@ from greenjax import convert, main
 from greenjax.interop.layouts import layout_names
 from greenjax.interop.loading import initial_model
 from greenjax.interop.weights import flat_weights
-from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.runtime.checkpoint import Checkpointer, SaveError
 from greenjax.tasks import finetune, pretrain
 
 RUN = dict(
@@ -120,6 +120,21 @@ def test_training_goes_on_from_a_files_weights(run, tmp_path, capsys):
     assert [line["loss"] for line in lines] == [line["loss"] for line in others]
     scratch = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["loss"] < scratch[0]
+
+
+def test_a_workdir_that_cannot_be_written_is_one_line(run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise SaveError("step 0 could not be saved: No space left on device")
+
+    workdir, _ = run
+    weights = tmp_path / "weights.safetensors"
+    command("to-torch", "--workdir", workdir, "--layout", "greenmim", "--output", weights)
+    monkeypatch.setattr(Checkpointer, "save", fail)
+    config = config_file(tmp_path, **RUN)
+    line = refused(
+        "from-torch", "--config", config, "--layout", "greenmim", "--input", weights, "--workdir", tmp_path / "fresh"
+    )
+    assert line == "greenjax.convert: step 0 could not be saved: No space left on device"
 
 
 def test_a_classifier_from_a_file_is_trained_by_the_printed_line(run, tmp_path, capsys):
