@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import jax
+
 from greenjax.config.flags import Parser, parse_command
 from greenjax.errors import InputError, InterruptedRun, RunError
 from greenjax.runtime.console import complain, set_up
@@ -33,6 +35,7 @@ SUITES = {  # by name: the module
 }
 WITHOUT_CONFIG = ("sparse", "input")
 ABSENT_DEVICES = ("ahead", "scaling")  # compile for devices that are not here
+TRAINING = {"study", "sweep"}  # measure no time
 
 
 def forwarded(argv: Sequence[str], command: str, suite: str | None) -> None:
@@ -43,7 +46,14 @@ def forwarded(argv: Sequence[str], command: str, suite: str | None) -> None:
         old.add_argument("--suite", default="step")
         arguments, flags = old.parse_known_args(flags)
         suite = arguments.suite
+    if suite not in TRAINING:
+        compile_anew()
     main([command, *([suite] if suite else []), *flags], command)
+
+
+def compile_anew() -> None:
+    """Keeps JAX from taking programs from its cache: times to compile are those of new programs."""
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def main(argv: Sequence[str], command: str | None = None) -> None:
@@ -85,4 +95,6 @@ def measure(name: str, suite: ModuleType, parser: Parser, flags: Sequence[str]) 
 
 
 if __name__ == "__main__":
+    if not TRAINING & set(sys.argv[1:2]):
+        compile_anew()
     main(sys.argv)

@@ -11,9 +11,11 @@ from small import FAMILIES as MODELS
 from small import small_config
 
 import greenjax
+from greenjax.backbones import windows
 from greenjax.backbones.family import Family
 from greenjax.backbones.geometry import stage_channels, stage_specs
 from greenjax.backbones.registry import ARCHITECTURES, FAMILIES, family_of
+from greenjax.planning.plan import StageSpec, Windows
 
 PACKAGE = Path(greenjax.__file__).parent
 NAMES = sorted({name.partition("_")[0] for name in ARCHITECTURES} | set(FAMILIES))
@@ -51,8 +53,8 @@ def test_nothing_outside_backbones_names_a_family():
 def test_nothing_outside_backbones_reads_a_setting_of_one_family():
     """Such as model.sr_ratios: whether it is None would stand for a family. Two tables of config/ name the keys."""
     published = [{part for size in family.sizes.values() for part in size} for family in FAMILIES.values()]
-    own = set.union(*published) - set.intersection(*published)
-    assert {"embed_dim", "embed_dims", "sr_ratios"} <= own
+    own = {part for settings in published for part in settings if sum(part in other for other in published) == 1}
+    assert "sr_ratios" in own
     found = []
     for path in outside():
         tree = ast.parse(path.read_text())
@@ -78,6 +80,8 @@ def test_an_unknown_name_is_refused():
 def test_a_module_that_no_family_knows_has_no_layer():
     with pytest.raises(KeyError, match="peg"):
         FAMILIES["swin"].layer(("stages", 0, "peg", "kernel"), (2, 2))
+    with pytest.raises(KeyError, match="cls_token"):
+        FAMILIES["swin"].layer(("cls_token",), (2, 2))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -94,3 +98,11 @@ def test_statements_fit_the_encoder(model):
     last = sum(config.model.depths) + 1
     paths = [[entry.key for entry in path] for path, _ in jax.tree.leaves_with_path(encoder)]
     assert {family.layer(path, config.model.depths) for path in paths} == set(range(last + 1))
+
+
+def test_tables_of_pytorch_names_want_square_windows(monkeypatch):
+    config = small_config("swin")
+    for found in (Windows(4, 12),), (Windows(4, 4), Windows(8, 8)):
+        monkeypatch.setattr(windows, "stage_specs", lambda _, found=found: (StageSpec(found),))
+        with pytest.raises(ValueError, match=r"the windows of stage 1 are 4 x .*: expected square ones of one size"):
+            windows.windowed_stages(config)

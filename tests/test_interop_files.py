@@ -24,6 +24,7 @@ from test_interop_layouts import SWIN, random_model
 
 import greenjax
 from greenjax import convert
+from greenjax.interop import huggingface
 from greenjax.interop.files import write_tensors
 from greenjax.interop.weights import flat_weights
 from greenjax.runtime.files import replace_text
@@ -620,4 +621,14 @@ def test_a_refused_export_leaves_no_folder(tmp_path, output):
     wide = random_model("swin", "green", model__window=16)
     with pytest.raises(ValueError, match="smaller than the window of 16"):
         greenjax.save_torch(wide, tmp_path / output, "torchvision" if Path(output).suffix else "hf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_finished_is_removed(model, tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(huggingface, "image_processor", fail)
+    with pytest.raises(OSError, match="No space left"):
+        greenjax.save_torch(model, tmp_path / "new" / "hf", "hf")
     assert not list(tmp_path.iterdir())

@@ -213,6 +213,8 @@ def test_wrong_uses_are_refused():
         submanifold_index(fine, SHAPE, 4)
     with pytest.raises(InputError, match="expected odd sides"):
         submanifold_conv(x, kernel[:2], bias, index)
+    with pytest.raises(InputError, match=r"kernel is \(5, 5, 6, 4\): expected the 9 taps of its index"):
+        submanifold_conv(x, jnp.ones((5, 5, 6, 4)), bias, index)
     with pytest.raises(InputError, match="shape is None"):
         submanifold_conv(x, kernel, bias, index, backend="masked")
     with pytest.raises(InputError, match="uses is None"):

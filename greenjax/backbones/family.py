@@ -25,8 +25,8 @@ class Family:
     channels: Callable[[Any], tuple[int, ...]]  # of every stage
     stages: Callable[[Any, TokenGrid], tuple[StageSpec, ...]]
     check: Callable[[Any], None]  # raises InputError where settings contradict each other
-    # Layer decay: with which layer the modules of a stage beside its blocks learn, by name. "before": with the last
-    # block of the stage before; "first", "last": with that block of their own stage.
+    # Layer decay: the block whose learning rate each other module of a stage takes, by the module's name. "before": the
+    # last block of the stage before; "first", "last": that block of its own stage.
     beside_blocks: Mapping[str, Literal["before", "first", "last"]]
     undecayed: frozenset[str] = frozenset()  # modules whose kernels have no weight decay
 
@@ -55,8 +55,10 @@ class Family:
         sum(depths) + 1 at the last norm. `path` is its place in the encoder: ("stages", 0, "blocks", 1, ...)."""
         if path[0] == "patch_embed":
             return 0
-        if path[0] != "stages":
+        if path[0] == "norm":
             return sum(depths) + 1
+        if path[0] != "stages":
+            raise KeyError(f"{path[0]}: a family states no layer for it")
         stage, module = path[1], path[2]
         first = 1 + sum(depths[:stage])
         if module == "blocks":
@@ -70,7 +72,7 @@ def refuse_part(model: Any, part: str, allowed: str) -> None:
 
 
 def check_heads(model: Any, channels: Sequence[int], note: str = "") -> None:
-    """Raises InputError where the heads of a stage do not divide its channels; `note` says whence these are."""
+    """Raises InputError where the heads of a stage do not divide its channels; `note` says how channels follow."""
     for stage, (width, heads) in enumerate(zip(channels, model.num_heads)):
         if width % heads:
             allowed = f"a divisor of the {width} channels of stage {stage + 1} in place of {heads}"

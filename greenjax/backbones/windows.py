@@ -1,6 +1,6 @@
 """The windows of a model on its grids, and the rules of libraries that treat them otherwise. NumPy only."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import stage_specs, token_grid
 from greenjax.backbones.rules import Fault
+from greenjax.errors import InputError
+from greenjax.planning.plan import Windows
 
 
 class WindowedStage(NamedTuple):
@@ -39,7 +41,7 @@ def windowed_stages(config: ConfigDict) -> list[WindowedStage]:
             i,
             *grid.shape(i),
             window=model.window,
-            side=spec.windows[0].rows,
+            side=_side(i, spec.windows),
             shifted=len(spec.windows) > 1,
             depth=model.depths[i],
             patch=model.patch,
@@ -47,6 +49,15 @@ def windowed_stages(config: ConfigDict) -> list[WindowedStage]:
         for i, spec in enumerate(stage_specs(config))
         if spec.windows
     ]
+
+
+def _side(stage: int, windows: Sequence[Windows]) -> int:
+    """The one side of all windows of a stage. Raises InputError where they have several."""
+    sides = {side for partition in windows for side in (partition.rows, partition.columns)}
+    if len(sides) > 1:
+        found = " and ".join(f"{partition.rows} x {partition.columns}" for partition in windows)
+        raise InputError(f"the windows of stage {stage + 1} are {found}: expected square ones of one size")
+    return sides.pop()
 
 
 WindowRule = Callable[[WindowedStage], Fault | None]

@@ -1,6 +1,7 @@
 """Folders that transformers' from_pretrained opens: the weights, their config, and the preprocessor of images."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,22 @@ UNNAMED = "LABEL_"  # transformers' names of classes without a name begin so
 def write_folder(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], described: Any, config: ConfigDict
 ) -> list[str]:
-    """Writes the weights, `described` as config.json, and preprocessor_config.json.
+    """Writes the weights, `described` as config.json, and preprocessor_config.json; a new folder whole or not at all.
 
     Returns a line that says why, where transformers has no preprocessor for the model.
     """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        return _write_files(path, tensors, metadata, described, config)
+    except BaseException:
+        if made:
+            shutil.rmtree(made[-1], ignore_errors=True)
+        raise
+
+
+def _write_files(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], described: Any, config: ConfigDict
+) -> list[str]:
     write_tensors(path / "model.safetensors", tensors, metadata)
     replace_text(path / "config.json", json.dumps(described, indent=2) + "\n")
     processor = image_processor(config)

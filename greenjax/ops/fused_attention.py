@@ -74,10 +74,9 @@ _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 def _spread(run: Callable[..., Any], by_image: tuple[Array, ...], where: Where) -> Any:
-    """run(1, by_image, where), or run(masks, ...) under jax.vmap over so many mask groups; on a mesh each device does
-    that for its part of the mask groups, or of the images.
+    """Runs the kernel for one mask, `run(1, by_image, where)`, or under jax.vmap for all, `run(masks, ...)`.
 
-    All results have what is split first: mask groups, or images and partial sums over images.
+    On a mesh each device takes its share of the mask groups or of the images, the leading axis of every result.
     """
     mesh = jax.sharding.get_abstract_mesh()
     alone = mesh.empty or AxisType.Manual in mesh.axis_types

@@ -12,6 +12,7 @@ spconv has no groups. With the spconv backend, native computes convolutions with
 and 1x1 convolutions, which are matrix products.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -161,7 +162,8 @@ def _conv(
 ) -> Array:
     if kernel.shape[2] * groups != x.shape[2] or kernel.shape[3] % groups:
         raise InputError(
-            f"kernel is {kernel.shape} with groups {groups}: expected (kh, kw, {x.shape[2]} / groups, a multiple of it)"
+            f"kernel is {kernel.shape} with groups {groups}:"
+            f" expected (kh, kw, {x.shape[2]} / groups, a multiple of groups)"
         )
     if _checked(backend) == "masked":
         return _plus(_masked(x, kernel.astype(x.dtype), index, footprint, groups, shape), bias)
@@ -170,8 +172,11 @@ def _conv(
 
         sites = jnp.asarray(_given(index.inputs, "inputs")), jnp.asarray(_given(index.outputs, "outputs"))
         return spconv_bridge.conv(x, kernel, bias, *sites, footprint, _given(shape, "shape"), callback)
+    taps = jnp.asarray(index.taps)
+    if taps.shape[-1] != math.prod(kernel.shape[:2]):
+        raise InputError(f"kernel is {kernel.shape}: expected the {taps.shape[-1]} taps of its index")
     uses = _uses(index, footprint.submanifold)
-    return sparse_native.conv(groups, footprint.uses, x, kernel, bias, jnp.asarray(index.taps), uses)
+    return sparse_native.conv(groups, footprint.uses, x, kernel, bias, taps, uses)
 
 
 def _checked(backend: str) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from greenjax.errors import InputError
 
 Packing = list[list[int]]  # the windows of each group
-Counts = dict[int, int]  # {size: how many}; among equal totals, late keys are spared
+Counts = dict[int, int]  # {size: how many}; of equal totals, the one of the sizes inserted first is taken
 
 _RESTARTS = 24
 

@@ -44,9 +44,8 @@ def choose_layout(sizes: Int[np.ndarray, "m windows"], window: int, tolerance: f
     """The cheapest layout that holds the windows of all masks but a share `tolerance`.
 
     `sizes` are visible tokens by mask and window; every mask has equally many in all. `window` is the number of tokens
-    of a whole window. Only two terms of the cost
-    depend on the layout, because the projections are applied to the ungrouped tokens: the attention of every row, and
-    the moving of q, k, v and the output, which one row of all tokens in their own order does without.
+    of a whole window. The layout changes two costs, because projections are applied to ungrouped tokens: attention
+    inside rows, and moving q, k, v and the output. A single row of all tokens, in their own order, moves nothing.
     """
 
     def cost(slots: int, groups: int) -> int:  # in multiplications / (2 channels)

@@ -1,7 +1,7 @@
 """From a mask to a plan: which token attends in which slot of which group.
 
-A `Plan` tells the device all about a mask. Its leaves are int32 arrays whose sizes depend on the configuration only, so
-the training step compiles once.
+A `Plan` is one mask as int32 index arrays. Their sizes depend on the configuration only, so the training step compiles
+once.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,8 +66,8 @@ class Plan(NamedTuple):
 class WindowPartition:
     """The grid of one stage cut into windows.
 
-    Row y belongs to window (y + (rows - shift if shifted else 0)) // rows, columns likewise. Windows at the border are
-    cut: padding is never a key.
+    Row y belongs to window (y + -shift % rows) // rows, columns likewise. Windows at the border are cut: padding is
+    never a key.
     """
 
     grid: TokenGrid

@@ -18,7 +18,6 @@ COLUMNS = (
     *("stage", "grid", "window", "shift", "slots", "groups", "visible"),
     *("padding", "cost", "search", "redrawn"),
 )
-COLOURS = ("tab:blue", "tab:orange")
 
 
 def check_figure(plot: str | Path) -> None:
@@ -56,13 +55,13 @@ def layout_table(analysis: Analysis) -> Table:
 def summary(analysis: Analysis) -> list[str]:
     """What the columns mean, and what holds for all stages together."""
     gathered = {facts.partition.stage for facts in _rows(analysis) if facts.moves}
-    still = [str(stage + 1) for stage in range(len(analysis.facts)) if stage not in gathered]
-    optima = len(analysis.facts[0][0].optimal_slots)
+    still = [str(stage + 1) for stage, facts in enumerate(analysis.facts) if facts and stage not in gathered]
+    optima = len(next(_rows(analysis)).optimal_slots)
     return [
-        "visible: tokens of one mask. padding: share of slots that hold none of them.",
+        "visible: tokens of one mask. padding: share of slots without a token.",
         f"cost: of attention, projections before grouping / mean of Algorithm 1's choice for {optima} masks by Eq. 8,",
         "which projects padding too.",
-        f"search: share of {analysis.masks} masks that need the stronger search. redrawn: on which it fails.",
+        f"search: share of {analysis.masks} masks that need the stronger search. redrawn: that do not fit.",
         "",
         f"Stages that gather nothing, their visible tokens being one row: {', '.join(still) or 'none'}",
         f"Cost of the window attention of all blocks / Algorithm 1's: {cost_ratio(analysis):.3f}",
@@ -74,10 +73,10 @@ def group_size_figure(analysis: Analysis, title: str) -> Figure:
     """The paper's figure 4: the group size g_s that Algorithm 1 finds, by stage; beside it the static one."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.subplots()
-    for shifted, name in enumerate(("regular", "shifted")):
-        facts = [stage[shifted] for stage in analysis.facts if len(stage) > shifted]
-        if facts:
-            _draw_group_sizes(axes, facts, name, COLOURS[shifted], offset=0.16 * shifted - 0.08)
+    for number in range(max(map(len, analysis.facts))):
+        facts = [stage[number] for stage in analysis.facts if len(stage) > number]
+        name = "shifted" if any(facts[0].partition.windows.shift) else "regular"
+        _draw_group_sizes(axes, facts, name, f"C{number}", offset=0.16 * number - 0.08)
     axes.set(
         xlabel="stage",
         ylabel="group size $g_s$ (tokens): mean, deviation",

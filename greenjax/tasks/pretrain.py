@@ -26,6 +26,7 @@ from greenjax.runtime.processes import leads
 from greenjax.tasks.summary import end_lines, run_time, say_listing, start_lines
 from greenjax.training.loop import Hook, train
 from greenjax.training.metrics import MetricsWriter
+from greenjax.training.optim import run_length
 from greenjax.training.sharding import make_mesh
 from greenjax.training.start import HELD_OUT, TRAINING, Run, begin
 from greenjax.training.state import Params, State, model_graph
@@ -52,6 +53,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     if config.monitor != "none":
         monitor = Monitor(config, monitor_data(config), task.graphdef, Placement(mesh))
         sources |= {"images of the monitor": monitor.train, "held-out images of the monitor": monitor.held_out}
+    run_length(config, len(source))  # refuses a run without a whole batch before masks are planned
     say("planning masks ...")
     planner = make_planner(config)
 

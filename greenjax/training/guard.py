@@ -84,7 +84,7 @@ class Rollbacks:
         """The batches by which the position in the stream is ahead of a step."""
         return sum(each.after - each.to for each in self.made if each.to <= step)
 
-    def told(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """The entry in a line of metrics; none where there was no rollback."""
         return {"rollbacks": len(self.made)} if self.made else {}
 

@@ -82,7 +82,7 @@ def _to_the_end(
         watch = Watch(run, writer)
 
         def line(step: int, *_: Any) -> None:
-            extra = counts(step + skipped) | {"undecodable": len(run.undecodable)} | rollbacks.told()
+            extra = counts(step + skipped) | {"undecodable": len(run.undecodable)} | rollbacks.counts()
             writer.write(step, watch.meter.line() | extra)
             warn_if_nothing_is_learnt(run.config, run.workdir, step, total, run.warmup)
 

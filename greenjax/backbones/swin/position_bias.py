@@ -68,7 +68,10 @@ def attention_mask(grid: tuple[int, int], window: int) -> Float32[np.ndarray, "w
 
 
 def check_index(name: str, tensors: Tensors) -> None:
-    """Raises InputError where the index in a file is not that of its table's window: weights would mean others."""
+    """Raises InputError where the index in a file is not that of its table's window.
+
+    Else the rows of the table would belong to other offsets.
+    """
     value = tensors[name]
     window = round(value.size**0.25)
     if value.size != window**4 or not np.array_equal(value.ravel(), relative_position_index(window).ravel()):
@@ -169,7 +172,7 @@ def geometric_offsets(source: int, target: int) -> Float[np.ndarray, " sides"]:
 
 def bicubic(table: Float[np.ndarray, "offsets k"], source: int, target: int) -> Float[np.ndarray, "offsets2 k"]:
     """Bicubic, as Swin's supervised loader: torch.nn.functional.interpolate without aligned corners."""
-    import jax  # data workers, which import no JAX, never resize
+    import jax  # the command line knows the layouts without it
 
     side, heads = 2 * target - 1, table.shape[1]
     picture = table.reshape(2 * source - 1, 2 * source - 1, heads)
