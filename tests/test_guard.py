@@ -50,7 +50,7 @@ def test_the_position_in_the_stream_after_rollbacks(tmp_path):
     for each in (rollbacks, Rollbacks(tmp_path)):  # also read back
         # From the checkpoint of step 100 on the batches after the 130th; before it those that were.
         assert [each.skipped(step) for step in (99, 100, 199, 200, 300)] == [0, 30, 30, 80, 80]
-        assert each.told() == {"rollbacks": 2}
+        assert each.counts() == {"rollbacks": 2}
     rollbacks.forget()
     assert Rollbacks(tmp_path).made == []
 
