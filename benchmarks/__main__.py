@@ -52,7 +52,7 @@ def forwarded(argv: Sequence[str], command: str, suite: str | None) -> None:
 
 
 def compile_anew() -> None:
-    """Keeps JAX from taking programs from its cache: times to compile are those of new programs."""
+    """Switches JAX's compilation cache off, so that a suite measures how long XLA compiles."""
     jax.config.update("jax_enable_compilation_cache", False)
 
 

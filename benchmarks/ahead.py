@@ -1,7 +1,7 @@
 """An update compiled for a GPU that is not here: its FLOPs, bytes moved, memory, and the least time.
 
-XLA compiles for the description of a card. The programs are those of the card, except for choices that need timing,
-such as the kernel of a product. Nothing runs: times are limits by the rates of the data sheet, kernel by kernel, as
+XLA compiles the update for the description of a card. The result is the card's own program, but XLA cannot time
+kernels to choose among them. Nothing runs: times are limits by the rates of the data sheet, kernel by kernel, as
 roofline.py defines them. docs/performance.md explains the figures.
 """
 

@@ -28,7 +28,7 @@ STEPS = 1000  # length of the schedule of the learning rate
 
 
 class Program(NamedTuple):
-    """One compiled program. Bytes, FLOPs; `flops` are those of matrix products."""
+    """A compiled program and its costs: sizes in bytes, work in FLOPs of matrix products."""
 
     compiled: Any
     flops: int

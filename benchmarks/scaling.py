@@ -1,4 +1,4 @@
-"""What one of many devices holds and exchanges in an update of pre-training, compiled for simulated devices.
+"""Memory and communication of each device in an update of pre-training, compiled for simulated devices.
 
     python -m benchmarks scaling --config configs/swin_b.py [--devices 8] [--fsdp 1 8] [--json FILE]
 

@@ -316,6 +316,12 @@ def tiffs() -> Iterator[Odd]:
     for orientation in (1, 3, 6, 7):
         data = tiff(COLOUR, 2, orientation=orientation)
         yield Odd("TIFF, turned", f"turned{orientation}.tif", data, turned(COLOUR, orientation))
+    yield from refused_tiffs(plain)
+
+
+def refused_tiffs(plain: bytes) -> Iterator[Odd]:
+    """Files whose pixels greenjax refuses, and damaged copies of `plain`."""
+    grey16 = DEEP[..., 0]
     for name, values in {
         "int8": GREY.view(np.int8),
         "int16": grey16.view(np.int16),
@@ -331,7 +337,7 @@ def tiffs() -> Iterator[Odd]:
     yield Odd("TIFF, 16 bits in planes", "rgb16_planes.tif", tiff(DEEP[..., :3], 2, planes=True), "in separate planes")
     yield Odd("TIFF, other colours", "lab.tif", tiff(COLOUR, 8), "its pixels are of mode 'LAB'")
     yield Odd("TIFF, other colours", "raw.tif", tiff(GREY, 32803), REFUSED)
-    yield Odd("TIFF, other colours", "seven.tif", tiff(np.dstack([COLOUR, colours]), 1, alpha=[0] * 6), REFUSED)
+    yield Odd("TIFF, other colours", "seven.tif", tiff(np.dstack([COLOUR, COLOUR, ALPHA]), 1, alpha=[0] * 6), REFUSED)
     yield from cuts("TIFF", plain, ".tif", (0.01, 0.5, 0.9))
     yield Odd(
         "a header of a billion pixels",

@@ -146,7 +146,7 @@ def test_decoder_is_a_plain_transformer_over_units_in_raster_order(green):
     tokens[:, np.flatnonzero(visible)] = decoder.embed(out.latent)
     x = jnp.asarray(tokens + sine_cosine_positions(*green.grid.units, 16)[None])
     for block in decoder.blocks:
-        x = block(x)
+        x = block(x, None, None)
     np.testing.assert_allclose(out.prediction, decoder.head(decoder.norm(x)), atol=1e-5)
 
 

@@ -49,7 +49,7 @@ class SelfAttention(nnx.Module):
         self.qkv = linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+    def __call__(self, x: Float[Array, "b n c"], where: None = None) -> Float[Array, "b n c"]:
         q, k, v = split_heads(self.qkv(x)[:, None], self.num_heads)
         return self.proj(merge_heads(attend(q, k, v, None, None))[:, 0])
 

@@ -1,7 +1,6 @@
 """The decoder of green MIM: plain transformer blocks over visible tokens and mask tokens (paper, section 4.1)."""
 
 from functools import cache
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +9,7 @@ from jaxtyping import Array, Float, Float32, Int
 from ml_collections import ConfigDict
 
 from greenjax.backbones.attention import SelfAttention
-from greenjax.backbones.layers import LayerNorm, Mlp, linear, token_normal
+from greenjax.backbones.layers import Block, LayerNorm, linear, token_normal
 
 
 @cache
@@ -23,20 +22,6 @@ def sine_cosine_positions(rows: int, columns: int, dim: int) -> Float32[np.ndarr
     omega = 10000.0 ** (-np.arange(dim // 4) / (dim / 4))
     angles = [axis[:, None] * omega for axis in (column, row)]
     return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
-
-
-class DecoderBlock(nnx.Module):
-    """A plain pre-norm transformer block."""
-
-    def __init__(self, dim: int, num_heads: int, *, epsilon: float, dtype: Any, rngs: nnx.Rngs):
-        self.norm1 = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
-        self.attn = SelfAttention(dim, num_heads, dtype=dtype, rngs=rngs)
-        self.norm2 = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
-        self.mlp = Mlp(dim, 4 * dim, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
 
 
 class Decoder(nnx.Module):
@@ -52,7 +37,15 @@ class Decoder(nnx.Module):
         self.embed = linear(latent_dim, dim, dtype=dtype, rngs=rngs)
         self.mask_token = nnx.Param(token_normal(rngs.params(), (dim,), jnp.float32))
         self.blocks = nnx.List(
-            DecoderBlock(dim, config.decoder.num_heads, epsilon=epsilon, dtype=dtype, rngs=rngs)
+            Block(
+                SelfAttention(dim, config.decoder.num_heads, dtype=dtype, rngs=rngs),
+                dim,
+                4 * dim,
+                drop_path=0.0,
+                epsilon=epsilon,
+                dtype=dtype,
+                rngs=rngs,
+            )
             for _ in range(config.decoder.depth)
         )
         self.norm = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
@@ -71,7 +64,7 @@ class Decoder(nnx.Module):
         mask_tokens = jnp.broadcast_to(mask_tokens[None], (b, *mask_tokens.shape))
         x = jnp.concatenate([self.embed(latent) + positions[visible_units][None], mask_tokens], axis=1)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, None, None)
         x = self.norm(x)
         # Training uses the second result only, and the compiler drops the first call.
         return self.head(x[:, :v]), self.head(x[:, v:])
