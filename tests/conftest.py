@@ -23,6 +23,24 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".pytest_cache" / "home")  # not the user's
 
 
+def process_state():
+    """What a test can leave behind in its process without a trace in the test itself."""
+    import jax
+    from absl import logging
+
+    settings = {key: value for key, value in jax.config.values.items() if key.startswith("jax_")}
+    return dict(os.environ) | settings | {"folder": os.getcwd(), "verbosity": logging.get_verbosity()}
+
+
+@pytest.fixture(autouse=True)
+def same_process():
+    """A test leaves its process as it found it: otherwise another passes or fails by the order of the tests."""
+    before = process_state()
+    yield
+    after = process_state()  # libraries add variables of their own when they are imported
+    assert {key for key in before if after.get(key) != before[key]} <= {"PYTEST_CURRENT_TEST"}
+
+
 def pytest_collection_modifyitems(items):
     # Long tests first, so that no worker is left alone with one at the end.
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
