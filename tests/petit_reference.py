@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-KERNEL, EPSILON = 5, 1e-5
+EPSILON = 1e-5
 
 
 def norm(x, params):
@@ -19,10 +19,11 @@ def dense(x, params):
 
 def convolution(grid, params):
     """Depth-wise, of [b, h, w, c] with zeros beyond the border."""
-    half = KERNEL // 2
+    side = len(params["kernel"])
+    half = side // 2
     _, h, w, _ = grid.shape
     padded = np.pad(grid, ((0, 0), (half, half), (half, half), (0, 0)))
-    taps = [(i, j) for i in range(KERNEL) for j in range(KERNEL)]
+    taps = [(i, j) for i in range(side) for j in range(side)]
     return sum(padded[:, i : i + h, j : j + w] * params["kernel"][i, j, 0] for i, j in taps) + params["bias"]
 
 

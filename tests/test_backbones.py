@@ -15,6 +15,7 @@ from greenjax.backbones import windows
 from greenjax.backbones.family import Family
 from greenjax.backbones.geometry import stage_channels, stage_specs
 from greenjax.backbones.registry import ARCHITECTURES, FAMILIES, family_of
+from greenjax.config import KEYS
 from greenjax.planning.plan import StageSpec, Windows
 
 PACKAGE = Path(greenjax.__file__).parent
@@ -51,7 +52,7 @@ def test_nothing_outside_backbones_names_a_family():
 
 
 def test_nothing_outside_backbones_reads_a_setting_of_one_family():
-    """Such as model.sr_ratios: whether it is None would stand for a family. Two tables of config/ name the keys."""
+    """Such as model.sr_ratios: whether it is None would stand for a family. config/names.py has words for the keys."""
     published = [{part for size in family.sizes.values() for part in size} for family in FAMILIES.values()]
     own = {part for settings in published for part in settings if sum(part in other for other in published) == 1}
     assert "sr_ratios" in own
@@ -59,7 +60,7 @@ def test_nothing_outside_backbones_reads_a_setting_of_one_family():
     for path in outside():
         tree = ast.parse(path.read_text())
         read = [(node.lineno, node.attr) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-        if path not in (PACKAGE / "config" / "settings.py", PACKAGE / "config" / "names.py"):
+        if path != PACKAGE / "config" / "names.py":
             read += list(strings(path))
         found += [f"{path.relative_to(PACKAGE)}:{line}" for line, name in read if name.removeprefix("model.") in own]
     assert found == []
@@ -70,6 +71,15 @@ def test_every_name_has_one_family():
     for folder, family in FAMILIES.items():
         assert family.package == f"greenjax.backbones.{folder}"
         assert all(family_of(name) is family for name in family.sizes)
+
+
+def test_families_state_their_settings():
+    """Published values are settings; one that a family states comes with some of its names, and is not set before."""
+    assert {f"model.{part}" for size in ARCHITECTURES.values() for part in size} <= KEYS.keys()
+    for family in FAMILIES.values():
+        assert family.settings.keys() <= {part for size in family.sizes.values() for part in size}
+        for part, key in family.settings.items():
+            assert key.default is None and KEYS[f"model.{part}"] == key
 
 
 def test_an_unknown_name_is_refused():

@@ -8,6 +8,7 @@ import pytest
 
 import greenjax
 from greenjax.backbones.registry import ARCHITECTURES
+from greenjax.backbones.settings import Key
 from greenjax.config import KEYS, default_config, flags, flatten, load_config, resolve
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +83,18 @@ def test_defaults_are_swin_b_once_data_and_length_are_chosen():
 def test_a_key_given_overrides_its_part_of_the_architecture():
     config = load_config(SWIN_B, {"model.window": 14, "model": {"drop_path": 0.1}})
     assert (config.model.window, config.model.patch, config.model.drop_path) == (14, 4, 0.1)
+
+
+def test_a_family_s_settings_may_be_flags_and_tuples_of_any_length(monkeypatch):
+    """False counts as given, where 0 does not; only tuples with one entry a stage have as many as there are stages."""
+    own = {"embed_dims": Key(tuple[int, ...], None, "three numbers"), "sr_ratios": Key(bool, None, "True or False")}
+    for part, key in own.items():
+        monkeypatch.setitem(KEYS, f"model.{part}", key)
+        monkeypatch.setitem(ARCHITECTURES["swin_b"], part, None)
+    monkeypatch.setitem(ARCHITECTURES["swin_b"], "sr_ratios", True)
+    model = load_config(SWIN_B, {"model.embed_dims": (1, 2, 3), "model.sr_ratios": False}).model
+    assert (model.embed_dims, model.sr_ratios) == ((1, 2, 3), False)
+    assert load_config(SWIN_B).model.sr_ratios is True
 
 
 @pytest.mark.parametrize(

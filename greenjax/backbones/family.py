@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from greenjax.backbones.rules import Layout, Resizing
+from greenjax.backbones.settings import Key
 from greenjax.errors import InputError
 from greenjax.planning import StageSpec, TokenGrid, Windows
 
@@ -22,6 +23,8 @@ class Family:
 
     package: str | None  # the folder as Python imports it: __package__
     sizes: Mapping[str, Settings]  # the published settings of every model.name
+    # Settings in `sizes` that not every family has, by their name in the section model; families may share them.
+    settings: Mapping[str, Key]
     channels: Callable[[Any], tuple[int, ...]]  # of every stage
     stages: Callable[[Any, TokenGrid], tuple[StageSpec, ...]]
     check: Callable[[Any], None]  # raises InputError where settings contradict each other

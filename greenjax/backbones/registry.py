@@ -20,6 +20,9 @@ ARCHITECTURES = {name: settings for family in FAMILIES.values() for name, settin
 
 DEFAULT = "swin_b"  # the paper's
 
+# The settings of the section `model` that families state.
+SETTINGS = {part: key for family in FAMILIES.values() for part, key in family.settings.items()}
+
 # The settings that some model.name brings.
 SIZE_SETTINGS = tuple(dict.fromkeys(part for settings in ARCHITECTURES.values() for part in settings))
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from greenjax.backbones.registry import family_of
+from greenjax.config.settings import KEYS
 from greenjax.data.sources import SOURCES
 from greenjax.errors import refuse
 from greenjax.planning import TokenGrid
@@ -38,9 +39,9 @@ def check_rates(values: Values) -> None:
 def check_model(values: Values, grid: TokenGrid) -> None:
     model = SimpleNamespace(**{key[6:]: value for key, value in values.items() if key.startswith("model.")})
     family = family_of(model.name)
-    for part, value in vars(model).items():
-        if isinstance(value, tuple) and len(value) != len(model.depths):
-            refuse(values, f"model.{part}", f"one number a stage, as model.depths {model.depths!r} has")
+    for key, value in values.items():
+        if KEYS[key].by_stage and isinstance(value, tuple) and len(value) != len(model.depths):
+            refuse(values, key, f"one number a stage, as model.depths {model.depths!r} has")
     family.check(model)
     stages = family.stages(model, grid)
     if model.attention != "xla" and not any(stage.windows for stage in stages):

@@ -163,7 +163,7 @@ def _value(key: str, match: re.Match[str], words: Iterator[str]) -> Any:
 
 def _read(key: str, text: str) -> Any:
     """The text converted to the key's type; unchanged where it cannot be, for the check of the value to name it."""
-    kind, default, _, _ = KEYS[key]
+    kind, default = KEYS[key][:2]
     if text == "None" and default is None:
         return None
     if kind is str:

@@ -20,7 +20,7 @@ from greenjax.runtime.files import expanded, read_json, read_metadata
 
 Settings = dict[str, Any]
 
-FREE = ("window", "norm_epsilon")  # of the settings that a model.name brings: weights fit others, too
+FREE = tuple(part for part in SIZE_SETTINGS if KEYS[f"model.{part}"].free)  # weights fit others, too
 SIZES = (*(part for part in SIZE_SETTINGS if part not in FREE), "in_channels")
 FIXED = ("model.name", *(f"model.{part}" for part in SIZES))  # weights fit no others
 MODEL = (*FIXED, *(f"model.{part}" for part in FREE), "data.mean", "data.std")
@@ -120,7 +120,7 @@ def _images(settings: Settings, given: Collection[str], there: Settings) -> tupl
 
 def _unset(value: Any) -> Any:
     """0, or zeros, unset a key."""
-    return value if (any(value) if isinstance(value, list | tuple) else value) else None
+    return value if (any(value) if isinstance(value, list | tuple) else value or value is False) else None
 
 
 def _filled(settings: Settings, key: str) -> Any:

@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS
+from greenjax.backbones.settings import Key
 from greenjax.config.checks import check_all
 from greenjax.config.names import WORKDIR, nearest
-from greenjax.config.settings import KEYS, RATIO, SIZE, Key
+from greenjax.config.settings import KEYS, RATIO, SIZE
 from greenjax.errors import InputError, listed, refuse
 from greenjax.runtime.files import read_json
 
@@ -127,7 +128,7 @@ def _checked(key: str, value: Any) -> Any:
         good = False
     if not good:
         refuse({key: value}, key, entry.allowed)
-    unset = entry.default is None and not (any(value) if isinstance(value, tuple) else value)
+    unset = entry.default is None and not (any(value) if isinstance(value, tuple) else value or value is False)
     return None if unset else value  # 0 unsets a placeholder from the command line
 
 

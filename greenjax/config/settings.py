@@ -1,32 +1,13 @@
 """Every setting of a run: its name, default, type and allowed values. `KEYS` is the whole list."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
-from greenjax.backbones.registry import ARCHITECTURES, DEFAULT
+from greenjax.backbones.registry import ARCHITECTURES, DEFAULT, SETTINGS
+from greenjax.backbones.settings import UNSET, Key, choice, count, counts, positive
 from greenjax.data.sources import SOURCES
 
 SIZE = (int, tuple)  # the type of image_size: one side in pixels, or (height, width)
 RATIO = (int, float, tuple)  # the type of model.mlp_ratio: one number, or one a stage
-
-
-class Key(NamedTuple):
-    """One setting. A default of None is a typed placeholder: not given, or given by `model.name`."""
-
-    kind: Any  # int, float, bool, str, tuple[int, ...], tuple[float, ...], SIZE or RATIO
-    default: Any
-    allowed: str
-    ok: Callable[[Any], bool] = lambda value: True
-
-
-def _choice(default: str, *names: str, note: str = "") -> Key:
-    return Key(str, default, " or ".join(names) + note, lambda value: value in names)
-
-
-def _count(default: int | None, least: int = 1, note: str = "", most: int = 0) -> Key:
-    end = f"{least} to {most}" if most else f"at least {least}, below 2**31"  # the step is an int32
-    return Key(int, default, f"a whole number, {end}{note}", lambda value: least <= value <= (most or 2**31 - 1))
 
 
 def _share(default: float) -> Key:
@@ -43,10 +24,6 @@ def _probability(default: float) -> Key:
 
 def _amount(default: float, note: str = "") -> Key:
     return Key(float, default, f"a number, at least 0{note}", lambda value: value >= 0)
-
-
-def _positive(default: float | None) -> Key:
-    return Key(float, default, "a number above 0", lambda value: value > 0)
 
 
 def _range(default: tuple[float, float], most: float = math.inf) -> Key:
@@ -72,80 +49,67 @@ def _text(default: str) -> Key:
     return Key(str, default, "text")
 
 
-def _counts() -> Key:
-    return Key(tuple[int, ...], None, "whole numbers, at least 1, one a stage", lambda v: v and min(v) >= 1)
-
-
-def _counts_or_none() -> Key:
-    allowed = f"whole numbers, at least 1, one a stage{_UNSET}"
-    return Key(tuple[int, ...], None, allowed, lambda v: not any(v) or min(v) >= 1)
-
-
 def _ratio() -> Key:
     allowed = "a number above 0, or one a stage"
-    return Key(RATIO, None, allowed, lambda v: min(v) > 0 if isinstance(v, tuple) else v > 0)
+    return Key(RATIO, None, allowed, lambda v: min(v) > 0 if isinstance(v, tuple) else v > 0, by_stage=True)
 
 
 _NO_FLOAT16 = " (float16 needs loss scaling, which is not there)"
-_UNSET = "; 0 = not given"
 
 # The defaults are the paper's Swin-B (arXiv 2205.13515, section 4.1).
 KEYS = {
-    "task": _choice("pretrain", "pretrain", "finetune", "linear", "knn", "eval"),
-    "method": _choice("green", "green", "simmim"),
+    "task": choice("pretrain", "pretrain", "finetune", "linear", "knn", "eval"),
+    "method": choice("green", "green", "simmim"),
     "seed": Key(int, 0, "a whole number, 0 to 4294967295", lambda value: 0 <= value < 2**32),
-    "epochs": _count(None, 0, _UNSET),  # of the training split; this or steps
-    "steps": _count(None, 0, _UNSET),  # updates; this or epochs
+    "epochs": count(None, 0, UNSET),  # of the training split; this or steps
+    "steps": count(None, 0, UNSET),  # updates; this or epochs
     "image_size": _size(224),
     "init": Key(str, "none", "'none', a greenjax workdir, or a file or folder of weights", bool),  # the first weights
     "new_head": _flag(False),  # a classifier's head is drawn anew, although `init` has one
-    "monitor": _choice("none", "none", "knn", "linear"),  # in pre-training: measures the accuracy of frozen features
+    "monitor": choice("none", "none", "knn", "linear"),  # in pre-training: measures the accuracy of frozen features
     "ema": _share(0.0),  # decay of the moving average of the weights, at each update; 0 = no average
     "deterministic": _flag(False),  # the same bits in every run on one GPU, at some cost in speed
-    "model.name": _choice(DEFAULT, *ARCHITECTURES),
-    "model.window": _count(None, 0, _UNSET),  # tokens a side; its default and the next eight come with `name`
-    "model.patch": _count(None),  # pixels a side
-    "model.embed_dim": _count(None, 0, _UNSET),  # Swin: channels of the first stage, doubled at each later stage
-    "model.embed_dims": _counts_or_none(),  # Twins: channels of every stage
-    "model.depths": _counts(),  # blocks
-    "model.num_heads": _counts(),
+    "model.name": choice(DEFAULT, *ARCHITECTURES),
+    **{f"model.{part}": key for part, key in SETTINGS.items()},  # come with `name`, as the next five
+    "model.patch": count(None),  # pixels a side
+    "model.depths": counts(),  # blocks
+    "model.num_heads": counts(),
     "model.mlp_ratio": _ratio(),
-    "model.sr_ratios": _counts_or_none(),  # Twins: the side, in tokens, of the block that is sub-sampled to one key
-    "model.norm_epsilon": _positive(None),  # Twins: not for patch embeddings and sub-sampling, which have 1e-5
+    "model.norm_epsilon": positive(None)._replace(free=True),  # of the norms, but for those with a fixed one
     "model.drop_path": _share(0.0),  # stochastic depth of the last block; it rises linearly from 0 at the first
-    "model.attention": _choice("xla", "xla", "pallas"),  # of grouped windows; pallas: our kernel for NVIDIA GPUs
-    "model.sparse_conv": _choice("native", "native", "spconv", "masked"),  # Twins: the backend of sparse convolutions
-    "model.spconv_callback": _choice("pure", "pure", "buffer"),  # the way in which JAX calls spconv
-    "model.in_channels": _count(3),
-    "model.num_classes": _count(None, 0, _UNSET),  # outputs of a classifier's head
-    "model.dtype": _choice("float32", "float32", "bfloat16", note=_NO_FLOAT16),  # parameters stay float32
+    "model.attention": choice("xla", "xla", "pallas"),  # of grouped windows; pallas: our kernel for NVIDIA GPUs
+    "model.sparse_conv": choice("native", "native", "spconv", "masked"),  # the backend of sparse convolutions
+    "model.spconv_callback": choice("pure", "pure", "buffer"),  # the way in which JAX calls spconv
+    "model.in_channels": count(3),
+    "model.num_classes": count(None, 0, UNSET),  # outputs of a classifier's head
+    "model.dtype": choice("float32", "float32", "bfloat16", note=_NO_FLOAT16),  # parameters stay float32
     "model.remat": _flag(False),  # recomputes each block in the backward pass: less memory, more time
-    "decoder.dim": _count(512),
-    "decoder.depth": _count(1),
-    "decoder.num_heads": _count(16),
+    "decoder.dim": count(512),
+    "decoder.depth": count(1),
+    "decoder.num_heads": count(16),
     "mask.ratio": Key(float, 0.75, "above 0 and below 1", lambda value: 0 < value < 1),  # the masked share of the units
-    "mask.groups": _count(8),  # masks of one update, each for equally many images; data.batch_size = one mask an image
-    "mask.pool": _count(0, 0),  # the number of masks that are drawn once and chosen from; 0 = every mask is new
-    "data.source": _choice("tfds", *SOURCES),
+    "mask.groups": count(8),  # masks of one update, each for equally many images; data.batch_size = one mask an image
+    "mask.pool": count(0, 0),  # the number of masks that are drawn once and chosen from; 0 = every mask is new
+    "data.source": choice("tfds", *SOURCES),
     "data.path": _text(""),  # folder, records: a directory; tfds: a prepared data set or its data_dir
     "data.name": _text(""),  # tfds: the data set's name
     "data.split": Key(str, "train", "the name of a split", bool),
     "data.eval_split": _text(""),  # "" = no held-out evaluation
     "data.eval_sets": _text(""),  # task eval: more sets, NAME_OR_PATH@SPLIT or SPLIT, separated by commas
-    "data.eval_images": _count(2048),  # at most, in pre-training; a classifier is judged on all
-    "data.monitor_source": _choice("", "", *SOURCES, note="; '' = as data.source"),
+    "data.eval_images": count(2048),  # at most, in pre-training; a classifier is judged on all
+    "data.monitor_source": choice("", "", *SOURCES, note="; '' = as data.source"),
     "data.monitor_path": _text(""),  # of labelled sets for the monitor; "" = as data.path, also for the next three
     "data.monitor_name": _text(""),
     "data.monitor_split": _text(""),
     "data.monitor_eval_split": _text(""),
-    "data.per_class": _count(0, 0),  # a classifier trains on the first so many images of each class; 0 = on all
-    "data.batch_size": _count(2048),  # images of one update: all devices and accumulation steps together
-    "data.workers": _count(8, 0, most=1024),  # processes that decode and augment images; 0 = the main process does
+    "data.per_class": count(0, 0),  # a classifier trains on the first so many images of each class; 0 = on all
+    "data.batch_size": count(2048),  # images of one update: all devices and accumulation steps together
+    "data.workers": count(8, 0, most=1024),  # processes that decode and augment images; 0 = the main process does
     "data.crop_scale": _range((0.2, 1.0), most=1.0),  # the share of the image's area that a crop has
     "data.crop_ratio": _range((3 / 4, 4 / 3)),  # width / height
     "data.flip": _flag(True),
     "data.randaugment": Key(float, 0.0, "a number from 0 (off) to 10", lambda value: 0 <= value <= 10),  # its magnitude
-    "data.randaugment_layers": _count(2),  # operations an image
+    "data.randaugment_layers": count(2),  # operations an image
     "data.erasing": _probability(0.0),  # that a random box is filled with noise
     "data.mixup": _amount(0.0),  # alpha of the Beta distribution of the shares of two images; 0 = off, also for cutmix
     "data.cutmix": _amount(0.0),
@@ -154,35 +118,35 @@ KEYS = {
     "data.eval_crop": _fraction(1.0),  # the side of the crop, as a share of the shorter side
     "data.mean": _channels((0.485, 0.456, 0.406)),  # of images in [0, 1]; ImageNet's
     "data.std": _channels((0.229, 0.224, 0.225), above=0.0),
-    "optim.name": _choice("adamw", "adamw", "lars", note="; lars for task 'linear' only"),
-    "optim.base_lr": _positive(1.5e-4),  # multiplied by data.batch_size / 256, as warmup_lr and min_lr
+    "optim.name": choice("adamw", "adamw", "lars", note="; lars for task 'linear' only"),
+    "optim.base_lr": positive(1.5e-4),  # multiplied by data.batch_size / 256, as warmup_lr and min_lr
     "optim.warmup_lr": _amount(1.5e-7),  # at the start of the warm-up
     "optim.min_lr": _amount(0.0),  # at the end of the cosine
-    "optim.warmup_epochs": _count(None, 0, _UNSET),  # in a run measured in epochs; no warm-up if neither is given
-    "optim.warmup_steps": _count(None, 0, _UNSET),  # in a run measured in steps
+    "optim.warmup_epochs": count(None, 0, UNSET),  # in a run measured in epochs; no warm-up if neither is given
+    "optim.warmup_steps": count(None, 0, UNSET),  # in a run measured in steps
     "optim.weight_decay": _amount(0.05),
     "optim.b1": _share(0.9),
     "optim.b2": _share(0.95),  # the paper prints 0.999; the recipe behind its numbers has MAE's 0.95
-    "optim.eps": _positive(1e-8),
+    "optim.eps": positive(1e-8),
     "optim.layer_decay": _fraction(1.0),  # factor of the rate, from a block to the block below
     "optim.clip": _amount(5.0, "; 0 = no clipping"),  # the largest global norm of a gradient
     "optim.label_smoothing": _share(0.1),  # the part of a classifier's target that is spread over all classes
-    "optim.accumulation": _count(1),  # the number of parts in which the batch of an update is computed
-    "optim.max_skipped": _count(10, 0),  # more updates in a row that are not finite are a divergence
+    "optim.accumulation": count(1),  # the number of parts in which the batch of an update is computed
+    "optim.max_skipped": count(10, 0),  # more updates in a row that are not finite are a divergence
     # The run diverges where the mean loss of 10 updates is above this many times the mean of the 100 before.
     "guard.spike": Key(float, 3.0, "a number above 1, or 0 = off", lambda value: value == 0 or value > 1),
-    "guard.rollbacks": _count(3, 0),  # how often a run that diverges goes back and takes other data
+    "guard.rollbacks": count(3, 0),  # how often a run that diverges goes back and takes other data
     "mesh.data": Key(int, -1, "at least 1, or -1 for all devices", lambda value: value == -1 or value >= 1),
-    "mesh.fsdp": _count(1),  # devices that parameters are split over
-    "log.every": _count(50),  # in steps, as all *_every
-    "log.eval_every": _count(1000, 0),  # 0 = only at the end
-    "log.picture_every": _count(5000, 0),
-    "log.checkpoint_every": _count(1000, 0),
-    "log.monitor_every": _count(5000, 0),
-    "log.monitor_images": _count(20000),  # at most this many of each split
-    "log.keep": _count(3),  # the latest checkpoints
-    "log.keep_every": _count(0, 0),  # and the checkpoints of multiples of this many steps; 0 = none
+    "mesh.fsdp": count(1),  # devices that parameters are split over
+    "log.every": count(50),  # in steps, as all *_every
+    "log.eval_every": count(1000, 0),  # 0 = only at the end
+    "log.picture_every": count(5000, 0),
+    "log.checkpoint_every": count(1000, 0),
+    "log.monitor_every": count(5000, 0),
+    "log.monitor_images": count(20000),  # at most this many of each split
+    "log.keep": count(3),  # the latest checkpoints
+    "log.keep_every": count(0, 0),  # and the checkpoints of multiples of this many steps; 0 = none
     "log.predictions": _flag(False),  # task eval: a CSV with the prediction for each image
     "knn.k": Key(tuple[int, ...], (20,), "whole numbers, at least 1", lambda v: v and min(v) >= 1),  # neighbours
-    "knn.temperature": _positive(0.07),  # a neighbour's weight is exp(cosine / temperature)
+    "knn.temperature": positive(0.07),  # a neighbour's weight is exp(cosine / temperature)
 }

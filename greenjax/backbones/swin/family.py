@@ -3,6 +3,7 @@
 from typing import Any
 
 from greenjax.backbones.family import Family, check_heads, square_windows
+from greenjax.backbones.settings import EMBED_DIM, WINDOW
 from greenjax.planning import StageSpec, TokenGrid
 
 
@@ -36,6 +37,7 @@ FAMILY = Family(
         "swin_b": _size(128, (2, 2, 18, 2), (4, 8, 16, 32)),
         "swin_l": _size(192, (2, 2, 18, 2), (6, 12, 24, 48)),
     },
+    settings={"window": WINDOW, "embed_dim": EMBED_DIM},
     channels=channels,
     stages=stages,
     check=check,

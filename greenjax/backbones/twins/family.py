@@ -3,6 +3,7 @@
 from typing import Any
 
 from greenjax.backbones.family import Family, check_heads, refuse_part, square_windows
+from greenjax.backbones.settings import EMBED_DIMS, UNSET, WINDOW, counts
 from greenjax.planning import StageSpec, TokenGrid, Windows
 
 
@@ -51,6 +52,11 @@ FAMILY = Family(
         "pcpvt_s": _pcpvt((3, 4, 6, 3)),
         "pcpvt_b": _pcpvt((3, 4, 18, 3)),
         "pcpvt_l": _pcpvt((3, 8, 27, 3)),
+    },
+    settings={
+        "window": WINDOW,
+        "embed_dims": EMBED_DIMS,
+        "sr_ratios": counts(UNSET),  # the side, in tokens, of the block that is sub-sampled to one key
     },
     channels=channels,
     stages=stages,
