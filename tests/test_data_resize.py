@@ -1,7 +1,6 @@
 """Resizing and decoding: close to Pillow's bicubic, whatever short cut was taken; EXIF data are followed."""
 
 import struct
-from functools import partial
 
 import cv2
 import numpy as np
@@ -10,9 +9,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from tiny_data import encode
 
-from greenjax.data.augment import CentreView, RandomView, cut, resize, uniforms
+from greenjax.data.augment import CentreView, RandomView, resize, uniforms
 from greenjax.data.augment import generator as new_generator
-from greenjax.data.encoded import DecodeError, Encoded, extent, jpeg_header
+from greenjax.data.encoded import DecodeError, Encoded, cut, extent, shrinkage
+from greenjax.data.jpeg import jpeg_header
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_a_jpeg_is_never_shrunk_below_its_view(scale, target):
     view, taken = RandomView(0, target, 3, scale, (3 / 4, 4 / 3), True), set()
     for index, size in enumerate(drawn_sizes(160)):
         drawn = uniforms(0, index, 23)
-        factor, rows = extent(partial(view.need, drawn=drawn), size)
+        factor, rows = extent(lambda full, drawn=drawn: (view.box(full, drawn), target), size)
         taken.add(factor)
         for full in (size, size[::-1]):
             height, width = (-(-side // factor) for side in full)
@@ -145,7 +145,7 @@ def test_a_jpeg_is_never_shrunk_below_its_view(scale, target):
 def test_a_centre_view_has_the_pixels_it_needs(share, target):
     view = CentreView(target, 3, share)
     for size in drawn_sizes(160):
-        factor, rows = extent(view.need, size)
+        factor, rows = extent(view.cover, size)
         (top, left, height, width), covering = view.cover(size)
         assert min(top, left) >= 0 and top + height <= size[0] and left + width <= size[1]
         assert rows in (None, top + height)
@@ -172,7 +172,8 @@ def test_views_of_ordinary_photographs(photographs, size):
 
 def disagree(view, size, drawn):
     """The crop is shrunk by two, that of the turned image is enlarged."""
-    return view.need(size, drawn).spare >= 2 and view.need(size[::-1], drawn).spare < 1
+    here, turned = (shrinkage(view.box(full, drawn)[2:], view.size) for full in (size, size[::-1]))
+    return here >= 2 and turned < 1
 
 
 def test_a_grey_jpeg_stays_grey(photographs):

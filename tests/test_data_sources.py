@@ -454,3 +454,8 @@ assert sorted(source[i].mean() for i in range(len(source))) == list(range(10))
 assert "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script, str(tfds_dir), str(tmp_path)], check=True, timeout=120)
+
+
+def test_settings_of_sources_load_no_decoder():
+    script = "import sys, greenjax.config; assert not {'cv2', 'PIL', 'jax'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -8,7 +8,6 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import cv2
@@ -16,10 +15,8 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from greenjax.data.encoded import Image, Need, Size, load
+from greenjax.data.encoded import Box, Image, Size, load
 from greenjax.errors import InputError
-
-Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 TRIES = 10  # of a random crop that fits, as in torchvision
 LONGEST = 8  # times the view's side: the longest part of an image that a centre crop resizes
@@ -47,8 +44,8 @@ class RandomView:
 
     def __call__(self, image: Image, index: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
         drawn = uniforms(self.seed, index, 2 * TRIES + 3)
-        pixels, size, factor = load(image, partial(self.need, drawn=drawn))
-        view = to_channels(resize(cut(pixels, self.box(size, drawn), factor), self.size), self.channels)
+        pixels, _ = load(image, lambda size: (self.box(size, drawn), self.size))
+        view = to_channels(resize(pixels, self.size), self.channels)
         if self.flip and drawn[-1] < 0.5:
             view = cv2.flip(view, 1).reshape(view.shape)  # 30 times as fast as a copy of NumPy's reversed view
         view = np.ascontiguousarray(view)
@@ -59,10 +56,6 @@ class RandomView:
     def box(self, size: Size, drawn: Sequence[float]) -> Box:
         """The crop of an image of this size."""
         return random_box(size, self.scale, self.ratio, drawn)
-
-    def need(self, size: Size, drawn: Sequence[float]) -> Need:
-        top, _, height, width = self.box(size, drawn)
-        return Need(top + height, shrinkage((height, width), self.size))
 
 
 @dataclass(frozen=True)
@@ -82,10 +75,7 @@ class CentreView:
         return cls(config.image_size, image_channels(config), config.data.eval_crop)
 
     def __call__(self, image: Image, index: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
-        pixels, size, factor = load(image, self.need)
-        box, covering = self.cover(size)
-        if box[2:] != size:
-            pixels = cut(pixels, box, factor)
+        pixels, covering = load(image, self.cover)
         view, (height, width) = resize(pixels, covering), self.size
         top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
         return np.ascontiguousarray(to_channels(view[top : top + height, left : left + width], self.channels))
@@ -99,10 +89,6 @@ class CentreView:
         left = max(0, width - math.ceil(LONGEST * columns / scale)) // 2
         height, width = height - 2 * top, width - 2 * left
         return (top, left, height, width), (max(rows, round(height * scale)), max(columns, round(width * scale)))
-
-    def need(self, size: Size) -> Need:
-        (top, _, height, width), covering = self.cover(size)
-        return Need(top + height, shrinkage((height, width), covering))
 
 
 def generator(seed: int, index: int, part: int = 0) -> np.random.Generator:
@@ -164,17 +150,6 @@ def centre_box(size: tuple[int, int], ratio: tuple[float, float]) -> Box:
     h = max(1, min(height, round(width / ratio[0])))
     w = max(1, min(width, round(height * ratio[1])))
     return (height - h) // 2, (width - w) // 2, h, w
-
-
-def shrinkage(size: Size, view: Size) -> float:
-    """Pixels of an image or crop for one pixel of the view, along the axis with fewer."""
-    return min(size[0] / view[0], size[1] / view[1])
-
-
-def cut(pixels: UInt8[np.ndarray, "h w c"], box: Box, factor: int) -> UInt8[np.ndarray, "h2 w2 c"]:
-    """The pixels of a box of an image; the decoder shrank `pixels` by `factor`."""
-    top, left, height, width = box if factor == 1 else (round(side / factor) for side in box)
-    return pixels[top : top + height, left : left + width]
 
 
 def resize(image: UInt8[np.ndarray, "h w c"], size: Size) -> UInt8[np.ndarray, "h2 w2 c"]:

@@ -17,8 +17,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from greenjax.data.augment import shrinkage
-from greenjax.data.encoded import DecodeError, Encoded, Image, Need, Size, load, size_of, undecoded
+from greenjax.data.encoded import Box, DecodeError, Encoded, Image, Size, load, size_of, undecoded
 from greenjax.data.listing import listing
 from greenjax.data.open import open_labelled, open_source, parse_split
 from greenjax.data.sources.array_record import count_records
@@ -188,25 +187,24 @@ def write_shard(path: Path, split: Split, rows: range, how: How, advance: Callab
 
 def to_record(image: Image, how: How) -> bytes:
     """An image as it is stored. A JPEG that is small enough keeps its bytes. Raises DecodeError."""
-    pixels, full = shrunk(image, how.size)
+    pixels = shrunk(image, how.size)
     if how.encoding == "raw":
         return to_raw(pixels)
-    if isinstance(image, Encoded) and image.header is not None and size_of(pixels) == full:
+    if isinstance(image, Encoded) and image.header is not None and min(image.header[:2]) <= how.size:
         return image.data
     if pixels.shape[2] == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))[1].tobytes()
 
 
-def shrunk(image: Image, size: int) -> tuple[UInt8[np.ndarray, "h w c"], Size]:
-    """The image with its shorter side at most `size`, and the size that it had."""
+def shrunk(image: Image, size: int) -> UInt8[np.ndarray, "h w c"]:
+    """The image with its shorter side at most `size`."""
 
-    def fitting(full: Size) -> Size:
+    def whole(full: Size) -> tuple[Box, Size]:
         scale = min(1.0, size / min(full))
-        return max(1, round(full[0] * scale)), max(1, round(full[1] * scale))
+        return (0, 0, *full), (max(1, round(full[0] * scale)), max(1, round(full[1] * scale)))
 
-    pixels, full, _ = load(image, lambda full: Need(full[0], shrinkage(full, fitting(full))))
-    height, width = fitting(full)
+    pixels, (height, width) = load(image, whole)
     if size_of(pixels) == (height, width):
-        return pixels, full
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1), full
+        return pixels
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1)
