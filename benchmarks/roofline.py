@@ -4,11 +4,14 @@ The roofline time of a kernel is the least time for its matrix products and its 
 over the measured rate of matrix products, and bytes over the measured rate of a copy. Bytes are operands and results,
 as if no cache held them. The share of the roofline is the sum of these times over the time of an update.
 
+The update alone comes first: its median time, the share of the data sheet's rate (MFU) and its memory.
+
 A kernel can exceed the rate of a copy: caches may hold its arrays, and a CPU reads memory before a copy overwrites it,
 but not for updates in place. So the report has a second share, in which no kernel counts above its own time.
 """
 
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -19,11 +22,13 @@ from ml_collections import ConfigDict
 from benchmarks.hlo import Kernel, read_kernels
 from benchmarks.measure import TIMING, Timed, copy, interleaved_seconds, machine, product
 from benchmarks.profile import Event, profiled, shared_seconds, without_callers
-from benchmarks.programs import check_pretraining, compile_part, runnable, sized
+from benchmarks.programs import Program, check_pretraining, compile_part, runnable, sized
 from benchmarks.tables import Column, table
 from greenjax.errors import InputError
+from greenjax.runtime.cost import peak_flops, peak_memory
 
 FLAGS = TIMING
+PROFILED = 3  # runs at most, of which the fastest counts; reading a profile takes seconds
 SHOWN = 25  # kinds of kernel in the printed table; the report has all
 # Pattern of a Python call that a kernel was traced in -> part of the update. The innermost matching call decides, but
 # all calls of the decoder belong to the decoder. A fusion has the calls of its last operation.
@@ -58,28 +63,42 @@ def run(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     program = compile_part(config, "update")
     kernels = read_kernels(program.compiled.as_text())
     update = runnable(config, {"update": program})["update"]
-    runs: dict[str, Timed] = {"update": (update, ())}
-    (runs["matmul"], flops), (runs["copy"], moved) = product(config.model.dtype), copy()
-    # The fastest run of each: limits are the best that the machine does.
-    seconds = {name: min(times) for name, times in interleaved_seconds(runs, repeats).items()}
-    rates = flops / seconds["matmul"], moved / seconds["copy"]
-    events, wall = least_disturbed(update, kernels, repeats)
+    report: dict[str, Any] = {**machine(), "model": config.model.name, "method": config.method}
+    report |= {"dtype": config.model.dtype, "attention": config.model.attention, "batch": batch, "repeats": repeats}
+    report |= timed(update, program, report)
+    print(head(report), flush=True)  # the rest takes time, and may fail
+    rates = report["matmul_flops_per_second"], report["copy_bytes_per_second"]
+    events, report["profiled_seconds"] = least_disturbed(update, kernels, min(repeats, PROFILED))
     costs = kernel_costs(events, kernels, rates)
-    report = {**machine(), "model": config.model.name, "method": config.method}
-    report |= {"dtype": config.model.dtype, "batch": batch, "repeats": repeats}
-    report |= {"matmul_flops_per_second": rates[0], "copy_bytes_per_second": rates[1]}
-    report |= {"update_seconds": seconds["update"], "profiled_seconds": wall, "program_flops": program.flops}
     whole = total(costs.values())
     report["kernels"] = whole._asdict() | {
         "not_in_program": total(c for n, c in costs.items() if n not in kernels).seconds
     }
-    report["share_of_roofline"] = whole.roofline_seconds / seconds["update"]
+    report["share_of_roofline"] = whole.roofline_seconds / report["update_seconds"]
     capped = sum(min(cost.roofline_seconds, cost.seconds) for cost in costs.values())
-    report["share_of_roofline_capped"] = capped / seconds["update"]
+    report["share_of_roofline_capped"] = capped / report["update_seconds"]
     report["parts"] = rows(grouped(costs, lambda name: (part(kernels.get(name)),)), ("part",))
     report["kinds"] = rows(grouped(costs, lambda name: kind(name, kernels.get(name))), ("kernel", "place", "op"))
     print(text(report))
     return report
+
+
+def timed(update: Callable[[], Any], program: Program, report: dict[str, Any]) -> dict[str, Any]:
+    """Figures of the whole update, and the rates of this machine."""
+    jax.block_until_ready(update())
+    found: dict[str, Any] = {"peak_memory_bytes": peak_memory()}  # before other arrays are made
+    runs: dict[str, Timed] = {"update": (update, ())}
+    (runs["matmul"], flops), (runs["copy"], moved) = product(report["dtype"]), copy()
+    times = interleaved_seconds(runs, report["repeats"])
+    # The fastest run of each: limits are the best that the machine does.
+    least_seconds = {name: min(seconds) for name, seconds in times.items()}
+    found |= {"matmul_flops_per_second": flops / least_seconds["matmul"]}
+    found |= {"copy_bytes_per_second": moved / least_seconds["copy"], "update_seconds": least_seconds["update"]}
+    median = statistics.median(times["update"])
+    peak = peak_flops(report["device"], report["dtype"])
+    found |= {"median_seconds": median, "images_per_second": report["batch"] / median}
+    found |= {"mfu": peak and program.unpadded_flops / peak / median, "compile_seconds": program.compile_seconds}
+    return found | {"temporary": program.temporary, "memory": program.memory, "program_flops": program.flops}
 
 
 def least_disturbed(update: Callable[[], Any], kernels: dict[str, Kernel], repeats: int) -> tuple[list[Event], float]:
@@ -162,8 +181,26 @@ FIGURES: list[Column] = [
 ]
 
 
+def head(report: dict[str, Any]) -> str:
+    """The figures of the whole update as text."""
+    peak, mfu = report["peak_memory_bytes"], report["mfu"]
+    return "\n".join(
+        [
+            f"{report['model']}, {report['method']}, {report['dtype']}, attention by {report['attention']}, batch"
+            f" {report['batch']}, on {report['cores']} cores of {report['device']}: one update in"
+            f" {1e3 * report['median_seconds']:.1f} ms, the median of {report['repeats']}",
+            f"{report['images_per_second']:.1f} images/s, MFU {'-' if mfu is None else f'{mfu:.3f}'},"
+            f" {report['program_flops'] / 1e9:.1f} GFLOP; compiled in {report['compile_seconds']:.1f} s",
+            f"{report['temporary'] / 1e6:.1f} MB of temporaries, {report['memory'] / 1e6:.1f} MB in all, at the peak"
+            f" {'-' if peak is None else f'{peak / 1e6:.1f}'} MB",
+            f"matrix products at {report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, a copy at"
+            f" {report['copy_bytes_per_second'] / 1e9:.1f} GB/s",
+        ]
+    )
+
+
 def text(report: dict[str, Any]) -> str:
-    """The report as text."""
+    """The figures of the kernels as text."""
     kernels, update = report["kernels"], report["update_seconds"]
 
     def shares(row: dict[str, Any]) -> dict[str, Any]:
@@ -174,12 +211,8 @@ def text(report: dict[str, Any]) -> str:
     names: list[Column] = [("kernel", "kernel", 1, ".33"), ("from", "place", 1, ".25"), ("", "op", 1, ".28")]
     return "\n".join(
         [
-            f"{report['model']}, {report['method']}, {report['dtype']}, batch {report['batch']}, on {report['cores']}"
-            f" cores of {report['device']}: one update in {1e3 * update:.1f} ms, the fastest of {report['repeats']}",
-            f"matrix products at {report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, a copy at"
-            f" {report['copy_bytes_per_second'] / 1e9:.1f} GB/s",
-            f"profiled: {1e3 * kernels['seconds']:.1f} ms in kernels of {1e3 * report['profiled_seconds']:.1f} ms;"
-            f" {1e3 * kernels['not_in_program']:.1f} ms in kernels outside the program",
+            f"the fastest update took {1e3 * update:.1f} ms; profiled: {1e3 * kernels['seconds']:.1f} ms in kernels of"
+            f" {1e3 * report['profiled_seconds']:.1f} ms, {1e3 * kernels['not_in_program']:.1f} ms outside the program",
             table([("part", "part", 1, ""), *FIGURES], parts),
             f"share of the roofline: {report['share_of_roofline']:.2f}, {1e3 * kernels['roofline_seconds']:.1f} of"
             f" {1e3 * update:.1f} ms; {report['share_of_roofline_capped']:.2f} with no kernel above its own time",

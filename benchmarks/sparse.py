@@ -72,8 +72,10 @@ def run(batch: int, repeats: int) -> dict[str, Any]:
     for layer in LAYERS:
         # spconv has no groups, and its backend leaves such layers to native.
         able = {name: how for name, how in backends.items() if layer.groups == 1 or how["backend"] != "spconv"}
-        report["rows"] += layer_rows(layer, able, batch, repeats)
-        print(f"measured {layer.name}", flush=True)
+        rows = layer_rows(layer, able, batch, repeats)
+        report["rows"] += rows
+        told = (f"{row['backend']} {row['forward_ms']:.2f}, + back {row['both_ms']:.2f} ms" for row in rows)
+        print(f"measured {layer.name}: {'; '.join(told)}", flush=True)
     print(f"{report['device']}, {report['cores']} cores, batch {batch}, median of {repeats} interleaved runs")
     print(table(COLUMNS, report["rows"]))
     return report

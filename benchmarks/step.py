@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from benchmarks import whole_run
 from benchmarks.measure import TIMING, Timed, copy, interleaved_medians, machine, medians_one_by_one, product
 from benchmarks.peers import Maker, Peers, find_peers
 from benchmarks.programs import (
@@ -23,7 +24,6 @@ from benchmarks.programs import (
     sized,
 )
 from benchmarks.tables import Column, table
-from benchmarks.whole_run import whole_run
 from greenjax.backbones.geometry import make_planner
 from greenjax.planning.analysis import planning_time
 from greenjax.runtime.cost import peak_flops, peak_memory
@@ -39,7 +39,7 @@ def run(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) ->
     check_pretraining(config)
     check_devices(batch)
     methods = {"green": sized(config, batch, method="green"), "dense": sized(config, batch, method="simmim")}
-    peers = find_peers(methods["dense"], batch, compiled)
+    peers = find_peers(methods["dense"], batch, compiled or jax.default_backend() == "gpu")
     for name, reason in peers.left_out.items():
         print(f"{name} is left out: {reason}")
     programs = {name: {part: compile_part(of, part) for part in PARTS} for name, of in methods.items()}
@@ -60,7 +60,7 @@ def run(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) ->
         for (slow, part), time in seconds.items()
         if slow != "green" and time and (least := seconds["green", part])
     }
-    report |= whole_run(methods["green"], batch)
+    report |= whole_run.whole_run(methods["green"], batch)
     print(text(report))
     return report
 
@@ -150,10 +150,4 @@ def text(report: dict[str, Any]) -> str:
     ]
     if report["memory_slope_ratio"] is not None:
         lines.append(f"memory for each image, green / dense: {report['memory_slope_ratio']:.2f}")
-    first = report["first_step_seconds"]
-    lines += [
-        f"input: {report['input_images_per_second']:.0f} images/s by one process",
-        f"whole run: first step after {first['cold']:.1f} s, {first['cached']:.1f} s with JAX's cache;"
-        f" then {report['images_per_second']:.1f} images/s, {report['waited']:.2%} of the time waiting for data",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, whole_run.text(report)])

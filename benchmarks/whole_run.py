@@ -1,4 +1,4 @@
-"""Time to the first step of `python -m greenjax.main` on photographs on disk, and the speed after it.
+"""Time to the first step of `python -m greenjax.main` on photographs or records on disk, and the speed after it.
 
 The command runs twice with one new cache: the first run compiles and plans layouts, the second finds both. On a GPU,
 start the benchmark with XLA_PYTHON_CLIENT_PREALLOCATE=false, or this process leaves too little memory to the command.
@@ -17,15 +17,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from benchmarks.inputs import PHOTOGRAPHS, write_photographs
-from benchmarks.measure import machine
-from benchmarks.programs import STEPS, sized
+from benchmarks.inputs import PHOTOGRAPHS, prepared, write_photographs
+from benchmarks.measure import TIMING, machine
+from benchmarks.programs import STEPS, check_pretraining, sized
 from greenjax.backbones.geometry import make_planner
 from greenjax.config import flatten, resolve
 from greenjax.data.loader import train_batches
 from greenjax.data.open import open_source
 from greenjax.errors import InputError
 
+FLAGS = {
+    "--batch": TIMING["--batch"],
+    "--data": dict(choices=("folder", "records"), default="folder", help="JPEG files, or records prepared of them"),
+}
 MEASURED = 8  # steps that the speed is taken of
 WARM = 3  # steps before them: the first ones map memory
 # The defaults of a user, but for the place of the cache: XDG_CACHE_HOME is a temporary folder.
@@ -33,7 +37,17 @@ CACHE = {"JAX_COMPILATION_CACHE_DIR": "", "JAX_ENABLE_COMPILATION_CACHE": "1"}
 CACHE |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
-def whole_run(config: ConfigDict, batch: int) -> dict[str, Any]:
+def run(config: ConfigDict, batch: int, data: str) -> dict[str, Any]:
+    """Prints and returns the figures of the command."""
+    check_pretraining(config)
+    report = {**machine(), "model": config.model.name, "dtype": config.model.dtype, "batch": batch, "data": data}
+    report |= whole_run(config, batch, data)
+    print(f"{report['model']}, {report['dtype']}, batch {batch}, on {report['cores']} cores of {report['device']}")
+    print(text(report))
+    return report
+
+
+def whole_run(config: ConfigDict, batch: int, data: str = "folder") -> dict[str, Any]:
     """Seconds to the end of the first step without and with a cache; the speed of the loop after it.
 
     `input_images_per_second`: rate at which one process prepares images; `waited`: share of its time that the loop
@@ -41,10 +55,13 @@ def whole_run(config: ConfigDict, batch: int) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_photographs(root / "photographs", *PHOTOGRAPHS["500 x 375"])
-        config = on_photographs(config, batch, root / "photographs")
+        size, count = PHOTOGRAPHS["500 x 375"]
+        write_photographs(root / "photographs", size, max(count, batch))
+        path = root / "photographs" if data == "folder" else prepared(root / "photographs", "raw", 256)
+        config = on_data(config, batch, data, path)
         file = write_config(root / "config.py", config)
         cold, _ = measured_run(file, root / "cold", root / "cache", 1)
+        print(f"measured the first step without a cache: {cold:.1f} s", flush=True)
         cached, lines = measured_run(file, root / "cached", root / "cache", WARM + MEASURED)
         rate = input_rate(config)
     rates = [(1 / line["images_per_second"], line["waited"]) for line in lines if line["step"] > WARM]
@@ -57,9 +74,19 @@ def whole_run(config: ConfigDict, batch: int) -> dict[str, Any]:
     }
 
 
-def on_photographs(config: ConfigDict, batch: int, photographs: Path) -> ConfigDict:
-    """The configuration on these photographs, with metrics at every step and no more workers than cores."""
-    data = {"source": "folder", "path": str(photographs), "split": "all", "eval_split": ""}
+def text(report: dict[str, Any]) -> str:
+    """The figures of a whole run as text."""
+    first = report["first_step_seconds"]
+    return (
+        f"input: {report['input_images_per_second']:.0f} images/s by one process\n"
+        f"whole run: first step after {first['cold']:.1f} s, {first['cached']:.1f} s with JAX's cache;"
+        f" then {report['images_per_second']:.1f} images/s, {report['waited']:.2%} of the time waiting for data"
+    )
+
+
+def on_data(config: ConfigDict, batch: int, source: str, path: Path) -> ConfigDict:
+    """The configuration on this data, with metrics at every step and no more workers than cores."""
+    data = {"source": source, "path": str(path), "split": "all", "eval_split": ""}
     data["workers"] = min(config.data.workers, machine()["cores"])
     changes = {f"data__{name}": value for name, value in data.items()}
     changes |= dict(epochs=None, optim__warmup_epochs=None, steps=STEPS, optim__warmup_steps=1)

@@ -102,7 +102,7 @@ def test_the_step_suite_compares_with_the_dense_step_and_pytorch(monkeypatch, ca
     monkeypatch.setattr(measure, "SIDES", {"cpu": 64})
     monkeypatch.setattr(measure, "COPIED", {"cpu": 2**20})
     monkeypatch.setattr(step, "peak_flops", lambda kind, dtype: 1e9)
-    monkeypatch.setattr(step, "whole_run", lambda config, batch: WHOLE_RUN)
+    monkeypatch.setattr(whole_run, "whole_run", lambda config, batch: WHOLE_RUN)
     report = step.run(small_config(model__depths=(1, 1), mask__groups=8), batch=8, repeats=1)
     rows = {row["method"]: row for row in report["rows"]}
     assert set(rows) == {"green", "dense", "transformers"} and not report["left_out"]
@@ -177,10 +177,13 @@ def test_the_peer_is_left_out_where_it_cannot_run():
     assert peers.why_no_peer(small_config()) is None
 
 
-def test_a_whole_run_tells_what_a_user_waits_for(monkeypatch, tmp_path):
+@pytest.mark.parametrize("data", ["folder", "records"])
+def test_a_whole_run_tells_what_a_user_waits_for(monkeypatch, tmp_path, capsys, data):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(whole_run.tempfile, "tempdir", None)
-    found = whole_run.whole_run(small_config(**ONE_STAGE), batch=8)
+    monkeypatch.setattr(whole_run, "PHOTOGRAPHS", {"500 x 375": ((75, 100), 2)})
+    found = whole_run.run(small_config(**ONE_STAGE), batch=8, data=data)
+    assert f"{found['images_per_second']:.1f} images/s" in capsys.readouterr().out
     seconds = found["first_step_seconds"]
     assert 0 < seconds["cached"] < seconds["cold"]
     assert found["images_per_second"] > 0 and found["input_images_per_second"] > 0 and 0 <= found["waited"] < 1
@@ -189,7 +192,7 @@ def test_a_whole_run_tells_what_a_user_waits_for(monkeypatch, tmp_path):
 
 def test_a_whole_run_that_fails_says_why_in_one_line(tmp_path):
     file = whole_run.write_config(
-        tmp_path / "config.py", whole_run.on_photographs(small_config(), 8, tmp_path / "missing")
+        tmp_path / "config.py", whole_run.on_data(small_config(), 8, "folder", tmp_path / "missing")
     )
     with pytest.raises(InputError, match=r"code 1: greenjax: data.path is '.*missing'") as error:
         whole_run.measured_run(file, tmp_path / "run", tmp_path / "cache", 1)

@@ -1,10 +1,16 @@
 """The launch scripts, with stand-ins for Slurm and for Python: what they tell the processes, and what follows."""
 
+import importlib.util
 import os
 import subprocess
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
+from packaging.requirements import Requirement
+from small import ONE_STAGE, small_config
+
+from benchmarks import __main__, measure, sparse, step, whole_run
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 PYTHON = """#!/usr/bin/env bash
@@ -72,15 +78,129 @@ def test_tables_of_a_gpu_are_made_one_by_one_whatever_becomes_of_others(run, tmp
     folder = tmp_path / "figures"
     done, _ = run("gpu_figures.sh", str(folder), BATCH="4", CONFIG="configs/swin_t.py")
     assert done.returncode == 0, done.stderr
-    lines = {path.stem: path.read_text() for path in folder.glob("*.txt")}
-    assert all(f"--json {folder / table}.json" in line for table, line in lines.items()) and len(lines) == 10
-    of_config = "--config configs/swin_t.py --batch 4 --config.model.dtype=bfloat16"
+    lines = {path.stem: path.read_text() for path in folder.glob("*.txt") if path.stem != "summary"}
+    assert len(lines) == 16
+    assert all((f"--json {folder / table}.json" in line) == (table != "tests") for table, line in lines.items())
+    of_config = "--config configs/swin_t.py --batch 4 --repeats 10 --config.model.dtype=bfloat16"
     assert f"-m benchmarks step {of_config}" in lines["step"]
     assert f"-m benchmarks roofline {of_config} --config.method=simmim" in lines["roofline_dense"]
-    assert f"-m benchmarks step {of_config} --config.model.attention=pallas" in lines["step_pallas"]
+    assert f"-m benchmarks roofline {of_config} --config.model.attention=pallas" in lines["roofline_pallas"]
     done, _ = run("gpu_figures.sh", str(folder), "sparse", "step", CODE="3")
     assert done.returncode == 1 and done.stdout.count("FAILED (exit 3)") == 2
     done, _ = run("gpu_figures.sh", str(folder), "sparse", "step", TOTAL="0")
     assert done.returncode == 1 and done.stdout.count("LEFT OUT") == 2
+    assert (folder / "summary.txt").read_text().count("LEFT OUT") == 2
     done, _ = run("gpu_figures.sh", str(folder), "dense")
-    assert done.returncode == 1 and done.stderr.startswith("table dense: expected one of attention step")
+    assert done.returncode == 1 and done.stderr.startswith("table dense: expected one of tests roofline")
+
+
+def test_what_a_table_printed_before_its_end_is_kept(run, tmp_path):
+    """Its time is over in the middle: the table after it has none left."""
+    slow = tmp_path / "slow"
+    slow.write_text("#!/usr/bin/env bash\necho a line\nsleep 60\n")
+    slow.chmod(0o755)
+    folder = tmp_path / "figures"
+    done, _ = run("gpu_figures.sh", str(folder), "roofline", "sparse", TOTAL="2", PYTHON=str(slow))
+    assert (folder / "roofline.txt").read_text() == "a line\n" and done.returncode == 1
+    summary = (folder / "summary.txt").read_text()
+    assert "STOPPED after 2 s" in summary and "sparse                    0 s  LEFT OUT" in summary
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Layers, rates and configurations that take no time; the files of the configurations by variable."""
+    monkeypatch.setattr(sparse, "LAYERS", (sparse.Layer("block", 2, 2, 2, (8, 16)),))
+    monkeypatch.setattr(measure, "SIDES", {"cpu": 64})
+    monkeypatch.setattr(measure, "COPIED", {"cpu": 2**20})
+    # tests/test_benchmark.py has these two; they compile many programs.
+    monkeypatch.setattr(step, "run", lambda config, batch, repeats, compiled: {"rows": []})
+    figures = {"first_step_seconds": {"cold": 9.0, "cached": 4.0}, "input_images_per_second": 1.0}
+    figures |= {"images_per_second": 2.0, "waited": 0.0}
+    monkeypatch.setattr(whole_run, "whole_run", lambda *_: figures)
+    swin = small_config(**ONE_STAGE)
+    twins = small_config("twins", **ONE_STAGE, model__embed_dims=(8,), model__sr_ratios=(1,))
+    files = {"CONFIG": swin, "LARGER": swin, "TWINS": twins}
+    return {name: str(whole_run.write_config(tmp_path / f"{name}.py", config)) for name, config in files.items()}
+
+
+@pytest.mark.slow
+def test_every_table_of_a_gpu_is_made_on_a_cpu_too(run, tiny, tmp_path):
+    """Its command, on one block: nobody finds a wrong flag when a card is lent for minutes."""
+    folder = tmp_path / "figures"
+    run("gpu_figures.sh", str(folder), BATCH="8", SPARSE_BATCH="1", REPEATS="1", **tiny)
+    commands = {path.stem: path.read_text().split() for path in folder.glob("*.txt") if path.stem != "summary"}
+    tests = commands.pop("tests")
+    marked = {str(path) for path in Path("tests").glob("*.py") if "@pytest.mark.gpu\n" in path.read_text()}
+    assert set(tests[-len(marked) :]) == marked and tests[:4] == ["-m", "pytest", "-m", "gpu"]
+    for table, (_, module, *arguments) in commands.items():
+        assert module == "benchmarks"
+        if table == "roofline_larger":
+            continue  # it is `roofline` here, whose configuration is the same
+        if table.endswith("_pallas"):
+            with pytest.raises(SystemExit, match=r"model\.attention is 'pallas': expected xla"):
+                __main__.main(["", *arguments])
+        else:
+            __main__.main(["", *arguments])
+            assert (folder / f"{table}.json").exists()
+
+
+def collector():
+    spec = importlib.util.spec_from_file_location("gpu_wheels", LAUNCH / "gpu_wheels.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def wheels(monkeypatch, tmp_path):
+    """The collector of wheels, with an index of its own (name: requirements), and its arguments."""
+    module = collector()
+    index = {
+        "grain": ["numpy", "etils[epath]>=1", "tool; extra == 'testing'", "old; python_version < '3.12'"],
+        "etils": ["fsspec; extra == 'epath'", "etils[epath]; extra == 'all'"],
+        "fsspec": ["grain"],
+        "beartype": [],
+    }
+
+    def fetched(requirement, folder, python):
+        path = folder / f"{requirement.name}-1.0-py3-none-any.whl"
+        with ZipFile(path, "w") as archive:
+            lines = [f"Requires-Dist: {need}" for need in index[requirement.name]]
+            archive.writestr(f"{requirement.name}-1.0.dist-info/METADATA", "\n".join(["Name: x", *lines, "", "text"]))
+        return path
+
+    monkeypatch.setattr(module, "fetched", fetched)
+    wanted = [Requirement(name) for name in ("numpy>=2.4", "grain", "beartype", "ruff==1")]
+    monkeypatch.setattr(module, "listed", lambda files: wanted)
+    freeze = tmp_path / "freeze.txt"
+    freeze.write_text("Numpy==2.0\ntorch @ file:///torch.whl\n# a comment\n")
+    return module, [str(freeze), str(tmp_path / "wheels")]
+
+
+def test_wheels_are_those_that_a_machine_lacks_and_what_they_need(wheels, capsys, tmp_path):
+    module, arguments = wheels
+    module.main(["", *arguments])
+    found = {path.name.split("-")[0] for path in (tmp_path / "wheels").iterdir()}
+    assert found == {"grain", "etils", "fsspec", "beartype"}
+    assert "numpy 2.0 is there: kept, though numpy>=2.4 is asked for" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        module.main(["", *arguments])
+    assert "is not empty: expected a new folder" in capsys.readouterr().err
+
+
+def test_wheels_that_are_too_large_to_send_are_an_error(wheels, monkeypatch, capsys):
+    module, arguments = wheels
+    monkeypatch.setattr(module, "MOST", 100)
+    with pytest.raises(SystemExit):
+        module.main(["", *arguments])
+    assert "larger than 0 MiB: the largest is" in capsys.readouterr().err
+
+
+def test_every_requirement_is_read(monkeypatch):
+    """Of the real files, without the files that they include."""
+    module = collector()
+    monkeypatch.chdir(LAUNCH.parent)
+    names = {requirement.name for requirement in module.listed(module.FILES)}
+    assert {"jax", "ml-collections", "grain", "beartype", "transformers"} < names
+    assert not {"torch", "spconv"} & names

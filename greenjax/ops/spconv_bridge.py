@@ -58,7 +58,7 @@ def check_callback(callback: str) -> None:
     if callback == "buffer" and jax.default_backend() == "gpu" and not spconv_torch.has_cuda():
         raise InputError(
             "model.spconv_callback is 'buffer' on a GPU, but the installed torch or spconv is for the CPU: install"
-            " requirements-cuda12.txt, or set it to 'pure'"
+            " requirements-cuda12.txt or requirements-cuda13.txt, or set it to 'pure'"
         )
 
 

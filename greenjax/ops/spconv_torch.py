@@ -34,7 +34,7 @@ try:
 except (ImportError, OSError) as error:  # OSError: a CUDA library is missing
     raise InputError(
         f"model.sparse_conv is 'spconv', which does not import ({error}): install torch and spconv (requirements.txt;"
-        " on NVIDIA GPUs spconv-cu118, requirements-cuda12.txt), or set model.sparse_conv to 'native'"
+        " on NVIDIA GPUs requirements-cuda12.txt or requirements-cuda13.txt), or set model.sparse_conv to 'native'"
     ) from error
 
 
