@@ -24,10 +24,11 @@ from greenjax.config import resolve
 from greenjax.data.augment import TRIES, RandomView, random_box, uniforms
 from greenjax.data.encoded import undecoded
 from greenjax.data.labels import Listed
-from greenjax.data.loader import Stream, labelled_batches, shuffled
+from greenjax.data.loader import labelled_batches
 from greenjax.data.open import open_source
 from greenjax.data.prepare import How, prepare
-from greenjax.data.workers import keep_freed_memory
+from greenjax.data.stream import Stream, shuffled
+from greenjax.data.worker_process import keep_freed_memory
 
 FLAGS = TIMING
 PHOTOGRAPHS = {"500 x 375": ((375, 500), 64), "4000 x 3000": ((3000, 4000), 4)}  # size, and how many files

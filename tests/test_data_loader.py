@@ -23,8 +23,9 @@ from worker_cases import Big, Broken, Strange, constants
 
 from greenjax.backbones.geometry import make_planner
 from greenjax.config import resolve
-from greenjax.data.loader import ImagesError, eval_batches, order_seed, shuffled, train_batches
+from greenjax.data.loader import eval_batches, train_batches
 from greenjax.data.open import open_source
+from greenjax.data.stream import ImagesError, order_seed, shuffled
 from greenjax.data.undecodable import Fault, Undecodable
 from greenjax.data.workers import WorkerDied, WorkerError, WorkerPool
 from greenjax.errors import InputError

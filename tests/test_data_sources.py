@@ -20,13 +20,13 @@ import greenjax
 from greenjax.data.augment import CentreView
 from greenjax.data.encoded import DecodeError, Encoded, decoded
 from greenjax.data.listing import listing
-from greenjax.data.loader import Stream
 from greenjax.data.open import open_labelled, open_source, parse_split
 from greenjax.data.overlap import images_in_both, warn_of_overlap
 from greenjax.data.prepare import How
 from greenjax.data.prepare import prepare as prepare_records
 from greenjax.data.sources import SOURCES
 from greenjax.data.sources.folder import find_images
+from greenjax.data.stream import Stream
 from greenjax.errors import InputError
 
 

@@ -1,4 +1,4 @@
-"""Worker processes that make batches, and the pool that starts, feeds, watches and ends them.
+"""The pool of worker processes, which the run starts, feeds, watches and ends (worker_process.py is their side).
 
 Workers share nothing. Each has a socket to the run: batches come out, and a credit goes in for each batch taken. When
 either side dies, the other reads an end-of-file at once. A batch is written to an anonymous file, and a small message
@@ -6,42 +6,30 @@ with the file's descriptor goes through the socket, so that neither side waits f
 """
 
 import contextlib
-import ctypes
 import mmap
 import os
 import pickle
 import selectors
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
-from types import TracebackType
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import cloudpickle
-import cv2
 from absl import logging
 
+from greenjax.data.worker_process import LEFT_TO_THE_RUN, MESSAGE, anonymous_file
 from greenjax.errors import InputError, RunError
 
-AHEAD = 2  # batches that a worker makes before one is taken
-ALIGNED = 64  # bytes: on a CPU, JAX copies arrays that begin at no multiple of it
 LOOK_EVERY = 1.0  # seconds between two looks for a death that closes no socket
 SAY_AFTER = 60.0  # seconds of waiting for one batch
 GONE_WITHIN = 5.0  # seconds that a killed process may take to end
-MESSAGE = struct.Struct("<QQ?")  # where in the file the pickle begins, the file's length, whether it is an error
-LEFT_TO_THE_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a terminal signals all processes of a run at once
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 class WorkerDied(RunError):
@@ -83,7 +71,7 @@ class WorkerPool(Iterator[Any]):
         self._selector = selectors.DefaultSelector()
         self._end = weakref.finalize(self, _end_all, self._workers)  # at exit too
         _POOLS.add(self)
-        with _anonymous_file() as source:
+        with anonymous_file() as source:
             cloudpickle.dump(make, source)
             source.flush()
             for number in range(workers):
@@ -152,16 +140,13 @@ def look_after_workers() -> None:
         pool.look()
 
 
-# The run's side
-
-
 def _start(number: int, workers: int, first: int, source: int) -> _Worker:
     """Starts a process without the main module and the standard input of the running script."""
     ours, theirs = socket.socketpair()
     with theirs:
         path = [entry for entry in sys.path if isinstance(entry, str)]
         begin = f"spawn_main({theirs.fileno()}, {source}, {first + number}, {workers})"
-        command = f"import sys; sys.path[:] = {path!r}; from greenjax.data.workers import spawn_main; {begin}"
+        command = f"import sys; sys.path[:] = {path!r}; from greenjax.data.worker_process import spawn_main; {begin}"
         # The child inherits blocked signals, so that none ends it before it ignores them.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_RUN)
         try:
@@ -197,9 +182,9 @@ def _received(worker: _Worker) -> "_Message | None":
         raise InputError("too many open files: every batch that is kept takes one; `ulimit -n` says how many may be")
     if len(message) < MESSAGE.size or not descriptors:
         return None
-    begin, length, failed = MESSAGE.unpack(message)
+    begin, failed = MESSAGE.unpack(message)
     try:
-        return _Message(mmap.mmap(descriptors[0], length), begin, failed)
+        return _Message(mmap.mmap(descriptors[0], 0), begin, failed)
     finally:
         os.close(descriptors[0])
 
@@ -233,97 +218,3 @@ class _Message:
             return found
         is_input, text = found
         raise InputError(text) if is_input else WorkerError(f"{sender}:\n{text}")
-
-
-# Both sides
-
-
-def _anonymous_file() -> BinaryIO:
-    """A file in memory where the system has them: they do not count to /dev/shm, which containers keep small."""
-    if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("greenjax"), "w+b")
-    return tempfile.TemporaryFile()
-
-
-# The worker's side
-
-
-def spawn_main(link: int, source: int, first: int, every: int) -> None:
-    """The life of a worker: makes batches `first`, `first` + `every`, ... until the run ends it.
-
-    `link` is its end of the socket and `source` the file with the pickled function, both as descriptors.
-    """
-    for number in LEFT_TO_THE_RUN:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_THE_RUN)
-    run, credits = socket.socket(fileno=link), threading.Semaphore(AHEAD)
-    sys.excepthook = lambda kind, error, trace: _fail(run, kind, error, trace)
-    threading.Thread(target=_take_credits, args=(run, credits), daemon=True).start()
-    cv2.setNumThreads(0)  # the workers are the parallelism
-    keep_freed_memory()
-    _import_grain_alone()
-    with mmap.mmap(source, 0, access=mmap.ACCESS_READ) as pickled:
-        make = pickle.loads(pickled)
-    os.close(source)
-    for step in count(first, every):
-        credits.acquire()
-        _send(run, make(step))
-
-
-def _take_credits(run: socket.socket, credits: threading.Semaphore) -> None:
-    try:
-        while run.recv(1):
-            credits.release()
-    finally:
-        os._exit(1)  # the run has ended; the main thread may be in the middle of a batch
-
-
-def _send(run: socket.socket, value: Any, failed: bool = False) -> None:
-    buffers: list[pickle.PickleBuffer] = []
-    pickled, places, end = pickle.dumps(value, protocol=5, buffer_callback=buffers.append), [], 0
-    with _anonymous_file() as file:
-        for buffer in buffers:
-            with buffer.raw() as content:
-                begin = -(-end // ALIGNED) * ALIGNED
-                end = begin + content.nbytes
-                file.seek(begin)
-                file.write(content)
-            places.append((begin, end))
-        file.seek(end)
-        file.write(pickle.dumps((places, pickled)))
-        file.flush()
-        socket.send_fds(run, [MESSAGE.pack(end, file.tell(), failed)], [file.fileno()])
-
-
-def _fail(run: socket.socket, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Sends an error to the run; nothing is printed here."""
-    is_input = isinstance(error, InputError)
-    text = str(error) if is_input else "".join(traceback.format_exception(kind, error, trace)).rstrip()
-    _send(run, (is_input, text), failed=True)
-
-
-def _import_grain_alone() -> None:
-    """Imports Grain, for the order of images, without JAX and Orbax, of which it needs nothing but warns.
-
-    Measured on two busy cores: 0.2 in place of 1.5 to 2 seconds, and 75 in place of 211 MB for each worker.
-    """
-    alone, verbosity = ("jax", "orbax"), logging.get_verbosity()
-    sys.modules.update(dict.fromkeys(alone))  # type: ignore[arg-type]  # an import of None raises ImportError
-    logging.set_verbosity(logging.ERROR)
-    import grain.experimental  # noqa: F401
-
-    logging.set_verbosity(verbosity)
-    for name in alone:
-        del sys.modules[name]
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc keep up to 64 MB of freed memory for the next image. Other C libraries are left as they are.
-
-    Otherwise glibc returns an image's memory to the system at once, which clears it page by page for the next image: a
-    quarter of the time of decoding.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
-        mallopt(M_TRIM_THRESHOLD, 64 << 20)

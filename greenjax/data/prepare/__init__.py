@@ -22,7 +22,7 @@ from greenjax.data.listing import listing
 from greenjax.data.open import open_labelled, open_source, parse_split
 from greenjax.data.sources.array_record import count_records
 from greenjax.data.sources.records import DESCRIPTION, REMEDY, labels_path, read_description, shard_paths, to_raw
-from greenjax.data.workers import keep_freed_memory
+from greenjax.data.worker_process import keep_freed_memory
 from greenjax.errors import InputError
 from greenjax.runtime.console import rich_console
 from greenjax.runtime.files import expanded, replace_text, replacing

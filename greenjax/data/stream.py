@@ -1,0 +1,131 @@
+"""The images of all batches in order, each in its view, with damaged ones replaced or left out."""
+
+import sys
+import traceback
+from collections import Counter, deque
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from itertools import count as count_from
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from greenjax.data.augment import CentreView, RandomView
+from greenjax.data.encoded import DecodeError, undecoded
+from greenjax.data.undecodable import Fault
+from greenjax.errors import InputError
+
+LOOKED_AT = 100  # images: a run ends when more than half of the last ones that a stream met cannot be used
+
+
+# Order
+
+
+def shuffled(config: ConfigDict, source: Sized) -> "Shuffled":
+    """Epoch after epoch, each in an order of its own."""
+    return Shuffled(len(source), order_seed(config.seed))
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """The order of Grain's MapDataset.range(count).shuffle(seed).repeat(), at half the cost of a look-up."""
+
+    count: int
+    seed: int
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> int:
+        from grain.experimental import index_shuffle
+
+        epoch, place = divmod(index, self.count)
+        return index_shuffle(place, max_index=self.count - 1, seed=(self.seed + epoch) % 2**32, rounds=4)
+
+
+def order_seed(seed: int) -> int:
+    """Grain shuffles epoch e by seed + e. Mixed, so that runs with seeds 0 and 1 do not share orders."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
+# Images
+
+
+class ImagesError(RuntimeError):
+    """Most images raise an unforeseen error: a defect, not damaged images. The cause is the first one's error."""
+
+
+class Stream:
+    """The images of all batches in order: (image i in its view, its label if any, undecodable, valid).
+
+    Any error of an image counts as damage of that image. In training the next usable image of the order takes its
+    place; the places of all others stay. In a pass over images the damaged one is black and not valid. An InputError,
+    which is about settings or labels, is raised at once.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        order: Sequence[int] | Shuffled,
+        view: RandomView | CentreView,
+        labelled: bool = False,
+        length: int | None = None,
+    ):
+        """Image i of the stream is image `order[i]` of `source`.
+
+        `length` is that of a pass, with the black images at its end; without it the stream is endless.
+        """
+        self.source, self.order, self.view, self.length = source, order, view, length
+        black = np.zeros((*view.size, view.channels), np.uint8)
+        self.labelled, self.blank = labelled, (black, np.int32(-1)) if labelled else (black,)
+        self._last: deque[Exception | None] = deque(maxlen=min(LOOKED_AT, len(order)))  # errors of images, None if fine
+        self._faults: deque[Fault] = deque()  # filled by several threads in evaluation
+
+    def __len__(self) -> int:
+        return self.length or len(self.order)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        if index >= len(self.order):
+            return *self.blank, False, False
+        for place in (index,) if self.length else count_from(index):
+            number = int(self.order[place])
+            try:
+                item = undecoded(self.source, number)
+                image, *label = item if self.labelled else (item,)
+                found = self.view(image, index), *map(np.int32, label)
+            except InputError:
+                raise
+            except Exception as error:  # the one place that catches any error: images are the user's
+                self._blame(number, error)
+            else:
+                self._last.append(None)
+                return *found, place > index, True
+        return *self.blank, True, False
+
+    def new_faults(self) -> list[Fault]:
+        """The damaged images met since the last call."""
+        return [self._faults.popleft() for _ in range(len(self._faults))]
+
+    def _blame(self, number: int, error: Exception) -> None:
+        """Records the error of an image. Raises where too many images have one."""
+        self._faults.append(fault_of(self.source, number, error))
+        traceback.clear_frames(error.__traceback__)  # frees pixels
+        self._last.append(error)
+        raised = [each for each in self._last.copy() if each is not None]
+        if len(self._last) < (self._last.maxlen or 0) or 2 * len(raised) <= len(self._last):
+            return
+        ((kind, _),) = Counter(map(type, raised)).most_common(1)
+        first = next(each for each in raised if type(each) is kind)
+        found = f"{len(raised)} of the last {len(self._last)} images cannot be used"
+        if isinstance(first, DecodeError):
+            raise InputError(f"{found}, the first of them: {first}") from first
+        raise ImagesError(found) from first
+
+
+def fault_of(source: Any, number: int, error: Exception) -> Fault:
+    """The name of image `number` and its error. A source without `name_of` names its images in its errors."""
+    name = source.name_of(number) if hasattr(source, "name_of") else ""
+    if isinstance(error, DecodeError):
+        return Fault(name, str(error).removeprefix(f"{name} ")) if name else Fault(str(error), "")
+    return Fault(name or f"image {number}", f"{type(error).__name__}: {error}".strip(": "))
