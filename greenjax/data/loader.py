@@ -103,10 +103,8 @@ def train_batches(
     `undecodable`. The run ends where this happens to more than half of the last LOOKED_AT images that a worker met:
     with InputError if they cannot be read or decoded, with ImagesError if they raise anything else.
     """
-    own = own or range(config.mask.groups)
     stream = Stream(source, shuffled(config, source), RandomView.from_config(config))
-    finish = partial(with_plans, partial(planner.plans, groups=config.mask.groups, own=own), len(own))
-    make = Maker(stream, config.data.batch_size, rows_of(config, own), finish)
+    make = pretraining_maker(config, stream, planner.plans, own)
     return Batches(read_ahead(config, make, start_step), undecodable, REPLACED)
 
 
@@ -120,8 +118,7 @@ def labelled_batches(
     """Endless batches for a classifier, as `train_batches`. Raises InputError for labels without an output."""
     check_classes(config, source)
     stream = Stream(source, shuffled(config, source), labelled_view(config), labelled=True)
-    make = Maker(stream, config.data.batch_size, own or range(config.data.batch_size), with_labels)
-    return Batches(read_ahead(config, make, start_step), undecodable, REPLACED)
+    return Batches(read_ahead(config, labelled_maker(config, stream, own), start_step), undecodable, REPLACED)
 
 
 def eval_batches(
@@ -136,11 +133,8 @@ def eval_batches(
     The last batch is filled up with black images. An image that cannot be used is added to `undecodable`, and is not
     valid; errors as in `train_batches`.
     """
-    own = own or range(config.mask.groups)
-    count = min(len(source), config.data.eval_images)
-    stream = Stream(source, range(count), CentreView.from_config(config), length=whole_batches(config, count))
-    finish = partial(with_plans, partial(planner.held_out_plans, groups=config.mask.groups, own=own), len(own))
-    make = Maker(stream, config.data.batch_size, rows_of(config, own), finish)
+    stream = one_pass(config, source, min(len(source), config.data.eval_images))
+    make = pretraining_maker(config, stream, planner.held_out_plans, own)
     return Batches(read_once(config, make), undecodable, LEFT_OUT)
 
 
@@ -152,21 +146,14 @@ def labelled_eval_batches(
     An image that cannot be used is left out as in `eval_batches`. Raises InputError as `labelled_batches`.
     """
     check_classes(config, source)
-    count, view = len(source), CentreView.from_config(config)
-    stream = Stream(source, range(count), view, labelled=True, length=whole_batches(config, count))
-    make = Maker(stream, config.data.batch_size, own or range(config.data.batch_size), with_labels)
-    return Batches(read_once(config, make), undecodable, LEFT_OUT)
+    stream = one_pass(config, source, len(source), labelled=True)
+    return Batches(read_once(config, labelled_maker(config, stream, own)), undecodable, LEFT_OUT)
 
 
-def rows_of(config: ConfigDict, groups: range) -> range:
-    """The rows of a batch that are in these mask groups."""
-    each = config.data.batch_size // config.mask.groups
-    return range(groups.start * each, groups.stop * each)
-
-
-def whole_batches(config: ConfigDict, count: int) -> int:
-    """`count` images rounded up to whole batches."""
-    return -(-count // config.data.batch_size) * config.data.batch_size
+def one_pass(config: ConfigDict, source: Images | LabelledSource, count: int, labelled: bool = False) -> Stream:
+    """The first `count` images in order, then black ones up to whole batches."""
+    length = -(-count // config.data.batch_size) * config.data.batch_size
+    return Stream(source, range(count), CentreView.from_config(config), labelled, length)
 
 
 @dataclass(frozen=True)
@@ -188,6 +175,18 @@ class Maker:
         """Row `index`, counted over all batches."""
         step, row = divmod(index, len(self.rows))
         return self.stream[step * self.batch_size + self.rows[row]]
+
+
+def pretraining_maker(config: ConfigDict, stream: Stream, plans: Callable[..., Any], own: range | None) -> Maker:
+    """Makes `Batch`es of the mask groups `own`, with the `plans` of a step."""
+    groups, size = config.mask.groups, config.data.batch_size
+    own = own or range(groups)
+    rows = range(own.start * size // groups, own.stop * size // groups)
+    return Maker(stream, size, rows, partial(with_plans, partial(plans, groups=groups, own=own), len(own)))
+
+
+def labelled_maker(config: ConfigDict, stream: Stream, own: range | None) -> Maker:
+    return Maker(stream, config.data.batch_size, own or range(config.data.batch_size), with_labels)
 
 
 def with_plans(

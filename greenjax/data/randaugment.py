@@ -60,21 +60,18 @@ class RandAugment:
     def __call__(self, image: UInt8[np.ndarray, "h w c"], index: int) -> UInt8[np.ndarray, "h w c"]:
         rng = generator(self.seed, index, part=1)
         uniforms, normals = rng.random((self.layers, 3)), rng.standard_normal(self.layers)
-        picture = None
+        operations, picture = tuple(OPERATIONS.values()), None
         for (which, applied, sign), normal in zip(uniforms, normals):
             if applied < APPLIED:
-                level = np.clip(self.magnitude + SPREAD * normal, 0, MOST) / MOST
                 picture = to_pillow(image) if picture is None else picture
-                picture = choose(which)(picture, float(level if sign < 0.5 else -level), self.fill)
+                level = np.clip(self.magnitude + SPREAD * normal, 0, MOST) / MOST
+                operation = operations[int(which * len(operations))]
+                picture = operation(picture, float(level if sign < 0.5 else -level), self.fill)
         return image if picture is None else np.array(picture).reshape(image.shape)
 
 
 def to_pillow(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-
-
-def choose(uniform: float) -> Operation:
-    return tuple(OPERATIONS.values())[int(uniform * len(OPERATIONS))]
 
 
 def enhance(kind: type) -> Operation:

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import accumulate
 
 from greenjax.data.encoded import DecodeError
@@ -53,10 +53,7 @@ def count_or_reason(shard: str) -> int | str:
     from array_record.python.array_record_module import ArrayRecordReader  # only sources of ArrayRecord need it
 
     try:
-        reader = ArrayRecordReader(shard, options="readahead_buffer_size:0,max_parallelism:0")
-        try:
+        with closing(ArrayRecordReader(shard, options="readahead_buffer_size:0,max_parallelism:0")) as reader:
             return reader.num_records()
-        finally:
-            reader.close()
     except RuntimeError as error:
         return reason(error)
