@@ -17,25 +17,25 @@ def dense(x, params):
     return x @ params["kernel"] + params["bias"]
 
 
-def convolution(grid, params):
-    """Depth-wise, of [b, h, w, c] with zeros beyond the border."""
+def convolution(grid, params, product, stride=1):
+    """Of [b, h, w, c] with zeros beyond the border. `product`: of tokens and the kernel at one tap."""
     side = len(params["kernel"])
     half = side // 2
     _, h, w, _ = grid.shape
     padded = np.pad(grid, ((0, 0), (half, half), (half, half), (0, 0)))
-    taps = [(i, j) for i in range(side) for j in range(side)]
-    return sum(padded[:, i : i + h, j : j + w] * params["kernel"][i, j, 0] for i, j in taps) + params["bias"]
+    read = [(padded[:, i : i + h : stride, j : j + w : stride], i, j) for i in range(side) for j in range(side)]
+    return sum(product(x, params["kernel"][i, j]) for x, i, j in read) + params["bias"]
 
 
 def attention(grid, visible, params, heads, window, shift):
-    """Of all tokens to the visible ones of their window."""
+    """Of all tokens to the visible ones of their window; the window of global attention is the whole grid."""
     b, h, w, c = grid.shape
     y, x = (axis.ravel() + -shift % window for axis in np.meshgrid(np.arange(h), np.arange(w), indexing="ij"))
     same = (y[:, None] // window == y // window) & (x[:, None] // window == x // window) & visible.ravel()
     same |= ~same.any(axis=1, keepdims=True)  # a window without a visible token: any finite row will do
     rows, columns = (axis[:, None] % window - axis % window + window - 1 for axis in (y, x))
-    bias = params["relative_position_bias_table"][rows * (2 * window - 1) + columns]
-    bias = np.where(same[..., None], bias, -np.inf)
+    table = params.get("relative_position_bias_table", np.zeros(((2 * window - 1) ** 2, heads)))
+    bias = np.where(same[..., None], table[rows * (2 * window - 1) + columns], -np.inf)
     q, k, v = np.moveaxis(dense(grid.reshape(b, h * w, c), params["qkv"]).reshape(b, h * w, 3, heads, -1), 2, 0)
     logits = np.einsum("bikd,bjkd->bijk", q, k) * (c // heads) ** -0.5 + bias
     p = np.exp(logits - logits.max(axis=2, keepdims=True))
@@ -47,21 +47,16 @@ def stages_of(model, images, visible):
     """The tokens [b, h, w, c] of every stage, of visible and masked units alike."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), nnx.to_pure_dict(nnx.state(model.encoder)))
     settings = model.config.model
-    b, h, w, _ = images.shape
-    patch = settings.patch
-    patches = images.reshape(b, h // patch, patch, w // patch, patch, -1).swapaxes(2, 3)
-    embed = params["patch_embed"]
-    x = norm(dense(patches.reshape(b, h // patch, w // patch, -1), embed["proj"]), embed["norm"])
+    x, seen = images, np.kron(visible, np.ones((model.grid.unit,) * 2, bool))
     outputs = []
     for i, depth in enumerate(settings.depths):
         stage = params["stages"][i]
-        if i:
-            b, h, w, c = x.shape  # the four tokens of a block, column by column
-            blocks = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 4, 2, 5).reshape(b, h // 2, w // 2, 4 * c)
-            x = dense(blocks, stage["merge"])
+        embed, stride = (stage["embed"], 2) if i else (params["patch_embed"], settings.patch)
+        x = convolution(x * seen[..., None], embed, np.matmul, stride)
         seen = np.kron(visible, np.ones((model.grid.side(i),) * 2, bool))
-        x = x + convolution(x * seen[..., None], stage["conv"])
-        window = min(settings.window, *seen.shape)
+        x = x + convolution(x * seen[..., None], stage["conv"], lambda x, kernel: x * kernel[0])
+        last = i + 1 == len(settings.depths)
+        window = max(seen.shape) if last else min(settings.window, *seen.shape)
         for j in range(depth):
             block = stage["blocks"][j]
             shift = window // 2 if j % 2 and min(seen.shape) > window else 0

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 from small import FAMILIES as MODELS
@@ -12,11 +13,15 @@ from small import small_config
 
 import greenjax
 from greenjax.backbones import windows
+from greenjax.backbones.convolutions import overlapping_index
 from greenjax.backbones.family import Family
 from greenjax.backbones.geometry import stage_channels, stage_specs
 from greenjax.backbones.registry import ARCHITECTURES, FAMILIES, family_of
 from greenjax.config import KEYS
+from greenjax.planning import TokenGrid, exact_plan
 from greenjax.planning.plan import StageSpec, Windows
+from greenjax.planning.sites import strided_index
+from greenjax.planning.tokens import to_unit_major
 
 PACKAGE = Path(greenjax.__file__).parent
 NAMES = sorted({name.partition("_")[0] for name in ARCHITECTURES} | set(FAMILIES))
@@ -116,3 +121,20 @@ def test_tables_of_pytorch_names_want_square_windows(monkeypatch):
         monkeypatch.setattr(windows, "stage_specs", lambda _, found=found: (StageSpec(found),))
         with pytest.raises(ValueError, match=r"the windows of stage 1 are 4 x .*: expected square ones of one size"):
             windows.windowed_stages(config)
+
+
+@pytest.mark.parametrize("stage, kernel, stride", [(0, 7, 4), (0, 3, 4), (1, 3, 2), (2, 3, 2), (2, 7, 2)])
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_overlapping_convolutions_read_what_the_definition_says(stage, kernel, stride, count):
+    """The index that follows from the visible units is that of all their tokens, or pixels, by coordinates."""
+    grid = TokenGrid(48, 64, patch=4, stages=3)  # 3 x 4 units of 16 pixels
+    visible = np.zeros(12, bool)
+    visible[np.random.default_rng(count).permutation(12)[:count]] = True
+    plan = exact_plan(grid, (), visible.reshape(1, 3, 4))
+    pixels = np.indices((48, 64)).transpose(1, 2, 0)[None]
+    inputs = grid.coordinates(stage - 1) if stage else to_unit_major(pixels, 16, 16).reshape(12, 256, 2)
+    inputs, outputs = (places[visible].reshape(-1, 2) for places in (inputs, grid.coordinates(stage)))
+    expected = strided_index(inputs, outputs, kernel, stride, kernel // 2)
+    found = overlapping_index(grid, jax.tree.map(lambda leaf: leaf[0], plan), stage, kernel, stride)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -15,8 +15,9 @@ from torch_twins import TorchTwins, copy_attention, copy_convolution, copy_embed
 from transformers_swin import randomise
 
 import greenjax
+from greenjax.backbones.attention import WindowAttention
 from greenjax.backbones.convolutions import Backend, DepthwiseConv
-from greenjax.backbones.twins.encoder import BlockEmbed, GlobalAttention, LocalAttention, Sites
+from greenjax.backbones.twins.encoder import BlockEmbed, GlobalAttention, Sites
 from greenjax.planning import StageSpec, TokenGrid, Windows, exact_plan
 from greenjax.planning.sites import submanifold_index
 
@@ -74,7 +75,7 @@ RNGS = nnx.Rngs(0)
 @pytest.mark.parametrize(
     ("ours", "theirs", "copy"),
     [
-        (LocalAttention(16, 4, dtype="float32", rngs=RNGS), TorchLocal(16, 4, 3), copy_attention),
+        (WindowAttention(16, None, 4, dtype="float32", rngs=RNGS), TorchLocal(16, 4, 3), copy_attention),
         (GlobalAttention(16, 4, 1, BACKEND, dtype="float32", rngs=RNGS), TorchGlobal(16, 4, 1), copy_attention),
         (GlobalAttention(16, 4, 4, BACKEND, dtype="float32", rngs=RNGS), TorchGlobal(16, 4, 4), copy_attention),
         (
@@ -100,7 +101,8 @@ def test_modules_equal_pytorch(ours, theirs, copy):
     window = jax.tree.map(lambda leaf: leaf[0], plan.windows[0][0])
     sites = Sites(window, submanifold_index(tokens, GRID.shape(0), 3))
     x = jnp.asarray(x[:, tokens[:, 0], tokens[:, 1]])
-    found = x + ours(x, sites.neighbours) if isinstance(ours, DepthwiseConv) else ours(x, sites)
+    where = {DepthwiseConv: sites.neighbours, WindowAttention: sites.window}.get(type(ours), sites)
+    found = ours(x, where) + (x if isinstance(ours, DepthwiseConv) else 0)
     places = visible_tokens(GRID, VISIBLE, 1) if isinstance(theirs, TorchEmbed) else tokens
     np.testing.assert_allclose(found, expected[:, places[:, 0], places[:, 1]], atol=1e-5)
 

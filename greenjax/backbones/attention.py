@@ -20,29 +20,35 @@ from greenjax.planning import Grouping
 
 
 class WindowAttention(nnx.Module):
-    """Multi-head attention inside local windows, with relative position bias, on grouped visible tokens.
+    """Multi-head attention inside local windows of grouped visible tokens.
 
-    The projections are applied to the ungrouped tokens, so padding slots cost in the quadratic term only.
+    Windows are those of planning: where a grid is no multiple of the window, border windows are cut, and padding is
+    never a key. (Other implementations pad with zeros that are keys.) The projections are applied to the ungrouped
+    tokens, so padding slots cost in the quadratic term only.
     Source: Swin Transformer (arXiv 2103.14030), section 3.2, equation 4; paper, sections 3.2 and 3.4.
     """
 
-    def __init__(self, dim: int, window: int, num_heads: int, *, attention: str = "xla", dtype: Any, rngs: nnx.Rngs):
-        """`attention`: as group_attention has it."""
-        self.num_heads = num_heads
-        self.attention = attention
+    def __init__(
+        self, dim: int, window: int | None, num_heads: int, *, attention: str = "xla", dtype: Any, rngs: nnx.Rngs
+    ):
+        """`window`: the side of square windows with a relative position bias; None: no bias. `attention`: as
+        group_attention has it."""
+        self.num_heads, self.attention, self.biased = num_heads, attention, window is not None
         self.qkv = linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
-        self.relative_position_bias_table = nnx.Param(
-            small_normal(rngs.params(), ((2 * window - 1) ** 2, num_heads), jnp.float32)
-        )
+        if window is not None:
+            table = small_normal(rngs.params(), ((2 * window - 1) ** 2, num_heads), jnp.float32)
+            self.relative_position_bias_table = nnx.Param(table)
         self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"], grouping: Grouping) -> Float[Array, "b n c"]:
-        bias = relative_position_bias(self.relative_position_bias_table[...], jnp.asarray(grouping.position))
+        bias = None
+        if self.biased:
+            bias = relative_position_bias(self.relative_position_bias_table[...], jnp.asarray(grouping.position))
         return self.proj(group_attention(self.attention, self.qkv(x), bias, grouping, self.num_heads))
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head attention of all tokens to all tokens, for the decoder."""
+    """Multi-head attention of all tokens to all tokens: global attention, and that of the decoder."""
 
     def __init__(self, dim: int, num_heads: int, *, dtype: Any, rngs: nnx.Rngs):
         self.num_heads = num_heads

@@ -37,9 +37,10 @@ class Family:
     def encoder(self) -> Any:
         """The class of the encoder: `Encoder(config, rngs=...)`, an NNX module.
 
-        Its `patch_embed` takes patches [b, n, p] to tokens [b, n, c]. A call (tokens, plan, drop-path key or None)
-        takes the unit-major tokens of the plan's visible units to the normed tokens of the last stage and a tuple of
-        every stage's tokens. Blocks are `stages/{stage}/blocks/{block}`.
+        Its `patch_embed` takes (units, plan), the colour-normalised pixels [b, v, side, side, c] of the plan's visible
+        units, to their tokens [b, n, c] in unit-major order. A call (tokens, plan, drop-path key or None) takes these
+        to the normed tokens of the last stage and a tuple of every stage's tokens. Blocks are
+        `stages/{stage}/blocks/{block}`.
         """
         return import_module(f"{self.package}.encoder").Encoder
 

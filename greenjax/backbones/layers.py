@@ -12,6 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from greenjax.ops.primitives import after, gelu, layer_norm, matmul
+from greenjax.planning import Plan
+from greenjax.planning.tokens import to_unit_major
 
 # One compiled program a shape. Compiling them op by op, or all in one program, takes many times longer.
 _compiled = partial(jax.jit, static_argnums=(1, 2))
@@ -90,17 +92,20 @@ class Mlp(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
-    """A convolution whose kernel equals its stride, on cut patches [b, n, patch * patch * c], and a norm.
+    """A convolution of the pixels of units whose kernel equals its stride, and a norm.
 
     Source: Swin Transformer (arXiv 2103.14030), section 3.1.
     """
 
-    def __init__(self, inputs: int, dim: int, *, epsilon: float, dtype: Any, rngs: nnx.Rngs):
-        self.proj = linear(inputs, dim, dtype=dtype, rngs=rngs)
+    def __init__(self, patch: int, inputs: int, dim: int, *, epsilon: float, dtype: Any, rngs: nnx.Rngs):
+        self.patch = patch
+        self.proj = linear(patch**2 * inputs, dim, dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
 
-    def __call__(self, patches: Float[Array, "b n p"]) -> Float[Array, "b n c"]:
-        return self.norm(self.proj(patches))
+    def __call__(self, units: Float[Array, "b u side side c"], plan: Plan) -> Float[Array, "b n d"]:
+        b, _, side, _, c = units.shape
+        patches = to_unit_major(units.reshape(-1, side, side, c), side, self.patch)
+        return self.norm(self.proj(patches.reshape(b, -1, self.patch**2 * c)))
 
 
 def drop_path(x: Float[Array, "b n c"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "b n c"]:

@@ -13,14 +13,14 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from greenjax.backbones.geometry import stage_channels, stage_specs, token_grid
 from greenjax.backbones.registry import family_of
 from greenjax.errors import InputError
-from greenjax.planning import dense_plan
+from greenjax.planning import Plan, dense_plan
 from greenjax.planning.tokens import to_grid, to_unit_major
 
 Images = Float[Array | np.ndarray, "b h w c"] | UInt8[Array | np.ndarray, "b h w c"]
 
 
 class Backbone(nnx.Module):
-    """Normalises images, cuts them into units and patches, and encodes them. All models extend it.
+    """Normalises images, cuts them into units, and encodes them. All models extend it.
 
     `classes` are the names of a classifier's outputs; () if it has none, or if they are unknown.
     """
@@ -40,8 +40,8 @@ class Backbone(nnx.Module):
         self, images: Images, key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, "b units latent"], tuple[Float[Array, "b _ _"], ...]]:
         """The normed tokens of the last stage and the tokens of every stage, unit-major, with every unit visible."""
-        x = self.encoder.patch_embed(self._patches(self._units(images)))
-        return self.encoder(x, dense_plan(self.grid, self.specs), key)
+        plan = dense_plan(self.grid, self.specs)
+        return self.encoder(self._embedded(self._units(images), plan), plan, key)
 
     def pooled(self, images: Images, key: Key[Array, ""] | None = None) -> Float[Array, "b latent"]:
         """The mean over the normed tokens of the last stage, with every unit visible; float32."""
@@ -68,13 +68,11 @@ class Backbone(nnx.Module):
         mean, std = (np.tile(np.asarray(v, np.float32), self.grid.unit**2)[None, None] for v in (self.mean, self.std))
         return (units.astype(jnp.float32) / 255 - mean) / std
 
-    def _patches(self, units: Array) -> Float[Array, "b n p"]:
-        """Units -> their patches in recursive 2x2 order, colour-normalised."""
+    def _embedded(self, units: Array, plan: Plan) -> Float[Array, "b n c"]:
+        """The plan's visible units -> the tokens that the encoder takes."""
         b, u, _ = units.shape
-        side, channels = self.grid.unit, len(self.mean)
-        pixels = self._normalise(units).reshape(b * u, side, side, channels)
-        patches = to_unit_major(pixels, side, self.grid.patch)
-        return patches.reshape(b, u * self.grid.tokens_per_unit(0), self.grid.patch**2 * channels)
+        pixels = self._normalise(units).reshape(b, u, self.grid.unit, self.grid.unit, len(self.mean))
+        return self.encoder.patch_embed(pixels, plan)
 
 
 @partial(jax.jit, static_argnames="graphdef")

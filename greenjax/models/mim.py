@@ -120,7 +120,7 @@ class GreenMIM(MaskedImageModel):
         units = self._units(images)
         # Masked pixels are cut out before any computation.
         visible = jnp.take(units, plan.visible_units, axis=1, unique_indices=True)
-        latent, stages = self.encoder(self.encoder.patch_embed(self._patches(visible)), plan, key)
+        latent, stages = self.encoder(self._embedded(visible, plan), plan, key)
         seen, predicted = self.decoder(latent, plan.visible_units, plan.masked_units)
         losses = mean_over_units(jnp.square(widened(predicted) - self.masked_target(images, plan)))
         order = jnp.argsort(jnp.concatenate([plan.visible_units, plan.masked_units]))
@@ -147,12 +147,12 @@ class SimMIM(MaskedImageModel):
         self.pixel_head = linear(self.latent_dim, self.unit_pixels, dtype=config.model.dtype, rngs=rngs)
 
     def forward(self, images: Images, plan: Plan, key: Key[Array, ""] | None = None) -> Output:
-        units = self._units(images)
-        x = self.encoder.patch_embed(self._patches(units))
+        units, dense = self._units(images), dense_plan(self.grid, self.specs)
+        x = self._embedded(units, dense)
         masked = jnp.ones(units.shape[1], bool).at[plan.visible_units].set(False, unique_indices=True)
         masked_tokens = jnp.repeat(masked, self.grid.tokens_per_unit(0))[None, :, None]
         x = jnp.where(masked_tokens, self.mask_token[...].astype(x.dtype)[None, None], x)
-        latent, stages = self.encoder(x, dense_plan(self.grid, self.specs), key)
+        latent, stages = self.encoder(x, dense, key)
         prediction = widened(self.pixel_head(latent))
         predicted = jnp.take(prediction, plan.masked_units, axis=1)
         losses = mean_over_units(jnp.abs(predicted - self.masked_target(images, plan)))

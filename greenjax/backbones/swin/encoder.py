@@ -66,7 +66,7 @@ class Encoder(nnx.Module):
         dims = stage_channels(config)
         rates = drop_path_rates(model.drop_path, model.depths)
         hidden = [round(ratio * dim) for ratio, dim in zip(by_stage(model.mlp_ratio, len(dims)), dims)]
-        self.patch_embed = PatchEmbed(model.patch**2 * model.in_channels, dims[0], **options)
+        self.patch_embed = PatchEmbed(model.patch, model.in_channels, dims[0], **options)
         stages = []
         for i, (dim, heads) in enumerate(zip(dims, model.num_heads, strict=True)):
             blocks = []

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from greenjax.backbones.attention import WindowAttention
 from greenjax.backbones.convolutions import Backend, DepthwiseConv, conv_index, stage_backends
 from greenjax.backbones.geometry import stage_channels, token_grid
 from greenjax.backbones.layers import (
@@ -30,7 +31,7 @@ from greenjax.backbones.layers import (
     traced_once,
     xavier,
 )
-from greenjax.ops.group_attention import attend, group_attention, merge_heads
+from greenjax.ops.group_attention import attend, merge_heads
 from greenjax.ops.sparse_conv import block_conv
 from greenjax.planning import Plan
 from greenjax.planning.sites import ConvIndex
@@ -62,24 +63,6 @@ class BlockEmbed(nnx.Module):
     def __call__(self, x: Float[Array, "b n c"], sites: Sites) -> Float[Array, "b m d"]:
         inputs = sites.neighbours.inputs
         return self.norm(block_conv(x, self.kernel[...], self.bias[...], inputs, **self.backend._asdict()))
-
-
-class LocalAttention(nnx.Module):
-    """Multi-head attention inside windows of grouped visible tokens, without position bias and without shift.
-
-    Windows are those of planning: where a grid is no multiple of the window, border windows are cut, and padding is
-    never a key. (Other implementations pad with zeros that are keys.) Source: section 3.2, LSA.
-    """
-
-    def __init__(self, dim: int, num_heads: int, *, attention: str = "xla", dtype: Any, rngs: nnx.Rngs):
-        """`attention`: as group_attention has it."""
-        self.num_heads = num_heads
-        self.attention = attention
-        self.qkv = linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
-        self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b n c"], sites: Sites) -> Float[Array, "b n c"]:
-        return self.proj(group_attention(self.attention, self.qkv(x), None, sites.window, self.num_heads))
 
 
 class GlobalAttention(nnx.Module):
@@ -120,7 +103,7 @@ class TwinsStage(nnx.Module):
     ) -> Float[Array, "b n c"]:
         run = checkpointed if self.remat else traced_once
         for i, (block, key) in enumerate(zip(self.blocks, keys, strict=True)):
-            x = run(block)(x, sites, key)
+            x = run(block)(x, sites.window if isinstance(block.attn, WindowAttention) else sites, key)
             if i == 0:
                 x = x + self.peg(x, sites.neighbours)
         return x
@@ -137,8 +120,8 @@ class Encoder(nnx.Module):
         model = config.model
         self.grid = token_grid(config)
         dims = stage_channels(config)
-        pixels = model.patch**2 * model.in_channels
-        self.patch_embed = PatchEmbed(pixels, dims[0], epsilon=EPSILON, dtype=model.dtype, rngs=rngs)
+        pixels = model.patch, model.in_channels
+        self.patch_embed = PatchEmbed(*pixels, dims[0], epsilon=EPSILON, dtype=model.dtype, rngs=rngs)
         rates = drop_path_rates(model.drop_path, model.depths)
         backends = stage_backends(config)
         self.stages = nnx.List(TwinsStage(config, i, rates[i], backends, rngs=rngs) for i in range(len(dims)))
@@ -170,7 +153,7 @@ def _blocks(config: ConfigDict, stage: int, rates: list[float], backend: Backend
 
     def attention(block: int) -> nnx.Module:
         if model.window is not None and block % 2 == 0:  # in Twins-SVT local attention comes first
-            return LocalAttention(dim, heads, attention=model.attention, dtype=model.dtype, rngs=rngs)
+            return WindowAttention(dim, None, heads, attention=model.attention, dtype=model.dtype, rngs=rngs)
         return GlobalAttention(dim, heads, model.sr_ratios[stage], backend, dtype=model.dtype, rngs=rngs)
 
     options = dict(epsilon=model.norm_epsilon, dtype=model.dtype, rngs=rngs)
