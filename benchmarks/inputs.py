@@ -1,14 +1,16 @@
 """Photographs that a core decodes and crops in a second, from files and from prepared records.
 
-Compares with bare JPEG decoding, the lower limit of time for JPEG files, and with Pillow on the same boxes.
-docs/input_speed.md explains the figures.
+Compares with bare JPEG decoding, the lower limit of time for JPEG files, and with Pillow on the same boxes. Where
+simplejpeg or PyTurboJPEG is installed, it times their decoders too. docs/input_speed.md explains the figures.
 """
 
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +128,13 @@ def ways_to_read(root: Path, small: bool) -> dict[str, Way]:
     paths = sorted(root.iterdir())
     config = folder_config(root)
     view, size = RandomView.from_config(config), mean_size(paths)
-    encoded = [np.fromfile(path, np.uint8) for path in paths]
+    encoded = [path.read_bytes() for path in paths]
     order = shuffled(config, range(EPOCH))
     ways = {
-        "decode": Way(lambda i: cv2.imdecode(encoded[order[i] % len(paths)], cv2.IMREAD_COLOR), size),
+        name: Way(lambda i, decode=decode: decode(encoded[order[i] % len(paths)]), size)
+        for name, decode in decoders().items()
+    }
+    ways |= {
         "Pillow": Way(lambda i: by_pillow(paths[order[i] % len(paths)], view, i), size),
         "greenjax, JPEG files": Way(stream(config, view), size),
     }
@@ -139,6 +144,18 @@ def ways_to_read(root: Path, small: bool) -> dict[str, Way]:
         from_records = folder_config(records, source="records")
         ways[f"greenjax, {encoding} records, {side}"] = Way(stream(from_records, view), stored)
     return ways
+
+
+def decoders() -> dict[str, Callable[[bytes], Any]]:
+    """Decoders of a whole JPEG: OpenCV's, and those of packages that are installed."""
+    found: dict[str, Callable[[bytes], Any]] = {
+        "decode": lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    }
+    with suppress(ImportError):
+        found["simplejpeg decodes"] = import_module("simplejpeg").decode_jpeg
+    with suppress(ImportError, RuntimeError):  # RuntimeError: no libturbojpeg
+        found["PyTurboJPEG decodes"] = import_module("turbojpeg").TurboJPEG().decode
+    return found
 
 
 def prepared(root: Path, encoding: str, side: int) -> Path:
