@@ -100,8 +100,8 @@ def test_equal_modules_are_traced_once(how):
     expected = values(lambda module: module)
     assert Counted.seen == {"a": 3, "b": 1}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), values(how), expected)
-    times = 1 if how is traced_once else 2  # checkpointed: once forward, once backward
-    assert Counted.seen == {"a": times, "b": times}
+    # checkpointed: once forward, once backward; by JAX 0.12 once for both
+    assert Counted.seen in [{"a": times, "b": times} for times in ((1,) if how is traced_once else (1, 2))]
 
 
 def test_keys_are_those_of_flax():
