@@ -93,8 +93,7 @@ class CentreView:
 
 def generator(seed: int, index: int, part: int = 0) -> np.random.Generator:
     """Random numbers for image `index` of the global stream. `part` names a use: crop 0, RandAugment 1, erasing 2."""
-    # Philox takes (seed, index) as its key: a stream for every image, at the cost of microseconds. Parts begin so far
-    # from each other in it (2^192 blocks) that they never meet.
+    # Philox keyed by (seed, index) is a stream for each image, made in microseconds. Parts begin 2^192 blocks apart.
     return np.random.Generator(np.random.Philox(counter=part << 192, key=(seed, index)))
 
 

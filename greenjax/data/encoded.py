@@ -1,8 +1,7 @@
-"""Images as they are stored: decoded late, and no finer than their view needs.
+"""Images as they are stored, decoded late and only as far as their view needs.
 
-A view draws its crop from the size of the image alone, which stands in the first bytes of a JPEG. So the rows below the
-crop are not decoded; and where the crop of a large photograph shrinks by two or more, the decoder shrinks it in a
-fraction of the time.
+A view draws its crop from the size of the image alone, which a JPEG has in its first bytes. So the decoder leaves out
+the rows below the crop, and shrinks a large photograph whose crop shrinks by two or more in a fraction of the time.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,7 +56,7 @@ Image = UInt8[np.ndarray, "h w c"] | Encoded
 
 @runtime_checkable
 class Images(Protocol):
-    """Images by index, RGB or grey: all that a loader needs. `undecoded` says which method saves time."""
+    """Images by index, RGB or grey. A method `encoded(index)` saves time where a source has it (see `undecoded`)."""
 
     def __len__(self) -> int: ...
 
@@ -67,7 +66,7 @@ class Images(Protocol):
 
 
 class Undecoded:
-    """Images, or images with labels, by index: decoded by [index], not yet decoded by `encoded(index)`."""
+    """Images by index, with labels or without: `encoded(index)` gives them as stored, [index] decodes them."""
 
     def encoded(self, index: int) -> Any:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Images with the classes they belong to, for fine-tuning and evaluation: of any source, and what is made of them.
+"""Images with labels, for fine-tuning and evaluation: parts of sets, and sets under the classes of another one.
 
 A label is the index of a class among `classes`. Each source gives its images their labels (`Source.labelled`). Two sets
 may number their classes differently: `matched` gives the images of one set the labels of the other, by name.
@@ -148,7 +148,7 @@ def first_of_each_class(source: LabelledSource, count: int, split: str) -> Int32
 
 
 def readable_labels(source: LabelledSource) -> Iterator[tuple[int, int]]:
-    """Every index and its label, without damaged records: these are named and replaced when their image is read."""
+    """Every index and its label; skips damaged records, which are named and replaced when their image is read."""
     for index in range(len(source)):
         with suppress(DecodeError):
             yield index, source.label(index)

@@ -20,7 +20,10 @@ def listing(source: Any) -> str:
 
 
 def parts_of(value: Any) -> Iterator[bytes]:
-    """The parts of a `Source`, or those of a part of it with all that the part adds; raises TypeError for the rest."""
+    """What identifies a value: the `parts` of a `Source`, and the fields of slices and sets with labels around it.
+
+    Raises TypeError for a value whose text may differ in the next process.
+    """
     if isinstance(value, np.ndarray):
         yield repr((value.dtype.str, value.shape)).encode()
         yield value.tobytes()
@@ -35,5 +38,5 @@ def parts_of(value: Any) -> Iterator[bytes]:
             yield from parts_of(item)
     elif isinstance(value, str | bytes | int | float | range | type(None)):
         yield repr(value).encode()
-    else:  # its text may differ in the next process
+    else:
         raise TypeError(f"a source has a {type(value).__name__}, of which listing() knows no text")

@@ -75,7 +75,7 @@ class Batches(Iterator[B], Generic[B]):
     """Batches one after the other; `close()`, or deletion, ends the threads or processes that make them."""
 
     def __init__(self, made: Any, undecodable: Undecodable | None, remedy: str):
-        """`made` gives each batch with the images that could not be used for it: they go to `undecodable`."""
+        """`made` gives each batch with its damaged images, which `undecodable` names with their `remedy`."""
         self._made, self._remedy = made, remedy
         self._undecodable = Undecodable() if undecodable is None else undecodable
 

@@ -1,4 +1,4 @@
-"""Whether held-out images are trained on as well."""
+"""Images that two splits have in common, and the warning of held-out images that are trained on."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Images that cannot be used: each is named once in a run, however often and whichever worker meets it."""
+"""Images that cannot be used: a run names each of them once, whichever workers meet it."""
 
 import os
 import re

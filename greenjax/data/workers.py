@@ -1,4 +1,4 @@
-"""The pool of worker processes, which the run starts, feeds, watches and ends (worker_process.py is their side).
+"""The run's side of the worker processes that make batches: starts, feeds, watches and ends them.
 
 Workers share nothing. Each has a socket to the run: batches come out, and a credit goes in for each batch taken. When
 either side dies, the other reads an end-of-file at once. A batch is written to an anonymous file, and a small message

@@ -97,7 +97,8 @@ def begin(output: Path, how: How, data: ConfigDict, splits: list[Split]) -> dict
     wanted["path"] = os.path.abspath(expanded(data.path)) if data.path else ""
     if (output / DESCRIPTION).exists():
         description = read_description(output)
-        check_same(output, {key: description.get(key) for key in wanted}, wanted)
+        for key, value in wanted.items():
+            check_same(output, key, description.get(key), value)
     elif any(path.name != LOCK for path in output.iterdir()):
         raise InputError(f"output {str(output)!r} is there already: expected a new directory, or one to go on with")
     else:
@@ -107,20 +108,16 @@ def begin(output: Path, how: How, data: ConfigDict, splits: list[Split]) -> dict
         new = {"images": None, "left_out": None, "of": len(split.images), "shards": None, "classes": classes}
         new["listing"] = listing(split.images)
         found = description["splits"].setdefault(split.name, new)
-        parts = {"of": "of", "classes": "classes", "listing": "digest of names and order"}
-        now = {f"{split.name} {name}": new[part] for part, name in parts.items()}
-        # A directory of an earlier version has no listing.
-        before = {f"{split.name} {name}": found.get(part, new[part]) for part, name in parts.items()}
-        check_same(output, before, now)
+        for key, name in (("of", "of"), ("classes", "classes"), ("listing", "digest of names and order")):
+            # A directory of an earlier version has no listing.
+            check_same(output, f"{split.name} {name}", found.get(key, new[key]), new[key])
     write_description(output, description)
     return description
 
 
-def check_same(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for key, value in now.items():
-        if before[key] != value:
-            begun = f"output {str(output)!r} was begun with {key} {before[key]!r}"
-            raise InputError(f"{begun}: expected that, not {value!r}")
+def check_same(output: Path, name: str, before: Any, now: Any) -> None:
+    if before != now:
+        raise InputError(f"output {str(output)!r} was begun with {name} {before!r}: expected that, not {now!r}")
 
 
 def write_description(output: Path, description: dict[str, Any]) -> None:
