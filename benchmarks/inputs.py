@@ -129,7 +129,7 @@ def ways_to_read(root: Path, small: bool) -> dict[str, Way]:
     config = folder_config(root)
     view, size = RandomView.from_config(config), mean_size(paths)
     encoded = [path.read_bytes() for path in paths]
-    order = shuffled(config, range(EPOCH))
+    order = shuffled(EPOCH, config.seed)
     ways = {
         name: Way(lambda i, decode=decode: decode(encoded[order[i] % len(paths)]), size)
         for name, decode in decoders().items()
@@ -173,7 +173,7 @@ def mean_size(paths: Any) -> float:
 def stream(config: ConfigDict, view: RandomView) -> Callable[[int], Any]:
     """The function of a worker: position in the stream -> training image."""
     source = Repeated(open_source(config.data, config.data.split), EPOCH)
-    return Stream(source, shuffled(config, source), view).__getitem__
+    return Stream(source, shuffled(EPOCH, config.seed), view).__getitem__
 
 
 def by_pillow(path: Path, view: RandomView, index: int) -> UInt8[np.ndarray, "h w c"]:

@@ -103,7 +103,7 @@ def train_batches(
     `undecodable`. The run ends where this happens to more than half of the last LOOKED_AT images that a worker met:
     with InputError if they cannot be read or decoded, with ImagesError if they raise anything else.
     """
-    stream = Stream(source, shuffled(config, source), RandomView.from_config(config))
+    stream = Stream(source, shuffled(len(source), config.seed), RandomView.from_config(config))
     make = pretraining_maker(config, stream, planner.plans, own)
     return Batches(read_ahead(config, make, start_step), undecodable, REPLACED)
 
@@ -117,7 +117,7 @@ def labelled_batches(
 ) -> Batches[LabelledBatch]:
     """Endless batches for a classifier, as `train_batches`. Raises InputError for labels without an output."""
     check_classes(config, source)
-    stream = Stream(source, shuffled(config, source), labelled_view(config), labelled=True)
+    stream = Stream(source, shuffled(len(source), config.seed), labelled_view(config), labelled=True)
     return Batches(read_ahead(config, labelled_maker(config, stream, own), start_step), undecodable, REPLACED)
 
 

@@ -3,13 +3,12 @@
 import sys
 import traceback
 from collections import Counter, deque
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count as count_from
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from greenjax.data.augment import CentreView, RandomView
 from greenjax.data.encoded import DecodeError, undecoded
@@ -22,9 +21,9 @@ LOOKED_AT = 100  # images: a run ends when more than half of the last ones that 
 # Order
 
 
-def shuffled(config: ConfigDict, source: Sized) -> "Shuffled":
-    """Epoch after epoch, each in an order of its own."""
-    return Shuffled(len(source), order_seed(config.seed))
+def shuffled(count: int, seed: int) -> "Shuffled":
+    """Epochs of `count` images, each in an order of its own, one after the other."""
+    return Shuffled(count, order_seed(seed))
 
 
 @dataclass(frozen=True)
