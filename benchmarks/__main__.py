@@ -19,9 +19,11 @@ from greenjax.errors import InputError, InterruptedRun, RunError
 from greenjax.runtime.console import complain, set_up
 from greenjax.runtime.files import replace_text
 from greenjax.runtime.processes import find_devices
+from greenjax.runtime.processor import allow_amx
 
 SUITES = {  # by name: the module
     "step": "step",
+    "precision": "precision",
     "roofline": "roofline",
     "attention": "attention",
     "sparse": "sparse",
@@ -90,6 +92,7 @@ def measure(name: str, suite: ModuleType, parser: Parser, flags: Sequence[str]) 
     if file and (file.is_dir() or any(parent.is_file() for parent in file.parents)):
         raise InputError(f"--json is {str(file)!r}: expected a file in a folder")
     if name not in ABSENT_DEVICES:
+        allow_amx()
         find_devices()
     report = suite.run(*config, **values)
     if file:

@@ -88,7 +88,7 @@ def timed(update: Callable[[], Any], program: Program, report: dict[str, Any]) -
     jax.block_until_ready(update())
     found: dict[str, Any] = {"peak_memory_bytes": peak_memory()}  # before other arrays are made
     runs: dict[str, Timed] = {"update": (update, ())}
-    (runs["matmul"], flops), (runs["copy"], moved) = product(report["dtype"]), copy()
+    (runs["matmul"], flops, found["matmul"]), (runs["copy"], moved) = product(report["dtype"]), copy()
     times = interleaved_seconds(runs, report["repeats"])
     # The fastest run of each: limits are the best that the machine does.
     least_seconds = {name: min(seconds) for name, seconds in times.items()}
@@ -193,7 +193,7 @@ def head(report: dict[str, Any]) -> str:
             f" {report['program_flops'] / 1e9:.1f} GFLOP; compiled in {report['compile_seconds']:.1f} s",
             f"{report['temporary'] / 1e6:.1f} MB of temporaries, {report['memory'] / 1e6:.1f} MB in all, at the peak"
             f" {'-' if peak is None else f'{peak / 1e6:.1f}'} MB",
-            f"matrix products at {report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, a copy at"
+            f"matrix products ({report['matmul']}) at {report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, a copy at"
             f" {report['copy_bytes_per_second'] / 1e9:.1f} GB/s",
         ]
     )

@@ -44,9 +44,10 @@ def run(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) ->
         print(f"{name} is left out: {reason}")
     programs = {name: {part: compile_part(of, part) for part in PARTS} for name, of in methods.items()}
     makers: dict[str, Maker] = {name: partial(runnable, of, programs[name]) for name, of in methods.items()}
-    seconds, rates = timed(makers, peers, config.model.dtype, repeats, together=jax.default_backend() == "cpu")
+    limit, seconds, rates = timed(makers, peers, config.model.dtype, repeats, jax.default_backend() == "cpu")
     report = {**machine(), "model": config.model.name, "dtype": config.model.dtype, "batch": batch}
-    report |= {"repeats": repeats, "left_out": peers.left_out, "matmul_flops_per_second": rates[0]}
+    report |= {"repeats": repeats, "left_out": peers.left_out}
+    report |= {"matmul": limit, "matmul_flops_per_second": rates[0]}
     report |= {"copy_bytes_per_second": rates[1], "peak_memory_bytes": peak_memory()}
     peak = peak_flops(report["device"], config.model.dtype)
     report["peak_flops_per_second"] = peak and peak * jax.device_count()
@@ -67,8 +68,9 @@ def run(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) ->
 
 def timed(
     makers: dict[str, Maker], peers: Peers, dtype: str, repeats: int, together: bool
-) -> tuple[dict[tuple[str, str], float | None], tuple[float, float]]:
-    """Seconds of every part of every method, None where memory does not suffice; the best FLOP/s and bytes/s.
+) -> tuple[str, dict[tuple[str, str], float | None], tuple[float, float]]:
+    """The types of the product that sets the limit; seconds of every part of every method, None where memory does not
+    suffice; the best FLOP/s and bytes/s.
 
     On a CPU all programs take turns `together`, so that all meet the same disturbances. A GPU is undisturbed, but does
     not hold all programs at once: each method is deleted before the next is made. PyTorch's come first, because JAX
@@ -86,11 +88,11 @@ def timed(
             made.clear()
             parts.clear()
             peers.free()
-    (runs["matmul", ""], flops), (runs["copy", ""], moved) = product(dtype), copy()
+    (runs["matmul", ""], flops, limit), (runs["copy", ""], moved) = product(dtype), copy()
     found: dict[Any, Any] = seconds | interleaved_medians(runs, repeats)
     rates = flops / found.pop(("matmul", "")), moved / found.pop(("copy", ""))
     order = [*makers, *peers.makers]
-    return {key: found[key] for key in sorted(found, key=lambda key: order.index(key[0]))}, rates
+    return limit, {key: found[key] for key in sorted(found, key=lambda key: order.index(key[0]))}, rates
 
 
 def row(
@@ -141,7 +143,7 @@ def text(report: dict[str, Any]) -> str:
     lines = [
         f"{report['model']}, {report['dtype']}, batch {report['batch']}, on {report['cores']} cores of"
         f" {report['device']}: median of {report['repeats']} runs",
-        f"matrix products at {report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, a copy at"
+        f"matrix products ({report['matmul']}) at {report['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, a copy at"
         f" {report['copy_bytes_per_second'] / 1e9:.1f} GB/s; one mask planned in {report['planning_ms']:.2f} ms",
         table(COLUMNS, rows),
         *(f"{row['name']}: out of memory" for row in rows if row["seconds"] is None),

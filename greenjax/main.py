@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from greenjax import __version__
 from greenjax.config import flags
 from greenjax.errors import InputError, InterruptedRun, RunError
-from greenjax.runtime.console import complain, say
+from greenjax.runtime.console import complain, say, warn
 
 WORKDIR = "where results go, and where an interrupted run goes on; default: runs/NAME of the config file"
 
@@ -67,9 +67,10 @@ def start(workdir: Path) -> None:
     except ValueError as error:  # JAX checks its environment variables on import
         sys.exit(f"greenjax: {error}")
 
-    from greenjax.runtime import processes
+    from greenjax.runtime import processes, processor
     from greenjax.runtime.cache import keep_compiled
 
+    processor.allow_amx()
     try:
         processes.connect()
         keep_compiled(workdir / "compiled" if jax.process_count() > 1 else None)  # a folder that all processes see
@@ -85,6 +86,7 @@ def run(config: ConfigDict, workdir: Path, file: str, again: str) -> None:
     from greenjax.runtime import processes
     from greenjax.tasks.summary import next_lines
 
+    warn_of_bfloat16(config.model.dtype)
     try:
         tasks.run(config, workdir)
         say(*next_lines(config, workdir, file))
@@ -98,6 +100,16 @@ def run(config: ConfigDict, workdir: Path, file: str, again: str) -> None:
     except Exception as error:
         processes.end_if_several(error)
         raise
+
+
+def warn_of_bfloat16(dtype: str) -> None:
+    """Says that bfloat16 gains nothing, where that is so."""
+    import jax
+
+    from greenjax.runtime.processor import multiplies_bfloat16
+
+    if dtype == "bfloat16" and jax.default_backend() == "cpu" and not multiplies_bfloat16():
+        warn("model.dtype is bfloat16, and this processor has no instructions for it: float32 is as fast")
 
 
 if __name__ == "__main__":

@@ -136,8 +136,8 @@ def test_on_a_gpu_a_program_that_does_not_fit_is_a_row_without_a_time(monkeypatc
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
 
     there = peers.Peers({"peer": lambda: fitting() | {"update": too_large}}, {}, {}, lambda: order.append("freed"))
-    seconds, rates = step.timed({"green": fitting}, there, "float32", 1, together=False)
-    assert order == ["made", "freed", "made", "freed"] and min(rates) > 0
+    limit, seconds, rates = step.timed({"green": fitting}, there, "float32", 1, together=False)
+    assert order == ["made", "freed", "made", "freed"] and min(rates) > 0 and limit == "float32 to float32"
     assert [key for key, time in seconds.items() if time is None] == [("peer", "update")]
     assert list(seconds) == [(name, part) for name in ("green", "peer") for part in step.PARTS]
     with pytest.raises(RuntimeError, match="a defect"):

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from greenjax.errors import InputError
-from greenjax.ops.primitives import permute
+from greenjax.ops.primitives import permute, product, stored
 from greenjax.planning import Grouping
 
 
@@ -44,13 +44,14 @@ def _attend_fwd(q, k, v, bias, window):
         logits = jnp.where((same & ~padding)[None, :, None], logits, hidden[None, :, None])
     # Without the barrier, XLA for GPUs also keeps the float32 logits, and computes their softmax again.
     p = jax.lax.optimization_barrier(jax.nn.softmax(logits, axis=-1).astype(v.dtype))
-    return jnp.einsum("bgkst,bgktd->bgksd", p, v), (q, k, v, p, None if bias is None else bias[:0])
+    return product("bgkst,bgktd->bgksd", p, v), (q, k, v, p, None if bias is None else bias[:0])
 
 
 def _attend_bwd(saved, dy):
     q, k, v, p, bias = saved
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    dv = jnp.einsum("bgkst,bgksd->bgktd", p, dy)
+    dy = stored(dy)
+    dv = _slots_product(dy, p)
     dp = jnp.einsum("bgksd,bgktd->bgkst", dy, v, preferred_element_type=wide)
     weighted = dp * p
     d_logits = weighted - p * weighted.sum(axis=-1, keepdims=True)
@@ -58,12 +59,17 @@ def _attend_bwd(saved, dy):
     images = jnp.ones(d_logits.shape[0], d_logits.dtype)
     d_bias = None if bias is None else jnp.einsum("b,bgkst->gkst", images, d_logits).astype(bias.dtype)
     d_logits = (d_logits * q.shape[-1] ** -0.5).astype(q.dtype)
-    dq = jnp.einsum("bgkst,bgktd->bgksd", d_logits, k)
-    dk = jnp.einsum("bgkst,bgksd->bgktd", d_logits, q)
+    dq = product("bgkst,bgktd->bgksd", d_logits, k)
+    dk = _slots_product(q, d_logits)
     return dq, dk, dv, d_bias, None
 
 
 attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def _slots_product(x: Float[Array, "b g k s d"], pairs: Float[Array, "b g k s t"]) -> Float[Array, "b g k t d"]:
+    """pairs^T x. Of the two, x is the smaller to transpose, and so is the result."""
+    return product("bgkds,bgkst->bgkdt", stored(x.swapaxes(-1, -2)), pairs).swapaxes(-1, -2)
 
 
 @jax.custom_vjp

@@ -1,7 +1,8 @@
-"""Operations with gradients of their own, because those of JAX and XLA are slow or take much memory.
+"""Products at the processor's rate, and operations with gradients of their own.
 
-XLA recomputes norms and the error function inside the fused loops of the backward pass, turns every gather into a
-scatter-add, and writes a transposed copy of the incoming gradient for the gradient of every kernel.
+Those of JAX and XLA are slow or take much memory: XLA recomputes norms and the error function inside the fused loops
+of the backward pass, turns every gather into a scatter-add, and writes a transposed copy of the incoming gradient for
+the gradient of every kernel.
 """
 
 from functools import partial
@@ -12,12 +13,42 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
+from greenjax.runtime.processor import multiplies_bfloat16
+
+
+def product(spec: str, x: Array, y: Array) -> Array:
+    """jnp.einsum(spec, x, y), in the type of x and y.
+
+    XLA for CPUs has products of bfloat16 numbers with float32 results only. It widens the operands of any other, and
+    of those whose operands are not stored in the order of their axes or whose x is not summed over its last axis.
+    """
+    in_type = partial(jnp.einsum, spec)
+    if x.dtype != jnp.bfloat16 or not multiplies_bfloat16():
+        return in_type(x, y)
+
+    def in_float32(x: Array, y: Array) -> Array:
+        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32).astype(x.dtype)
+
+    return jax.lax.platform_dependent(x, y, cpu=in_float32, default=in_type)
+
+
+def stored(x: Array) -> Array:
+    """x, a transposed array, stored in the order of its axes where `product` needs that. Without it, XLA would leave
+    the transposition to the product."""
+    if x.dtype != jnp.bfloat16 or not multiplies_bfloat16():
+        return x  # in float32, it gains nothing
+
+    def flattened(x: Array) -> Array:  # no product reads a flat array
+        return jax.lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
+
+    return jax.lax.platform_dependent(x, cpu=flattened, default=_itself)
+
 
 @jax.custom_vjp
 def matmul(x: Float[Array, "*b c"], kernel: Float[Array, "c d"]) -> Float[Array, "*b d"]:
     """x @ kernel. The gradient of the kernel is one matrix product over all leading axes of x, those of jax.vmap
     included."""
-    return _rows(x, kernel)
+    return product("nc,cd->nd", _rows(x), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _matmul_fwd(x, kernel):
@@ -26,21 +57,21 @@ def _matmul_fwd(x, kernel):
 
 def _matmul_bwd(saved, dy):
     x, kernel = saved
-    return _rows(dy, kernel.T), _d_kernel(x, dy, kernel)
+    return product("nd,cd->nc", _rows(dy), kernel).reshape(x.shape), _d_kernel(x, dy, kernel)
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
-def _rows(x, kernel):
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+def _rows(x):
+    return x.reshape(-1, x.shape[-1])
 
 
 @custom_vmap
 def _d_kernel(x, dy, kernel):
     """The gradient of the kernel. Whether `kernel` is mapped tells jax.vmap over models from jax.vmap over inputs."""
     del kernel
-    return x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
+    return product("cn,nd->cd", stored(_rows(x).T), _rows(dy))
 
 
 @_d_kernel.def_vmap
