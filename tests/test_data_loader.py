@@ -14,7 +14,6 @@ from collections import deque
 from itertools import islice
 from pathlib import Path
 
-import grain
 import jax
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from greenjax.backbones.geometry import make_planner
 from greenjax.config import resolve
 from greenjax.data.loader import eval_batches, train_batches
 from greenjax.data.open import open_source
-from greenjax.data.stream import ImagesError, order_seed, shuffled
+from greenjax.data.stream import ImagesError
 from greenjax.data.undecodable import Fault, Undecodable
 from greenjax.data.workers import WorkerDied, WorkerError, WorkerPool
 from greenjax.errors import InputError
@@ -85,12 +84,6 @@ def test_order_depends_on_the_seed_and_not_by_an_epoch(planner):
         return told(take(train_batches(config, constants(32), planner), 8))
 
     assert order(0) != order(1) and order(0)[32:] != order(1)[:32] and order(3) == order(3)
-
-
-def test_the_order_is_that_of_grain():
-    ours = shuffled(37, tiny_config().seed)
-    theirs = grain.MapDataset.range(37).shuffle(seed=order_seed(tiny_config().seed)).repeat()
-    assert len(ours) == len(theirs) and all(ours[i] == theirs[i] for i in (*range(80), 10**9))
 
 
 @pytest.mark.parametrize("start", [0, 1, 7])

@@ -1,12 +1,9 @@
 """The images of all batches in order, each in its view, with damaged ones replaced or left out."""
 
-import sys
 import traceback
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import count as count_from
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,40 +12,19 @@ from greenjax.data.encoded import DecodeError, undecoded
 from greenjax.data.undecodable import Fault
 from greenjax.errors import InputError
 
+if TYPE_CHECKING:
+    import grain  # imported where it is used: it imports JAX, which workers do without
+
 LOOKED_AT = 100  # images: a run ends when more than half of the last ones that a stream met cannot be used
 
 
-# Order
+def shuffled(count: int, seed: int) -> "grain.MapDataset":
+    """Epochs of `count` images without end, each in an order of its own."""
+    import grain
 
-
-def shuffled(count: int, seed: int) -> "Shuffled":
-    """Epochs of `count` images, each in an order of its own, one after the other."""
-    return Shuffled(count, order_seed(seed))
-
-
-@dataclass(frozen=True)
-class Shuffled:
-    """The order of Grain's MapDataset.range(count).shuffle(seed).repeat(), at half the cost of a look-up."""
-
-    count: int
-    seed: int
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, index: int) -> int:
-        from grain.experimental import index_shuffle
-
-        epoch, place = divmod(index, self.count)
-        return index_shuffle(place, max_index=self.count - 1, seed=(self.seed + epoch) % 2**32, rounds=4)
-
-
-def order_seed(seed: int) -> int:
-    """Grain shuffles epoch e by seed + e. Mixed, so that runs with seeds 0 and 1 do not share orders."""
-    return int(np.random.SeedSequence(seed).generate_state(1)[0])
-
-
-# Images
+    # Grain shuffles epoch e by seed + e: mixed, so that runs with seeds 0 and 1 do not share orders.
+    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return grain.MapDataset.range(count).shuffle(seed=mixed).repeat()
 
 
 class ImagesError(RuntimeError):
@@ -66,7 +42,7 @@ class Stream:
     def __init__(
         self,
         source: Any,
-        order: Sequence[int] | Shuffled,
+        order: Any,
         view: RandomView | CentreView,
         labelled: bool = False,
         length: int | None = None,
