@@ -89,7 +89,7 @@ def trace_part(config: ConfigDict, part: str, batch: Batch, devices: Sequence[An
         return make_update(task, mesh, learning_rate(config, STEPS, 1)).trace(state, shapes)
 
     def mean_loss(params: Any, batch: Batch) -> jax.Array:
-        return task.loss(params, task.prepare(batch, jnp.zeros((), jnp.int32)))[0]
+        return task.loss(params, task.inputs(batch, jnp.zeros((), jnp.int32)))[0]
 
     with jax.set_mesh(mesh):
         return jax.jit(mean_loss if part == "forward" else jax.value_and_grad(mean_loss)).trace(state.params, shapes)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from greenjax import __version__
 from greenjax.config import flags
 from greenjax.errors import InputError, InterruptedRun, RunError
-from greenjax.runtime.console import complain, say, warn
+from greenjax.runtime.console import complain, first_speaks, say, warn
 
 WORKDIR = "where results go, and where an interrupted run goes on; default: runs/NAME of the config file"
 
@@ -23,6 +23,7 @@ def main(argv: list[str]) -> None:
     """Reads the command line, imports JAX, joins the other processes and runs the task."""
     arguments, config = parse(argv)
     workdir = arguments.workdir
+    first_speaks()
     say(f"greenjax {__version__}: {arguments.config}, task {config.task}, workdir {workdir}")
     again = f"the same command goes on from the last checkpoint in {workdir}"
 

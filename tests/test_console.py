@@ -82,14 +82,16 @@ def test_a_command_started_without_output_runs(monkeypatch, stream):
 
 
 @pytest.mark.parametrize(("index", "first"), [(None, True), ("", True), ("0", True), ("00", True), ("1", False)])
-def test_the_first_process_speaks_and_all_may_warn(monkeypatch, capsys, index, first):
+def test_the_first_process_of_a_run_speaks_and_all_may_warn(monkeypatch, capsys, index, first):
+    monkeypatch.setattr(console, "_silent", False)
     monkeypatch.delenv("JAX_PROCESS_ID", raising=False)
     if index is not None:
         monkeypatch.setenv("JAX_PROCESS_ID", index)
-    assert console.speaks() == first
+    console.say("a command of one process")
+    console.first_speaks()
     console.say("a line")
     console.warn("a warning")
-    assert capsys.readouterr() == ("a line\n" * first, "warning: a warning\n")
+    assert capsys.readouterr() == ("a command of one process\n" + "a line\n" * first, "warning: a warning\n")
 
 
 def test_names_that_the_output_cannot_spell_are_escaped(monkeypatch):

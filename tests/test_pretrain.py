@@ -120,11 +120,11 @@ def test_pooled_masks_are_counted_by_epoch():
     config = small_config(mask__pool=5, data__batch_size=16)
     planner = make_planner(config)
     images = len(open_source(config.data, "train[:160]"))  # ten steps an epoch
-    assert pool_use(config, planner, 1, images)["distinct_masks"] <= 5
-    assert pool_use(config, planner, 10, images) == {"distinct_masks": 5}
+    assert pool_use(config, planner.mask_ids, images, 1)["distinct_masks"] <= 5
+    assert pool_use(config, planner.mask_ids, images, 10) == {"distinct_masks": 5}
     drawn = {mask for step in (10, 11) for mask in planner.mask_ids(step, config.mask.groups)}
-    assert pool_use(config, planner, 12, images) == {"distinct_masks": len(drawn)}
-    assert pool_use(small_config(), planner, 12, images) == {}
+    assert pool_use(config, planner.mask_ids, images, 12) == {"distinct_masks": len(drawn)}
+    assert pool_use(small_config(), planner.mask_ids, images, 12) == {}
 
 
 def test_a_killed_worker_ends_the_run_with_everything_saved(tmp_path):

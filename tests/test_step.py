@@ -15,6 +15,7 @@ import greenjax
 from greenjax.backbones.geometry import make_planner
 from greenjax.data.loader import blank_batch, blank_labelled_batch, train_batches
 from greenjax.data.open import open_source
+from greenjax.models.parameters import decayed
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.runtime.placement import batch_sharding
@@ -22,7 +23,6 @@ from greenjax.tasks.classify import classification
 from greenjax.tasks.pretrain import pretraining
 from greenjax.training.optim import (
     clip_by_global_norm,
-    decayed,
     global_norm,
     learning_rate,
     make_optimizer,

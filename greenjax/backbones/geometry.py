@@ -1,6 +1,7 @@
 """The geometry of a resolved config: its grids of tokens, its stages, its planner. NumPy only."""
 
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -10,14 +11,24 @@ from greenjax.planning.masking import visible_count
 from greenjax.planning.planner import cached_layouts
 
 
+def grid_of(image_size: tuple[int, int], model: Any) -> TokenGrid:
+    """The grids of tokens that a backbone puts over an image. `model` is the model section of a config."""
+    return TokenGrid(*image_size, patch=model.patch, stages=len(model.depths))
+
+
 def token_grid(config: ConfigDict) -> TokenGrid:
     """The grids of tokens that the configured backbone puts over an image."""
-    return TokenGrid(*config.image_size, patch=config.model.patch, stages=len(config.model.depths))
+    return grid_of(config.image_size, config.model)
+
+
+def visible_of(grid: TokenGrid, ratio: float) -> int:
+    """The mask units of an image that the encoder sees where the share `ratio` is masked."""
+    return visible_count(math.prod(grid.units), ratio)
 
 
 def visible_units(config: ConfigDict) -> int:
     """The mask units of an image that the encoder sees in pre-training."""
-    return visible_count(math.prod(token_grid(config).units), config.mask.ratio)
+    return visible_of(token_grid(config), config.mask.ratio)
 
 
 def stage_specs(config: ConfigDict) -> tuple[StageSpec, ...]:

@@ -3,28 +3,27 @@
 Checks raise InputError: one line with the key, its value and what is expected beside the other settings.
 """
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
+from greenjax.backbones.geometry import grid_of, visible_of
 from greenjax.backbones.registry import family_of
 from greenjax.config.settings import KEYS
 from greenjax.data.sources import SOURCES
 from greenjax.errors import refuse
-from greenjax.planning import TokenGrid
-from greenjax.planning.masking import visible_count
 
 Values = dict[str, Any]
 
 
 def check_all(values: Values) -> None:
-    grid = TokenGrid(*values["image_size"], patch=values["model.patch"], stages=len(values["model.depths"]))
+    model = SimpleNamespace(**{key[6:]: value for key, value in values.items() if key.startswith("model.")})
+    grid = grid_of(values["image_size"], model)
     check_rates(values)
-    check_model(values, grid)
+    check_model(values, model, grid)
     check_data(values)
     check_optimizer(values)
     if values["task"] == "pretrain":
-        visible_count(math.prod(grid.units), values["mask.ratio"])
+        visible_of(grid, values["mask.ratio"])
         check_decoder(values)
         check_unlabelled(values)
     check_split(values, max(values["mesh.data"], 1) * values["mesh.fsdp"])  # mesh.data -1: at least one device
@@ -36,8 +35,7 @@ def check_rates(values: Values) -> None:
             refuse(values, key, f"at most optim.base_lr, {values['optim.base_lr']!r}")
 
 
-def check_model(values: Values, grid: TokenGrid) -> None:
-    model = SimpleNamespace(**{key[6:]: value for key, value in values.items() if key.startswith("model.")})
+def check_model(values: Values, model: Any, grid: Any) -> None:
     family = family_of(model.name)
     for key, value in values.items():
         if KEYS[key].by_stage and isinstance(value, tuple) and len(value) != len(model.depths):

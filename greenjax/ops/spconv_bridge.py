@@ -36,7 +36,6 @@ from greenjax.errors import InputError
 from greenjax.ops import spconv_torch
 from greenjax.ops.spconv_torch import Conv, torch
 from greenjax.planning.sites import Footprint
-from greenjax.runtime.processes import cores
 
 try:
     from jax.experimental.buffer_callback import buffer_callback
@@ -124,12 +123,13 @@ def _pure_would_hang(devices: int) -> bool:
     """
     if jax.default_backend() != "cpu":
         return False
+    cores = len(os.sched_getaffinity(0))  # on Linux, the only system with both spconv and XLA
     # XLA counts its threads in this way.
-    if max(int(os.environ.get("NPROC", cores())), jax.local_device_count()) > devices:
+    if max(int(os.environ.get("NPROC", cores)), jax.local_device_count()) > devices:
         return False
     if buffer_callback is None:
         raise InputError(
-            f"model.sparse_conv is 'spconv' on {devices} CPU devices with {cores()} cores, where callbacks may wait for"
+            f"model.sparse_conv is 'spconv' on {devices} CPU devices with {cores} cores, where callbacks may wait for"
             f" ever: set NPROC={devices + 1} in the environment, or model.sparse_conv to 'native'"
         )
     return True

@@ -21,14 +21,18 @@ if TYPE_CHECKING:
 GONE = (errno.EPIPE, errno.EIO)
 
 
-def speaks() -> bool:
-    """Is this the first process, which speaks for all? The environment says so before JAX is imported."""
-    return not os.environ.get("JAX_PROCESS_ID", "").strip("0")
+_silent = False
+
+
+def first_speaks() -> None:
+    """From here on `say` is silent in all processes of a run but the first, which the environment names."""
+    global _silent
+    _silent = bool(os.environ.get("JAX_PROCESS_ID", "").strip("0"))
 
 
 def say(*lines: str) -> None:
-    """Lines on standard output, of the first process."""
-    for line in lines if speaks() else ():
+    """Lines on standard output."""
+    for line in () if _silent else lines:
         _line("stdout", line)
 
 

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 
 from greenjax.errors import InputError
 from greenjax.runtime.compile import compiling
-from greenjax.runtime.console import complain
+from greenjax.runtime.console import complain, first_speaks
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 T = TypeVar("T")
@@ -69,6 +69,7 @@ def _join() -> None:
         raise InputError(f"{ADDRESS} is {given[ADDRESS]!r}: expected HOST:PORT of process 0")
     if not 0 <= index < count:
         raise InputError(f"{INDEX} is {index}: expected 0 to {count - 1}, as {COUNT} is {count}")
+    first_speaks()
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from training/interrupt.py
     if not index and count > 1:
         complain(f"waiting at {given[ADDRESS]} for the other {count - 1} of {count} processes")

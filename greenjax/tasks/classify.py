@@ -1,5 +1,6 @@
 """Training a classifier on labels, all of it or its head on a frozen encoder: the story, top to bottom."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,12 +24,13 @@ from greenjax.runtime.processes import leads
 from greenjax.tasks.mix import mix, one_hot
 from greenjax.tasks.report import Judge, report
 from greenjax.tasks.summary import end_lines, run_time, say_listing, start_lines
+from greenjax.tasks.weights import given_weights
 from greenjax.training.loop import Hook, train
 from greenjax.training.metrics import MetricsWriter
 from greenjax.training.sharding import make_mesh
 from greenjax.training.start import HELD_OUT, TRAINING, begin
 from greenjax.training.state import Params, State, model_graph
-from greenjax.training.step import Task, drop_path_keys
+from greenjax.training.step import Task
 from greenjax.training.together import holding_workdir
 
 
@@ -50,7 +52,8 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     sources = {TRAINING: source, HELD_OUT: held_out and held_out.source}
 
     task, blank = classification(config), blank_labelled_batch(config)
-    run, state = begin(task, workdir, mesh, blank, sources, source.classes)  # the update compiles in a thread
+    weights = partial(given_weights, config, source.classes)
+    run, state = begin(task, workdir, mesh, blank, sources, weights, source.classes)  # compiles the update in a thread
     say(*start_lines(run))
     judge, judged = Judge(config, task.graphdef, mesh, run.undecodable), dict[int, Evaluation]()
     own = Placement(mesh).own(config.data.batch_size)
@@ -87,15 +90,14 @@ def classification(config: ConfigDict, seed: int | Array | None = None) -> Task[
     graphdef, own = model_graph(config), config.seed if seed is None else seed
     data, classes, smoothing = config.data, config.model.num_classes, config.optim.label_smoothing
 
-    def prepare(batch: LabelledBatch, step: Array) -> tuple:
+    def prepare(batch: LabelledBatch, step: Array) -> tuple[Array, Array]:
         key = jax.random.fold_in(jax.random.key(own), step)
         targets = one_hot(jnp.asarray(batch.labels), classes, smoothing)
         options = dict(mixup=data.mixup, cutmix=data.cutmix, prob=data.mix_prob, switch=data.mix_switch)
-        images, targets = mix(jnp.asarray(batch.images), targets, jax.random.fold_in(key, 1), **options)
-        return images, targets, drop_path_keys(config.model.drop_path, own, step, len(images))
+        return mix(jnp.asarray(batch.images), targets, jax.random.fold_in(key, 1), **options)
 
     def loss(params: Params, part: tuple) -> tuple[Array, Params]:
-        model, (images, targets, keys) = nnx.merge(graphdef, params), part
+        model, ((images, targets), keys) = nnx.merge(graphdef, params), part
         if config.task == "linear":
             logits, statistics = model.probe(images)
             untrained = {"batch_norm": statistics}
@@ -104,7 +106,7 @@ def classification(config: ConfigDict, seed: int | Array | None = None) -> Task[
             logits, untrained = model.forward(images, None if keys is None else keys[0]), {}
         return optax.softmax_cross_entropy(logits, targets).mean(), untrained
 
-    return Task(config, graphdef, prepare, loss)
+    return Task(config, graphdef, loss, own, prepare)
 
 
 def with_head(config: ConfigDict, source: LabelledSource) -> ConfigDict:

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: every image is mixed with its partner, and so are their targets. On the device, inside the step."""
+"""Mixup and CutMix of images and their targets, on the device, inside the update."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ Images = Float[Array, "b h w c"] | UInt8[Array, "b h w c"]
 
 
 def one_hot(labels: Int[Array, " b"], classes: int, smoothing: float = 0.0) -> Float[Array, "b classes"]:
-    """Targets that sum to one: 1 - smoothing for the label, and `smoothing` spread evenly over all classes.
+    """Targets that sum to 1: 1 - smoothing for the label, plus `smoothing` spread evenly over all classes.
 
     Source: arXiv 1512.00567, section 7.
     """
@@ -25,11 +25,11 @@ def mix(
     prob: float = 1.0,
     switch: float = 0.5,
 ) -> tuple[Images, Float[Array, "b classes"]]:
-    """Images and targets mixed with those of the partner: image i with image b - 1 - i.
+    """Mixes image i with its partner, image b - 1 - i, and their targets by the same share as their pixels.
 
-    `mixup` and `cutmix` are the alphas of Beta(alpha, alpha), 0 = off. Each image draws for itself whether it is
-    mixed (`prob`), how (CutMix with probability `switch` where both are on), its share and its box. Images keep
-    their dtype: uint8 is rounded. A target's share is exactly that of the pixels.
+    `mixup` and `cutmix` are the alphas of Beta(alpha, alpha); 0 turns one off. Each image draws whether it is mixed
+    (with probability `prob`), by which of the two (CutMix with probability `switch` where both are on), its share and
+    its box. Images keep their dtype; uint8 is rounded.
     Sources: mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899).
     """
     if not (mixup or cutmix) or not prob:
@@ -46,7 +46,7 @@ def mix(
 def own_weights(
     key: Key[Array, ""], shape: tuple[int, int, int], mixup: float, cutmix: float, prob: float, switch: float
 ) -> Float[Array, "b h w"]:
-    """How much of each pixel of the mixed image is the image's own; the partner has the rest."""
+    """The share of the image itself in each of its mixed pixels; the rest is its partner's."""
     keys = jax.random.split(key, 5)
     b = shape[0]
     each = (b, 1, 1)
@@ -60,9 +60,9 @@ def own_weights(
 
 
 def random_boxes(key: Key[Array, ""], outside: Float[Array, " b"], shape: tuple[int, int, int]) -> Bool[Array, "b h w"]:
-    """Boxes with the image's proportions around a random pixel, cut at the borders; `outside` is the share left.
+    """Masks of boxes, True inside, with the image's proportions, around a random pixel and cut at the borders.
 
-    True inside. Masks by comparison: their shapes do not depend on the boxes.
+    `outside` is the share of the image that an uncut box leaves. Comparisons make masks of one shape for all boxes.
     """
     b, height, width = shape
     side = jnp.sqrt(1 - outside)
@@ -73,7 +73,7 @@ def random_boxes(key: Key[Array, ""], outside: Float[Array, " b"], shape: tuple[
 
 
 def _interval(centre: Int[Array, " b"], length: Float[Array, " b"], limit: int) -> Bool[Array, "b n"]:
-    """Which of `limit` places lie in an interval of that length, in whole places, around a centre."""
+    """Masks over `limit` places, True in an interval around `centre` that is `length` places long, rounded down."""
     first = centre - length.astype(jnp.int32) // 2
     last = first + length.astype(jnp.int32)
     places = jnp.arange(limit, dtype=jnp.int32)[None]

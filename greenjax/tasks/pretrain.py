@@ -1,15 +1,18 @@
 """Pre-training by masked image modelling: the story, top to bottom."""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from greenjax.backbones.geometry import make_planner
+from greenjax.backbones.geometry import make_planner, token_grid
 from greenjax.config import flatten, resolve
 from greenjax.data.loader import Batch, Batches, blank_batch, eval_batches, train_batches
 from greenjax.data.open import open_source
@@ -18,19 +21,19 @@ from greenjax.data.sources import SOURCES
 from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.monitor import Monitor
 from greenjax.evaluation.pictures.curve import draw_loss_curve, held_out_line
-from greenjax.planning import Planner
 from greenjax.runtime.console import say
 from greenjax.runtime.files import read_metrics, unless_full
 from greenjax.runtime.placement import BATCH_AXES, Placement
 from greenjax.runtime.processes import leads
 from greenjax.tasks.summary import end_lines, run_time, say_listing, start_lines
+from greenjax.tasks.weights import given_weights
 from greenjax.training.loop import Hook, train
 from greenjax.training.metrics import MetricsWriter
 from greenjax.training.optim import run_length
 from greenjax.training.sharding import make_mesh
 from greenjax.training.start import HELD_OUT, TRAINING, Run, begin
 from greenjax.training.state import Params, State, model_graph
-from greenjax.training.step import Task, drop_path_keys
+from greenjax.training.step import Task
 from greenjax.training.together import holding_workdir
 
 
@@ -42,31 +45,33 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     before anything expensive starts, and DivergedError when more than `optim.max_skipped` updates in a row are not
     finite, or the loss rises too far.
     """
-    mesh = make_mesh(config)
+    mesh, task = make_mesh(config), pretraining(config)
     say_listing(config)
-    source = open_source(config.data, config.data.split)
-    held_out = open_source(config.data, config.data.eval_split) if config.data.eval_split else None
-    if held_out is not None:
-        warn_of_overlap(config.data, source, held_out)
-    sources: dict[str, Any] = {TRAINING: source, HELD_OUT: held_out}
-    task, monitor = pretraining(config), None
-    if config.monitor != "none":
-        monitor = Monitor(config, monitor_data(config), task.graphdef, Placement(mesh))
-        sources |= {"images of the monitor": monitor.train, "held-out images of the monitor": monitor.held_out}
+    sources, monitor = opened(config, mesh, task)
+    source, held_out = sources[TRAINING], sources[HELD_OUT]
     run_length(config, len(source))  # refuses a run without a whole batch before masks are planned
     say("planning masks ...")
     planner = make_planner(config)
 
     blank = blank_batch(config, planner.example(config.mask.groups))
-    run, state = begin(task, workdir, mesh, blank, sources)  # the update compiles in a thread from here on
+    run, state = begin(task, workdir, mesh, blank, sources, partial(given_weights, config))  # compiles in a thread
     say(*start_lines(run))
-    hooks = [*held_out_hooks(run, planner), *monitor_hooks(run, monitor), pictures_hook(run, planner)]
-    own = Placement(mesh).own(config.mask.groups)
+    own, undecodable = Placement(mesh).own(config.mask.groups), run.undecodable
 
     def batches(position: int) -> Batches[Batch]:
-        return train_batches(config, source, planner, position, own, run.undecodable)
+        return train_batches(config, source, planner, position, own, undecodable)
 
-    state = train(run, state, batches, hooks, lambda position: pool_use(config, planner, position, len(source)))
+    def held_out_batches(own: range | None = own) -> Batches[Batch]:
+        return eval_batches(config, held_out, planner, own, undecodable)
+
+    def first_batch() -> Batch:
+        if held_out is not None:
+            return next(held_out_batches(None))
+        alone = resolve(flatten(config) | {"data.workers": 0})  # no worker processes for one batch
+        return next(train_batches(alone, source, planner, undecodable=undecodable))
+
+    hooks = [*held_out_hooks(run, held_out_batches), *monitor_hooks(run, monitor), pictures_hook(run, first_batch)]
+    state = train(run, state, batches, hooks, partial(pool_use, config, planner.mask_ids, len(source)))
     if leads():
         lines = read_metrics(workdir)
         with unless_full("loss.png"):
@@ -74,6 +79,20 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
         say(held_out_line(lines, described_start(config.init, run.last)))
         say(*end_lines(workdir, run_time(run)))
     return state
+
+
+def opened(config: ConfigDict, mesh: Mesh, task: Task) -> tuple[dict[str, Any], Monitor | None]:
+    """All sets of images, by the names that errors give them, and the monitor that has some of them."""
+    source = open_source(config.data, config.data.split)
+    held_out = open_source(config.data, config.data.eval_split) if config.data.eval_split else None
+    if held_out is not None:
+        warn_of_overlap(config.data, source, held_out)
+    sources = {TRAINING: source, HELD_OUT: held_out}
+    if config.monitor == "none":
+        return sources, None
+    monitor = Monitor(config, monitor_data(config), task.graphdef, Placement(mesh))
+    others = {"images of the monitor": monitor.train, "held-out images of the monitor": monitor.held_out}
+    return sources | others, monitor
 
 
 def monitor_data(config: ConfigDict) -> ConfigDict:
@@ -85,33 +104,24 @@ def monitor_data(config: ConfigDict) -> ConfigDict:
     return resolve(flatten(config) | unread | given).data
 
 
-def pretraining(config: ConfigDict) -> Task[Batch, tuple]:
-    """The mean loss of the mask groups (images, plan, drop-path keys or None), each under its own mask."""
+def pretraining(config: ConfigDict) -> Task[Batch, Batch]:
+    """The mean loss of the mask groups, each under its own mask."""
     graphdef = model_graph(config)
 
-    def prepare(batch: Batch, step: Array) -> tuple:
-        keys = drop_path_keys(config.model.drop_path, config.seed, step, config.mask.groups)
-        return batch.images, batch.plan, keys
-
-    def loss(params: Params, part: tuple) -> tuple[Array, Params]:
+    def loss(params: Params, part: tuple[Batch, Array | None]) -> tuple[Array, Params]:
+        batch, keys = part
         # spmd_axis_name keeps the mask groups of sharded computations inside (shard_map) on their devices.
         by_group = jax.vmap(nnx.merge(graphdef, params).forward, spmd_axis_name=BATCH_AXES)
-        return by_group(*part).loss.mean(), {}
+        return by_group(batch.images, batch.plan, keys).loss.mean(), {}
 
-    return Task(config, graphdef, prepare, loss)
+    return Task(config, graphdef, loss, config.seed)
 
 
-def held_out_hooks(run: Run, planner: Planner) -> list[Hook]:
+def held_out_hooks(run: Run, batches: Callable[[], Batches[Batch]]) -> list[Hook]:
     """The held-out loss; before the first step also that of the best constant, to compare both with later."""
     if run.sources[HELD_OUT] is None:
         return []
-    config, place = run.config, Placement(run.mesh)
-    own = place.own(config.mask.groups)
-
-    def batches() -> Batches[Batch]:
-        return eval_batches(config, run.sources[HELD_OUT], planner, own, run.undecodable)
-
-    held_out = HeldOut(config, run.task.graphdef, place, batches)
+    held_out = HeldOut(run.config, run.task.graphdef, Placement(run.mesh), batches)
 
     def measure(step: int, state: State, writer: MetricsWriter) -> None:
         writer.phase("measuring the held-out loss")
@@ -120,7 +130,7 @@ def held_out_hooks(run: Run, planner: Planner) -> list[Hook]:
             losses["best_constant_loss"] = held_out.best_constant(state.params)
         writer.write(step, losses)
 
-    return [Hook(config.log.eval_every, measure)]
+    return [Hook(run.config.log.eval_every, measure)]
 
 
 def monitor_hooks(run: Run, monitor: Monitor | None) -> list[Hook]:
@@ -135,16 +145,11 @@ def monitor_hooks(run: Run, monitor: Monitor | None) -> list[Hook]:
     return [Hook(run.config.log.monitor_every, measure)]
 
 
-def pictures_hook(run: Run, planner: Planner) -> Hook:
-    """Reconstructions of the first held-out images, or of the first ones of training."""
+def pictures_hook(run: Run, batch: Callable[[], Batch]) -> Hook:
+    """Reconstructions of the first images of a batch."""
     say("reading the images of the pictures ...")
-    config = run.config
-    if run.sources[HELD_OUT] is not None:
-        first = next(eval_batches(config, run.sources[HELD_OUT], planner, undecodable=run.undecodable))
-    else:
-        alone = resolve(flatten(config) | {"data.workers": 0})  # no worker processes for one batch
-        first = next(train_batches(alone, run.sources[TRAINING], planner, undecodable=run.undecodable))
-    pictures = Pictures(config, first, run.task.graphdef, Placement(run.mesh).everywhere, planner.grid.unit)
+    unit, everywhere = token_grid(run.config).unit, Placement(run.mesh).everywhere
+    pictures = Pictures(run.config, batch(), run.task.graphdef, everywhere, unit)
 
     def draw(step: int, state: State, writer: MetricsWriter) -> None:
         writer.phase("drawing reconstructions")
@@ -152,15 +157,20 @@ def pictures_hook(run: Run, planner: Planner) -> Hook:
         pictures.draw(picture, state.params)
         writer.image(step, picture)
 
-    return Hook(config.log.picture_every, draw)
+    return Hook(run.config.log.picture_every, draw)
 
 
-def pool_use(config: ConfigDict, planner: Planner, step: int, images: int) -> dict[str, int]:
-    """How many different masks of the pool this epoch has used so far; nothing where every mask is new."""
+def pool_use(
+    config: ConfigDict, mask_ids: Callable[[int, int], list[int]], images: int, position: int
+) -> dict[str, int]:
+    """How many different masks of the pool an epoch has used up to a position; nothing where every mask is new.
+
+    `mask_ids(position, groups)` are the masks of a batch, `images` the length of an epoch.
+    """
     if not config.mask.pool:
         return {}
-    first = (step - 1) * config.data.batch_size // images * images // config.data.batch_size
-    drawn = (planner.mask_ids(t, config.mask.groups) for t in range(first, step))
+    first = (position - 1) * config.data.batch_size // images * images // config.data.batch_size
+    drawn = (mask_ids(each, config.mask.groups) for each in range(first, position))
     return {"distinct_masks": len(set(chain.from_iterable(drawn)))}
 
 

@@ -1,4 +1,4 @@
-"""Optimizers, their rates by layer, and the learning rate per step."""
+"""The length of a run, the learning rate of each step, and the optimizer."""
 
 from functools import partial
 from typing import Any
@@ -9,13 +9,13 @@ import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from greenjax.backbones.registry import family_of
 from greenjax.errors import InputError
+from greenjax.models.parameters import decayed, layers
 from greenjax.ops.primitives import hold
 
 
 def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
-    """Updates of the whole run, and of its warm-up, for a training split of so many images."""
+    """The number of updates of a run and of its warm-up, for a training split of `images` images."""
     if config.steps is not None:
         return config.steps, config.optim.warmup_steps
     total, warmup = (
@@ -33,9 +33,10 @@ def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
 
 
 def learning_rate(config: ConfigDict, total: int, warmup: int) -> optax.Schedule:
-    """Linear warm-up, then half a cosine, per step; all rates are multiplied by batch size / 256.
+    """The learning rate of each step: a linear warm-up, then half a cosine.
 
-    The linear scaling rule is that of arXiv 1706.02677; the batch is the effective one, all devices and accumulation.
+    All rates are multiplied by data.batch_size / 256, the linear scaling rule of arXiv 1706.02677. The batch is that of
+    one update, over all devices and accumulation steps.
     """
     optim = config.optim
     scale = config.data.batch_size / 256
@@ -51,19 +52,18 @@ def peak_rate(config: ConfigDict) -> float:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
-    """The optimizer without its learning rate, which the step multiplies: there it follows the step, not the updates.
+    """AdamW with updates scaled by `optim.layer_decay`, as in BEiT; the head of a linear probe by AdamW or LARS.
 
-    Its `update` takes one thing more, `finite`: where that is False, the state stays as it was.
-
-    AdamW, its updates scaled by `optim.layer_decay` (LAMB's and BEiT's way: the rate of a layer, not its gradient). A
-    linear probe trains its head only, by LARS (arXiv 1708.03888) or AdamW.
+    The updates lack the learning rate: training/step.py multiplies them by it, so that skipped updates do not delay the
+    schedule. `update` takes one argument more, `finite`: where it is False, the optimizer's state does not change. LARS
+    is that of arXiv 1708.03888.
     """
     optim = config.optim
     clip = [clip_by_global_norm(optim.clip)] if optim.clip else []
     matrices = partial(decayed, config)
     decay = optax.add_decayed_weights(optim.weight_decay, mask=matrices)
     if optim.name == "lars":
-        # Matrices only: the norm of a bias says nothing of the step it can take.
+        # Trust ratios of matrices alone: the norm of a bias is no scale for its step.
         trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=0.001), matrices)
         chain = optax.chain(*clip, decay, trust, kept_if_not_finite(optax.trace(optim.b1)))
     else:
@@ -77,10 +77,10 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
 
 
 def global_norm(tree: Any) -> Array:
-    """The L2 norm of all leaves together: optax.tree.norm.
+    """The L2 norm of all leaves together, as optax.tree.norm.
 
-    Vectors, two of three leaves with hardly an element, are summed as one. With a sum for each, a third of the loops of
-    a compiled update would be theirs, and XLA on the CPU takes the longer to load it.
+    Two of three leaves are vectors, with few elements: they are joined and summed in one loop. A loop for each would
+    be a third of all loops of a compiled update, and XLA on the CPU would take longer to load it.
     """
     leaves = jax.tree.leaves(tree)
     vectors = [leaf.ravel() for leaf in leaves if leaf.ndim < 2]
@@ -89,9 +89,9 @@ def global_norm(tree: Any) -> Array:
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """Scales gradients whose norm is above `limit` down to it.
+    """Scales gradients whose norm is above `limit` down to it, as optax.clip_by_global_norm.
 
-    optax's divides every element, and XLA stores what it has divided; a multiplication is fused into what comes next.
+    Optax divides, and XLA stores the quotients; XLA fuses this multiplication into the optimizer's own loops.
     """
 
     def clipped(grads: Any, params: Any) -> Any:
@@ -103,10 +103,10 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 
 
 def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
-    """Adam (arXiv 1412.6980): optax.scale_by_adam, whose results it gives, with less traffic to memory.
+    """Adam (arXiv 1412.6980), with the results of optax.scale_by_adam and less traffic to memory.
 
-    Left to itself XLA on the CPU computes the new moments again where it updates the parameters, reads the old ones
-    twice, and has to copy them first, because the new ones are written in their place. Held, the new ones are read.
+    Without `hold`, XLA on the CPU computes the new moments a second time where it updates the parameters. It reads the
+    old ones twice for that, and copies them first, because the new ones take their place in memory.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, finite: Any = True, **_: Any) -> tuple[Any, Any]:
@@ -115,7 +115,7 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
         count = state.count + jnp.where(finite, 1, 0)
         correction1, correction2 = (jnp.asarray(1 - b**count, jnp.float32) for b in (b1, b2))
 
-        @partial(jax.jit, inline=True)  # traced once a shape: there are hundreds of leaves
+        @partial(jax.jit, inline=True)  # traced once a shape, for hundreds of leaves
         def of_leaf(g: Array, mu: Array, nu: Array) -> tuple[Array, Array, Array]:
             mu = jnp.where(finite, b1 * mu + (1 - b1) * g, mu)
             nu = jnp.where(finite, b2 * nu + (1 - b2) * g * g, nu)
@@ -130,7 +130,7 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 
 
 def kept_if_not_finite(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`inner`, whose state stays as it was where `finite` is False."""
+    """`inner`, with a state that does not change where `finite` is False."""
 
     def update(updates: Any, state: Any, params: Any = None, *, finite: Any = True, **_: Any) -> tuple[Any, Any]:
         updates, new = inner.update(updates, state, params)
@@ -148,29 +148,6 @@ def _head_alone(params: Any) -> Any:
 
 
 def layer_multipliers(config: ConfigDict, params: Any) -> Any:
-    """optim.layer_decay ** (layers above) for every parameter: 1 at the head, least at the patch embedding.
-
-    Patch embedding and mask token are layer 0, blocks follow one by one; the final norm goes with the head, and other
-    modules of a stage with the block that the backbone's family names.
-    """
-    depths, family = config.model.depths, family_of(config.model.name)
-    last = sum(depths) + 1
-
-    def multiplier(path: tuple, _: Any) -> float:
-        names = [entry.key for entry in path]
-        inside = names[0] == "encoder"
-        layer = family.layer(names[1:], depths) if inside else 0 if names[0] == "mask_token" else last
-        return config.optim.layer_decay ** (last - layer)
-
-    return jax.tree.map_with_path(multiplier, params)
-
-
-def decayed(config: ConfigDict, params: Any) -> Any:
-    """True for matrices; not for biases, norms, position bias tables, mask tokens, nor what the family leaves out."""
-    undecayed = family_of(config.model.name).undecayed
-
-    def is_matrix(path: tuple, _: Any) -> bool:
-        names = [entry.key for entry in path]
-        return names[-1] == "kernel" and undecayed.isdisjoint(names)
-
-    return jax.tree.map_with_path(is_matrix, params)
+    """optim.layer_decay ** (layers above) for every parameter: 1 at the last layer, least at the patch embedding."""
+    last = sum(config.model.depths) + 1
+    return jax.tree.map(lambda layer: config.optim.layer_decay ** (last - layer), layers(config, params))

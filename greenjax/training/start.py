@@ -1,8 +1,8 @@
-"""Where a run starts: at its last checkpoint, with fresh weights, or with those of `config.init`."""
+"""Where a run starts: at its last checkpoint, or with its first weights, given or fresh."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -15,12 +15,10 @@ from ml_collections import ConfigDict
 from greenjax.config.flags import DETERMINISTIC
 from greenjax.data.listing import listing
 from greenjax.data.undecodable import Undecodable
-from greenjax.errors import InputError, listed
-from greenjax.interop.heads import initial_head
-from greenjax.interop.loading import initial_model
+from greenjax.errors import InputError
 from greenjax.models import Backbone
 from greenjax.runtime.checkpoint import Checkpointer
-from greenjax.runtime.classes import Classes, refuse_other_classes, same, write_classes
+from greenjax.runtime.classes import Classes, refuse_other_classes, write_classes
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.runtime.console import say
 from greenjax.runtime.files import replace_text
@@ -30,9 +28,9 @@ from greenjax.training.guard import Rollbacks
 from greenjax.training.optim import learning_rate, run_length
 from greenjax.training.record import record_config
 from greenjax.training.sharding import batch_shapes, make_mesh
-from greenjax.training.state import Params, State, abstract_state, init_state, on_the_cpu, parameters
+from greenjax.training.state import Params, State, abstract_state, init_state, parameters
 from greenjax.training.step import Task, make_update
-from greenjax.training.together import same_start, same_weights
+from greenjax.training.together import same_start
 
 TRAINING, HELD_OUT = "training images", "held-out images"  # keys of Run.sources
 
@@ -64,12 +62,18 @@ class Run:
 
 
 def begin(
-    task: Task, workdir: Path, mesh: Mesh, batch: Any, sources: Mapping[str, Any], classes: Classes | None = None
+    task: Task,
+    workdir: Path,
+    mesh: Mesh,
+    batch: Any,
+    sources: Mapping[str, Any],
+    weights: Callable[[], Params | None],
+    classes: Classes | None = None,
 ) -> tuple[Run, State]:
     """A run and its state, at the last checkpoint or before the first step; its update compiles in a thread.
 
-    `batch` has the shapes of a batch of all processes. Raises InputError where the workdir holds another run, or where
-    the weights of `config.init` do not fit.
+    `batch` has the shapes of a batch of all processes. `weights()` reads the weights that a new run begins with; None:
+    it draws them. Raises InputError where the workdir holds another run.
     """
     began, config, images = monotonic(), task.config, sources[TRAINING]
     if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
@@ -78,8 +82,9 @@ def begin(
     checkpointer = Checkpointer(workdir)
     last = checkpointer.latest_intact_step()
     start = last or 0
-    if classes is not None:
-        check_head(config, classes) if last is None else refuse_other_classes(workdir, classes)
+    if classes is not None and last is not None:
+        refuse_other_classes(workdir, classes)
+    given = weights() if last is None else None  # before any file is written: they may be wrong
     same_start(last, start + Rollbacks(workdir).skipped(start), sources)
     record_config(workdir, config, len(images), start > 0, listing(images))
     if classes is not None and leads():
@@ -87,13 +92,12 @@ def begin(
     undecodable = Undecodable(workdir, resuming=start > 0, writes=leads())
     update = BackgroundJit(make_update(task, mesh, learning_rate(config, total, warmup)))
     run = Run(task, workdir, mesh, sources, classes, total, warmup, last, update, undecodable, began)
-    return run, _first_state(run, checkpointer, batch)
+    return run, _first_state(run, checkpointer, batch, given)
 
 
-def _first_state(run: Run, checkpointer: Checkpointer, batch: Any) -> State:
-    """Starts to compile the update; meanwhile the state is restored, or made of the first weights."""
+def _first_state(run: Run, checkpointer: Checkpointer, batch: Any, given: Params | None) -> State:
+    """Starts to compile the update; meanwhile restores the state, or makes it of the first weights."""
     config, last = run.config, run.last
-    given = given_weights(config) if last is None else None  # before anything is compiled: they may be wrong
     shapes = abstract_state(config, run.mesh)
     if run.start < run.total:
         folder = jax.config.values["jax_compilation_cache_dir"]
@@ -108,29 +112,6 @@ def _first_state(run: Run, checkpointer: Checkpointer, batch: Any) -> State:
         done = f"finished: {run.total} steps were done before"
         say(f"going on at step {last} of {run.total}" if last < run.total else done)
     return checkpointer.restore(shapes, last)
-
-
-def check_head(config: ConfigDict, classes: Classes) -> None:
-    """Raises InputError where the head of `config.init` is one for other classes."""
-    before = () if config.new_head else initial_head(config).classes
-    if before and not same(before, classes):
-        found = f"has a head for the classes {listed(before)}, the data have {listed(classes)}"
-        raise InputError(f"init {config.init!r} {found}: --config.new_head starts a new one")
-
-
-def given_weights(config: ConfigDict) -> Params | None:
-    """The weights that `config.init` names; says what they lacked. None: the run draws its own."""
-    with on_the_cpu():
-        found = initial_model(config)
-    if found is None:
-        return None
-    model, report = found
-    say(f"starting from {config.init}")
-    for line in report.lines():
-        say(f"  {line}")
-    params = parameters(model)
-    same_weights(config.init, params)
-    return params
 
 
 def check_new(workdir: Path) -> None:

@@ -28,15 +28,24 @@ Part = TypeVar("Part")
 class Task(Generic[Batch, Part]):
     """What an update trains, and on what loss: see tasks/pretrain.py and tasks/classify.py.
 
-    `prepare(batch, step)` makes the inputs of the loss from a whole batch. The leading axis of its leaves is split over
-    the devices and into the `optim.accumulation` parts of an update. `loss(params, part)` returns the mean loss, and
-    new values of the top-level parameters that no gradient trains.
+    The leading axis of a batch, mask groups or images with labels, is split over the devices and into the
+    `optim.accumulation` parts of an update. `loss(params, (part, keys))` takes one part, with a key for drop-path for
+    each row of its leading axis, or None. It returns the mean loss, and new values of the top-level parameters that no
+    gradient trains. `prepare(batch, step)` makes the inputs of the loss from a whole batch; by default they are it.
     """
 
     config: ConfigDict
     graphdef: nnx.GraphDef
-    prepare: Callable[[Batch, Array], Part]
-    loss: Callable[[Params, Part], tuple[Array, Params]]
+    loss: Callable[[Params, tuple[Part, Array | None]], tuple[Array, Params]]
+    seed: int | Array  # of drop-path and `prepare`
+    prepare: Callable[[Batch, Array], Part] = lambda batch, step: batch  # type: ignore[assignment]
+
+    def inputs(self, batch: Batch, step: Array) -> tuple[Part, Array | None]:
+        """The inputs of the loss from a whole batch. The keys of drop-path are a pure function of (seed, step, row)."""
+        if not self.config.model.drop_path:
+            return self.prepare(batch, step), None
+        key = jax.random.fold_in(jax.random.key(self.seed), step)
+        return self.prepare(batch, step), jax.random.split(key, len(jax.tree.leaves(batch)[0]))
 
 
 def make_update(task: Task, mesh: Mesh, schedule: optax.Schedule) -> jax.stages.Wrapped:
@@ -47,7 +56,7 @@ def make_update(task: Task, mesh: Mesh, schedule: optax.Schedule) -> jax.stages.
     tx, gradients = make_optimizer(task.config), _mean_gradients(task, mesh)
 
     def updated(state: State, batch: Any) -> tuple[State, Metrics]:
-        (loss, untrained), grads = gradients(state.params, task.prepare(batch, state.step))
+        (loss, untrained), grads = gradients(state.params, task.inputs(batch, state.step))
         grad_norm, rate = global_norm(grads), jnp.asarray(schedule(state.step), jnp.float32)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt = tx.update(grads, state.opt, state.params, finite=finite)
@@ -98,13 +107,6 @@ def interleaved(x: Array, parts: int, mesh: Mesh) -> Array:
     """[m, ...] -> [parts, m / parts, ...], each part spread over all devices: no row changes its device."""
     split = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
     return jax.lax.with_sharding_constraint(split, NamedSharding(mesh, P(None, BATCH_AXES)))
-
-
-def drop_path_keys(rate: float, seed: int | Array, step: Array, count: int) -> Array | None:
-    """`count` keys for drop path, a pure function of (seed, step, place); None where nothing is dropped."""
-    if not rate:
-        return None
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), count)
 
 
 def averaged(ema: Params | None, params: Params, decay: float) -> Params | None:

@@ -9,7 +9,6 @@ from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
 
 from greenjax.evaluation.pictures.canvas import CHAR, Canvas, coloured, shown_channels
-from greenjax.models.mim import TARGET_EPSILON
 
 GREY = 128  # in place of masked units
 NORMALISED = "Reconstructed units are shown with their target's mean and variance, which the model does not predict."
@@ -69,8 +68,8 @@ def paste(
     units = prediction.astype(np.float64)
     if normalised:
         target = _units((images / 255 - shift) / scale, unit)
-        variance = target.var(axis=-1, keepdims=True, ddof=1) if target.shape[-1] > 1 else np.zeros(1)
-        units = units * np.sqrt(variance + TARGET_EPSILON) + target.mean(axis=-1, keepdims=True)
+        deviation = target.std(axis=-1, keepdims=True, ddof=1) if target.shape[-1] > 1 else 0.0
+        units = units * deviation + target.mean(axis=-1, keepdims=True)
     layout = dict(uh=visible.shape[1], p=unit, q=unit)
     pixels = rearrange(units, "n (uh uw) (p q c) -> n (uh p) (uw q) c", **layout) * scale + shift
     # A model that diverged draws black and white, not a warning.
