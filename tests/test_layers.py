@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from greenjax.backbones import initial
 from greenjax.backbones.layers import Keys, checkpointed, drop_path, traced_once
 from greenjax.ops.primitives import gelu, layer_norm, permute
 
@@ -110,3 +111,19 @@ def test_keys_are_those_of_flax():
 
     for draw in (lambda: several(Keys(3)), jax.jit(lambda: several(Keys(3)))):
         np.testing.assert_array_equal(draw(), several(nnx.Rngs(3)))
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (48, 128), (1000, 300)])
+@pytest.mark.parametrize("name", ["xavier", "small_normal"])
+def test_initial_values_are_those_of_the_initializers_bit_for_bit(name, shape):
+    """Smaller and larger than a chunk; where the key is traced, too."""
+    ours = getattr(initial, name)
+    reference = {
+        "xavier": nnx.initializers.xavier_uniform(),
+        "small_normal": nnx.initializers.truncated_normal(0.02, lower=-initial.FAR, upper=initial.FAR),
+    }[name]
+    key = jax.random.fold_in(jax.random.key(5), 3)
+    with jax.enable_x64(False):
+        expected = jax.jit(lambda key: reference(key, shape, jnp.float32))(key)  # op by op, XLA rounds otherwise
+        np.testing.assert_array_equal(ours(key, shape, jnp.float32), expected)
+        np.testing.assert_array_equal(jax.jit(lambda key: ours(key, shape, jnp.float32))(key), expected)

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from greenjax.backbones.layers import linear, small_normal
+from greenjax.backbones.initial import small_normal
+from greenjax.backbones.layers import linear
 from greenjax.errors import InputError
 from greenjax.ops.group_attention import (
     attend,

@@ -11,22 +11,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from greenjax.backbones.initial import xavier
 from greenjax.ops.primitives import after, gelu, layer_norm, matmul
 from greenjax.planning import Plan
 from greenjax.planning.tokens import to_unit_major
-
-# One compiled program a shape. Compiling them op by op, or all in one program, takes many times longer.
-_compiled = partial(jax.jit, static_argnums=(1, 2))
-xavier = _compiled(nnx.initializers.xavier_uniform())
-small_normal = _compiled(nnx.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0))  # in effect not truncated
-token_normal = _compiled(nnx.initializers.normal(0.02))
 
 
 class Keys(nnx.Rngs):
     """The keys of nnx.Rngs(seed), counted in Python: a traced counter would take most of the time to build a model."""
 
     def __init__(self, seed: int):
-        self._key, self._drawn = jax.random.key(seed), 0
+        self._key, self._drawn = jax.random.key(seed, impl="threefry2x32"), 0
 
     def params(self) -> Key[Array, ""]:
         """The next key."""

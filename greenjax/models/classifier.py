@@ -9,7 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from greenjax.backbones.layers import linear, small_normal
+from greenjax.backbones.initial import small_normal
+from greenjax.backbones.layers import linear
 from greenjax.errors import InputError
 from greenjax.models.backbone import Backbone, Images, widened
 

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Float32, Int
 from ml_collections import ConfigDict
 
 from greenjax.backbones.attention import SelfAttention
-from greenjax.backbones.layers import Block, LayerNorm, linear, token_normal
+from greenjax.backbones.initial import token_normal
+from greenjax.backbones.layers import Block, LayerNorm, linear
 
 
 @cache

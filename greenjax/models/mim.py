@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Key
 from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import stage_channels
-from greenjax.backbones.layers import linear, token_normal
+from greenjax.backbones.initial import token_normal
+from greenjax.backbones.layers import linear
 from greenjax.errors import InputError
 from greenjax.models.backbone import Backbone, Images, widened
 from greenjax.models.decoder import Decoder

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from greenjax.backbones.attention import WindowAttention
 from greenjax.backbones.convolutions import Backend, DepthwiseConv, conv_index, stage_backends
 from greenjax.backbones.geometry import stage_channels, token_grid
+from greenjax.backbones.initial import xavier
 from greenjax.backbones.layers import (
     Block,
     LayerNorm,
@@ -29,7 +30,6 @@ from greenjax.backbones.layers import (
     drop_path_rates,
     linear,
     traced_once,
-    xavier,
 )
 from greenjax.ops.group_attention import attend, merge_heads
 from greenjax.ops.sparse_conv import block_conv
