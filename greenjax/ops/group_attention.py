@@ -68,8 +68,13 @@ attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 def _slots_product(x: Float[Array, "b g k s d"], pairs: Float[Array, "b g k s t"]) -> Float[Array, "b g k t d"]:
-    """pairs^T x. Of the two, x is the smaller to transpose, and so is the result."""
-    return product("bgkds,bgkst->bgkdt", stored(x.swapaxes(-1, -2)), pairs).swapaxes(-1, -2)
+    """pairs^T x. On a CPU, of the two x is transposed, the smaller one, and so is the result."""
+
+    def transposed(x: Array, pairs: Array) -> Array:
+        return product("bgkds,bgkst->bgkdt", stored(x.swapaxes(-1, -2)), pairs).swapaxes(-1, -2)
+
+    plain = partial(jnp.einsum, "bgksd,bgkst->bgktd")
+    return jax.lax.platform_dependent(x, pairs, cpu=transposed, default=plain)
 
 
 @jax.custom_vjp
