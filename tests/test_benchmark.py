@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from small import ONE_STAGE, small_config
 
-from benchmarks import __main__, inputs, measure, peers, programs, sparse, step, whole_run
+from benchmarks import __main__, inputs, measure, peers, precision, programs, sparse, step, whole_run
 from greenjax.backbones import geometry
 from greenjax.errors import InputError
 from greenjax.planning.plan import GroupLayout
@@ -120,6 +120,28 @@ def test_the_step_suite_compares_with_the_dense_step_and_pytorch(monkeypatch, ca
     assert report["memory_slope_ratio"] < 1 and report["peak_memory_bytes"] is None  # a CPU
     printed = capsys.readouterr().out
     assert "transformers / green, update" in printed and "first step after 9.0 s, 4.0 s with" in printed
+
+
+def test_the_precision_suite_compares_types_methods_and_windows(monkeypatch, capsys):
+    """Of programs that take no time; the step suite's test compiles and runs real ones."""
+    there = peers.Peers({peers.PEER: lambda: {"update": lambda: jnp.zeros(())}}, {}, {}, lambda: None)
+    monkeypatch.setattr(measure, "SIDES", {"cpu": 64})
+    monkeypatch.setattr(precision, "find_peers", lambda config, batch, compiled: there)
+    monkeypatch.setattr(precision, "memory_slope", lambda config, program: float(config.model.window))
+    monkeypatch.setattr(precision, "compile_part", lambda config, part: programs.Program(None, 9, 9, 9.0, 9, 9, 9.0))
+    monkeypatch.setattr(precision, "runner", lambda config, program, held: lambda: jnp.zeros(()))
+    report = precision.run(small_config(), batch=8, repeats=1, windows=(2,))
+    rows = {(row["method"], row["dtype"], row["window"]): row for row in report["rows"]}
+    ours = {(method, dtype, window) for method in ("green", "dense") for dtype in precision.DTYPES for window in (4, 2)}
+    assert set(rows) == ours | {("transformers", dtype, 4) for dtype in precision.DTYPES}
+    for (method, dtype, window), row in rows.items():
+        slower = report["ratios"].get(f"{method} / green, {dtype}, window {window}", 1)
+        assert row["seconds"] == pytest.approx(slower * rows["green", dtype, window]["seconds"])
+        if method != "transformers":
+            assert row["limit_share"] * row["seconds"] * report["limits"][dtype]["flops_per_second"] == pytest.approx(9)
+    assert [limit["product"].split()[0] for limit in report["limits"].values()] == list(precision.DTYPES)
+    assert report["ratios"]["window 2 / 4, bfloat16, memory for each image"] == 0.5
+    assert "transformers / green, bfloat16, window 4" in capsys.readouterr().out
 
 
 def test_on_a_gpu_a_program_that_does_not_fit_is_a_row_without_a_time(monkeypatch):
