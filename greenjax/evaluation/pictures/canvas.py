@@ -1,4 +1,7 @@
-"""PNG files laid out in pixels: pictures keep their pixels, text stands at a given place."""
+"""PNG files laid out in pixels: pictures keep their pixels, text stands at a given place.
+
+matplotlib is imported where something is drawn: a start has no half second for it before the update compiles.
+"""
 
 from collections.abc import Sequence
 from functools import cache
@@ -6,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
+from jaxtyping import Float, UInt8
 
 from greenjax.runtime.files import replacing
 
@@ -23,7 +23,7 @@ class Canvas:
 
     def __init__(self, width: int, height: int):
         self._width, self._height = width, height
-        self._figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+        self._figure = make_figure(figsize=(width / _DPI, height / _DPI), facecolor="white")
 
     def picture(self, pixels: UInt8[np.ndarray, "h w 3"], left: int, top: int, scale: int = 1) -> None:
         """Draws an image: every pixel becomes `scale` x `scale` pixels of the sheet."""
@@ -41,8 +41,24 @@ class Canvas:
         save_png(self._figure, path)
 
 
-def save_png(figure: Figure, path: str | Path) -> None:
+def coloured_by(name: str, values: Float[np.ndarray, "*s"]) -> UInt8[np.ndarray, "*s 3"]:
+    """The colours that a colour map of matplotlib has for values from 0 to 1."""
+    from matplotlib import colormaps
+
+    return colormaps[name](values, bytes=True)[..., :3]
+
+
+def make_figure(**style: Any) -> Any:
+    """An empty figure of matplotlib."""
+    from matplotlib.figure import Figure
+
+    return Figure(dpi=_DPI, **style)
+
+
+def save_png(figure: Any, path: str | Path) -> None:
     """Draws a figure into a file, which is written as a whole or not at all. Raises OSError."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     with replacing(Path(path)) as draft:
         FigureCanvasAgg(figure).print_png(draft)
 
@@ -59,6 +75,8 @@ def shown_channels(channels: int) -> int:
 
 def legible(names: Sequence[str], most: int) -> list[str]:
     """Names cut to `most` characters; characters that the font lacks become question marks."""
+    from matplotlib.font_manager import findfont, get_font
+
     font = get_font(findfont("DejaVu Sans"))
     known = cache(lambda char: char if font.get_char_index(ord(char)) else "?")
     shown = ["".join(map(known, " ".join(name.split()))) for name in names]

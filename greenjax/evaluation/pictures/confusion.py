@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
-from matplotlib import colormaps
 
 from greenjax.errors import InputError
 from greenjax.evaluation.classify import Predictions
-from greenjax.evaluation.pictures.canvas import CHAR, Canvas, coloured, legible
+from greenjax.evaluation.pictures.canvas import CHAR, Canvas, coloured, coloured_by, legible
 
 MOST_CLASSES = 2000  # in one matrix: a pixel each
 
@@ -86,12 +85,12 @@ def _colours(counts: Integer[np.ndarray, "classes classes"]) -> UInt8[np.ndarray
 
 
 def _right(share: Float[np.ndarray, "*s"]) -> UInt8[np.ndarray, "*s 3"]:
-    return colormaps["Blues"](share, bytes=True)[..., :3]
+    return coloured_by("Blues", share)
 
 
 def _wrong(share: Float[np.ndarray, "*s"]) -> UInt8[np.ndarray, "*s 3"]:
     """White at 0, else red by the square root of the share, so that one mistake in a hundred is seen."""
-    reds = colormaps["Reds"](0.15 + 0.85 * np.sqrt(share), bytes=True)[..., :3]
+    reds = coloured_by("Reds", 0.15 + 0.85 * np.sqrt(share))
     return np.where(share[..., None] > 0, reds, np.uint8(255))
 
 

@@ -4,9 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from greenjax.evaluation.pictures.canvas import save_png
+from greenjax.evaluation.pictures.canvas import make_figure, save_png
 
 
 def draw_loss_curve(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -15,7 +13,7 @@ def draw_loss_curve(path: Path, lines: list[dict[str, Any]]) -> None:
     A second panel has the accuracy of monitored features, where there is one.
     """
     monitored = [key for key in ("knn_top1", "linear_top1") if any(key in line for line in lines)]
-    figure = Figure(figsize=(7 if not monitored else 11, 4), dpi=100, layout="constrained")
+    figure = make_figure(figsize=(7 if not monitored else 11, 4), layout="constrained")
     axes = figure.add_subplot(1, 1 + bool(monitored), 1, xlabel="step", ylabel="masked loss")
     _draw(axes, lines, (("loss", "training", "-"), ("held_out_loss", "held-out", "o-")))
     for line in lines:
@@ -31,7 +29,7 @@ def draw_loss_curve(path: Path, lines: list[dict[str, Any]]) -> None:
 
 def draw_accuracy_curve(path: Path, lines: list[dict[str, Any]]) -> None:
     """Writes a PNG of a classifier's training: its loss, and its accuracy on held-out images, by step."""
-    figure = Figure(figsize=(11, 4), dpi=100, layout="constrained")
+    figure = make_figure(figsize=(11, 4), layout="constrained")
     axes = figure.add_subplot(1, 2, 1, xlabel="step", ylabel="cross-entropy")
     _draw(axes, lines, (("loss", "training, augmented and smoothed", "-"), ("eval_loss", "held-out", "o-")))
     _legend(axes)
