@@ -50,10 +50,8 @@ def _initializer(draw: Callable[..., Array], scale: Callable[[Sequence[int]], An
     return initial
 
 
-def _xavier_bound(shape: Sequence[int]) -> np.float32:
-    return np.sqrt(np.float32(3) * np.float32(2 / sum(shape)))
-
-
-xavier = _initializer(_uniform, _xavier_bound, nnx.initializers.xavier_uniform())
+xavier = _initializer(
+    _uniform, lambda shape: np.sqrt(np.float32(3) * np.float32(2 / sum(shape))), nnx.initializers.xavier_uniform()
+)
 small_normal = _initializer(_normal, lambda shape: 0.02, nnx.initializers.truncated_normal(0.02, lower=-FAR, upper=FAR))
 token_normal = partial(jax.jit, static_argnums=(1, 2))(nnx.initializers.normal(0.02))

@@ -11,13 +11,15 @@ from greenjax.training.state import Params, on_the_cpu, parameters
 from greenjax.training.together import same_weights
 
 
-def given_weights(config: ConfigDict, classes: Classes | None = None) -> Params | None:
+def given_weights(config: ConfigDict, classes: Classes = ()) -> Params | None:
     """The weights of `config.init`, and a line for each part that it lacks; None for "none".
 
     Raises InputError where they do not fit, or where their head is one for other classes.
     """
-    if classes is not None:
-        check_head(config, classes)
+    before = initial_head(config).classes if classes and not config.new_head else ()
+    if before and not same(before, classes):
+        found = f"has a head for the classes {listed(before)}, the data have {listed(classes)}"
+        raise InputError(f"init {config.init!r} {found}: --config.new_head starts a new one")
     with on_the_cpu():
         found = initial_model(config)
     if found is None:
@@ -29,11 +31,3 @@ def given_weights(config: ConfigDict, classes: Classes | None = None) -> Params 
     params = parameters(model)
     same_weights(config.init, params)
     return params
-
-
-def check_head(config: ConfigDict, classes: Classes) -> None:
-    """Raises InputError where the head of `config.init` is one for other classes."""
-    before = () if config.new_head else initial_head(config).classes
-    if before and not same(before, classes):
-        found = f"has a head for the classes {listed(before)}, the data have {listed(classes)}"
-        raise InputError(f"init {config.init!r} {found}: --config.new_head starts a new one")

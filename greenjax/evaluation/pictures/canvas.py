@@ -1,7 +1,4 @@
-"""PNG files laid out in pixels: pictures keep their pixels, text stands at a given place.
-
-matplotlib is imported where something is drawn: a start has no half second for it before the update compiles.
-"""
+"""PNG files laid out in pixels: pictures keep their pixels, text stands at a given place."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -49,7 +46,7 @@ def coloured_by(name: str, values: Float[np.ndarray, "*s"]) -> UInt8[np.ndarray,
 
 
 def make_figure(**style: Any) -> Any:
-    """An empty figure of matplotlib."""
+    """An empty figure of matplotlib, whose import takes half a second: a start has other things to do first."""
     from matplotlib.figure import Figure
 
     return Figure(dpi=_DPI, **style)
