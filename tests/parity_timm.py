@@ -1,6 +1,6 @@
 """Compares imported and exported weights with timm's and torchvision's own models.
 
-    PYTHONPATH=. python tests/parity_timm.py
+    PYTHONPATH=. python tests/parity_timm.py [WORD ...]     # all models, or those with one of the words in their label
 
 Not collected by pytest: timm and torchvision ask for another torch than the project's environments have. Where both are
 installed, random weights come in from their models by load_torch and go out by save_torch, with a strict load; each
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.models.swin_transformer import SwinTransformer
@@ -37,7 +38,9 @@ class Case(NamedTuple):
 
 
 def main() -> int:
-    differences = [difference for case in cases() for difference in compare(case)]
+    wanted = sys.argv[1:]
+    chosen = (case for case in cases() if not wanted or any(word in case.label for word in wanted))
+    differences = [difference for case in chosen for difference in compare(case)]
     return int(not all(difference <= TOLERANCE for difference in differences))
 
 
@@ -64,6 +67,26 @@ def cases() -> Iterator[Case]:
     yield timm_twins("Twins-SVT-S", "twins_s", dict(svt_s, mlp_ratios=(4, 4, 4, 4)))
     yield timm_twins("Twins-SVT-L", "twins_l", dict(svt_l, mlp_ratios=(4, 4, 4, 4)))
     yield timm_twins("Twins-PCPVT-S", "pcpvt_s", dict(pcpvt_s, mlp_ratios=(8, 8, 4, 4)))
+    narrow = dict(embed_dim=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
+    yield timm_named("swinv2_tiny_window8_256", 256, "swinv2_t", narrow)
+    yield timm_named("swinv2_tiny_window16_256", 256, "swinv2_t", dict(narrow, window=16))
+    dims = (16, 32, 48, 64)
+    yield timm_named("convnext_tiny", 224, "convnext_t", dict(depths=(1, 1, 2, 1)), dims=dims)
+    yield timm_named("convnextv2_atto", 224, "convnextv2_atto", dict(depths=(1, 1, 2, 1)), dims=dims)
+    yield timm_named("hiera_tiny_224", 224, "hiera_t", dict(embed_dim=16, depths=(1, 2, 2, 1)))
+    real = {"swinv2_tiny_window8_256": "swinv2_t", "swinv2_base_window8_256": "swinv2_b"}
+    real |= {"convnext_base": "convnext_b", "convnextv2_base": "convnextv2_base", "hiera_base_224": "hiera_b"}
+    for theirs, name in real.items():
+        yield timm_named(theirs, 256 if "256" in theirs else 224, name, {})
+
+
+def timm_named(theirs: str, size: int, name: str, shape: dict[str, Any], dims: tuple[int, ...] = ()) -> Case:
+    """A model of timm by its name; `shape` goes to both, `dims`, the channels by stage, under each one's own name."""
+    names = {"window": "window_size"} | ({"depths": "stages"} if theirs.startswith("hiera") else {})
+    own = {names.get(key, key): value for key, value in shape.items()}
+    model = timm.create_model(theirs, num_classes=CLASSES, **own, **({"dims": dims} if dims else {}))
+    settings = {"image_size": size, "model.name": name} | {f"model.{key}": value for key, value in shape.items()}
+    return Case(f"timm {theirs}", model, "timm", settings | ({"model.embed_dims": dims} if dims else {}))
 
 
 def timm_swin(label: str, size: int, window: int, shape: dict[str, Any]) -> Case:

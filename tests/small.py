@@ -3,10 +3,15 @@
 import greenjax
 
 _TWINS = {"model.embed_dim": 0, "model.embed_dims": (8, 16), "model.sr_ratios": (2, 1)}
+_CONVNEXT = {"model.embed_dim": 0, "model.embed_dims": (8, 16), "model.window": 0, "model.num_heads": (0,)}
 ONE_STAGE = dict(image_size=16, model__depths=(1,), model__num_heads=(2,))  # 8 x 8 units, for runs of any model
 FAMILIES = {
     "swin": {},
     "twins": {"model.name": "twins_s", **_TWINS},
+    "swinv2": {"model.name": "swinv2_t"},
+    "convnext": {"model.name": "convnext_t", **_CONVNEXT},
+    "convnextv2": {"model.name": "convnextv2_atto", **_CONVNEXT},
+    "hiera": {"model.name": "hiera_t", "model.window": 0, "model.depths": (1, 1, 2), "model.num_heads": (1, 2, 4)},
     "pcpvt": {"model.name": "pcpvt_s", "model.window": 0, "model.mlp_ratio": (4, 2), **_TWINS},
 }
 

@@ -108,8 +108,9 @@ def test_statements_fit_the_encoder(model):
     assert len(stage_specs(config)) == len(stage_channels(config)) == len(encoder["stages"])
     beside = {part for stage in encoder["stages"].values() for part in stage} - {"blocks"}
     assert beside == set(family.beside_blocks)
-    for i, channels in enumerate(stage_channels(config)):
-        assert encoder["stages"][i]["blocks"][0]["norm1"]["scale"].shape == (channels,)
+    images = np.zeros((1, *config.image_size, 1), np.float32)
+    _, stages = nnx.eval_shape(lambda: greenjax.build(config).dense(images))
+    assert tuple(tokens.shape[2] for tokens in stages) == stage_channels(config)
     last = sum(config.model.depths) + 1
     paths = [[entry.key for entry in path] for path, _ in jax.tree.leaves_with_path(encoder)]
     assert {family.layer(path, config.model.depths) for path in paths} == set(range(last + 1))

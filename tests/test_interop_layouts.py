@@ -36,7 +36,7 @@ KINDS = {
 
 def random_model(family, kind, seed=0, **overrides):
     """A model of random weights everywhere: a constant would hide a mistaken place."""
-    base = {"swin": SWIN, "twins": TWINS, "pcpvt": dict(TWINS, model__window=0)}[family]
+    base = {"swin": SWIN, "twins": TWINS, "pcpvt": dict(TWINS, model__window=0)}.get(family, COLOURS)
     model = greenjax.build(small_config(family, **base | KINDS[kind] | overrides))
     rng = np.random.default_rng(seed)
     params = nnx.state(model, nnx.Param)

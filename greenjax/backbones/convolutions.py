@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import stage_channels, token_grid
-from greenjax.backbones.layers import constant, xavier
+from greenjax.backbones.initial import xavier
+from greenjax.backbones.layers import constant
 from greenjax.ops.sparse_conv import check_backend, strided_conv, submanifold_conv
 from greenjax.planning import Plan, TokenGrid
 from greenjax.planning.sites import ConvIndex

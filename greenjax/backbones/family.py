@@ -32,6 +32,7 @@ class Family:
     # last block of the stage before; "first", "last": that block of its own stage.
     beside_blocks: Mapping[str, Literal["before", "first", "last"]]
     undecayed: frozenset[str] = frozenset()  # modules whose kernels have no weight decay
+    norms_pooled: bool = False  # a classifier pools the tokens before the last norm, not behind it
 
     @property
     def encoder(self) -> Any:

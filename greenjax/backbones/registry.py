@@ -13,6 +13,10 @@ def _stated(folder: str) -> Family:
 FAMILIES: dict[str, Family] = {
     "swin": _stated("swin"),
     "twins": _stated("twins"),
+    "swinv2": _stated("swinv2"),
+    "convnext": _stated("convnext"),
+    "convnextv2": _stated("convnextv2"),
+    "hiera": _stated("hiera"),
 }
 
 # The published settings of every model.name. A key set in a config overrides its part; other parts cannot be set.

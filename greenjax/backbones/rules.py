@@ -2,7 +2,8 @@
 
 A table says which module here has which name in a library, and how its arrays change on the way (transforms.py). It
 covers every parameter of an encoder, a classifier's head or a decoder. In names, {i} is the stage and {j} the block;
-{next}, {odd} and {even} stand for i + 1, 2 i + 1 and 2 i + 2, {last} for the last stage.
+{next}, {odd} and {even} stand for i + 1, 2 i + 1 and 2 i + 2, {last} for the last stage, {n} for the block counted
+through all stages.
 """
 
 from collections.abc import Callable, Iterable, Mapping

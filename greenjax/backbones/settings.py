@@ -42,3 +42,4 @@ def counts(note: str = "") -> Key:
 WINDOW = count(None, 0, UNSET)._replace(free=True)  # tokens a side
 EMBED_DIM = count(None, 0, UNSET)  # channels of the first stage, doubled at each later stage
 EMBED_DIMS = counts(UNSET)  # channels of every stage
+NUM_HEADS = counts(UNSET)

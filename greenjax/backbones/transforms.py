@@ -27,11 +27,11 @@ class Part(NamedTuple):
 Kind = tuple[Part, ...]
 
 
-def _one(ours: str, theirs: str, to_torch: Callable[..., np.ndarray], from_torch: Callable[..., np.ndarray]) -> Part:
+def one(ours: str, theirs: str, to_torch: Callable[..., np.ndarray], from_torch: Callable[..., np.ndarray]) -> Part:
     return Part((ours,), (theirs,), lambda c, x: (to_torch(c, x),), lambda c, x: (from_torch(c, x),))
 
 
-def _same(config: ConfigDict, x: np.ndarray) -> np.ndarray:
+def same(config: ConfigDict, x: np.ndarray) -> np.ndarray:
     return x
 
 
@@ -56,19 +56,20 @@ def _conv_from_torch(config: ConfigDict, x: np.ndarray) -> np.ndarray:
     return x.transpose(2, 3, 1, 0)
 
 
-_BIAS = _one("bias", "bias", _same, _same)
+_BIAS = one("bias", "bias", same, same)
 
-LINEAR: Kind = (_one("kernel", "weight", _transposed, _transposed), _BIAS)
-NORM: Kind = (_one("scale", "weight", _same, _same), _BIAS)
-CONV: Kind = (_one("kernel", "weight", _conv_to_torch, _conv_from_torch), _BIAS)
-PATCHES: Kind = (_one("kernel", "weight", _patches_to_torch, _patches_from_torch), _BIAS)
-POSITION_BIAS: Kind = (_one("relative_position_bias_table", "relative_position_bias_table", _same, _same),)
+LINEAR: Kind = (one("kernel", "weight", _transposed, _transposed), _BIAS)
+MATRIX: Kind = LINEAR[:1]  # without a bias
+NORM: Kind = (one("scale", "weight", same, same), _BIAS)
+CONV: Kind = (one("kernel", "weight", _conv_to_torch, _conv_from_torch), _BIAS)
+PATCHES: Kind = (one("kernel", "weight", _patches_to_torch, _patches_from_torch), _BIAS)
+POSITION_BIAS: Kind = (one("relative_position_bias_table", "relative_position_bias_table", same, same),)
 
 
 def token(name: str) -> Kind:
     """A learnt token: (c,) here, (1, 1, c) there."""
     to_torch, from_torch = (lambda c, x: x[None, None]), (lambda c, x: x[0, 0])
-    return (_one("mask_token", name, to_torch, from_torch),)
+    return (one("mask_token", name, to_torch, from_torch),)
 
 
 # The 4 c inputs of a patch merging, by the names of their orders; arrays here have OWN_ORDER.
@@ -89,27 +90,27 @@ def _merged(order: str) -> tuple[Callable[..., np.ndarray], Callable[..., np.nda
 def merge_norm(order: str) -> Kind:
     """The norm over the 4 c inputs of a patch merging."""
     to_torch, from_torch = _merged(order)
-    return (_one("scale", "weight", to_torch, from_torch), _one("bias", "bias", to_torch, from_torch))
+    return (one("scale", "weight", to_torch, from_torch), one("bias", "bias", to_torch, from_torch))
 
 
 def merge_reduction(order: str) -> Kind:
     """The matrix that takes the 4 c inputs of a patch merging to 2 c."""
     to_torch, from_torch = _merged(order)
-    return (_one("kernel", "weight", lambda c, x: to_torch(c, x).T, lambda c, x: from_torch(c, x.T)),)
+    return (one("kernel", "weight", lambda c, x: to_torch(c, x).T, lambda c, x: from_torch(c, x.T)),)
 
 
-def _thirds(config: ConfigDict, x: np.ndarray) -> Arrays:
+def thirds(config: ConfigDict, x: np.ndarray) -> Arrays:
     return tuple(part.T for part in np.split(x, 3, axis=-1))
 
 
-def _joined(config: ConfigDict, *parts: np.ndarray) -> Arrays:
+def joined(config: ConfigDict, *parts: np.ndarray) -> Arrays:
     return (np.concatenate([part.T for part in parts], axis=-1),)
 
 
 _QKV = ("query", "key", "value")
 # transformers keeps the three projections apart.
 SPLIT_QKV: Kind = tuple(
-    Part((f"qkv/{ours}",), tuple(f"{name}.{theirs}" for name in _QKV), _thirds, _joined)
+    Part((f"qkv/{ours}",), tuple(f"{name}.{theirs}" for name in _QKV), thirds, joined)
     for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
 )
 
@@ -125,13 +126,13 @@ def _pixels_from_torch(config: ConfigDict, x: np.ndarray) -> np.ndarray:
 
 # SimMIM's head: a 1 x 1 convolution to the pixels of a unit, which nn.PixelShuffle puts into their places.
 PIXEL_SHUFFLE: Kind = (
-    _one(
+    one(
         "kernel",
         "weight",
         lambda c, x: _pixels_to_torch(c, x)[:, :, None, None],
         lambda c, x: _pixels_from_torch(c, x[:, :, 0, 0]),
     ),
-    _one("bias", "bias", _pixels_to_torch, _pixels_from_torch),
+    one("bias", "bias", _pixels_to_torch, _pixels_from_torch),
 )
 
 
@@ -148,4 +149,4 @@ def _plain_conv_from_torch(config: ConfigDict, x: np.ndarray) -> np.ndarray:
 
 
 # x + conv(x) as one convolution: its middle weight is larger by 1.
-PLAIN_CONV: Kind = (_one("kernel", "weight", _plain_conv_to_torch, _plain_conv_from_torch), _BIAS)
+PLAIN_CONV: Kind = (one("kernel", "weight", _plain_conv_to_torch, _plain_conv_from_torch), _BIAS)

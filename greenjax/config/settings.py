@@ -70,10 +70,9 @@ KEYS = {
     "ema": _share(0.0),  # decay of the moving average of the weights, at each update; 0 = no average
     "deterministic": _flag(False),  # the same bits in every run on one GPU, at some cost in speed
     "model.name": choice(DEFAULT, *ARCHITECTURES),
-    **{f"model.{part}": key for part, key in SETTINGS.items()},  # come with `name`, as the next five
+    **{f"model.{part}": key for part, key in SETTINGS.items()},  # come with `name`, as the next four
     "model.patch": count(None),  # pixels a side
     "model.depths": counts(),  # blocks
-    "model.num_heads": counts(),
     "model.mlp_ratio": _ratio(),
     "model.norm_epsilon": positive(None)._replace(free=True),  # of the norms, but for those with a fixed one
     "model.drop_path": _share(0.0),  # stochastic depth of the last block; it rises linearly from 0 at the first

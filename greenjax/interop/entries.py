@@ -66,6 +66,7 @@ def _entries(rule: Rule, module: str, arrays: set[str], stem: str, config: Confi
     at: dict[str, Any] = {key: int(value) for key, value in match.groupdict().items()}
     if "i" in at:
         at |= dict(next=at["i"] + 1, odd=2 * at["i"] + 1, even=2 * at["i"] + 2)
+        at["n"] = sum(config.model.depths[: at["i"]]) + at.get("j", 0)
     name = stem + rule.theirs.format(last=len(config.model.depths) - 1, **at)
     for part in rule.kind:
         if arrays.issuperset(part.ours):

@@ -44,8 +44,11 @@ class Backbone(nnx.Module):
         return self.encoder(self._embedded(self._units(images), plan), plan, key)
 
     def pooled(self, images: Images, key: Key[Array, ""] | None = None) -> Float[Array, "b latent"]:
-        """The mean over the normed tokens of the last stage, with every unit visible; float32."""
-        return widened(self.dense(images, key)[0]).mean(axis=1)
+        """The mean over the tokens of the last stage, with every unit visible, normed before or after it; float32."""
+        normed, stages = self.dense(images, key)
+        if family_of(self.config.model.name).norms_pooled:
+            return self.encoder.norm(widened(stages[-1]).mean(axis=1))
+        return widened(normed).mean(axis=1)
 
     def check_images(self, images: Any) -> tuple[int, ...]:
         """The shape of `images`. Raises InputError for images that the model cannot take."""

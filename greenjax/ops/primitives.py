@@ -153,7 +153,7 @@ def _itself(x: Any) -> Any:  # not a lambda: JAX traces one function once for eq
     return x
 
 
-def after(x: Float[Array, "*b c"], done: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+def after(x: Float[Array, "*b c"], done: Float[Array, "..."]) -> Float[Array, "*b c"]:
     """x, with a dependence on `done`: computations from x start after `done`.
 
     The backward pass recomputes from such an x. Otherwise XLA merges the recomputation with that of the forward pass

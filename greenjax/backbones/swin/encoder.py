@@ -41,7 +41,7 @@ class PatchMerging(nnx.Module):
 class SwinStage(nnx.Module):
     """Blocks of one resolution, regular and shifted windows in turn, then the merging, if there is a next stage."""
 
-    def __init__(self, blocks: list[Block], downsample: PatchMerging | None, remat: bool):
+    def __init__(self, blocks: list[Block], downsample: nnx.Module | None, remat: bool):
         self.blocks = nnx.List(blocks)
         self.downsample = downsample
         self.remat = remat
@@ -57,7 +57,12 @@ class SwinStage(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """The encoder: patch embedding, stages, norm. Tokens are unit-major throughout (planning/tokens.py)."""
+    """The encoder: patch embedding, stages, norm. Tokens are unit-major throughout (planning/tokens.py).
+
+    Swin V2 has other parts, and is put together in the same way.
+    """
+
+    attention, block, merging = WindowAttention, Block, PatchMerging
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         model = config.model
@@ -72,9 +77,9 @@ class Encoder(nnx.Module):
             blocks = []
             for rate in rates[i]:
                 kind = dict(attention=model.attention, dtype=model.dtype)
-                attention = WindowAttention(dim, specs[i].windows[0].rows, heads, **kind, rngs=rngs)
-                blocks.append(Block(attention, dim, hidden[i], drop_path=rate, **options))
-            downsample = PatchMerging(dim, **options) if i + 1 < len(dims) else None
+                attention = self.attention(dim, specs[i].windows[0].rows, heads, **kind, rngs=rngs)
+                blocks.append(self.block(attention, dim, hidden[i], drop_path=rate, **options))
+            downsample = self.merging(dim, **options) if i + 1 < len(dims) else None
             stages.append(SwinStage(blocks, downsample, model.remat))
         self.stages = nnx.List(stages)
         self.norm = LayerNorm(dims[-1], epsilon=model.norm_epsilon, rngs=rngs)

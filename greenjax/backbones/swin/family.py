@@ -3,13 +3,13 @@
 from typing import Any
 
 from greenjax.backbones.family import Family, check_heads, square_windows
-from greenjax.backbones.settings import EMBED_DIM, WINDOW
+from greenjax.backbones.settings import EMBED_DIM, NUM_HEADS, WINDOW
 from greenjax.planning import StageSpec, TokenGrid
 
 
-def _size(embed_dim: int, depths: tuple[int, ...], num_heads: tuple[int, ...]) -> dict[str, Any]:
+def size(embed_dim: int, depths: tuple[int, ...], num_heads: tuple[int, ...], window: int = 7) -> dict[str, Any]:
     shape = dict(embed_dim=embed_dim, depths=depths, num_heads=num_heads, mlp_ratio=4.0)
-    return dict(shape, patch=4, window=7, norm_epsilon=1e-5)
+    return dict(shape, patch=4, window=window, norm_epsilon=1e-5)
 
 
 def channels(model: Any) -> tuple[int, ...]:
@@ -32,12 +32,12 @@ def check(model: Any) -> None:
 FAMILY = Family(
     package=__package__,
     sizes={  # section 3.3
-        "swin_t": _size(96, (2, 2, 6, 2), (3, 6, 12, 24)),
-        "swin_s": _size(96, (2, 2, 18, 2), (3, 6, 12, 24)),
-        "swin_b": _size(128, (2, 2, 18, 2), (4, 8, 16, 32)),
-        "swin_l": _size(192, (2, 2, 18, 2), (6, 12, 24, 48)),
+        "swin_t": size(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+        "swin_s": size(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+        "swin_b": size(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+        "swin_l": size(192, (2, 2, 18, 2), (6, 12, 24, 48)),
     },
-    settings={"window": WINDOW, "embed_dim": EMBED_DIM},
+    settings={"window": WINDOW, "embed_dim": EMBED_DIM, "num_heads": NUM_HEADS},
     channels=channels,
     stages=stages,
     check=check,

@@ -106,7 +106,7 @@ def _mmdet_fixed(config: ConfigDict) -> dict[str, np.ndarray]:
     return position_buffers(config, "stages.{i}.blocks.{j}.attn.w_msa") | norms
 
 
-def _windows_shrink_on_each_axis(stage: WindowedStage) -> Fault | None:
+def windows_shrink_on_each_axis(stage: WindowedStage) -> Fault | None:
     """timm's rule for windows that are larger than the grid."""
     if stage.rows == stage.columns or min(stage.rows, stage.columns) > stage.window:
         return None
@@ -129,9 +129,14 @@ def _torchvision_faults(config: ConfigDict) -> Iterator[Fault]:
 
 
 def _folder(config: ConfigDict, parts: set[str]) -> dict[str, Any]:
-    """config.json of a SwinModel, SwinForImageClassification or SwinForMaskedImageModeling.
+    """config.json of a SwinModel, SwinForImageClassification or SwinForMaskedImageModeling."""
+    return transformers_settings(config, parts, "Swin", "swin")
 
-    Raises InputError for what SwinConfig cannot say.
+
+def transformers_settings(config: ConfigDict, parts: set[str], name: str, model_type: str) -> dict[str, Any]:
+    """The settings that transformers' Swin and Swin V2 share; `name` begins the names of its classes.
+
+    Raises InputError for what they cannot say.
     """
     model = config.model
     ratios = set(model.mlp_ratio) if isinstance(model.mlp_ratio, tuple) else {model.mlp_ratio}
@@ -140,10 +145,10 @@ def _folder(config: ConfigDict, parts: set[str]) -> dict[str, Any]:
     rows, columns = config.image_size
     if "pixel_head" in parts and rows != columns:
         raise InputError(f"image_size is {config.image_size}: expected a square with layout 'hf' and a decoder")
-    kinds = {"head": "SwinForImageClassification", "pixel_head": "SwinForMaskedImageModeling"}
+    kinds = {"head": "ForImageClassification", "pixel_head": "ForMaskedImageModeling"}
     return {
-        "architectures": [next((kind for part, kind in kinds.items() if part in parts), "SwinModel")],
-        "model_type": "swin",
+        "architectures": [name + next((kind for part, kind in kinds.items() if part in parts), "Model")],
+        "model_type": model_type,
         "image_size": rows if rows == columns else [rows, columns],
         "patch_size": model.patch,
         "num_channels": model.in_channels,
@@ -175,7 +180,7 @@ LAYOUTS: dict[str, Layout] = {
     "timm": _layout(
         _official(merging="layers.{next}.downsample"),
         head=head("head.fc"),
-        faults=window_faults(_windows_shrink_on_each_axis, padding_attends),
+        faults=window_faults(windows_shrink_on_each_axis, padding_attends),
     ),
     "hf": _layout(
         _HF,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from greenjax.backbones.family import Family, check_heads, refuse_part, square_windows
-from greenjax.backbones.settings import EMBED_DIMS, UNSET, WINDOW, counts
+from greenjax.backbones.settings import EMBED_DIMS, NUM_HEADS, UNSET, WINDOW, counts
 from greenjax.planning import StageSpec, TokenGrid, Windows
 
 
@@ -56,6 +56,7 @@ FAMILY = Family(
     settings={
         "window": WINDOW,
         "embed_dims": EMBED_DIMS,
+        "num_heads": NUM_HEADS,
         "sr_ratios": counts(UNSET),  # the side, in tokens, of the block that is sub-sampled to one key
     },
     channels=channels,

@@ -1,0 +1,47 @@
+"""What Hiera (arXiv 2306.00989) states of itself."""
+
+from typing import Any
+
+from greenjax.backbones.family import Family, check_heads
+from greenjax.backbones.settings import EMBED_DIM, NUM_HEADS
+from greenjax.backbones.swin.family import channels
+from greenjax.planning import StageSpec, TokenGrid
+
+
+def _size(embed_dim: int, depths: tuple[int, ...], heads: int) -> dict[str, Any]:
+    num_heads = tuple(heads * 2**stage for stage in range(4))
+    shape = dict(embed_dim=embed_dim, depths=depths, num_heads=num_heads, mlp_ratio=4.0)
+    return dict(shape, patch=4, norm_epsilon=1e-6)
+
+
+def stages(model: Any, grid: TokenGrid) -> tuple[StageSpec, ...]:
+    """Mask units are the windows, all equal, so nothing is grouped."""
+    return (StageSpec(),) * grid.stages
+
+
+def is_local(stage: int, stages: int) -> bool:
+    """Does attention stay inside mask units? In the last two stages it does not (section 3)."""
+    return stage < stages - 2
+
+
+def check(model: Any) -> None:
+    check_heads(model, channels(model), " (model.embed_dim doubles at each stage)")
+
+
+FAMILY = Family(
+    package=__package__,
+    sizes={  # table 2
+        "hiera_t": _size(96, (1, 2, 7, 2), 1),
+        "hiera_s": _size(96, (1, 2, 11, 2), 1),
+        "hiera_b": _size(96, (2, 3, 16, 3), 1),
+        "hiera_b_plus": _size(112, (2, 3, 16, 3), 2),
+        "hiera_l": _size(144, (2, 6, 36, 4), 2),
+        "hiera_h": _size(256, (2, 6, 36, 4), 4),
+    },
+    settings={"embed_dim": EMBED_DIM, "num_heads": NUM_HEADS},
+    channels=channels,
+    stages=stages,
+    check=check,
+    beside_blocks={},
+    norms_pooled=True,
+)

@@ -1,0 +1,1 @@
+"""Swin Transformer V2: statement (family), encoder and PyTorch names (weights)."""

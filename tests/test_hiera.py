@@ -1,0 +1,96 @@
+"""Hiera on visible tokens: equal to transformers' where all are visible, to a masked dense network elsewhere."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from masked_dense import attention, check, convolution, dense, mlp, moved, norm, pictures, seen_at
+from small import small_config
+
+import greenjax
+from greenjax.interop.weights import Report, adapt, flat_weights
+
+EPSILON = 1e-6
+
+
+@pytest.fixture(scope="module")
+def model():
+    return moved(greenjax.build(small_config("hiera", image_size=48)))
+
+
+def test_all_visible_equals_transformers(tmp_path, model):
+    greenjax.save_torch(model, tmp_path / "hf", layout="hf")
+    theirs, info = transformers.HieraModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(info.values())
+    images = pictures(size=48)
+    with torch.no_grad():
+        expected = theirs.eval()(torch.tensor(images).permute(0, 3, 1, 2))
+    last = greenjax.features(model, images)[-1]
+    np.testing.assert_allclose(last.reshape(expected.last_hidden_state.shape), expected.last_hidden_state, atol=1e-5)
+    np.testing.assert_allclose(model.pooled(images), expected.pooler_output, atol=1e-5)
+
+
+def four_in_one(grid):
+    """[b, h, w, c] -> [b, h / 2, w / 2, 4, c]."""
+    b, h, w, c = grid.shape
+    return grid.reshape(b, h // 2, 2, w // 2, 2, c).swapaxes(2, 3).reshape(b, h // 2, w // 2, 4, c)
+
+
+def pooled_attention(x, seen, params, heads, side, pools):
+    """Inside mask units of side x side tokens, or global (0); the queries are maxima of four tokens where it pools."""
+    b, h, w, _ = x.shape
+    q, k, v = jnp.split(dense(x, params["qkv"]), 3, axis=-1)
+    row, column = np.indices((h, w)).reshape(2, -1)
+    of_query = row, column
+    if pools:
+        q = four_in_one(q).max(axis=3)
+        of_query = (2 * axis for axis in np.indices(q.shape[1:3]).reshape(2, -1))
+    same = np.ones((q.shape[1] * q.shape[2], h * w), bool)
+    if side:
+        for query, token in zip(of_query, (row, column)):
+            same &= query[:, None] // side == token // side
+    q, k, v = (a.reshape(b, -1, heads, a.shape[-1] // heads) for a in (q, k, v))
+    y = attention(q * q.shape[-1] ** -0.5, k, v, 0, same & seen.ravel())
+    shape = (h // 2, w // 2) if pools else (h, w)
+    return dense(y.reshape(b, *shape, -1), params["proj"])
+
+
+def reference(params, images, settings, grid, visible):
+    stem = params["patch_embed"]
+    masked = images * seen_at(visible, grid.unit)[..., None]
+    x = convolution(masked, stem["proj"]["kernel"], stem["proj"]["bias"], stride=settings.patch, groups=1)
+    x = x + stem["positions"].reshape(1, *x.shape[1:])
+    outputs, stages = [], len(settings.depths)
+    for i, depth in enumerate(settings.depths):
+        for j in range(depth):
+            block, pools = params["stages"][i]["blocks"][j], bool(i) and j == 0
+            before = i - pools
+            local = before < stages - 2
+            normed = norm(x, block["norm1"], EPSILON)
+            if pools:
+                x = four_in_one(dense(normed, block["proj"])).max(axis=3)
+            side, seen = grid.side(before) if local else 0, seen_at(visible, grid.side(before))
+            x = x + pooled_attention(normed, seen, block["attn"], settings.num_heads[i], side, pools)
+            x = x + mlp(norm(x, block["norm2"], EPSILON), block["mlp"])
+        outputs.append(x)
+    return norm(x, params["norm"], EPSILON), outputs
+
+
+def test_visible_tokens_and_gradients_equal_the_masked_dense_network(model):
+    check(model, reference, 0.4)
+
+
+def test_positions_are_resized_as_pytorch_does(model):
+    larger = greenjax.build(small_config("hiera", image_size=64))
+    report = Report()
+    weights = flat_weights(model)
+    found = adapt(weights, larger, report)["encoder/patch_embed/positions"]
+    grid = torch.tensor(weights["encoder/patch_embed/positions"].reshape(1, 24, 24, -1)).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(grid, (32, 32), mode="bicubic", antialias=True)
+    np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1).reshape(found.shape), atol=1e-5)
+    assert "positions resized (bicubic) from 24 x 24 to 32 x 32 tokens" in str(report.lines())
+    smaller = greenjax.build(small_config("hiera", image_size=32))
+    assert adapt(weights, smaller, Report())["encoder/patch_embed/positions"].shape == (1, 256, 8)
+    with pytest.raises(ValueError, match=r"the grid of tokens is 24 x 24 in the weights, 32 x 32 here"):
+        adapt(weights, larger, Report(), "none")

@@ -1,0 +1,100 @@
+"""Swin V2 on visible tokens: equal to transformers' where all are visible, to a masked dense network elsewhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from masked_dense import attention, blocks_joined, check, dense, mlp, moved, norm, offsets, pictures, seen_at
+from small import small_config
+
+import greenjax
+from greenjax.backbones.swinv2.encoder import log_offsets
+
+EPSILON = 1e-5
+
+
+@pytest.fixture(scope="module")
+def model():
+    return moved(greenjax.build(small_config("swinv2", model__depths=(2, 2))))
+
+
+@pytest.mark.parametrize("window", [4, 16, 5])
+def test_all_visible_equals_transformers(tmp_path, window):
+    """Shifted windows; one window for a whole grid; windows that the grid cuts cannot run there."""
+    config = small_config("swinv2", model__window=min(window, 8), image_size=32 if window != 5 else 20)
+    model = moved(greenjax.build(config))
+    greenjax.save_torch(model, tmp_path / "hf", layout="hf")
+    theirs, info = transformers.Swinv2Model.from_pretrained(
+        tmp_path / "hf", add_pooling_layer=False, output_loading_info=True
+    )
+    assert not any(info.values())
+    images = pictures(size=config.image_size[0])
+    with torch.no_grad():
+        expected = theirs.eval()(torch.tensor(images).permute(0, 3, 1, 2)).last_hidden_state
+    out = model(images, np.ones(model.grid.units, bool))
+    np.testing.assert_allclose(out.latent, expected, atol=1e-5)
+
+
+def position_bias(params, window, dy, dx):
+    """Section 3.3, equations 3 and 4, for each pair of tokens by itself."""
+    offset = np.stack([dy, dx], axis=-1) / max(window - 1, 1) * 8
+    log = (np.sign(offset) * np.log2(1 + np.abs(offset)) / np.log2(8)).astype(np.float32)
+    return 16 * jax.nn.sigmoid(dense(jax.nn.relu(dense(log, params["fc1"])), params["fc2"]))
+
+
+def cosine_attention(grid, seen, params, heads, window, shift):
+    """Section 3.2, equation 2, of all tokens to the visible ones of their window."""
+    b, h, w, c = grid.shape
+    same, dy, dx = offsets((h, w), window, shift)
+    tokens = grid.reshape(b, h * w, c)
+    q, k, v = jnp.split(dense(tokens, params["qkv"]), 3, axis=-1)
+    q, k, v = (a.reshape(b, h * w, heads, -1) for a in (q + params["q_bias"], k, v + params["v_bias"]))
+    q, k = (a / jnp.linalg.norm(a, axis=-1, keepdims=True) for a in (q, k))
+    q = q * jnp.exp(jnp.minimum(params["logit_scale"], np.log(100)))[:, None]
+    near = np.where(same, dy, 0), np.where(same, dx, 0)
+    y = attention(q, k, v, position_bias(params["position_mlp"], window, *near), same & seen.ravel())
+    return dense(y.reshape(b, h, w, c), params["proj"])
+
+
+def reference(params, images, settings, grid, visible):
+    """The latent and the tokens of every stage, of visible and masked units alike."""
+    embed = params["patch_embed"]
+    x = norm(dense(blocks_joined(images, settings.patch), embed["proj"]), embed["norm"], EPSILON)
+    outputs = []
+    for i, depth in enumerate(settings.depths):
+        seen = seen_at(visible, grid.side(i))
+        window = min(settings.window, *seen.shape)
+        for j in range(depth):
+            block = params["stages"][i]["blocks"][j]
+            shift = window // 2 if j % 2 and min(seen.shape) > window else 0
+            attended = cosine_attention(x, seen, block["attn"], settings.num_heads[i], window, shift)
+            x = x + norm(attended, block["norm1"], EPSILON)
+            x = x + norm(mlp(x, block["mlp"]), block["norm2"], EPSILON)
+        outputs.append(x)
+        if i + 1 < len(settings.depths):
+            b, h, w, c = x.shape  # the four tokens of a block, column by column
+            four = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 4, 2, 5).reshape(b, h // 2, w // 2, 4 * c)
+            merging = params["stages"][i]["downsample"]
+            x = norm(dense(four, merging["reduction"]), merging["norm"], EPSILON)
+    return norm(x, params["norm"], EPSILON), outputs
+
+
+def test_visible_tokens_and_gradients_equal_the_masked_dense_network(model):
+    check(model, reference, 0.4)
+
+
+def test_offsets_are_spaced_logarithmically():
+    table = log_offsets(8).reshape(15, 15, 2)
+    np.testing.assert_allclose(table[:, 0, 0], -table[::-1, 0, 0])
+    np.testing.assert_allclose(table[14, 14], np.log2(9) / 3, rtol=1e-6)
+    assert (np.diff(table[0, :, 1]) > 0).all() and not log_offsets(1).any()
+
+
+def test_a_fresh_block_is_the_identity_and_learns():
+    config = small_config("swinv2", model__depths=(1, 1))
+    out = greenjax.build(config)(pictures(), np.ones((8, 8), bool))
+    assert np.isfinite(out.loss)
+    for block in greenjax.build(config).encoder.stages[0].blocks:
+        assert not np.any(block.norm1.scale[...]) and not np.any(block.norm2.scale[...])
