@@ -18,7 +18,7 @@ check() {
 check "ruff check" "$python" -m ruff check .
 check "ruff format" "$python" -m ruff format --check .
 check basedpyright "$python" -m basedpyright --pythonpath "$python"
-check pytest "$python" -m pytest -n 2 --dist worksteal -q "$@"
+check pytest "$python" -m pytest -n 2 --dist worksteal -q --durations 20 "$@"
 
 printf '\n%s' "$summary"
 exit $failed
