@@ -1,7 +1,9 @@
 """Families of backbones: what each states, and that nothing outside greenjax/backbones/ asks for one."""
 
 import ast
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,7 +17,7 @@ import greenjax
 from greenjax.backbones import windows
 from greenjax.backbones.convolutions import overlapping_index
 from greenjax.backbones.family import Family
-from greenjax.backbones.geometry import stage_channels, stage_specs
+from greenjax.backbones.geometry import stage_channels, stage_specs, token_grid
 from greenjax.backbones.registry import ARCHITECTURES, FAMILIES, family_of
 from greenjax.config import KEYS
 from greenjax.planning import TokenGrid, exact_plan
@@ -97,6 +99,7 @@ def test_a_module_that_no_family_knows_has_no_layer():
         FAMILIES["swin"].layer(("stages", 0, "peg", "kernel"), (2, 2))
     with pytest.raises(KeyError, match="cls_token"):
         FAMILIES["swin"].layer(("cls_token",), (2, 2))
+    assert replace(FAMILIES["swin"], beside_blocks={"cls_token": "before"}).layer(("cls_token",), (2, 2)) == 0
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -107,13 +110,35 @@ def test_statements_fit_the_encoder(model):
     encoder = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: greenjax.build(config)).encoder))
     assert len(stage_specs(config)) == len(stage_channels(config)) == len(encoder["stages"])
     beside = {part for stage in encoder["stages"].values() for part in stage} - {"blocks"}
-    assert beside == set(family.beside_blocks)
-    images = np.zeros((1, *config.image_size, 1), np.float32)
-    _, stages = nnx.eval_shape(lambda: greenjax.build(config).dense(images))
-    assert tuple(tokens.shape[2] for tokens in stages) == stage_channels(config)
+    assert beside | encoder.keys() - {"patch_embed", "stages", "norm"} == set(family.beside_blocks)
+    images = jax.ShapeDtypeStruct((1, *config.image_size, config.model.in_channels), "float32")
+    _, stages = jax.eval_shape(lambda images: greenjax.build(config).dense(images), images)
+    tokens = [math.prod(token_grid(config).shape(i)) for i in range(len(stages))]
+    assert [x.shape[1:] for x in stages] == list(zip(tokens, stage_channels(config)))
     last = sum(config.model.depths) + 1
     paths = [[entry.key for entry in path] for path, _ in jax.tree.leaves_with_path(encoder)]
     assert {family.layer(path, config.model.depths) for path in paths} == set(range(last + 1))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (StageSpec((Windows(0, 7),)), r"windows \[\(0, 7, \(0, 0\), 1\)\] for stage 2: expected sides and blocks"),
+        (StageSpec((Windows(7, 7, blocks=0),)), "windows .* for stage 2: expected sides and blocks of at least 1"),
+        (
+            StageSpec((Windows(7, 7), Windows(7, 7, (3, 3), 2))),
+            "windows .*: expected .* than the 2 blocks of the stage",
+        ),
+        (StageSpec(kernels=(3, (5, 4))), r"kernels \(3, \(5, 4\)\) for stage 2: expected odd sides"),
+        (None, "1 stages and 2 channels: expected 2 of each"),
+    ],
+)
+def test_a_statement_that_no_encoder_can_have_is_refused(spec, message):
+    config = small_config()
+    stages = (StageSpec(),) if spec is None else (StageSpec(), spec)
+    family = replace(FAMILIES["swin"], stages=lambda model, grid: stages)
+    with pytest.raises(ValueError, match=rf"^greenjax\.backbones\.swin states {message}"):
+        family.specs(config.model, TokenGrid(32, 32, 2, 2))
 
 
 def test_tables_of_pytorch_names_want_square_windows(monkeypatch):

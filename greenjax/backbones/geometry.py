@@ -33,7 +33,7 @@ def visible_units(config: ConfigDict) -> int:
 
 def stage_specs(config: ConfigDict) -> tuple[StageSpec, ...]:
     """What the configured backbone states of its stages."""
-    return family_of(config.model.name).stages(config.model, token_grid(config))
+    return family_of(config.model.name).specs(config.model, token_grid(config))
 
 
 def stage_channels(config: ConfigDict) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ def check_model(values: Values, model: Any, grid: Any) -> None:
         if KEYS[key].by_stage and isinstance(value, tuple) and len(value) != len(model.depths):
             refuse(values, key, f"one number a stage, as model.depths {model.depths!r} has")
     family.check(model)
-    stages = family.stages(model, grid)
+    stages = family.specs(model, grid)
     if model.attention != "xla" and not any(stage.windows for stage in stages):
         refuse(values, "model.attention", f"xla for {model.name}, which has no attention inside windows")
     for width, heads in zip(family.channels(model), model.num_heads or ()):

@@ -27,7 +27,6 @@ from greenjax.runtime.classes import read_classes
 from greenjax.runtime.files import expanded
 
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue, as OpenCV's RGB2GRAY
-PATCH_EMBED = "encoder/patch_embed/proj/kernel"
 
 
 def load_torch(
@@ -196,17 +195,19 @@ def with_image_size(
 def with_rgb(model: Backbone) -> Backbone:
     """A classifier of grey images as one that takes RGB, and sees the grey in it.
 
-    The patch embedding is linear, and so is the grey of a pixel: its weights are spread over the three colours.
+    The first convolution is linear, and so is the grey of a pixel: its weights are spread over the three colours. It is
+    the array whose shape follows from the channels of images; they are its inputs, before its last axis.
     """
     config = model.config
     if config.task == "pretrain" or config.model.in_channels != 1:
         found = "a masked image model" if config.task == "pretrain" else f"one of {config.model.in_channels} channels"
         raise InputError(f"rgb is for a classifier of grey images: the model is {found}")
     colours = {"model.in_channels": 3, "data.mean": tuple(config.data.mean) * 3, "data.std": tuple(config.data.std) * 3}
-    weights = flat_weights(model)
-    kernel = weights[PATCH_EMBED]  # [rows * columns, embed_dim]
-    spread = np.array(GREY, np.float32)[None, :, None] * kernel[:, None, :]
-    weights[PATCH_EMBED] = spread.reshape(-1, kernel.shape[1])
-    coloured = filled(blank_model(resolve(flatten(config) | colours)), weights, config.seed)
+    weights, blank = flat_weights(model), blank_model(resolve(flatten(config) | colours))
+    for name, shape in parameter_shapes(blank).items():
+        if shape != weights[name].shape:
+            grey = weights[name].reshape(-1, 1, shape[-1])
+            weights[name] = (np.array(GREY, np.float32)[None, :, None] * grey).reshape(shape)
+    coloured = filled(blank, weights, config.seed)
     coloured.classes = model.classes
     return coloured

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import secrets
 from collections.abc import Sequence
 
 import numpy as np
@@ -134,7 +135,7 @@ def cached_layouts(grid: TokenGrid, specs: Sequence[StageSpec], visible: int) ->
             f" and layouts {layouts}; at most {LIMIT:.0%} are allowed"
         )
     try:
-        with replacing(cache_folder() / name) as draft:
+        with replacing(cache_folder() / name, f".{secrets.token_hex(4)}") as draft:
             draft.write_text(json.dumps(layouts))
     except OSError as error:
         logging.info("layouts are not cached: %s", error)

@@ -36,13 +36,14 @@ def folders_in(root: Path) -> list[str]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, mark: str = "") -> Iterator[Path]:
     """Yields a draft beside `path` to write: it replaces the file where the block ends well, so a file is never cut.
 
-    Else the draft is removed, with the folders that were made for it. Raises OSError.
+    Else the draft is removed, with the folders that were made for it. Processes that may write the file at once give
+    each a `mark` of its own, for the draft's name. Raises OSError.
     """
     made = [folder for folder in path.parents if not folder.exists()]
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f".{path.name}{mark}.draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield draft
