@@ -13,7 +13,6 @@ from small import small_config
 
 import greenjax
 from greenjax.backbones.layers import checkpointed
-from greenjax.backbones.twins.encoder import Sites
 from greenjax.errors import InputError
 from greenjax.interop import loading
 from greenjax.interop.weights import flat_weights
@@ -181,8 +180,7 @@ def test_models_take_it(monkeypatch, family):
         "pallas" if family == "swin" else None,
     ] * 2
     rng = np.random.default_rng(0)
-    grouping = grouping_of(rng, 2, 12, 20)._replace(position=rng.integers(16, size=(2, 12)).astype(np.int32))
-    where = grouping if family == "swin" else Sites(grouping, None)
+    where = grouping_of(rng, 2, 12, 20)._replace(position=rng.integers(16, size=(2, 12)).astype(np.int32))
     x, dy = (jnp.asarray(rng.normal(size=(2, 20, 32)), jnp.float32) for _ in range(2))
 
     def both_ways(kind):
