@@ -17,7 +17,7 @@ import greenjax
 from greenjax.backbones import windows
 from greenjax.backbones.convolutions import overlapping_index
 from greenjax.backbones.family import Family
-from greenjax.backbones.geometry import stage_channels, stage_specs, token_grid
+from greenjax.backbones.geometry import specs_of, stage_channels, stage_specs, token_grid
 from greenjax.backbones.registry import ARCHITECTURES, FAMILIES, family_of
 from greenjax.config import KEYS
 from greenjax.planning import TokenGrid, exact_plan
@@ -138,7 +138,7 @@ def test_a_statement_that_no_encoder_can_have_is_refused(spec, message):
     stages = (StageSpec(),) if spec is None else (StageSpec(), spec)
     family = replace(FAMILIES["swin"], stages=lambda model, grid: stages)
     with pytest.raises(ValueError, match=rf"^greenjax\.backbones\.swin states {message}"):
-        family.specs(config.model, TokenGrid(32, 32, 2, 2))
+        specs_of(family, config.model, TokenGrid(32, 32, 2, 2))
 
 
 def test_tables_of_pytorch_names_want_square_windows(monkeypatch):

@@ -9,7 +9,6 @@ from greenjax.backbones.rules import Layout, Resizing
 from greenjax.backbones.settings import Key
 from greenjax.errors import InputError
 from greenjax.planning import StageSpec, TokenGrid, Windows
-from greenjax.planning.sites import pair
 
 Settings = Mapping[str, Any]
 
@@ -27,7 +26,7 @@ class Family:
     # Settings in `sizes` that not every family has, by their name in the section model; families may share them.
     settings: Mapping[str, Key]
     channels: Callable[[Any], tuple[int, ...]]  # of every stage
-    stages: Callable[[Any, TokenGrid], tuple[StageSpec, ...]]  # others call `specs`
+    stages: Callable[[Any, TokenGrid], tuple[StageSpec, ...]]  # others call geometry.specs_of
     check: Callable[[Any], None]  # raises InputError where settings contradict each other
     # Layer decay: the block whose learning rate each other module of a stage takes, by the module's name. "before": the
     # last block of the stage before; "first", "last": that block of its own stage. Arrays beside the stages, such as
@@ -56,23 +55,6 @@ class Family:
     def resizing(self) -> Resizing | None:
         """The arrays of the encoder whose shape follows from the window or the image size; None where it has none."""
         return getattr(import_module(f"{self.package}.weights"), "RESIZING", None)
-
-    def specs(self, model: Any, grid: TokenGrid) -> tuple[StageSpec, ...]:
-        """`stages`, checked: raises InputError, which names the folder, for a statement that no encoder can have."""
-        specs, depths = self.stages(model, grid), model.depths
-        if not len(specs) == len(self.channels(model)) == len(depths):
-            self._refuse(f"{len(specs)} stages and {len(self.channels(model))} channels", f"{len(depths)} of each")
-        for stage, (spec, depth) in enumerate(zip(specs, depths), start=1):
-            sizes = [min(each.rows, each.columns, each.blocks) for each in spec.windows]
-            if min(sizes, default=1) < 1 or sum(each.blocks for each in spec.windows) > depth:
-                expected = f"sides and blocks of at least 1, and no more than the {depth} blocks of the stage"
-                self._refuse(f"windows {[tuple(each) for each in spec.windows]} for stage {stage}", expected)
-            if any(side < 1 or side % 2 == 0 for kernel in spec.kernels for side in pair(kernel)):
-                self._refuse(f"kernels {spec.kernels} for stage {stage}", "odd sides")
-        return specs
-
-    def _refuse(self, stated: str, expected: str) -> None:
-        raise InputError(f"{self.package} states {stated}: expected {expected}")
 
     def layer(self, path: Sequence[Any], depths: Sequence[int]) -> int:
         """The layer of a parameter of the encoder, for the layer decay: 0 at the patch embedding, then block by block,

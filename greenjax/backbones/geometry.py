@@ -5,10 +5,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from greenjax.backbones.family import Family
 from greenjax.backbones.registry import family_of
+from greenjax.errors import InputError
 from greenjax.planning import Planner, StageSpec, TokenGrid
 from greenjax.planning.masking import visible_count
 from greenjax.planning.planner import cached_layouts
+from greenjax.planning.sites import pair
 
 
 def grid_of(image_size: tuple[int, int], model: Any) -> TokenGrid:
@@ -33,7 +36,26 @@ def visible_units(config: ConfigDict) -> int:
 
 def stage_specs(config: ConfigDict) -> tuple[StageSpec, ...]:
     """What the configured backbone states of its stages."""
-    return family_of(config.model.name).specs(config.model, token_grid(config))
+    return specs_of(family_of(config.model.name), config.model, token_grid(config))
+
+
+def specs_of(family: Family, model: Any, grid: TokenGrid) -> tuple[StageSpec, ...]:
+    """What a family states of its stages. Raises InputError, which names its folder, for what no encoder can have."""
+    specs, depths, channels = family.stages(model, grid), model.depths, family.channels(model)
+
+    def refuse(stated: str, expected: str) -> None:
+        raise InputError(f"{family.package} states {stated}: expected {expected}")
+
+    if not len(specs) == len(channels) == len(depths):
+        refuse(f"{len(specs)} stages and {len(channels)} channels", f"{len(depths)} of each")
+    for stage, (spec, depth) in enumerate(zip(specs, depths), start=1):
+        sizes = [min(each.rows, each.columns, each.blocks) for each in spec.windows]
+        if min(sizes, default=1) < 1 or sum(each.blocks for each in spec.windows) > depth:
+            expected = f"sides and blocks of at least 1, and no more than the {depth} blocks of the stage"
+            refuse(f"windows {[tuple(each) for each in spec.windows]} for stage {stage}", expected)
+        if any(side < 1 or side % 2 == 0 for kernel in spec.kernels for side in pair(kernel)):
+            refuse(f"kernels {spec.kernels} for stage {stage}", "odd sides")
+    return specs
 
 
 def stage_channels(config: ConfigDict) -> tuple[int, ...]:

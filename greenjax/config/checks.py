@@ -6,7 +6,7 @@ Checks raise InputError: one line with the key, its value and what is expected b
 from types import SimpleNamespace
 from typing import Any
 
-from greenjax.backbones.geometry import grid_of, visible_of
+from greenjax.backbones.geometry import grid_of, specs_of, visible_of
 from greenjax.backbones.registry import family_of
 from greenjax.config.settings import KEYS
 from greenjax.data.sources import SOURCES
@@ -41,7 +41,7 @@ def check_model(values: Values, model: Any, grid: Any) -> None:
         if KEYS[key].by_stage and isinstance(value, tuple) and len(value) != len(model.depths):
             refuse(values, key, f"one number a stage, as model.depths {model.depths!r} has")
     family.check(model)
-    stages = family.specs(model, grid)
+    stages = specs_of(family, model, grid)
     if model.attention != "xla" and not any(stage.windows for stage in stages):
         refuse(values, "model.attention", f"xla for {model.name}, which has no attention inside windows")
     for width, heads in zip(family.channels(model), model.num_heads or ()):
