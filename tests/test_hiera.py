@@ -94,3 +94,11 @@ def test_positions_are_resized_as_pytorch_does(model):
     assert adapt(weights, smaller, Report())["encoder/patch_embed/positions"].shape == (1, 256, 8)
     with pytest.raises(ValueError, match=r"the grid of tokens is 24 x 24 in the weights, 32 x 32 here"):
         adapt(weights, larger, Report(), "none")
+
+
+def test_simmim_does_not_see_masked_pixels():
+    model = moved(greenjax.build(small_config("hiera", method="simmim")))
+    visible = np.random.default_rng(3).random(model.grid.units) < 0.5
+    images = pictures()
+    noise = np.where(seen_at(visible, model.grid.unit)[..., None], 0, pictures()[::-1]).astype(np.float32)
+    np.testing.assert_array_equal(model(images, visible).prediction, model(images + noise, visible).prediction)

@@ -125,7 +125,7 @@ def tiny(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_every_table_of_a_gpu_is_made_on_a_cpu_too(run, tiny, tmp_path):
-    """Its command, on one block: nobody finds a wrong flag when a card is lent for minutes."""
+    """Its command, on one block: a wrong flag must not cost minutes of a GPU."""
     folder = tmp_path / "figures"
     run("gpu_figures.sh", str(folder), BATCH="8", SPARSE_BATCH="1", REPEATS="1", **tiny)
     commands = {path.stem: path.read_text().split() for path in folder.glob("*.txt") if path.stem != "summary"}

@@ -149,8 +149,9 @@ class SimMIM(MaskedImageModel):
 
     def forward(self, images: Images, plan: Plan, key: Key[Array, ""] | None = None) -> Output:
         units, dense = self._units(images), dense_plan(self.grid, self.specs)
-        x = self._embedded(units, dense)
         masked = jnp.ones(units.shape[1], bool).at[plan.visible_units].set(False, unique_indices=True)
+        # A stem that overlaps its neighbours reads masked pixels as zeros.
+        x = self._embedded(jnp.where(masked[None, :, None], 0, self._normalise(units)), dense)
         masked_tokens = jnp.repeat(masked, self.grid.tokens_per_unit(0))[None, :, None]
         x = jnp.where(masked_tokens, self.mask_token[...].astype(x.dtype)[None, None], x)
         latent, stages = self.encoder(x, dense, key)
