@@ -98,3 +98,12 @@ def test_a_fresh_block_is_the_identity_and_learns():
     assert np.isfinite(out.loss)
     for block in greenjax.build(config).encoder.stages[0].blocks:
         assert not np.any(block.norm1.scale[...]) and not np.any(block.norm2.scale[...])
+
+
+def test_weights_are_for_every_window(model, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    greenjax.save_torch(model, path, "timm")
+    wider = small_config("swinv2", model__window=8)
+    image = pictures()
+    again = greenjax.load_torch(path, wider, "timm")
+    assert again.config.model.window == 8 and np.isfinite(again(image, np.ones((8, 8), bool)).latent).all()

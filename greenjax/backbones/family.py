@@ -33,6 +33,7 @@ class Family:
     # positions, are as modules of the first stage: "before" gives them the rate of the patch embedding.
     beside_blocks: Mapping[str, Literal["before", "first", "last"]]
     undecayed: frozenset[str] = frozenset()  # modules whose kernels have no weight decay
+    any_window: bool = False  # weights are for every window, without resizing
     norms_pooled: bool = False  # a classifier pools the tokens before the last norm, not behind it
 
     @property

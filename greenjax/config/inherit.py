@@ -102,8 +102,9 @@ def differences(metadata: Mapping[str, str], config: ConfigDict) -> list[str]:
     if "model" not in metadata:
         return []
     there, here = json.loads(metadata["model"]), json.loads(describe(config)["model"])
-    # Arrays that can be resized tell their window; other weights fit every window, and mean another function.
-    fixed = SIZES if family_of(config.model.name).resizing else (*SIZES, "window")
+    # Arrays that can be resized tell their window; most other weights fit every window, and mean another function.
+    family = family_of(config.model.name)
+    fixed = SIZES if family.resizing or family.any_window else (*SIZES, "window")
     pairs = {part: (there.get(part), here.get(part)) for part in fixed}
     return [f"model.{part} is {one} in the file, {other} here" for part, (one, other) in pairs.items() if one != other]
 
