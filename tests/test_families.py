@@ -7,7 +7,7 @@ from test_step import BASE, assert_trained_alike, train
 
 import greenjax
 
-FAMILIES = ("swinv2", "convnext", "convnextv2", "hiera")
+FAMILIES = ("swinv2", "convnextv2", "hiera")  # ConvNeXt has the convolutions of its V2
 
 
 def config_of(family, **overrides):
