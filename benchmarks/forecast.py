@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import make_planner, stage_channels
-from greenjax.backbones.layers import by_stage
+from greenjax.backbones.layers import hidden_channels
 from greenjax.models import build
 from greenjax.planning import Planner
 
@@ -66,13 +66,13 @@ def forecast(config: ConfigDict) -> Forecast:
 
 def encoder_blocks(config: ConfigDict, planner: Planner) -> Iterator[Attention]:
     model = config.model
-    widths, ratios = stage_channels(config), by_stage(model.mlp_ratio, len(model.depths))
+    widths = stage_channels(config)
+    hidden = hidden_channels(model.mlp_ratio, widths)
     for stage, (partitions, layouts) in enumerate(zip(planner.partitions, planner.layouts, strict=True)):
         tokens = planner.visible * planner.grid.tokens_per_unit(stage)
-        hidden = round(ratios[stage] * widths[stage])
         for partition, layout in zip(partitions, layouts, strict=True):
             rows, _, _, blocks = partition.windows
-            shape = Attention(tokens, widths[stage], model.num_heads[stage], hidden, *layout, rows)
+            shape = Attention(tokens, widths[stage], model.num_heads[stage], hidden[stage], *layout, rows)
             yield from [shape] * blocks
 
 

@@ -26,6 +26,7 @@ from benchmarks.measure import TIMING, interleaved_seconds, machine, ratio_quart
 from benchmarks.programs import Program, check_devices, compile_part, first_state, runnable, sized
 from benchmarks.tables import Column, table
 from greenjax.backbones.geometry import make_planner
+from greenjax.backbones.registry import FAMILIES
 from greenjax.errors import InputError
 from greenjax.planning.report import check_figure
 from greenjax.training.sharding import make_mesh
@@ -92,7 +93,7 @@ def check(config: ConfigDict, batch: int) -> None:
     if config.task != "pretrain" or config.method != "green":
         found = f"task is {config.task!r} and method {config.method!r}"
         raise InputError(f"{found}: expected 'pretrain' and 'green', which is compared with the dense one")
-    if not config.model.name.startswith("swin"):
+    if config.model.name not in FAMILIES["swin"].sizes:
         raise InputError(f"model.name is {config.model.name!r}: expected a Swin, whose products are known in advance")
     if config.model.remat:
         raise InputError("model.remat is True: expected False, for which memory is known in advance")

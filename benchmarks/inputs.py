@@ -147,7 +147,7 @@ def ways_to_read(root: Path, small: bool) -> dict[str, Way]:
 
 
 def decoders() -> dict[str, Callable[[bytes], Any]]:
-    """Decoders of a whole JPEG: OpenCV's, and those of packages that are installed."""
+    """Functions that decode a whole JPEG, by name: OpenCV, and other packages where they are installed."""
     found: dict[str, Callable[[bytes], Any]] = {
         "decode": lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     }

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from benchmarks.measure import TIMING, Timed, machine, medians_one_by_one
 from benchmarks.programs import check_pretraining, sized
 from benchmarks.tables import Column, table
+from greenjax.backbones.registry import FAMILIES
 from greenjax.errors import InputError
 
 FLAGS = TIMING | {"--compiled": dict(action="store_true", help="by torch.compile, too; takes minutes")}
@@ -72,7 +73,7 @@ def why_no_peer(config: ConfigDict) -> str | None:
     missing = [name for name in ("torch", PEER) if find_spec(name) is None]
     if missing:
         return f"{' and '.join(missing)} not installed"
-    if not config.model.name.startswith("swin"):
+    if config.model.name not in FAMILIES["swin"].sizes:
         return f"it has no {config.model.name}"
     height, width = config.image_size
     last = height // config.model.patch // 2 ** (len(config.model.depths) - 1)

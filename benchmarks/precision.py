@@ -92,7 +92,7 @@ def row(
 
 
 def ratios(rows: Sequence[dict[str, Any]], own: int | None) -> dict[str, float]:
-    """Times of one update over those of another, and slopes of memory between windows."""
+    """Ratios of the seconds of two rows; between windows, also of the memory that each image takes."""
     by = {Update(row["method"], row["dtype"], row["window"]): row for row in rows}
     found = {}
     for key, of in by.items():

@@ -195,6 +195,7 @@ def test_a_copy_writes_over_one_array_what_another_holds():
 
 def test_the_peer_is_left_out_where_it_cannot_run():
     assert peers.why_no_peer(small_config("twins")) == "it has no twins_s"
+    assert peers.why_no_peer(small_config("swinv2")) == "it has no swinv2_t"
     assert "window 10" in peers.why_no_peer(small_config(model__window=10))
     assert peers.why_no_peer(small_config()) is None
 

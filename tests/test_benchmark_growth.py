@@ -87,6 +87,7 @@ def test_lines_and_exponents_of_known_curves():
     ("changes", "batch", "message"),
     [
         ({"family": "twins"}, 8, "expected a Swin"),
+        ({"family": "swinv2"}, 8, "expected a Swin"),
         ({"method": "simmim"}, 8, "method 'simmim'"),
         ({"model__remat": True}, 8, "model.remat is True"),
         ({"image_size": (32, 48)}, 8, "expected a square"),

@@ -23,8 +23,8 @@ from greenjax.planning import Grouping
 class WindowAttention(nnx.Module):
     """Multi-head attention inside local windows of grouped visible tokens.
 
-    Windows are those of planning: where a grid is no multiple of the window, border windows are cut, and padding is
-    never a key. (Other implementations pad with zeros that are keys.) The projections are applied to the ungrouped
+    Where a grid is no multiple of the window, the planner cuts the windows at the border, and padding is never a key.
+    (Other implementations pad with zeros that are keys.) The projections are applied to the ungrouped
     tokens, so padding slots cost in the quadratic term only.
     Source: Swin Transformer (arXiv 2103.14030), section 3.2, equation 4; paper, sections 3.2 and 3.4.
     """

@@ -155,9 +155,10 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     return [rates[end - depth : end] for depth, end in zip(depths, accumulate(depths))]
 
 
-def by_stage(value: float | tuple[float, ...], stages: int) -> tuple[float, ...]:
-    """One value a stage; a single number stands for all stages."""
-    return value if isinstance(value, tuple) else (value,) * stages
+def hidden_channels(ratio: float | tuple[float, ...], channels: Sequence[int]) -> list[int]:
+    """The hidden channels of the MLPs of every stage: its channels times `ratio`, one number or one a stage."""
+    ratios = ratio if isinstance(ratio, tuple) else (ratio,) * len(channels)
+    return [round(of_stage * width) for of_stage, width in zip(ratios, channels, strict=True)]
 
 
 def traced_once(module: Callable[..., Array]) -> Callable[..., Array]:

@@ -21,10 +21,10 @@ from greenjax.backbones.layers import (
     LayerNorm,
     PatchEmbed,
     block_keys,
-    by_stage,
     checkpointed,
     drop_path,
     drop_path_rates,
+    hidden_channels,
     linear,
     traced_once,
 )
@@ -73,7 +73,7 @@ class Stage(nnx.Module):
         model, dims = config.model, stage_channels(config)
         options = dict(epsilon=model.norm_epsilon, dtype=model.dtype, rngs=rngs)
         self.downsample = Downsample(dims[stage - 1], dims[stage], **options) if stage else None
-        hidden = round(by_stage(model.mlp_ratio, len(dims))[stage] * dims[stage])
+        hidden = hidden_channels(model.mlp_ratio, dims)[stage]
         backend = stage_backends(config)[stage]
         self.blocks = nnx.List(
             block(dims[stage], hidden, backend, drop_path=rate, **options)

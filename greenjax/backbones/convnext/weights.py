@@ -1,4 +1,4 @@
-"""The names of ConvNeXt in PyTorch, a table a layout; those of V2 differ in one module of a block."""
+"""The names of ConvNeXt in PyTorch, a table a layout. V2 takes the same tables."""
 
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ _DOWNSAMPLING: Kind = (one("kernel", "weight", _downsampling_to_torch, _downsamp
 
 
 def timm(*own: Rule, mlp: Kind = LINEAR) -> Table:
-    """`own`: the rules of what one version has; `mlp`: how it keeps the layers of the MLPs."""
+    """timm's names. `own`: rules for modules that only this version has. `mlp`: how the MLP's arrays change."""
     return (
         Rule("encoder/patch_embed/proj", "stem.0", PATCHES),
         Rule("encoder/patch_embed/norm", "stem.1", NORM),
@@ -43,7 +43,7 @@ def timm(*own: Rule, mlp: Kind = LINEAR) -> Table:
 
 
 def official(*own: Rule) -> Table:
-    """facebookresearch/ConvNeXt and ConvNeXt-V2."""
+    """The names of facebookresearch/ConvNeXt and ConvNeXt-V2. `own`: as in `timm`."""
     return (
         Rule("encoder/patch_embed/proj", "downsample_layers.0.0", PATCHES),
         Rule("encoder/patch_embed/norm", "downsample_layers.0.1", NORM),
@@ -59,6 +59,7 @@ def official(*own: Rule) -> Table:
 
 
 def transformers(*own: Rule) -> Table:
+    """The names of transformers. `own`: as in `timm`."""
     return (
         Rule("encoder/patch_embed/proj", "embeddings.patch_embeddings", PATCHES),
         Rule("encoder/patch_embed/norm", "embeddings.layernorm", NORM),

@@ -22,10 +22,10 @@ from greenjax.backbones.layers import (
     LayerNorm,
     Mlp,
     block_keys,
-    by_stage,
     checkpointed,
     drop_path,
     drop_path_rates,
+    hidden_channels,
     linear,
     traced_once,
 )
@@ -110,7 +110,7 @@ class Stage(nnx.Module):
 
     def __init__(self, config: ConfigDict, stage: int, *, rngs: nnx.Rngs):
         model, dims, grid = config.model, stage_channels(config), token_grid(config)
-        hidden = round(by_stage(model.mlp_ratio, len(dims))[stage] * dims[stage])
+        hidden = hidden_channels(model.mlp_ratio, dims)[stage]
         options = dict(epsilon=model.norm_epsilon, dtype=model.dtype, rngs=rngs)
         blocks = []
         for j, rate in enumerate(drop_path_rates(model.drop_path, model.depths)[stage]):

@@ -14,9 +14,9 @@ from greenjax.backbones.layers import (
     LayerNorm,
     PatchEmbed,
     block_keys,
-    by_stage,
     checkpointed,
     drop_path_rates,
+    hidden_channels,
     linear,
     traced_once,
 )
@@ -70,7 +70,7 @@ class Encoder(nnx.Module):
         options = dict(epsilon=model.norm_epsilon, dtype=model.dtype, rngs=rngs)
         dims = stage_channels(config)
         rates = drop_path_rates(model.drop_path, model.depths)
-        hidden = [round(ratio * dim) for ratio, dim in zip(by_stage(model.mlp_ratio, len(dims)), dims)]
+        hidden = hidden_channels(model.mlp_ratio, dims)
         self.patch_embed = PatchEmbed(model.patch, model.in_channels, dims[0], **options)
         stages = []
         for i, (dim, heads) in enumerate(zip(dims, model.num_heads, strict=True)):

@@ -24,10 +24,10 @@ from greenjax.backbones.layers import (
     LayerNorm,
     PatchEmbed,
     block_keys,
-    by_stage,
     checkpointed,
     constant,
     drop_path_rates,
+    hidden_channels,
     linear,
     traced_once,
 )
@@ -149,7 +149,7 @@ def _blocks(config: ConfigDict, stage: int, rates: list[float], backend: Backend
     """The blocks of one stage, with the drop-path rate of each."""
     model, dims = config.model, stage_channels(config)
     dim, heads = dims[stage], model.num_heads[stage]
-    hidden = round(by_stage(model.mlp_ratio, len(dims))[stage] * dim)
+    hidden = hidden_channels(model.mlp_ratio, dims)[stage]
 
     def attention(block: int) -> nnx.Module:
         if model.window is not None and block % 2 == 0:  # in Twins-SVT local attention comes first
