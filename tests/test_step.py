@@ -211,6 +211,16 @@ def test_learning_rate_is_scaled_by_the_batch_and_follows_warm_up_and_cosine():
     np.testing.assert_allclose(learning_rate(config, 100, 0)(0), scale, rtol=1e-5)
 
 
+def test_the_rate_falls_by_steps_after_its_warm_up():
+    """The recipe of the paper's detectors: 1e-4 at batch 16, 1,000 updates of warm-up, two falls by ten."""
+    config = small_config(data__batch_size=16, optim__base_lr=1.6e-3, optim__warmup_lr=1.6e-6, optim__schedule="steps")
+    rate = jax.jit(learning_rate(config, total=90_000, warmup=1000))
+    found = [rate(step) for step in (0, 500, 1000, 67_499, 67_500, 68_400, 82_499, 82_500, 82_800, 90_000)]
+    expected = [1e-7, 5.005e-5, 1e-4, 1e-4, 1e-5, 1e-5, 1e-5, 1e-6, 1e-6, 1e-6]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(learning_rate(config, 100, 0)(0), 1e-4, rtol=1e-5)
+
+
 def test_epochs_become_steps():
     config = small_config(steps=0, epochs=10, optim__warmup_epochs=3, data__batch_size=16)
     assert run_length(config, images=100) == (62, 18)

@@ -22,6 +22,8 @@ def check_all(values: Values) -> None:
     check_model(values, model, grid)
     check_data(values)
     check_optimizer(values)
+    if values["task"] == "detect":
+        check_detection(values)
     if values["task"] == "pretrain":
         visible_of(grid, values["mask.ratio"])
         check_decoder(values)
@@ -67,10 +69,16 @@ def check_data(values: Values) -> None:
     SOURCES[values["data.source"]].check(values)
 
 
+def check_detection(values: Values) -> None:
+    levels = len(values["model.depths"]) + 1
+    if len(values["detect.anchor_sizes"]) != levels:
+        refuse(values, "detect.anchor_sizes", f"{levels} sizes: one a stage of {values['model.name']}, and one above")
+
+
 def check_optimizer(values: Values) -> None:
     if values["optim.name"] == "lars" and values["task"] != "linear":
         refuse(values, "optim.name", f"adamw for task {values['task']!r}")
-    if values["optim.layer_decay"] != 1 and values["task"] != "finetune":
+    if values["optim.layer_decay"] != 1 and values["task"] not in ("finetune", "detect"):
         refuse(values, "optim.layer_decay", f"1 for task {values['task']!r}: it is for fine-tuning")
     if values["monitor"] != "none":
         held_out = values["data.monitor_eval_split"] or values["data.eval_split"]
@@ -79,6 +87,8 @@ def check_optimizer(values: Values) -> None:
 
 
 def check_unlabelled(values: Values) -> None:
+    if values["model.border"] != "cut":
+        refuse(values, "model.border", "cut for task 'pretrain': zeros beyond the border are not visible tokens")
     for key in ("per_class", "randaugment", "erasing", "mixup", "cutmix"):
         if values[f"data.{key}"]:
             refuse(values, f"data.{key}", "0 for task 'pretrain': it is for images with labels")

@@ -8,6 +8,7 @@ from greenjax.data.sources import SOURCES
 
 SIZE = (int, tuple)  # the type of image_size: one side in pixels, or (height, width)
 RATIO = (int, float, tuple)  # the type of model.mlp_ratio: one number, or one a stage
+PHASES = SIZE  # the type of detect.pre_nms: one count for training and evaluation, or (training, evaluation)
 
 
 def _share(default: float) -> Key:
@@ -34,6 +35,11 @@ def _range(default: tuple[float, float], most: float = math.inf) -> Key:
 def _size(default: int) -> Key:
     allowed = "pixels: one side or (height, width), 1 to 65536"
     return Key(SIZE, default, allowed, lambda v: len(v) == 2 and min(v) >= 1 and max(v) <= 65536)
+
+
+def _phases(training: int, evaluation: int) -> Key:
+    allowed = "a whole number, at least 1: one for both, or (training, evaluation)"
+    return Key(PHASES, (training, evaluation), allowed, lambda v: len(v) == 2 and min(v) >= 1)
 
 
 def _channels(default: tuple[float, ...], above: float = -math.inf) -> Key:
@@ -77,6 +83,7 @@ KEYS = {
     "model.norm_epsilon": positive(None)._replace(free=True),  # of the norms, but for those with a fixed one
     "model.drop_path": _share(0.0),  # stochastic depth of the last block; it rises linearly from 0 at the first
     "model.attention": choice("xla", "xla", "pallas"),  # of grouped windows; pallas: our kernel for NVIDIA GPUs
+    "model.border": choice("cut", "cut", "pad"),  # of windows: cut there, or filled with zeros that are attended to
     "model.sparse_conv": choice("native", "native", "spconv", "masked"),  # the backend of sparse convolutions
     "model.spconv_callback": choice("pure", "pure", "buffer"),  # the way in which JAX calls spconv
     "model.in_channels": count(3),
@@ -118,6 +125,14 @@ KEYS = {
     "data.mean": _channels((0.485, 0.456, 0.406)),  # of images in [0, 1]; ImageNet's
     "data.std": _channels((0.229, 0.224, 0.225), above=0.0),
     "optim.name": choice("adamw", "adamw", "lars", note="; lars for task 'linear' only"),
+    "optim.schedule": choice("cosine", "cosine", "steps"),  # of the rate after the warm-up
+    "optim.steps_at": Key(  # shares of the run after which the rate of "steps" falls
+        tuple[float, ...],
+        (0.75, 11 / 12),
+        "rising numbers above 0 and below 1",
+        lambda v: all(0 < share < 1 for share in v) and list(v) == sorted(set(v)),
+    ),
+    "optim.steps_factor": _fraction(0.1),  # of the rate, at each of them
     "optim.base_lr": positive(1.5e-4),  # multiplied by data.batch_size / 256, as warmup_lr and min_lr
     "optim.warmup_lr": _amount(1.5e-7),  # at the start of the warm-up
     "optim.min_lr": _amount(0.0),  # at the end of the cosine
@@ -146,6 +161,18 @@ KEYS = {
     "log.keep": count(3),  # the latest checkpoints
     "log.keep_every": count(0, 0),  # and the checkpoints of multiples of this many steps; 0 = none
     "log.predictions": _flag(False),  # task eval: a CSV with the prediction for each image
+    "detect.fpn_dim": count(256),  # channels of the feature pyramid
+    "detect.anchor_sizes": Key(  # pixels a side of an anchor, one a level of the pyramid
+        tuple[int, ...], (32, 64, 128, 256, 512), "whole numbers, at least 1, one a level", lambda v: v and min(v) >= 1
+    ),
+    "detect.pre_nms": _phases(2000, 1000),  # proposals of a level before non-maximum suppression
+    "detect.post_nms": _phases(2000, 1000),  # proposals of an image after it
+    "detect.rpn_nms_threshold": _fraction(0.7),  # of the intersection over union of two boxes, as the next
+    "detect.nms_threshold": _fraction(0.5),
+    "detect.max_detections": count(100),  # of an image
+    "detect.score_threshold": _share(0.05),  # the least score of a detection
+    "detect.rpn_samples": count(256),  # anchors of an image that the loss takes
+    "detect.box_samples": count(512),  # proposals of an image that the loss takes
     "knn.k": Key(tuple[int, ...], (20,), "whole numbers, at least 1", lambda v: v and min(v) >= 1),  # neighbours
     "knn.temperature": positive(0.07),  # a neighbour's weight is exp(cosine / temperature)
 }

@@ -33,7 +33,7 @@ def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
 
 
 def learning_rate(config: ConfigDict, total: int, warmup: int) -> optax.Schedule:
-    """The learning rate of each step: a linear warm-up, then half a cosine.
+    """The learning rate of each step: a linear warm-up, then half a cosine, or steps down at shares of the run.
 
     All rates are multiplied by data.batch_size / 256, the linear scaling rule of arXiv 1706.02677. The batch is that of
     one update, over all devices and accumulation steps.
@@ -41,6 +41,10 @@ def learning_rate(config: ConfigDict, total: int, warmup: int) -> optax.Schedule
     optim = config.optim
     scale = config.data.batch_size / 256
     peak, lowest = peak_rate(config), optim.min_lr * scale
+    if optim.schedule == "steps":
+        falls = {round(share * total) - warmup: optim.steps_factor for share in optim.steps_at}
+        rising = optax.linear_schedule(optim.warmup_lr * scale, peak, max(warmup, 1))
+        return optax.join_schedules([rising, optax.piecewise_constant_schedule(peak, falls)], [warmup])
     if not warmup:
         return optax.cosine_decay_schedule(peak, total, alpha=lowest / peak)
     return optax.warmup_cosine_decay_schedule(optim.warmup_lr * scale, peak, warmup, total, lowest)
