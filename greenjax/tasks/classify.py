@@ -30,7 +30,7 @@ from greenjax.training.metrics import MetricsWriter
 from greenjax.training.sharding import make_mesh
 from greenjax.training.start import HELD_OUT, TRAINING, begin
 from greenjax.training.state import Params, State, model_graph
-from greenjax.training.step import Task
+from greenjax.training.step import Extras, Task
 from greenjax.training.together import holding_workdir
 
 
@@ -96,15 +96,15 @@ def classification(config: ConfigDict, seed: int | Array | None = None) -> Task[
         options = dict(mixup=data.mixup, cutmix=data.cutmix, prob=data.mix_prob, switch=data.mix_switch)
         return mix(jnp.asarray(batch.images), targets, jax.random.fold_in(key, 1), **options)
 
-    def loss(params: Params, part: tuple) -> tuple[Array, Params]:
+    def loss(params: Params, part: tuple) -> tuple[Array, Extras]:
         model, ((images, targets), keys) = nnx.merge(graphdef, params), part
         if config.task == "linear":
             logits, statistics = model.probe(images)
-            untrained = {"batch_norm": statistics}
+            extras = Extras({"batch_norm": statistics})
         else:
             # One key a part: it draws for each of its images.
-            logits, untrained = model.forward(images, None if keys is None else keys[0]), {}
-        return optax.softmax_cross_entropy(logits, targets).mean(), untrained
+            logits, extras = model.forward(images, None if keys is None else keys[0]), Extras()
+        return optax.softmax_cross_entropy(logits, targets).mean(), extras
 
     return Task(config, graphdef, loss, own, prepare)
 

@@ -33,7 +33,7 @@ from greenjax.training.optim import run_length
 from greenjax.training.sharding import make_mesh
 from greenjax.training.start import HELD_OUT, TRAINING, Run, begin
 from greenjax.training.state import Params, State, model_graph
-from greenjax.training.step import Task
+from greenjax.training.step import Extras, Task
 from greenjax.training.together import holding_workdir
 
 
@@ -108,11 +108,11 @@ def pretraining(config: ConfigDict) -> Task[Batch, Batch]:
     """The mean loss of the mask groups, each under its own mask."""
     graphdef = model_graph(config)
 
-    def loss(params: Params, part: tuple[Batch, Array | None]) -> tuple[Array, Params]:
+    def loss(params: Params, part: tuple[Batch, Array | None]) -> tuple[Array, Extras]:
         batch, keys = part
         # spmd_axis_name keeps the mask groups of sharded computations inside (shard_map) on their devices.
         by_group = jax.vmap(nnx.merge(graphdef, params).forward, spmd_axis_name=BATCH_AXES)
-        return by_group(batch.images, batch.plan, keys).loss.mean(), {}
+        return by_group(batch.images, batch.plan, keys).loss.mean(), Extras()
 
     return Task(config, graphdef, loss, config.seed)
 

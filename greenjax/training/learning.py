@@ -43,6 +43,8 @@ def nothing_learnt(config: ConfigDict, lines: Sequence[dict[str, Any]], total: i
 
 def _without_images(config: ConfigDict, lines: Sequence[dict[str, Any]]) -> tuple[float | None, str]:
     """The loss of a model that sees no image, and its name; None where it is not known."""
+    if config.task == "detect":
+        return None, ""
     if config.task != "pretrain":
         return math.log(config.model.num_classes), "guessing"  # with label smoothing and mixed labels, too
     for line in lines:

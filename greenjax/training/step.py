@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +24,25 @@ Batch = TypeVar("Batch")
 Part = TypeVar("Part")
 
 
+class Extras(NamedTuple):
+    """What a loss gives beside its mean."""
+
+    untrained: Params = {}  # new values of top-level parameters that no gradient trains
+    metrics: Metrics = {}  # scalars for metrics.jsonl: the terms of the loss
+
+
 @dataclass(frozen=True)
 class Task(Generic[Batch, Part]):
     """What an update trains, and on what loss: see tasks/pretrain.py and tasks/classify.py.
 
     The leading axis of a batch, mask groups or images with labels, is split over the devices and into the
     `optim.accumulation` parts of an update. `loss(params, (part, keys))` takes one part, with a key for drop-path for
-    each row of its leading axis, or None. It returns the mean loss, and new values of the top-level parameters that no
-    gradient trains. `prepare(batch, step)` makes the inputs of the loss from a whole batch; by default they are it.
+    each row of its leading axis, or None, and returns the mean loss with its `Extras`. `prepare(batch, step)` makes the inputs of the loss from a whole batch; by default they are it.
     """
 
     config: ConfigDict
     graphdef: nnx.GraphDef
-    loss: Callable[[Params, tuple[Part, Array | None]], tuple[Array, Params]]
+    loss: Callable[[Params, tuple[Part, Array | None]], tuple[Array, Extras]]
     seed: int | Array  # of drop-path and `prepare`
     prepare: Callable[[Batch, Array], Part] = lambda batch, step: batch  # type: ignore[assignment]
 
@@ -56,16 +62,16 @@ def make_update(task: Task, mesh: Mesh, schedule: optax.Schedule) -> jax.stages.
     tx, gradients = make_optimizer(task.config), _mean_gradients(task, mesh)
 
     def updated(state: State, batch: Any) -> tuple[State, Metrics]:
-        (loss, untrained), grads = gradients(state.params, task.inputs(batch, state.step))
+        (loss, extras), grads = gradients(state.params, task.inputs(batch, state.step))
         grad_norm, rate = global_norm(grads), jnp.asarray(schedule(state.step), jnp.float32)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt = tx.update(grads, state.opt, state.params, finite=finite)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates) | untrained
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates) | extras.untrained
         ema = averaged(state.ema, params, task.config.ema)
         params, ema = jax.tree.map(partial(jnp.where, finite), (params, ema), (state.params, state.ema))
         counts = _counted(state.counts, batch, finite)
         metrics = {"loss": loss, "learning_rate": rate, "grad_norm": grad_norm, "param_norm": global_norm(params)}
-        metrics |= counts._asdict()
+        metrics |= extras.metrics | counts._asdict()
         metrics["replaced"] = metrics.pop("undecodable")  # in metrics.jsonl "undecodable" counts different images
         return State(state.step + 1, params, ema, opt, counts), metrics
 
@@ -77,11 +83,11 @@ def make_update(task: Task, mesh: Mesh, schedule: optax.Schedule) -> jax.stages.
     return jax.jit(update, donate_argnums=0, in_shardings=(None, batch_sharding(mesh)))
 
 
-def _mean_gradients(task: Task, mesh: Mesh) -> Callable[[Params, Any], tuple[tuple[Array, Params], Params]]:
-    """(params, inputs of a whole batch) -> ((loss, untrained parameters), gradients), means over the parts."""
+def _mean_gradients(task: Task, mesh: Mesh) -> Callable[[Params, Any], tuple[tuple[Array, Extras], Params]]:
+    """(params, inputs of a whole batch) -> ((loss, extras), gradients), means over the parts."""
     parts, everywhere = task.config.optim.accumulation, NamedSharding(mesh, P())
 
-    def loss(params: Params, part: Any) -> tuple[Array, Params]:
+    def loss(params: Params, part: Any) -> tuple[Array, Extras]:
         # Gathers parameters that are split over fsdp, one by one. Left to itself XLA would rather split what is
         # computed with them, and exchange activations.
         return task.loss(jax.lax.with_sharding_constraint(params, everywhere), part)
