@@ -349,7 +349,10 @@ WRONG = [
         "mask.groups is 8: expected a multiple of optim.accumulation x devices (mesh.data x mesh.fsdp), 16 x 1",
     ),
     ({"mask.pool": -1}, "mask.pool is -1"),
-    ({"data.source": "webdataset"}, "data.source is 'webdataset': expected digits or folder or records or tfds"),
+    (
+        {"data.source": "webdataset"},
+        "data.source is 'webdataset': expected digits or folder or list or records or tfds",
+    ),
     ({"data.source": "folder"}, "data.path is '': expected a directory"),
     ({"data.source": "digits", "data.path": "/x"}, "data.path is '/x': expected '' for data.source 'digits', which"),
     ({"data.name": ""}, "data.name is ''"),

@@ -100,10 +100,10 @@ def classification(config: ConfigDict, seed: int | Array | None = None) -> Task[
         model, ((images, targets), keys) = nnx.merge(graphdef, params), part
         if config.task == "linear":
             logits, statistics = model.probe(images)
-            extras = Extras({"batch_norm": statistics})
+            extras = Extras({"batch_norm": statistics}, {})
         else:
             # One key a part: it draws for each of its images.
-            logits, extras = model.forward(images, None if keys is None else keys[0]), Extras()
+            logits, extras = model.forward(images, None if keys is None else keys[0]), Extras({}, {})
         return optax.softmax_cross_entropy(logits, targets).mean(), extras
 
     return Task(config, graphdef, loss, own, prepare)

@@ -112,7 +112,7 @@ def pretraining(config: ConfigDict) -> Task[Batch, Batch]:
         batch, keys = part
         # spmd_axis_name keeps the mask groups of sharded computations inside (shard_map) on their devices.
         by_group = jax.vmap(nnx.merge(graphdef, params).forward, spmd_axis_name=BATCH_AXES)
-        return by_group(batch.images, batch.plan, keys).loss.mean(), Extras()
+        return by_group(batch.images, batch.plan, keys).loss.mean(), Extras({}, {})
 
     return Task(config, graphdef, loss, config.seed)
 

@@ -27,8 +27,8 @@ Part = TypeVar("Part")
 class Extras(NamedTuple):
     """What a loss gives beside its mean."""
 
-    untrained: Params = {}  # new values of top-level parameters that no gradient trains
-    metrics: Metrics = {}  # scalars for metrics.jsonl: the terms of the loss
+    untrained: Params  # new values of top-level parameters that no gradient trains
+    metrics: Metrics  # scalars for metrics.jsonl, such as the terms of the loss
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Task(Generic[Batch, Part]):
 
     The leading axis of a batch, mask groups or images with labels, is split over the devices and into the
     `optim.accumulation` parts of an update. `loss(params, (part, keys))` takes one part, with a key for drop-path for
-    each row of its leading axis, or None, and returns the mean loss with its `Extras`. `prepare(batch, step)` makes the inputs of the loss from a whole batch; by default they are it.
+    each row of its leading axis, or None, and returns the mean loss with its `Extras`. `prepare(batch, step)` makes the
+    inputs of the loss from a whole batch; by default they are it.
     """
 
     config: ConfigDict

@@ -6,12 +6,14 @@ A new kind is a file here with a subclass of `Source` (base.py says what it prov
 from greenjax.data.sources.base import Source
 from greenjax.data.sources.digits import DigitsSource
 from greenjax.data.sources.folder import FolderSource
+from greenjax.data.sources.list import ListSource
 from greenjax.data.sources.records import RecordsSource
 from greenjax.data.sources.tfds import TfdsSource
 
 SOURCES: dict[str, type[Source]] = {  # by data.source
     "digits": DigitsSource,
     "folder": FolderSource,
+    "list": ListSource,
     "records": RecordsSource,
     "tfds": TfdsSource,
 }

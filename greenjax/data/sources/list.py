@@ -1,0 +1,145 @@
+"""Image files that a table names: a text file with a path a line, or CSV, TSV or Parquet with labels and splits."""
+
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from greenjax.data.encoded import DecodeError, Encoded
+from greenjax.data.labels import Listed
+from greenjax.data.sources.folder import FolderSource, by_hash
+from greenjax.errors import InputError, listed, refuse
+from greenjax.runtime.classes import plain
+from greenjax.runtime.files import expanded
+
+COLUMNS = {  # what a column holds, and the names it may have
+    "path": ("path", "file", "filename", "file_name", "image"),
+    "label": ("label", "class", "class_name"),
+    "split": ("split",),
+}
+KINDS = (".txt", ".csv", ".tsv", ".parquet")
+
+
+@dataclass(frozen=True)
+class ListSource(FolderSource):
+    """The images of a list, in the order of a hash of their paths, as in a folder.
+
+    Paths are absolute, or relative to the folder of the list. Split "all" is the whole list; other splits are the
+    values of its column `split`.
+    """
+
+    labels: list[str] | None = None  # of each image, None where the list has no column of labels
+
+    @staticmethod
+    def check(values: Mapping[str, Any]) -> None:
+        if not values["data.path"]:
+            refuse(values, "data.path", f"a file of paths, *{', *'.join(KINDS)}, for data.source 'list'")
+
+    @classmethod
+    def open(cls, data: ConfigDict, split: str) -> "ListSource":
+        path = expanded(data.path)
+        table = read_table(path)
+        chosen = rows_of(path, table, split)
+        names = [table["path"][row] for row in chosen]
+        labels = [table["label"][row] for row in chosen] if "label" in table else None
+        order = sorted(range(len(names)), key=lambda row: by_hash(names[row]))
+        in_order = labels and [labels[row] for row in order]
+        return cls(os.path.abspath(path.parent), [names[row] for row in order], in_order)
+
+    def encoded(self, index: int) -> Encoded:
+        path = self.name_of(index)
+        if not os.path.isfile(path):  # reading a pipe would wait for ever
+            raise DecodeError(f"{path} cannot be read: there is no such file")
+        return super().encoded(index)
+
+    def labelled(self, training: bool) -> Listed:
+        """Each image with its label in the list. Whole numbers stand in the order of their values, names by letters."""
+        if self.labels is None:
+            raise InputError(
+                f"the list in {self.root!r} has no labels: expected a column {' or '.join(COLUMNS['label'])}"
+            )
+        if not all(self.labels):
+            image = self.names[self.labels.index("")]
+            raise InputError(f"image {image!r} of the list in {self.root!r} has no label: expected the name of a class")
+        names = set(self.labels)
+        numbers = all(name.isdecimal() for name in names)
+        classes = sorted(names, key=int if numbers else plain)
+        index = {name: label for label, name in enumerate(classes)}
+        return Listed(self, np.array([index[name] for name in self.labels], np.int32), tuple(classes))
+
+    def parts(self) -> Iterator[bytes]:
+        yield from super().parts()
+        yield os.fsencode("\0".join(self.labels or ()))
+
+    def in_both(self, rows: Int[np.ndarray, " n"], other: Any, others: Int[np.ndarray, " m"]) -> int:
+        return len(self.paths(rows) & other.paths(others))
+
+
+Table = dict[str, Sequence[str]]  # the columns "path", "label" and "split", as far as the file has them
+
+
+def read_table(path: Path) -> Table:
+    """The columns of a list. Raises InputError where the file is missing, damaged, or has no column of paths."""
+    if path.suffix.lower() not in KINDS or not path.is_file():
+        raise InputError(f"data.path is {str(path)!r}: expected a file of paths, *{', *'.join(KINDS)}")
+    try:
+        columns = read_parquet(path) if path.suffix.lower() == ".parquet" else read_text(path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"list {str(path)!r} cannot be read: {error}") from error
+    table = {what: columns[name] for what, names in COLUMNS.items() for name in names if name in columns}
+    if not columns:
+        raise InputError(
+            f"list {str(path)!r} has no line: expected a path in each, or the names of columns in the first"
+        )
+    if "path" not in table:
+        raise InputError(f"list {str(path)!r} has columns {listed(columns)}: expected one of {listed(COLUMNS['path'])}")
+    for row, name in enumerate(table["path"]):
+        if not name:
+            raise InputError(f"list {str(path)!r} has no path in row {row + 1}: expected the path of an image")
+    return table
+
+
+def read_text(path: Path) -> Table:
+    """The columns of a text file: of CSV and TSV those that its first line names, else paths alone."""
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        if path.suffix.lower() == ".txt":
+            return {"path": [line for line in file.read().splitlines() if line]}
+        lines = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        header = [name.strip().lower() for name in next(lines, [])]
+        rows = [row for row in zip(count(2), lines) if row[1]]
+    for number, row in rows:
+        if len(row) != len(header):
+            raise InputError(
+                f"list {str(path)!r} has {len(row)} values in row {number}: expected {len(header)}, {listed(header)}"
+            )
+    return dict(zip(header, map(list, zip(*(row for _, row in rows)))))
+
+
+def read_parquet(path: Path) -> Table:
+    """The columns of a Parquet file as texts."""
+    try:
+        import pyarrow.parquet  # an extra: only lists in Parquet need it
+    except ImportError as error:
+        raise InputError(f"list {str(path)!r} needs pyarrow, which is not installed: pip install pyarrow") from error
+    try:
+        columns = pyarrow.parquet.read_table(path).to_pydict()
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(f"list {str(path)!r} cannot be read: {error}") from error
+    return {name.lower(): ["" if value is None else str(value) for value in values] for name, values in columns.items()}
+
+
+def rows_of(path: Path, table: Table, split: str) -> Sequence[int]:
+    """The rows of a split. Raises InputError where it has none."""
+    splits = table.get("split", ())
+    rows = range(len(table["path"])) if split == "all" else [row for row, name in enumerate(splits) if name == split]
+    if not rows:
+        available = listed(["all", *sorted(set(splits))])
+        raise InputError(f"list {str(path)!r} has no images of split {split!r}: available are {available}")
+    return rows
