@@ -97,7 +97,9 @@ KEYS = {
     "mask.groups": count(8),  # masks of one update, each for equally many images; data.batch_size = one mask an image
     "mask.pool": count(0, 0),  # the number of masks that are drawn once and chosen from; 0 = every mask is new
     "data.source": choice("tfds", *SOURCES),
-    "data.path": _text(""),  # folder, records: a directory; list: a file; tfds: a prepared data set or its data_dir
+    "data.path": _text(
+        ""
+    ),  # folder, records: a directory; list: a file; tar: a pattern; tfds: a prepared data set or its data_dir
     "data.name": _text(""),  # tfds: the data set's name
     "data.split": Key(str, "train", "the name of a split", bool),
     "data.eval_split": _text(""),  # "" = no held-out evaluation

@@ -71,6 +71,16 @@ class Listed(Undecoded):
         return str(index) if named is None else named(index)
 
 
+def by_name(source: Images, names: Sequence[str]) -> Listed:
+    """Images with the names of their classes: classes are in the order of their names, or, if all are whole numbers, of
+    their values."""
+    found = set(names)
+    numbers = all(name.isdecimal() for name in found)
+    classes = sorted(found, key=int if numbers else plain)
+    index = {name: label for label, name in enumerate(classes)}
+    return Listed(source, np.array([index[name] for name in names], np.int32), tuple(classes))
+
+
 @dataclass(frozen=True)
 class Chosen(Undecoded):
     """Some images of another source, in the order of `rows`."""

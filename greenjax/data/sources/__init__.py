@@ -8,6 +8,7 @@ from greenjax.data.sources.digits import DigitsSource
 from greenjax.data.sources.folder import FolderSource
 from greenjax.data.sources.list import ListSource
 from greenjax.data.sources.records import RecordsSource
+from greenjax.data.sources.tar import TarSource
 from greenjax.data.sources.tfds import TfdsSource
 
 SOURCES: dict[str, type[Source]] = {  # by data.source
@@ -15,5 +16,6 @@ SOURCES: dict[str, type[Source]] = {  # by data.source
     "folder": FolderSource,
     "list": ListSource,
     "records": RecordsSource,
+    "tar": TarSource,
     "tfds": TfdsSource,
 }

@@ -13,10 +13,9 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from greenjax.data.encoded import DecodeError, Encoded
-from greenjax.data.labels import Listed
+from greenjax.data.labels import Listed, by_name
 from greenjax.data.sources.folder import FolderSource, by_hash
 from greenjax.errors import InputError, listed, refuse
-from greenjax.runtime.classes import plain
 from greenjax.runtime.files import expanded
 
 COLUMNS = {  # what a column holds, and the names it may have
@@ -60,7 +59,7 @@ class ListSource(FolderSource):
         return super().encoded(index)
 
     def labelled(self, training: bool) -> Listed:
-        """Each image with its label in the list. Whole numbers stand in the order of their values, names by letters."""
+        """Each image with its label in the list."""
         if self.labels is None:
             raise InputError(
                 f"the list in {self.root!r} has no labels: expected a column {' or '.join(COLUMNS['label'])}"
@@ -68,11 +67,7 @@ class ListSource(FolderSource):
         if not all(self.labels):
             image = self.names[self.labels.index("")]
             raise InputError(f"image {image!r} of the list in {self.root!r} has no label: expected the name of a class")
-        names = set(self.labels)
-        numbers = all(name.isdecimal() for name in names)
-        classes = sorted(names, key=int if numbers else plain)
-        index = {name: label for label, name in enumerate(classes)}
-        return Listed(self, np.array([index[name] for name in self.labels], np.int32), tuple(classes))
+        return by_name(self, self.labels)
 
     def parts(self) -> Iterator[bytes]:
         yield from super().parts()

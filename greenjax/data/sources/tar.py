@@ -1,0 +1,230 @@
+"""Images in tar files, as WebDataset names them: files of one sample have one name and several suffixes.
+
+    0001.jpg  0001.cls        an image, and its class as text
+    0002.png  0002.json       an image, and {"label": its class}
+
+An index of each tar file is made once, beside it or in the user's cache folder, so that any image is read by itself:
+the order of images, resumes and processes are those of every other source.
+"""
+
+import glob
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from jaxtyping import Int, Int64
+from ml_collections import ConfigDict
+
+from greenjax.data.encoded import DecodeError, Encoded
+from greenjax.data.labels import Listed, by_name
+from greenjax.data.sources.base import Source
+from greenjax.data.sources.folder import SUFFIXES
+from greenjax.errors import InputError, listed, refuse
+from greenjax.runtime.cache import cache_folder
+from greenjax.runtime.files import expanded, replacing
+
+THREADS = 16  # that read tar files
+INDEX = ".index.npz"  # what the name of an index ends with
+SPLIT = "{split}"  # in data.path: the name of the split
+LABELS = ("label", "class", "cls")  # what may hold the class in a JSON file of a sample
+
+
+class Index(NamedTuple):
+    """The samples of a tar file that have an image."""
+
+    start: Int64[np.ndarray, " n"]  # the first byte of each image
+    size: Int64[np.ndarray, " n"]  # in bytes
+    names: np.ndarray  # bytes: the names of the images in the tar file
+    labels: np.ndarray  # bytes: the names of their classes; empty where a sample has none
+    without: int  # samples without an image
+
+
+@dataclass(frozen=True, eq=False)
+class TarSource(Source):
+    """The images of the tar files that data.path names, file by file, each in the order of its samples.
+
+    data.path is a pattern: `{000..099}` stands for numbers, `*` for anything, `{split}` for the name of the split.
+    Without `{split}` the only split is "all".
+    """
+
+    shards: tuple[str, ...]
+    ends: Int64[np.ndarray, " shards"]  # the number of images up to the end of each file
+    index: Index
+
+    @staticmethod
+    def check(values: Mapping[str, Any]) -> None:
+        if not values["data.path"]:
+            refuse(values, "data.path", "tar files such as /data/{split}-{000..099}.tar, for data.source 'tar'")
+
+    @classmethod
+    def open(cls, data: ConfigDict, split: str) -> "TarSource":
+        shards = shards_of(data.path, split)
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = list(pool.map(index_of, shards))
+        if without := sum(index.without for index in found):
+            logging.warning("%s: %s samples have no image and are left out", data.path, f"{without:,}")
+        ends = np.cumsum([len(index.start) for index in found])
+        if not ends[-1]:
+            raise InputError(f"{data.path!r} has no images: expected samples with one of *{', *'.join(SUFFIXES)}")
+        start, size, names, labels = (np.concatenate(column) for column in list(zip(*found))[:4])
+        return cls(tuple(shards), ends, Index(start, size, names, labels, without))
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def encoded(self, index: int) -> Encoded:
+        shard, start, size = self.shard_of(index), int(self.index.start[index]), int(self.index.size[index])
+        name = self.name_of(index)
+        try:
+            with open(shard, "rb", buffering=0) as file:
+                data = os.pread(file.fileno(), size, start)
+        except OSError as error:
+            raise DecodeError(f"{name} cannot be read: {error.strerror}") from error
+        if len(data) < size:
+            raise DecodeError(f"{name} cannot be read: the tar file is cut short")
+        return Encoded(data, name)
+
+    def name_of(self, index: int) -> str:
+        return f"{self.shard_of(index)} {os.fsdecode(self.index.names[index])}"
+
+    def shard_of(self, index: int) -> str:
+        return self.shards[int(np.searchsorted(self.ends, index, side="right"))]
+
+    def labelled(self, training: bool) -> Listed:
+        missing = np.flatnonzero(self.index.labels == b"")
+        if len(missing):
+            what = (
+                f"{len(missing):,} of the {len(self):,} images have no label, {self.name_of(int(missing[0]))!r} first"
+            )
+            raise InputError(f"{what}: expected a file .cls beside each, or .json with one of {listed(LABELS)}")
+        return by_name(self, [label.decode() for label in self.index.labels.tolist()])
+
+    def parts(self) -> Iterator[bytes]:
+        yield repr([os.path.basename(shard) for shard in self.shards]).encode()
+        yield b"\0".join((*self.index.names.tolist(), *self.index.labels.tolist()))
+
+    def in_both(self, rows: Int[np.ndarray, " n"], other: Any, others: Int[np.ndarray, " m"]) -> int:
+        """Compares the names of tar files and samples."""
+        return len({self.name_of(int(row)) for row in rows} & {other.name_of(int(row)) for row in others})
+
+
+def shards_of(pattern: str, split: str) -> list[str]:
+    """The tar files of a split, sorted. Raises InputError where there are none, or one of a range is missing."""
+    if SPLIT not in pattern and split != "all":
+        what = f"data.path is {pattern!r}, without {SPLIT}"
+        raise InputError(f"{what}: the only split is 'all', not {split!r}")
+    paths = in_ranges(str(expanded(pattern.replace(SPLIT, split))))
+    if missing := [path for path in paths if "*" not in path and not os.path.isfile(path)]:
+        raise InputError(f"data.path is {pattern!r}: there is no {listed(missing)}")
+    found = sorted({shard for path in paths for shard in (glob.glob(path) if "*" in path else [path])})
+    if not found:
+        raise InputError(f"data.path is {pattern!r}: expected tar files, found none of split {split!r}")
+    return found
+
+
+def in_ranges(pattern: str) -> list[str]:
+    """The paths that a pattern with ranges such as {000..099} stands for."""
+    before, brace, rest = pattern.partition("{")
+    inside, end, after = rest.partition("}")
+    first, dots, last = inside.partition("..")
+    if not brace:
+        return [pattern]
+    if not (end and dots and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise InputError(f"data.path has {{{inside}}}: expected a range of numbers such as {{000..099}}, or {SPLIT}")
+    numbers = (f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1))
+    return [f"{before}{number}{tail}" for number in numbers for tail in in_ranges(after)]
+
+
+# The index of a tar file
+
+
+def index_of(shard: str) -> Index:
+    """The index of a tar file: kept beside it, kept in the cache folder, or made now. Raises InputError for damage."""
+    try:
+        stat = os.stat(shard)
+    except OSError as error:
+        raise InputError(f"{shard!r} cannot be read: {error.strerror}") from error
+    stamp = np.array([stat.st_size, stat.st_mtime_ns])
+    places = index_paths(shard)
+    for path in places:
+        if (kept := read_index(path, stamp)) is not None:
+            return kept
+    index = make_index(shard)
+    for path in places:
+        with suppress(OSError), replacing(path, f".{os.getpid()}") as draft:  # the first folder that can be written
+            with draft.open("wb") as file:
+                np.savez(file, stamp=stamp, **index._asdict())
+            break
+    return index
+
+
+def index_paths(shard: str) -> list[Path]:
+    """Where an index may be kept: beside the tar file, else in the user's cache folder."""
+    places = [Path(f"{shard}{INDEX}")]
+    with suppress(FileNotFoundError):  # a user without a home
+        name = blake2b(os.fsencode(os.path.abspath(shard)), digest_size=16).hexdigest()
+        places.append(cache_folder() / "tar" / f"{name}{INDEX}")
+    return places
+
+
+def read_index(path: Path, stamp: np.ndarray) -> Index | None:
+    """A kept index; None where there is none, where it is damaged, or where the tar file has changed since."""
+    try:
+        with np.load(path) as kept:
+            if np.array_equal(kept["stamp"], stamp):
+                start, size, names, labels = (kept[name] for name in Index._fields[:4])
+                return Index(start, size, names, labels, int(kept["without"]))
+    except (OSError, ValueError, KeyError, EOFError):
+        pass
+    return None
+
+
+def make_index(shard: str) -> Index:
+    """Reads the headers of a tar file, and the labels in it."""
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                folder, _, base = member.name.rpartition("/")
+                key, dot, suffix = base.partition(".")
+                if member.isfile() and key:
+                    samples.setdefault(f"{folder}/{key}", {})[f"{dot}{suffix.lower()}"] = member
+            rows = [row_of(tar, shard, files) for files in samples.values()]
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise InputError(f"{shard!r} is no whole tar file: {error}") from error
+    found = [row for row in rows if row is not None]
+    start, size, names, labels = zip(*found) if found else ((), (), (), ())
+    files, classes = (np.array(list(map(os.fsencode, column)), bytes) for column in (names, labels))
+    return Index(np.array(start, np.int64), np.array(size, np.int64), files, classes, len(rows) - len(found))
+
+
+def row_of(tar: tarfile.TarFile, shard: str, files: Mapping[str, tarfile.TarInfo]) -> tuple[int, int, str, str] | None:
+    """First byte, size, name and label of the image of a sample, by suffix; None for a sample without an image."""
+    image = next((member for suffix, member in files.items() if suffix in SUFFIXES), None)
+    if image is None:
+        return None
+    return image.offset_data, image.size, image.name, label_in(tar, shard, files)
+
+
+def label_in(tar: tarfile.TarFile, shard: str, files: Mapping[str, tarfile.TarInfo]) -> str:
+    """The class that the .cls or .json file of a sample names; "" for none."""
+    read = {suffix: tar.extractfile(files[suffix]) for suffix in (".cls", ".json") if suffix in files}
+    texts = {suffix: file.read() for suffix, file in read.items() if file is not None}
+    try:
+        if ".cls" in texts:
+            return texts[".cls"].decode().strip()
+        found = json.loads(texts.get(".json", b"{}"))
+    except ValueError as error:
+        name = files[".cls" if ".cls" in texts else ".json"].name
+        raise InputError(f"{shard!r}: {name} holds no class: expected text, or a JSON object") from error
+    values = [found[key] for key in LABELS if key in found] if isinstance(found, dict) else []
+    return str(values[0]) if values else ""
