@@ -55,3 +55,19 @@ xavier = _initializer(
 )
 small_normal = _initializer(_normal, lambda shape: 0.02, nnx.initializers.truncated_normal(0.02, lower=-FAR, upper=FAR))
 token_normal = partial(jax.jit, static_argnums=(1, 2))(nnx.initializers.normal(0.02))
+
+
+def scaled_uniform(scale: Callable[[Sequence[int]], float]) -> Any:
+    """Values spread evenly between -s and s, where s is the scale of the array's shape."""
+    return _initializer(
+        _uniform, scale, lambda key, shape, dtype: scale(shape) * jax.random.uniform(key, shape, dtype, -1)
+    )
+
+
+def scaled_normal(scale: Callable[[Sequence[int]], float]) -> Any:
+    """Normal values; their deviation is the scale of the array's shape."""
+
+    def reference(key: Any, shape: Sequence[int], dtype: Any) -> Array:
+        return scale(shape) * jax.random.truncated_normal(key, -FAR, FAR, shape, dtype)
+
+    return _initializer(_normal, scale, reference)

@@ -43,6 +43,10 @@ class Backbone(nnx.Module):
         plan = dense_plan(self.grid, self.specs)
         return self.encoder(self._embedded(self._units(images), plan), plan, key)
 
+    def feature_maps(self, images: Images, key: Key[Array, ""] | None = None) -> list[Float[Array, "b _ _ _"]]:
+        """The tokens of every stage on its grid, with every unit visible."""
+        return [to_grid(x, self.grid.units, self.grid.side(i)) for i, x in enumerate(self.dense(images, key)[1])]
+
     def pooled(self, images: Images, key: Key[Array, ""] | None = None) -> Float[Array, "b latent"]:
         """The mean over the tokens of the last stage, with every unit visible, normed before or after it; float32."""
         normed, stages = self.dense(images, key)
@@ -64,12 +68,13 @@ class Backbone(nnx.Module):
         """[b, units, unit * unit * c], with unchanged pixels."""
         return jnp.asarray(to_unit_major(images, self.grid.unit, self.grid.unit))[:, :, 0]
 
-    def _normalise(self, units: Array) -> Float[Array, "b u p"]:
-        """uint8 -> colour-normalised float32; floats count as normalised."""
-        if units.dtype != jnp.uint8:
-            return widened(units)
-        mean, std = (np.tile(np.asarray(v, np.float32), self.grid.unit**2)[None, None] for v in (self.mean, self.std))
-        return (units.astype(jnp.float32) / 255 - mean) / std
+    def _normalise(self, pixels: Array) -> Float[Array, "..."]:
+        """uint8 -> colour-normalised float32; floats count as normalised. The last axis holds whole pixels."""
+        if pixels.dtype != jnp.uint8:
+            return widened(pixels)
+        shape = (1,) * (pixels.ndim - 1) + (pixels.shape[-1],)
+        mean, std = (np.resize(np.asarray(v, np.float32), shape) for v in (self.mean, self.std))
+        return (pixels.astype(jnp.float32) / 255 - mean) / std
 
     def _embedded(self, units: Array, plan: Plan) -> Float[Array, "b n c"]:
         """The plan's visible units -> the tokens that the encoder takes."""
@@ -79,16 +84,14 @@ class Backbone(nnx.Module):
 
 
 @partial(jax.jit, static_argnames="graphdef")
-def _dense_stages(graphdef: nnx.GraphDef, params: Any, images: Array) -> tuple[Array, ...]:
-    return nnx.merge(graphdef, params).dense(images)[1]
+def _feature_maps(graphdef: nnx.GraphDef, params: Any, images: Array) -> list[Array]:
+    return nnx.merge(graphdef, params).feature_maps(images)
 
 
 def features(model: Backbone, images: Any) -> list[Float[Array, "b _ _ _"]]:
     """The dense feature pyramid: every stage's output, before merging and without the final norm, on its grid."""
     model.check_images(images)
-    grid = model.grid
-    stages = _dense_stages(*nnx.split(model), jnp.asarray(images))
-    return [to_grid(x, grid.units, grid.side(stage)) for stage, x in enumerate(stages)]
+    return _feature_maps(*nnx.split(model), jnp.asarray(images))
 
 
 def widened(x: Float[Array, "*s"]) -> Float[Array, "*s"]:

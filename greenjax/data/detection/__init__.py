@@ -1,0 +1,1 @@
+"""Detection: images with boxes, labels and masks of their objects. NumPy only."""
