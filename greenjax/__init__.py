@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from greenjax.interop.loading import load, load_torch
     from greenjax.interop.saving import save_torch
     from greenjax.models import build, features
+    from greenjax.tasks.python import finetune, pretrain
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,8 @@ _PUBLIC = {
     "resolve": "greenjax.config",
     "flatten": "greenjax.config",
     "build": "greenjax.models",
+    "pretrain": "greenjax.tasks.python",
+    "finetune": "greenjax.tasks.python",
     "features": "greenjax.models",
     "load": "greenjax.interop.loading",
     "load_torch": "greenjax.interop.loading",
@@ -31,10 +34,12 @@ __all__ = [
     "build",
     "default_config",
     "features",
+    "finetune",
     "flatten",
     "load",
     "load_config",
     "load_torch",
+    "pretrain",
     "resolve",
     "save_torch",
 ]

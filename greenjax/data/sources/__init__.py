@@ -7,6 +7,7 @@ from greenjax.data.sources.base import Source
 from greenjax.data.sources.digits import DigitsSource
 from greenjax.data.sources.folder import FolderSource
 from greenjax.data.sources.list import ListSource
+from greenjax.data.sources.python import PythonSource
 from greenjax.data.sources.records import RecordsSource
 from greenjax.data.sources.tar import TarSource
 from greenjax.data.sources.tfds import TfdsSource
@@ -15,6 +16,7 @@ SOURCES: dict[str, type[Source]] = {  # by data.source
     "digits": DigitsSource,
     "folder": FolderSource,
     "list": ListSource,
+    "python": PythonSource,
     "records": RecordsSource,
     "tar": TarSource,
     "tfds": TfdsSource,

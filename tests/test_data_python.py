@@ -1,0 +1,81 @@
+"""Images from Python: any sequence is a source of both trainings, and a wrong one is refused before anything starts."""
+
+import io
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import ONE_STAGE, small_config
+from tiny_data import encode, picture, settings
+
+import greenjax
+from greenjax.data.encoded import DecodeError
+from greenjax.data.open import open_labelled, open_source
+from greenjax.data.sources.python import given
+from greenjax.errors import InputError
+from greenjax.runtime.files import read_metrics
+
+
+class Images(list):
+    labels = (0, 1, 1, 0)
+    classes = ("a", "b")
+
+
+FOUR = Images([picture(8), picture(16)[..., 0], Image.fromarray(picture(24)), encode(picture(32))])
+
+
+def opened(images, split="source", labelled=False, workers=1):
+    data = settings("python", split=split)
+    data.workers = workers
+    with given(source=images):
+        return (open_labelled if labelled else open_source)(data, split)
+
+
+def test_items_are_arrays_pictures_or_files():
+    source = opened(FOUR)
+    assert [int(source[i].mean()) for i in range(4)] == [8, 16, 24, 32]
+    assert [source[i].shape for i in range(4)] == [(6, 9, 3), (6, 9, 1), (6, 9, 3), (6, 9, 3)]
+    assert len(opened(FOUR, "source[25%:]")) == 3 and source.name_of(2) == "source[2]"
+    labelled = opened(FOUR, labelled=True)
+    assert labelled.labels.tolist() == [0, 1, 1, 0] and labelled.classes == ("a", "b")
+
+
+def test_outside_of_the_call_there_are_no_images():
+    opened(FOUR)
+    data = settings("python", split="source")
+    with pytest.raises(InputError, match=r"without images of split 'source': expected them from greenjax.pretrain"):
+        open_source(data, "source")
+
+
+@pytest.mark.parametrize(
+    "images, labelled, message",
+    [
+        (iter([]), False, "source is a list_iterator without __len__"),
+        ([], False, "source, a list, is empty"),
+        ([picture(8), threading.Lock()], False, "source, a list, cannot be sent to worker processes: cannot pickle"),
+        ([np.zeros((2, 2))], False, r"source\[0\] is float64 \[2, 2, 1\]: expected uint8"),
+        ([picture(8)], True, "source, a list, has no labels"),
+        (Images([picture(8)]), True, r"source.labels has shape \(4,\): expected \(1,\)"),
+    ],
+)
+def test_a_wrong_sequence_is_refused(images, labelled, message):
+    with pytest.raises(InputError, match=message):
+        opened(images, labelled=labelled)
+
+
+def test_a_wrong_item_is_named():
+    with pytest.raises(DecodeError, match=r"source\[1\] is uint8 \[4\]"):
+        opened([picture(8), np.zeros(4, np.uint8)])[1]
+
+
+def test_both_trainings_take_a_sequence(tmp_path):
+    digits = Images([np.asarray(Image.open(io.BytesIO(encode(picture(40 * i, 16, 16, 1))))) for i in range(4)])
+    sizes = dict(steps=1, data__batch_size=4, mask__groups=2, mesh__data=2)
+    greenjax.pretrain(small_config(**ONE_STAGE, **sizes), tmp_path / "run", source=digits, held_out=digits)
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [0, 1, 1]
+    tuned = small_config(**ONE_STAGE, **sizes, task="finetune", init=str(tmp_path / "run"))
+    greenjax.finetune(tuned, tmp_path / "tuned", source=digits)
+    assert greenjax.load(tmp_path / "tuned").classes == ("a", "b")
+    with pytest.raises(InputError, match="task is 'finetune': expected 'pretrain'"):
+        greenjax.pretrain(tuned, tmp_path / "run", source=digits)
