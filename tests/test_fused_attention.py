@@ -88,6 +88,16 @@ def test_it_is_what_it_replaces(groups, slots, n, heads, biased):
     assert (actual[2] is None) == (not biased)
 
 
+def test_one_bias_serves_all_groups():
+    rng = np.random.default_rng(0)
+    grouping = grouping_of(rng, 3, 5, 11)
+    qkv, bias, dy = inputs_of(rng, grouping, 11, 2)
+    fused, one = (jax.jit(both_ways(f, grouping, 2))(qkv, bias[:1], dy) for f in (interpreted, composed))
+    repeated = jax.jit(both_ways(composed, grouping, 2))(qkv, bias[:1].repeat(3, axis=0), dy)
+    assert_close(fused, one)
+    assert_close(one, (*repeated[:2], repeated[2].sum(axis=0, keepdims=True)))
+
+
 def test_in_half_precision_it_rounds_where_the_other_does():
     rng = np.random.default_rng(0)
     grouping = grouping_of(rng, 2, 12, 20)

@@ -121,6 +121,18 @@ def test_square_windows_follow_the_official_rule(side, grid, blocks, shifted, ex
     assert list(square_windows(side, grid, blocks, shifted=shifted)) == expected
 
 
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    [
+        ((15, 20), [(7, 7, (0, 0), 2), (7, 7, (3, 3), 1)]),
+        ((7, 20), [(7, 7, (0, 0), 2), (7, 7, (0, 3), 1)]),
+        ((3, 7), [(7, 7, (0, 0), 3)]),
+    ],
+)
+def test_windows_that_are_filled_up_follow_the_rule_of_torchvision(grid, expected):
+    assert list(square_windows(7, grid, 3, shifted=True, padded=True)) == expected
+
+
 @pytest.mark.parametrize("seed", GEOMETRIES)
 def test_every_visible_token_stands_in_exactly_one_slot(seed):
     case = Case(seed)

@@ -32,7 +32,9 @@ def pair(family, depths, size, window=7, ratios=(8, 4, 2, 1), **overrides):
     colours = dict(model__in_channels=3, data__mean=(0.0,) * 3, data__std=(1.0,) * 3)
     config = small_config(family, image_size=size, model__patch=4, **shape, **colours, **overrides)
     model = greenjax.build(config, seed=1)
-    twins = TorchTwins(dims, depths, heads, config.model.mlp_ratio, config.model.sr_ratios, window).eval()
+    twins = TorchTwins(
+        dims, depths, heads, config.model.mlp_ratio, config.model.sr_ratios, window, padded=config.model.border == "pad"
+    ).eval()
     randomise(twins, seed=2)
     copy_encoder(model.encoder, twins)
     return model, twins

@@ -1,7 +1,8 @@
 """Swin in PyTorch, written from its paper (arXiv 2103.14030): a reference whose weights have the official names.
 
 Its state_dict is that of microsoft/Swin-Transformer, both buffers included. Unlike transformers' Swin it takes a window
-larger than a stage's grid. Grids have to be multiples of their window: nothing is padded here.
+larger than a stage's grid. Grids have to be multiples of their window, or, with `padded`, zeros fill them up
+behind the norm and attend, as in the official detector: then windows keep their side on every grid.
 """
 
 import torch
@@ -39,7 +40,7 @@ def relative_position_index(side):
 
 def shifted_mask(grid, side, shift):
     """0 where a query may see a key, else -100: a cyclic shift puts tokens from opposite borders into one window."""
-    wrapped = [torch.arange(length) >= length - shift for length in grid]
+    wrapped = [torch.arange(length) >= length - by for length, by in zip(grid, shift)]
     region = 2 * wrapped[0][:, None] + wrapped[1]
     region = windows(region[None, :, :, None], side)[0, :, :, 0]
     return (region[:, :, None] != region[:, None, :]) * -100.0
@@ -59,22 +60,25 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, dim, hidden, heads, grid, window, shifted, epsilon):
+    def __init__(self, dim, hidden, heads, grid, window, shifted, padded, epsilon):
         super().__init__()
         fits = min(grid) > window  # otherwise one window covers the shorter side, and there is nothing to shift
-        self.side = window if fits else min(grid)
-        self.shift = window // 2 if fits and shifted else 0
+        self.side = window if fits or padded else min(grid)
+        moves = [shifted and (length > window if padded else fits) for length in grid]
+        self.shift = [window // 2 if by else 0 for by in moves]
+        self.beyond = [-length % self.side for length in grid]
+        filled = [length + more for length, more in zip(grid, self.beyond)]
         self.norm1, self.norm2 = nn.LayerNorm(dim, epsilon), nn.LayerNorm(dim, epsilon)
         self.attn = WindowAttention(dim, heads, self.side)
         self.mlp = Mlp(dim, hidden)
-        self.register_buffer("attn_mask", shifted_mask(grid, self.side, self.shift) if self.shift else None)
+        self.register_buffer("attn_mask", shifted_mask(filled, self.side, self.shift) if any(self.shift) else None)
 
     def forward(self, x):
-        rows, side, there, back = x.shape[1], self.side, (-self.shift, -self.shift), (self.shift, self.shift)
-        seen = windows(self.norm1(x).roll(there, (1, 2)), side)
-        seen = self.attn(seen, self.attn_mask)
-        seen = rearrange(seen, "b (y x) (i j) c -> b (y i) (x j) c", y=rows // side, i=side)
-        x = x + seen.roll(back, (1, 2))
+        (rows, columns), (below, beside), side = x.shape[1:3], self.beyond, self.side
+        seen = F.pad(self.norm1(x), (0, 0, 0, beside, 0, below)).roll([-by for by in self.shift], (1, 2))
+        seen = self.attn(windows(seen, side), self.attn_mask)
+        seen = rearrange(seen, "b (y x) (i j) c -> b (y i) (x j) c", y=(rows + below) // side, i=side)
+        x = x + seen.roll(self.shift, (1, 2))[:, :rows, :columns]
         return x + self.mlp(self.norm2(x))
 
 
@@ -87,6 +91,7 @@ class Merging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x):
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         return self.reduction(self.norm(rearrange(x, "b (y i) (x j) c -> b y x (j i c)", i=2, j=2)))
 
 
@@ -108,14 +113,16 @@ class PatchEmbed(nn.Module):
 class TorchSwin(nn.Module):
     """`size`: height and width in pixels. Without `classes` there is no head."""
 
-    def __init__(self, size, dim, depths, heads, window, mlp=4, patch=4, channels=3, classes=0, epsilon=1e-5):
+    def __init__(
+        self, size, dim, depths, heads, window, mlp=4, patch=4, channels=3, classes=0, epsilon=1e-5, padded=False
+    ):
         super().__init__()
         self.patch_embed = PatchEmbed(patch, channels, dim, epsilon)
         self.layers = nn.ModuleList()
         for i, (depth, head) in enumerate(zip(depths, heads, strict=True)):
-            grid, width = [length // patch // 2**i for length in size], dim * 2**i
+            grid, width = [-(-(length // patch) // 2**i) for length in size], dim * 2**i
             shared = (width, int(width * mlp), head, grid, window)
-            blocks = [Block(*shared, j % 2 == 1, epsilon) for j in range(depth)]
+            blocks = [Block(*shared, j % 2 == 1, padded, epsilon) for j in range(depth)]
             self.layers.append(Stage(blocks, Merging(width, epsilon) if i + 1 < len(depths) else None))
         self.norm = nn.LayerNorm(width, epsilon)
         self.head = nn.Linear(width, classes) if classes else nn.Identity()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 
@@ -24,18 +25,30 @@ class Embed(nn.Module):
 
 
 class Local(nn.Module):
-    def __init__(self, dim, heads, window):
+    def __init__(self, dim, heads, window, padded=False):
+        """`padded`: zeros fill up grids to whole windows, behind the norm, and attend; all tokens are visible."""
         super().__init__()
-        self.heads, self.window = heads, window
+        self.heads, self.window, self.padded = heads, window, padded
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
     def forward(self, x, visible):
+        if self.padded:
+            return self.filled_up(x)
         h, w = x.shape[1:3]
         side = min(self.window, h, w)
         row, column = torch.meshgrid(torch.arange(h) // side, torch.arange(w) // side, indexing="ij")
         same = (row.flatten()[:, None] == row.flatten()) & (column.flatten()[:, None] == column.flatten())
         q, k, v = self.qkv(x).flatten(1, 2).chunk(3, dim=-1)
         return self.proj(attention(q, k, v, self.heads, same & visible.flatten())).view(x.shape)
+
+    def filled_up(self, x):
+        (h, w), side = x.shape[1:3], self.window
+        x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))
+        parts = rearrange(x, "b (y i) (x j) c -> (b y x) (i j) c", i=side, j=side)
+        everywhere = torch.ones(side**2, side**2, dtype=torch.bool)
+        parts = self.proj(attention(*self.qkv(parts).chunk(3, dim=-1), self.heads, everywhere))
+        shape = dict(y=x.shape[1] // side, x=x.shape[2] // side, i=side)
+        return rearrange(parts, "(b y x) (i j) c -> b (y i) (x j) c", **shape)[:, :h, :w]
 
 
 class Global(nn.Module):
@@ -82,14 +95,14 @@ class Block(nn.Module):
 class TorchTwins(nn.Module):
     """Without `window`: Twins-PCPVT."""
 
-    def __init__(self, dims, depths, heads, mlp, ratios, window, patch=4, channels=3):
+    def __init__(self, dims, depths, heads, mlp, ratios, window, patch=4, channels=3, padded=False):
         super().__init__()
         sides, inputs = (patch, *[2] * (len(dims) - 1)), (channels, *dims[:-1])
         self.embeds = nn.ModuleList(map(Embed, sides, inputs, dims))
         self.blocks = nn.ModuleList()
         for dim, depth, head, factor, ratio in zip(dims, depths, heads, mlp, ratios, strict=True):
             local = [window is not None and j % 2 == 0 for j in range(depth)]
-            parts = [Local(dim, head, window) if near else Global(dim, head, ratio) for near in local]
+            parts = [Local(dim, head, window, padded) if near else Global(dim, head, ratio) for near in local]
             self.blocks.append(nn.ModuleList(Block(part, dim, int(dim * factor)) for part in parts))
         self.pegs = nn.ModuleList(map(Peg, dims))
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6)

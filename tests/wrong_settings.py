@@ -127,6 +127,10 @@ IN_PROCESS = [
         ("--config.optim.warmup_epochs=1", "optim.warmup_epochs is 1: expected none in a run measured in steps"),
         ("--config.optim.min_lr=1", "optim.min_lr is 1.0: expected at most optim.base_lr"),
         ("--config.image_size=36", r"image_size is \(36, 36\): expected multiples of the mask unit, 8"),
+        (
+            "--config.task=finetune --config.model.border=pad --config.model.name=hiera_t",
+            "model.border is 'pad': expected cut for hiera_t, which has no windows",
+        ),
         ("--config.image_size=8", "mask.ratio is 0.75: expected one that leaves visible and masked units"),
         ("--config.mask.ratio=0.99", "mask.ratio is 0.99: expected one that leaves visible and masked units"),
         ("--config.mask.ratio=1e-9", "mask.ratio is 1e-09: expected one that leaves visible and masked units"),

@@ -1,8 +1,10 @@
 """NNX attention modules that models share."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -23,9 +25,9 @@ from greenjax.planning import Grouping
 class WindowAttention(nnx.Module):
     """Multi-head attention inside local windows of grouped visible tokens.
 
-    Where a grid is no multiple of the window, the planner cuts the windows at the border, and padding is never a key.
-    (Other implementations pad with zeros that are keys.) The projections are applied to the ungrouped
-    tokens, so padding slots cost in the quadratic term only.
+    Where a grid is no multiple of the window, the planner cuts the windows at the border, and padding is never a key;
+    or zeros fill them up, and attend (`model.border`). The projections are applied to the ungrouped tokens, so padding
+    slots cost in the quadratic term only.
     Source: Swin Transformer (arXiv 2103.14030), section 3.2, equation 4; paper, sections 3.2 and 3.4.
     """
 
@@ -45,7 +47,24 @@ class WindowAttention(nnx.Module):
         bias = None
         if self.biased:
             bias = relative_position_bias(self.relative_position_bias_table[...], jnp.asarray(grouping.position))
-        return self.proj(group_attention(self.attention, self.qkv(x), bias, grouping, self.num_heads))
+        return self.proj(attention_in_windows(self.attention, self.qkv, x, bias, grouping, self.num_heads))
+
+
+def attention_in_windows(
+    attention: str,
+    project: Callable[[Float[Array, "b n c"]], Float[Array, "b n qkv"]],
+    x: Float[Array, "b n c"],
+    bias: Float[Array, "#g k s s"] | None,
+    grouping: Grouping,
+    num_heads: int,
+) -> Float[Array, "b n c"]:
+    """`group_attention` of tokens by `project`, from which come queries, keys and values, those of the zeros beyond the
+    border included: they are the biases alone."""
+    tokens = x.shape[1]
+    zeros = 0 if grouping.slot is None else np.shape(grouping.slot)[0] - tokens
+    if zeros:
+        x = jnp.pad(x, ((0, 0), (0, zeros), (0, 0)))
+    return group_attention(attention, project(x), bias, grouping, num_heads)[:, :tokens]
 
 
 class SelfAttention(nnx.Module):

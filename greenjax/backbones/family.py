@@ -34,6 +34,7 @@ class Family:
     beside_blocks: Mapping[str, Literal["before", "first", "last"]]
     undecayed: frozenset[str] = frozenset()  # modules whose kernels have no weight decay
     any_window: bool = False  # weights are for every window, without resizing
+    pads: bool = False  # model.border may be "pad": zeros fill up windows at the border, and attend
     norms_pooled: bool = False  # a classifier pools the tokens before the last norm, not behind it
 
     @property
@@ -84,15 +85,18 @@ def check_heads(model: Any, channels: Sequence[int], note: str = "") -> None:
             refuse_part(model, "num_heads", allowed + note)
 
 
-def square_windows(side: int, grid: tuple[int, int], blocks: int, *, shifted: bool) -> tuple[Windows, ...]:
+def square_windows(
+    side: int, grid: tuple[int, int], blocks: int, *, shifted: bool, padded: bool = False
+) -> tuple[Windows, ...]:
     """The windows of the `blocks` blocks of a stage with local attention, `side` tokens a side.
 
     With `shifted`, every second block moves them by half a side. A grid (rows, columns) that is not larger than the
     window on both axes gets one window size, its shorter side, and no shift: the rule of the official Swin Transformer.
+    In a `padded` grid windows keep their side, and rest on an axis that one of them covers: the rule of torchvision.
     """
-    if min(grid) <= side:
+    if not padded and min(grid) <= side:
         return (Windows(min(grid), min(grid), blocks=blocks),)
-    if not shifted or side < 2 or blocks < 2:
+    rows, columns = (side // 2 if length > side else 0 for length in grid)
+    if not shifted or blocks < 2 or not rows + columns:
         return (Windows(side, side, blocks=blocks),)
-    half = side // 2
-    return Windows(side, side, blocks=(blocks + 1) // 2), Windows(side, side, (half, half), blocks // 2)
+    return Windows(side, side, blocks=(blocks + 1) // 2), Windows(side, side, (rows, columns), blocks // 2)

@@ -16,7 +16,7 @@ from greenjax.planning.sites import pair
 
 def grid_of(image_size: tuple[int, int], model: Any) -> TokenGrid:
     """The grids of tokens that a backbone puts over an image. `model` is the model section of a config."""
-    return TokenGrid(*image_size, patch=model.patch, stages=len(model.depths))
+    return TokenGrid(*image_size, patch=model.patch, stages=len(model.depths), padded=model.border == "pad")
 
 
 def token_grid(config: ConfigDict) -> TokenGrid:

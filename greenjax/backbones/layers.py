@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from greenjax.backbones.initial import xavier
 from greenjax.ops.primitives import after, gelu, layer_norm, matmul
-from greenjax.planning import Plan
+from greenjax.planning import Plan, TokenGrid
 from greenjax.planning.tokens import to_unit_major
 
 
@@ -101,6 +101,11 @@ class PatchEmbed(nnx.Module):
         b, _, side, _, c = units.shape
         patches = to_unit_major(units.reshape(-1, side, side, c), side, self.patch)
         return self.norm(self.proj(patches.reshape(b, -1, self.patch**2 * c)))
+
+
+def filled_up(x: Float[Array, "b n c"], grid: TokenGrid, stage: int) -> Float[Array, "b n c"]:
+    """Dense tokens of a stage, and zeros in place of tokens that do not exist: an odd grid is merged with zeros."""
+    return x if grid.whole else jnp.where(grid.exists(stage).reshape(1, -1, 1), x, 0)
 
 
 def drop_path(x: Float[Array, "b n c"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "b n c"]:

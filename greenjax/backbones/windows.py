@@ -23,10 +23,11 @@ class WindowedStage(NamedTuple):
     shifted: bool  # odd blocks shift their windows
     depth: int
     patch: int
+    padded: bool  # zeros fill up windows at the border, and attend
 
     @property
     def cut(self) -> tuple[bool, bool]:
-        """Does the border cut windows, along rows and along columns?"""
+        """Does the border cut windows, or do zeros fill them up there, along rows and along columns?"""
         return bool(self.rows % self.side), bool(self.columns % self.side)
 
     def __str__(self) -> str:
@@ -45,6 +46,7 @@ def windowed_stages(config: ConfigDict) -> list[WindowedStage]:
             shifted=len(spec.windows) > 1,
             depth=model.depths[i],
             patch=model.patch,
+            padded=grid.padded,
         )
         for i, spec in enumerate(stage_specs(config))
         if spec.windows
@@ -91,9 +93,28 @@ def windows_are_whole(stage: WindowedStage) -> Fault | None:
 
 def padding_attends(stage: WindowedStage) -> Fault | None:
     """The library pads grids that are no multiple of the window with zeros, and these attend."""
-    if not any(stage.cut):
+    if stage.padded or not any(stage.cut):
         return None
-    return Fault(_no_multiple(stage), ": the library's padding attends, and greenjax has none", "differs")
+    then = ": the library's padding attends, and greenjax has none: expected model.border 'pad'"
+    return Fault(_no_multiple(stage), then, "differs")
+
+
+def small_grids_have_one_window(stage: WindowedStage) -> Fault | None:
+    """The library shrinks a window that covers an axis of a grid, or does not shift it, as model.border "cut" does."""
+    if not stage.padded or min(stage.rows, stage.columns) > stage.window or stage.rows == stage.columns == stage.window:
+        return None
+    then = ", which the library does not fill up: expected model.border 'cut', or larger images"
+    return Fault(f"{stage} with a window of {stage.window}", then, "differs")
+
+
+def windows_shrink_on_each_axis(stage: WindowedStage) -> Fault | None:
+    """timm's rule for windows that are larger than the grid."""
+    if stage.padded:
+        return small_grids_have_one_window(stage) if min(stage.rows, stage.columns) < stage.window else None
+    if stage.rows == stage.columns or min(stage.rows, stage.columns) > stage.window:
+        return None
+    then = ", which timm cuts on each axis by itself: expected a square grid, or one with both sides above the window"
+    return Fault(f"{stage} with a window of {stage.window}", then, "refused")
 
 
 def _no_multiple(stage: WindowedStage) -> str:

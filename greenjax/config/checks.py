@@ -44,6 +44,8 @@ def check_model(values: Values, model: Any, grid: Any) -> None:
             refuse(values, key, f"one number a stage, as model.depths {model.depths!r} has")
     family.check(model)
     stages = specs_of(family, model, grid)
+    if model.border != "cut" and not (family.pads and any(stage.windows for stage in stages)):
+        refuse(values, "model.border", f"cut for {model.name}, which has no windows that zeros can fill up")
     if model.attention != "xla" and not any(stage.windows for stage in stages):
         refuse(values, "model.attention", f"xla for {model.name}, which has no attention inside windows")
     for width, heads in zip(family.channels(model), model.num_heads or ()):

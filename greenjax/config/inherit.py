@@ -45,7 +45,7 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
     if task == "pretrain" and there.get("task") == "pretrain":
         wanted |= {key: there[key] for key in DECODER if key in there}
     if task in ("eval", "knn"):
-        keys = ["image_size", "data.eval_crop", *(["model.num_classes"] if task == "eval" else [])]
+        keys = ["image_size", "data.eval_crop", "model.border", *(["model.num_classes"] if task == "eval" else [])]
         keys += _images(settings, given, there)
         wanted |= {key: there[key] for key in keys if key in there}
     wanted = {key: value for key, value in wanted.items() if key not in given}

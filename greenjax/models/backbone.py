@@ -39,13 +39,19 @@ class Backbone(nnx.Module):
     def dense(
         self, images: Images, key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, "b units latent"], tuple[Float[Array, "b _ _"], ...]]:
-        """The normed tokens of the last stage and the tokens of every stage, unit-major, with every unit visible."""
+        """The normed tokens of the last stage and the tokens of every stage, unit-major, with every unit visible.
+
+        Where the grid is not whole, tokens that do not exist have values without a meaning; the last stage has none."""
         plan = dense_plan(self.grid, self.specs)
         return self.encoder(self._embedded(self._units(images), plan), plan, key)
 
     def feature_maps(self, images: Images, key: Key[Array, ""] | None = None) -> list[Float[Array, "b _ _ _"]]:
         """The tokens of every stage on its grid, with every unit visible."""
-        return [to_grid(x, self.grid.units, self.grid.side(i)) for i, x in enumerate(self.dense(images, key)[1])]
+        maps = []
+        for stage, x in enumerate(self.dense(images, key)[1]):
+            rows, columns = self.grid.shape(stage)
+            maps.append(to_grid(x, self.grid.units, self.grid.side(stage))[:, :rows, :columns])
+        return maps
 
     def pooled(self, images: Images, key: Key[Array, ""] | None = None) -> Float[Array, "b latent"]:
         """The mean over the tokens of the last stage, with every unit visible, normed before or after it; float32."""
@@ -65,7 +71,11 @@ class Backbone(nnx.Module):
         return shape
 
     def _units(self, images: Images) -> Array:
-        """[b, units, unit * unit * c], with unchanged pixels."""
+        """[b, units, unit * unit * c], with unchanged pixels. Zeros fill up a grid that is not whole."""
+        if not self.grid.whole:
+            rows, columns = (side * self.grid.patch for side in self.grid.shape(0))
+            beyond = ((0, side * self.grid.unit - length) for side, length in zip(self.grid.units, (rows, columns)))
+            images = jnp.pad(images[:, :rows, :columns], ((0, 0), *beyond, (0, 0)))
         return jnp.asarray(to_unit_major(images, self.grid.unit, self.grid.unit))[:, :, 0]
 
     def _normalise(self, pixels: Array) -> Float[Array, "..."]:

@@ -27,7 +27,7 @@ from greenjax.planning import Grouping
 
 def fused_group_attention(
     qkv: Float[Array, "b n qkv"],
-    bias: Float[Array, "g k s s"] | None,
+    bias: Float[Array, "#g k s s"] | None,
     grouping: Grouping,
     num_heads: int,
     interpret: bool = False,
@@ -43,6 +43,8 @@ def fused_group_attention(
         raise InputError(f"model.attention is 'pallas' and a group has {slots} slots: expected at most {MOST_SLOTS}")
     if width not in WIDTHS:
         raise InputError(f"model.attention is 'pallas' and a head has {width} channels: expected one of {WIDTHS}")
+    if bias is not None:
+        bias = jnp.broadcast_to(bias, (np.shape(grouping.window)[0], *bias.shape[1:]))
     token = None if grouping.token is None else jnp.asarray(grouping.token)
     apart = qkv.reshape(b, n, 3, num_heads, width)
     y: Any = _attend(interpret, apart, bias, token, jnp.asarray(grouping.window))

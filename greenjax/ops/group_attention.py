@@ -20,10 +20,12 @@ def attend(
     q: Float[Array, "b g k s d"],
     k: Float[Array, "b g k t d"],
     v: Float[Array, "b g k t d"],
-    bias: Float[Array, "g k s t"] | None,
+    bias: Float[Array, "#g k s t"] | None,
     window: Int[Array, "g s"] | None,
 ) -> Float[Array, "b g k s d"]:
     """softmax(q k^T / sqrt(d) + bias) v in every group, among slots of the same window (None: to all of the t keys).
+
+    One bias may serve all groups.
 
     The softmax is float32: bfloat16 logits round small differences away. Padding slots (window -1) reach no other slot,
     neither by values nor by gradients.
@@ -44,7 +46,7 @@ def _attend_fwd(q, k, v, bias, window):
         logits = jnp.where((same & ~padding)[None, :, None], logits, hidden[None, :, None])
     # Without the barrier, XLA for GPUs also keeps the float32 logits, and computes their softmax again.
     p = jax.lax.optimization_barrier(jax.nn.softmax(logits, axis=-1).astype(v.dtype))
-    return product("bgkst,bgktd->bgksd", p, v), (q, k, v, p, None if bias is None else bias[:0])
+    return product("bgkst,bgktd->bgksd", p, v), (q, k, v, p, None if bias is None else bias[..., :0])
 
 
 def _attend_bwd(saved, dy):
@@ -55,9 +57,7 @@ def _attend_bwd(saved, dy):
     dp = jnp.einsum("bgksd,bgktd->bgkst", dy, v, preferred_element_type=wide)
     weighted = dp * p
     d_logits = weighted - p * weighted.sum(axis=-1, keepdims=True)
-    # A matrix product: on the CPU, XLA's sum over the leading axis takes many times as long.
-    images = jnp.ones(d_logits.shape[0], d_logits.dtype)
-    d_bias = None if bias is None else jnp.einsum("b,bgkst->gkst", images, d_logits).astype(bias.dtype)
+    d_bias = None if bias is None else _sum_to(len(bias), d_logits).astype(bias.dtype)
     d_logits = (d_logits * q.shape[-1] ** -0.5).astype(q.dtype)
     dq = product("bgkst,bgktd->bgksd", d_logits, k)
     dk = _slots_product(q, d_logits)
@@ -65,6 +65,13 @@ def _attend_bwd(saved, dy):
 
 
 attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def _sum_to(groups: int, x: Float[Array, "b g k s t"]) -> Float[Array, "{groups} k s t"]:
+    """The sum over images and, where one group stands for all, over groups."""
+    x = x.reshape(-1, groups, *x.shape[2:])
+    # A matrix product: on the CPU, XLA's sum over the leading axis takes many times as long.
+    return jnp.einsum("b,bgkst->gkst", jnp.ones(len(x), x.dtype), x)
 
 
 def _slots_product(x: Float[Array, "b g k s d"], pairs: Float[Array, "b g k s t"]) -> Float[Array, "b g k t d"]:
@@ -138,7 +145,7 @@ def device_kind() -> str:
 def group_attention(
     attention: str,
     qkv: Float[Array, "b n qkv"],
-    bias: Float[Array, "g k s s"] | None,
+    bias: Float[Array, "#g k s s"] | None,
     grouping: Grouping,
     num_heads: int,
 ) -> Float[Array, "b n c"]:

@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Bool, Int
 
+from greenjax.planning.border import padded_plan
 from greenjax.planning.grouping import pack, pack_harder
 from greenjax.planning.plan import (
     GroupLayout,
@@ -100,7 +101,9 @@ def exact_plan(grid: TokenGrid, specs: Sequence[StageSpec], visible: Bool[np.nda
 
 @cache
 def dense_plan(grid: TokenGrid, specs: tuple[StageSpec, ...]) -> Plan:
-    """The plan of the dense network: every unit visible, full windows, no padding."""
+    """The plan of the dense network: every unit visible, full windows, no padding but that of a padded grid."""
+    if grid.padded:
+        return padded_plan(grid, specs)
     return _exact_plans(grid, specs, np.ones((1, *grid.units), bool))[0]
 
 

@@ -44,13 +44,14 @@ class Grouping(NamedTuple):
     """Whole windows of visible tokens packed into rows of equal length (paper, section 3.3).
 
     `token` and `slot` are None where all visible tokens form one row in their own order: no token moves.
-    Padding slots have token n, which reads zeros, window -1 and position 0.
+    Padding slots have token n, which reads zeros, window -1 and position 0. In a padded grid, the zeros beyond the
+    border are tokens behind the n (`padded_grouping`).
     """
 
     token: Int[np.ndarray, "*m g s"] | None  # which token sits in each slot
     slot: Int[np.ndarray, "*m n"] | None  # its inverse: g * slots + s of each token
     window: Int[np.ndarray, "*m g s"]  # only slots of one window see each other
-    position: Int[np.ndarray, "*m g s"]  # row * columns + column inside the window
+    position: Int[np.ndarray, "*m g s"]  # row * columns + column inside the window; one row where it serves all
 
 
 class Plan(NamedTuple):

@@ -13,13 +13,16 @@ so its `reduction` weight is used as it is.
 
 Do not assume that tokens of one row of the image, or of one window, are neighbours: they are not. `to_unit_major` and
 `to_grid` convert between the orders; both only reshape and transpose, and work on NumPy and JAX arrays alike.
+
+An image that is no multiple of the unit is filled up to whole units (`padded`): its grids end inside the last units,
+whose tokens beyond them do not exist. They stand in their places, and no token that exists reads them.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from greenjax.errors import InputError
 
@@ -28,17 +31,21 @@ from greenjax.errors import InputError
 class TokenGrid:
     """The grids of tokens that a hierarchical backbone puts over an image.
 
-    `height` and `width` are pixels, multiples of `unit`; `patch` is the side of a first-stage token in pixels.
+    `height` and `width` are pixels, multiples of `unit` unless `padded`; `patch` is the side of a first-stage token in
+    pixels. Where `padded`, zeros fill up a grid to whole windows, in which they attend, and to whole 2x2 blocks.
     """
 
     height: int
     width: int
     patch: int
     stages: int
+    padded: bool = False
 
     def __post_init__(self):
         size = self.height, self.width
-        if any(side < 1 or side % self.unit for side in size):
+        if self.padded and min(size) < self.patch:
+            raise InputError(f"image_size is {size}: expected at least one patch, {self.patch} pixels, a side")
+        if not self.padded and not self.whole:
             unit = f"{self.unit} (patch {self.patch}, {self.stages} stages)"
             raise InputError(f"image_size is {size}: expected multiples of the mask unit, {unit}")
 
@@ -50,16 +57,21 @@ class TokenGrid:
     @property
     def units(self) -> tuple[int, int]:
         """Rows and columns of units."""
-        return self.height // self.unit, self.width // self.unit
+        return self.shape(self.stages - 1)
+
+    @property
+    def whole(self) -> bool:
+        """Is the image a multiple of the unit, so that every token exists?"""
+        return min(self.height, self.width) > 0 and not (self.height % self.unit or self.width % self.unit)
 
     def side(self, stage: int) -> int:
         """Tokens of a stage along one side of a unit."""
         return 2 ** (self.stages - 1 - stage)
 
     def shape(self, stage: int) -> tuple[int, int]:
-        """Rows and columns of a stage's grid of tokens."""
-        rows, columns = self.units
-        return rows * self.side(stage), columns * self.side(stage)
+        """Rows and columns of a stage's grid of tokens. Pixels that fill no patch are left out."""
+        rows, columns = (-(-(pixels // self.patch) // 2**stage) for pixels in (self.height, self.width))
+        return rows, columns
 
     def tokens_per_unit(self, stage: int) -> int:
         return self.side(stage) ** 2
@@ -70,6 +82,10 @@ class TokenGrid:
         side = self.side(stage)
         corner = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).reshape(-1, 1, 2)
         return corner * side + block_order(side)
+
+    def exists(self, stage: int) -> Bool[np.ndarray, "u t"]:
+        """Whether a token lies on the stage's grid, by unit and by place inside the unit."""
+        return np.all(self.coordinates(stage) < self.shape(stage), axis=-1)
 
 
 def block_order(side: int) -> Int[np.ndarray, "t 2"]:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from greenjax.backbones.attention import WindowAttention
-from greenjax.backbones.geometry import stage_channels, stage_specs
+from greenjax.backbones.geometry import stage_channels, stage_specs, token_grid
 from greenjax.backbones.layers import (
     Block,
     LayerNorm,
@@ -16,6 +16,7 @@ from greenjax.backbones.layers import (
     block_keys,
     checkpointed,
     drop_path_rates,
+    filled_up,
     hidden_channels,
     linear,
     traced_once,
@@ -66,7 +67,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         model = config.model
-        specs = stage_specs(config)
+        self.grid, specs = token_grid(config), stage_specs(config)
         options = dict(epsilon=model.norm_epsilon, dtype=model.dtype, rngs=rngs)
         dims = stage_channels(config)
         rates = drop_path_rates(model.drop_path, model.depths)
@@ -93,5 +94,5 @@ class Encoder(nnx.Module):
             x = stage(x, groupings, block_keys(key, i, len(stage.blocks)))
             outputs.append(x)
             if stage.downsample is not None:
-                x = stage.downsample(x)
+                x = stage.downsample(filled_up(x, self.grid, i))
         return self.norm(x), tuple(outputs)

@@ -20,7 +20,7 @@ def channels(model: Any) -> tuple[int, ...]:
 def stages(model: Any, grid: TokenGrid) -> tuple[StageSpec, ...]:
     """Every second block shifts its windows."""
     return tuple(
-        StageSpec(square_windows(model.window, grid.shape(stage), depth, shifted=True))
+        StageSpec(square_windows(model.window, grid.shape(stage), depth, shifted=True, padded=grid.padded))
         for stage, depth in enumerate(model.depths)
     )
 
@@ -42,4 +42,5 @@ FAMILY = Family(
     stages=stages,
     check=check,
     beside_blocks={"downsample": "last"},
+    pads=True,
 )

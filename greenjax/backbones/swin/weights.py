@@ -23,9 +23,11 @@ from greenjax.backbones.transforms import (
 from greenjax.backbones.windows import (
     WindowedStage,
     padding_attends,
+    small_grids_have_one_window,
     window_faults,
     windows_are_whole,
     windows_do_not_shrink,
+    windows_shrink_on_each_axis,
 )
 from greenjax.errors import InputError
 
@@ -106,20 +108,12 @@ def _mmdet_fixed(config: ConfigDict) -> dict[str, np.ndarray]:
     return position_buffers(config, "stages.{i}.blocks.{j}.attn.w_msa") | norms
 
 
-def windows_shrink_on_each_axis(stage: WindowedStage) -> Fault | None:
-    """timm's rule for windows that are larger than the grid."""
-    if stage.rows == stage.columns or min(stage.rows, stage.columns) > stage.window:
-        return None
-    then = ", which timm cuts on each axis by itself: expected a square grid, or one with both sides above the window"
-    return Fault(f"{stage} with a window of {stage.window}", then, "refused")
-
-
 def _one_window_shifts(stage: WindowedStage) -> Fault | None:
     """mmdetection shifts the windows of odd blocks though one window covers the grid."""
-    if any(stage.cut) or stage.depth < 2 or min(stage.rows, stage.columns) > stage.window:
+    if (any(stage.cut) and not stage.padded) or stage.depth < 2 or min(stage.rows, stage.columns) > stage.window:
         return None
     then = ": the library shifts it in odd blocks; on larger images it computes the same"
-    return Fault(f"{stage}, no more than one window", then, "small images")
+    return Fault(f"{stage}, no more than one window" + " on an axis" * stage.padded, then, "small images")
 
 
 def _torchvision_faults(config: ConfigDict) -> Iterator[Fault]:
@@ -173,10 +167,11 @@ def transformers_settings(config: ConfigDict, parts: set[str], name: str, model_
 _layout = partial(
     Layout, buffers={position_bias.INDEX: position_bias.check_index, position_bias.MASK: position_bias.check_mask}
 )
+_OFFICIAL = window_faults(windows_are_whole, small_grids_have_one_window)
 _official_buffers = partial(position_buffers, block="layers.{i}.blocks.{j}.attn", masks=True)
 
 LAYOUTS: dict[str, Layout] = {
-    "swin": _layout(_official(), head=head("head"), fixed=_official_buffers, faults=window_faults(windows_are_whole)),
+    "swin": _layout(_official(), head=head("head"), fixed=_official_buffers, faults=_OFFICIAL),
     "timm": _layout(
         _official(merging="layers.{next}.downsample"),
         head=head("head.fc"),
@@ -187,7 +182,7 @@ LAYOUTS: dict[str, Layout] = {
         model_prefix="swin.",
         head=head("classifier"),
         decoders={"simmim": simmim_decoder("swin.embeddings.mask_token")},
-        faults=window_faults(windows_do_not_shrink, padding_attends),
+        faults=window_faults(windows_do_not_shrink, padding_attends, small_grids_have_one_window),
         folder=_folder,
     ),
     "mmdet": _layout(
@@ -215,7 +210,7 @@ LAYOUTS: dict[str, Layout] = {
         prefix="encoder.",
         decoders={"simmim": simmim_decoder("encoder.mask_token")},
         fixed=_official_buffers,
-        faults=window_faults(windows_are_whole),
+        faults=_OFFICIAL,
     ),
 }
 

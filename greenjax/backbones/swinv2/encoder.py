@@ -11,9 +11,10 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Key
 
+from greenjax.backbones.attention import attention_in_windows
 from greenjax.backbones.layers import Block, LayerNorm, constant, drop_path, linear
 from greenjax.backbones.swin import encoder as swin
-from greenjax.ops.group_attention import group_attention, relative_position_bias
+from greenjax.ops.group_attention import relative_position_bias
 from greenjax.planning import Grouping
 
 LARGEST_SCALE = 100.0  # of the cosines, section 3.2: the temperature is at least 0.01
@@ -60,7 +61,7 @@ class CosineAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n c"], grouping: Grouping) -> Float[Array, "b n c"]:
         bias = relative_position_bias(self.position_mlp(), jnp.asarray(grouping.position))
-        return self.proj(group_attention(self.attention, self._projections(x), bias, grouping, self.num_heads))
+        return self.proj(attention_in_windows(self.attention, self._projections, x, bias, grouping, self.num_heads))
 
     def _projections(self, x: Float[Array, "b n c"]) -> Float[Array, "b n qkv"]:
         """Queries of length scale * sqrt(d), keys of length 1, and values: q k^T / sqrt(d) is the scaled cosine."""

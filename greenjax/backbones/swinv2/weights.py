@@ -7,7 +7,7 @@ from jaxtyping import Shaped
 from ml_collections import ConfigDict
 
 from greenjax.backbones.rules import Layout, Rule, Table, head, simmim_decoder
-from greenjax.backbones.swin.weights import transformers_settings, windows_shrink_on_each_axis
+from greenjax.backbones.swin.weights import transformers_settings
 from greenjax.backbones.transforms import (
     LINEAR,
     MATRIX,
@@ -21,7 +21,13 @@ from greenjax.backbones.transforms import (
     same,
     thirds,
 )
-from greenjax.backbones.windows import padding_attends, window_faults, windows_do_not_shrink
+from greenjax.backbones.windows import (
+    padding_attends,
+    small_grids_have_one_window,
+    window_faults,
+    windows_do_not_shrink,
+    windows_shrink_on_each_axis,
+)
 
 STAGE, BLOCK = "encoder/stages/{i}", "encoder/stages/{i}/blocks/{j}"
 
@@ -107,7 +113,7 @@ LAYOUTS: dict[str, Layout] = {
         model_prefix="swinv2.",
         head=head("classifier"),
         decoders={"simmim": simmim_decoder("swinv2.embeddings.mask_token")},
-        faults=window_faults(windows_do_not_shrink, padding_attends),
+        faults=window_faults(windows_do_not_shrink, padding_attends, small_grids_have_one_window),
         folder=_folder,
     ),
 }

@@ -4,6 +4,7 @@ from typing import Any
 
 from greenjax.backbones.family import Family, check_heads, refuse_part, square_windows
 from greenjax.backbones.settings import EMBED_DIMS, NUM_HEADS, UNSET, WINDOW, counts
+from greenjax.errors import InputError
 from greenjax.planning import StageSpec, TokenGrid, Windows
 
 
@@ -28,8 +29,11 @@ def stages(model: Any, grid: TokenGrid) -> tuple[StageSpec, ...]:
     def windows(stage: int, depth: int) -> tuple[Windows, ...]:
         if model.window is None:
             return ()
-        return square_windows(model.window, grid.shape(stage), (depth + 1) // 2, shifted=False)
+        return square_windows(model.window, grid.shape(stage), (depth + 1) // 2, shifted=False, padded=grid.padded)
 
+    if not grid.whole:
+        size = grid.height, grid.width
+        raise InputError(f"image_size is {size}: expected multiples of {grid.unit} for a Twins, with any model.border")
     return tuple(StageSpec(windows(stage, depth), kernels=(3,)) for stage, depth in enumerate(model.depths))
 
 
@@ -63,5 +67,6 @@ FAMILY = Family(
     stages=stages,
     check=check,
     beside_blocks={"patch_embed": "before", "peg": "first"},
+    pads=True,
     undecayed=frozenset({"peg"}),  # depth-wise: its kernel mixes no channels
 )

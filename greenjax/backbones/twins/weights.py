@@ -52,7 +52,11 @@ _MMDET: Table = (
 
 def _padding_attends_on_one_axis(stage: WindowedStage) -> Fault | None:
     """mmpretrain masks padding where both axes have some; where one axis has, its mask hides nothing."""
-    return None if all(stage.cut) else padding_attends(stage)
+    if not stage.padded:
+        return None if all(stage.cut) else padding_attends(stage)
+    if not all(stage.cut):
+        return None
+    return Fault(f"{stage}, no multiple of {stage.side} on both axes", ", where the library masks padding", "differs")
 
 
 LAYOUTS: dict[str, Layout] = {

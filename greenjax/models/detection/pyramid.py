@@ -23,6 +23,8 @@ class FeaturePyramid(nnx.Module):
         levels, above = [], None
         for x, inner, layer in reversed(list(zip(stages, self.inner_blocks, self.layer_blocks, strict=True))):
             x = inner(x)
-            above = x if above is None else x + jnp.repeat(jnp.repeat(above, 2, axis=1), 2, axis=2)
+            if above is not None:  # an odd side has no second copy of the last row
+                x = x + jnp.repeat(jnp.repeat(above, 2, axis=1), 2, axis=2)[:, : x.shape[1], : x.shape[2]]
+            above = x
             levels.insert(0, layer(above))
         return [*levels, levels[-1][:, ::2, ::2]]
