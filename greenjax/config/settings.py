@@ -175,6 +175,11 @@ KEYS = {
     "detect.score_threshold": _share(0.05),  # the least score of a detection
     "detect.rpn_samples": count(256),  # anchors of an image that the loss takes
     "detect.box_samples": count(512),  # proposals of an image that the loss takes
+    "detect.shorter_sides": Key(  # pixels: drawn in training, the largest in evaluation; () = that of image_size
+        tuple[int, ...], (), "whole numbers, at least 1", lambda v: not v or min(v) >= 1
+    ),
+    "detect.max_objects": count(100),  # of an image in training: the largest
+    "detect.keep_empty": _flag(False),  # trains on images without objects, too
     "knn.k": Key(tuple[int, ...], (20,), "whole numbers, at least 1", lambda v: v and min(v) >= 1),  # neighbours
     "knn.temperature": positive(0.07),  # a neighbour's weight is exp(cosine / temperature)
 }

@@ -1,4 +1,4 @@
-"""Opens a split of the data set that `config.data` locates, with or without labels.
+"""Opens a split of the data set that `config.data` locates, with labels, with objects, or with neither.
 
 A split is NAME or NAME[from:to], where from and to count images or percent (train[:98%]), negative ones from the end.
 """
@@ -6,12 +6,16 @@ A split is NAME or NAME[from:to], where from and to count images or percent (tra
 import re
 from dataclasses import dataclass
 
+import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from greenjax.data.encoded import Image, Images, Undecoded
 from greenjax.data.labels import Chosen, LabelledSource, first_of_each_class
 from greenjax.data.sources import SOURCES, Source
+from greenjax.data.sources.objects import ObjectSource, WithObjects
 from greenjax.errors import InputError, listed
+from greenjax.runtime.classes import Classes
 
 SPLIT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>(-?\d+%?)?):(?P<stop>(-?\d+%?)?)\])?")
 
@@ -40,6 +44,30 @@ def open_labelled(data: ConfigDict, split: str) -> LabelledSource:
     if data.per_class and split == data.split:
         source = Chosen(source, first_of_each_class(source, data.per_class, split))
     return source
+
+
+def open_objects(config: ConfigDict, split: str, classes: Classes = ()) -> WithObjects:
+    """The images of a split with their objects, under the classes of a model, or under their own.
+
+    Of the training split, `data.split`, images without objects are left out unless `detect.keep_empty`. Raises
+    InputError where the data set or the split is missing, has no objects, or has a class that the model does not have.
+    """
+    data = config.data
+    if not issubclass(SOURCES.get(data.source, ObjectSource), ObjectSource):
+        known = listed(name for name, kind in SOURCES.items() if issubclass(kind, ObjectSource))
+        raise InputError(f"data.source is {data.source!r}: expected one whose images have objects, {known}")
+    source = open_whole(data, split)
+    assert isinstance(source, ObjectSource)
+    rows, counts = np.array(split_range(split, len(source))), source.counts()
+    if split == data.split and not config.detect.keep_empty:
+        rows = rows[counts[rows] > 0]
+        if not len(rows):
+            raise InputError(f"split {split!r} has no image with an object: expected some, to be trained on")
+    many = np.count_nonzero(counts[rows] > config.detect.max_objects)
+    if many and split == data.split:
+        found = f"{many:,} images of {split!r} have more objects than detect.max_objects, {config.detect.max_objects}"
+        logging.warning("%s: the largest ones are learnt", found)
+    return WithObjects.of(source, rows, classes or source.classes, split)
 
 
 def open_whole(data: ConfigDict, split: str) -> Source:

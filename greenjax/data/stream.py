@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from greenjax.data.augment import CentreView, RandomView
 from greenjax.data.encoded import DecodeError, undecoded
 from greenjax.data.undecodable import Fault
 from greenjax.errors import InputError
@@ -43,7 +42,7 @@ class Stream:
         self,
         source: Any,
         order: Any,
-        view: RandomView | CentreView,
+        view: Any,
         labelled: bool = False,
         length: int | None = None,
     ):
@@ -51,9 +50,8 @@ class Stream:
 
         `length` is that of a pass, with the black images at its end; without it the stream is endless.
         """
-        self.source, self.order, self.view, self.length = source, order, view, length
-        black = np.zeros((*view.size, view.channels), np.uint8)
-        self.labelled, self.blank = labelled, (black, np.int32(-1)) if labelled else (black,)
+        self.source, self.order, self.view, self.labelled, self.length = source, order, view, labelled, length
+        self.blank = self.nothing()
         self._last: deque[Exception | None] = deque(maxlen=min(LOOKED_AT, len(order)))  # errors of images, None if fine
         self._faults: deque[Fault] = deque()  # filled by several threads in evaluation
 
@@ -66,9 +64,7 @@ class Stream:
         for place in (index,) if self.length else count_from(index):
             number = int(self.order[place])
             try:
-                item = undecoded(self.source, number)
-                image, *label = item if self.labelled else (item,)
-                found = self.view(image, index), *map(np.int32, label)
+                found = self.seen(undecoded(self.source, number), index)
             except InputError:
                 raise
             except Exception as error:  # the one place that catches any error: images are the user's
@@ -77,6 +73,16 @@ class Stream:
                 self._last.append(None)
                 return *found, place > index, True
         return *self.blank, True, False
+
+    def seen(self, item: Any, index: int) -> tuple[Any, ...]:
+        """The arrays of an item of the source."""
+        image, *label = item if self.labelled else (item,)
+        return self.view(image, index), *map(np.int32, label)
+
+    def nothing(self) -> tuple[Any, ...]:
+        """The arrays that stand where there is no item."""
+        black = np.zeros((*self.view.size, self.view.channels), np.uint8)
+        return (black, np.int32(-1)) if self.labelled else (black,)
 
     def new_faults(self) -> list[Fault]:
         """The damaged images met since the last call."""

@@ -4,20 +4,24 @@ A new kind is a file here with a subclass of `Source` (base.py says what it prov
 """
 
 from greenjax.data.sources.base import Source
+from greenjax.data.sources.coco import CocoSource
 from greenjax.data.sources.digits import DigitsSource
 from greenjax.data.sources.folder import FolderSource
 from greenjax.data.sources.list import ListSource
 from greenjax.data.sources.python import PythonSource
 from greenjax.data.sources.records import RecordsSource
+from greenjax.data.sources.scenes import ScenesSource
 from greenjax.data.sources.tar import TarSource
 from greenjax.data.sources.tfds import TfdsSource
 
 SOURCES: dict[str, type[Source]] = {  # by data.source
+    "coco": CocoSource,
     "digits": DigitsSource,
     "folder": FolderSource,
     "list": ListSource,
     "python": PythonSource,
     "records": RecordsSource,
+    "scenes": ScenesSource,
     "tar": TarSource,
     "tfds": TfdsSource,
 }
