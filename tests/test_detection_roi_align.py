@@ -28,8 +28,10 @@ def pyramid():
     return [rng.normal(size=(2, 96 // stride, 160 // stride, 3)).astype(np.float32) for stride in STRIDES]
 
 
-@pytest.mark.parametrize("cells", [7, 14])
-def test_features_are_means_over_samples_of_the_right_level(pyramid, cells):
+@pytest.mark.parametrize("few, cells", [(0, 7), (10_000, 7), (10_000, 14)])
+def test_features_are_means_over_samples_of_the_right_level(pyramid, monkeypatch, few, cells):
+    """By products of matrices, and by one gather."""
+    monkeypatch.setattr(ours, "FEW", few)
     boxes = np.array([list(BOXES.values())] * 2, np.float32)
     boxes[1, :, ::2] *= 0.9
     found = ours.roi_align([jnp.asarray(x) for x in pyramid], jnp.asarray(boxes), STRIDES, cells)
@@ -45,7 +47,9 @@ def test_a_level_of_the_pyramid_follows_from_the_area(side, expected):
     assert int(ours.levels_of(jnp.asarray([0, 0, side, side], jnp.float32), STRIDES)) == expected
 
 
-def test_gradients_of_features_are_those_of_finite_differences(pyramid):
+@pytest.mark.parametrize("few", [0, 10_000])
+def test_gradients_of_features_are_those_of_finite_differences(pyramid, monkeypatch, few):
+    monkeypatch.setattr(ours, "FEW", few)
     boxes = jnp.asarray([[BOXES["inside"], BOXES["at the border"]]], jnp.float32)
     levels = [jnp.asarray(x[:1]) for x in pyramid]
     loss = lambda x: jnp.square(ours.roi_align([x, *levels[1:]], boxes, STRIDES, 7)).sum()  # noqa: E731

@@ -12,12 +12,12 @@ BLOCK = 256  # boxes that are looked at together
 
 
 class Best(NamedTuple):
-    """The survivors of every image so far, and their number."""
+    """The survivors of every image so far, and how many there are."""
 
     places: Int[Array, "b k"]  # in the order of the scores
     boxes: Float[Array, "b k 4"]
     groups: Int[Array, "b k"]
-    count: Int[Array, " b"]
+    found: Int[Array, " b"]
 
 
 def suppressed(
@@ -47,17 +47,17 @@ def suppressed(
     def goes_on(state: tuple[Array, Best]) -> Bool[Array, ""]:
         start, best = state
         first = jnp.take(real, start, axis=1, mode="fill", fill_value=False)
-        return (first & (best.count < limit)).any()
+        return (first & (best.found < limit)).any()
 
     def step(state: tuple[Array, Best]) -> tuple[Array, Best]:
         start, best = state
-        of_block = (jax.lax.dynamic_slice_in_dim(x, start, block, axis=1) for x in ordered)
-        return start + block, _with_block(best, start, *of_block, threshold)
+        its = [jax.lax.dynamic_slice_in_dim(x, start, block, axis=1) for x in ordered]
+        return start + block, _with_block(best, start, its[0], its[1], its[2], threshold)
 
     none = jnp.zeros((b, limit), order.dtype)
     best = Best(none, jnp.zeros((b, limit, 4), boxes.dtype), none.astype(groups.dtype), none[:, 0])
     _, best = jax.lax.while_loop(goes_on, step, (jnp.zeros((), order.dtype), best))
-    return jnp.take_along_axis(order, best.places, axis=1), jnp.arange(limit)[None] < best.count[:, None]
+    return jnp.take_along_axis(order, best.places, axis=1), jnp.arange(limit)[None] < best.found[:, None]
 
 
 def _with_block(
@@ -70,14 +70,18 @@ def _with_block(
 ) -> Best:
     """The survivors with those of a block, whose boxes stand from `start` on in the order of the scores."""
     limit = best.places.shape[1]
-    against = (jnp.arange(limit)[None] < best.count[:, None])[:, :, None]
+    against = (jnp.arange(limit)[None] < best.found[:, None])[:, :, None]
     alive &= ~(_clashes(best.boxes, best.groups, boxes, groups, threshold) & against).any(axis=1)
     keep = _greedy(alive, _clashes(boxes, groups, boxes, groups, threshold))
-    rank = jnp.where(keep, best.count[:, None] + jnp.cumsum(keep, axis=1) - 1, limit)
+    rank = jnp.where(keep, best.found[:, None] + jnp.cumsum(keep, axis=1) - 1, limit)
     write = jax.vmap(lambda into, rank, x: into.at[rank].set(x, mode="drop"))
     places = jnp.broadcast_to(start + jnp.arange(rank.shape[1])[None], rank.shape)
-    count = jnp.minimum(best.count + keep.sum(axis=1, dtype=best.count.dtype), limit)
-    return Best(*(write(into, rank, x) for into, x in zip(best, (places, boxes, groups))), count)
+    return Best(
+        write(best.places, rank, places),
+        write(best.boxes, rank, boxes),
+        write(best.groups, rank, groups),
+        jnp.minimum(best.found + keep.sum(axis=1, dtype=best.found.dtype), limit),
+    )
 
 
 def _clashes(
