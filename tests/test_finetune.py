@@ -94,6 +94,19 @@ def test_twins_has_its_embeddings_and_encodings_beside_their_blocks():
     assert found["head/kernel"] == found["encoder/norm/scale"] == 1
 
 
+def test_three_blocks_of_convnext_are_a_layer_as_its_official_code_groups_them():
+    """Twelve layers: one for each of the stages of three blocks, nine for the third stage."""
+    found = multipliers_of("finetune_convnextv2_base", (3, 3, 27, 3))
+    for name, value in found.items():
+        parts = name.split("/")
+        if parts[1] == "stages":
+            stage = int(parts[2])
+            layer = (1, 2, 3, 12)[stage] + (int(parts[4]) // 3 if stage == 2 and parts[3] == "blocks" else 0)
+        else:
+            layer = 0 if parts[1] == "patch_embed" else 13
+        assert value == 0.5 ** (13 - layer), name
+
+
 def test_the_optimizer_applies_the_multipliers():
     """Adam's first update is the sign of the gradient, whatever its size; nothing decays here."""
     config = small_config(**BASE, optim__layer_decay=0.5, optim__weight_decay=0.0, optim__clip=0.0)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax import nnx
 from masked_dense import attention, blocks_joined, check, dense, mlp, moved, norm, offsets, pictures, seen_at
 from small import small_config
 
 import greenjax
 from greenjax.backbones.swinv2.encoder import log_offsets
+from greenjax.models.parameters import decayed
 
 EPSILON = 1e-5
 
@@ -96,6 +98,13 @@ def test_norms_behind_the_branches_start_at_zero():
     config = small_config("swinv2", model__depths=(1, 1))
     for block in greenjax.build(config).encoder.stages[0].blocks:
         assert not np.any(block.norm1.scale[...]) and not np.any(block.norm2.scale[...])
+
+
+def test_weight_decay_leaves_the_network_of_the_position_bias_alone(model):
+    flags = decayed(model.config, nnx.to_pure_dict(nnx.state(model)))
+    attention = flags["encoder"]["stages"][0]["blocks"][0]["attn"]
+    assert not any(jax.tree.leaves(attention["position_mlp"])) and not attention["logit_scale"]
+    assert attention["qkv"]["kernel"] and attention["proj"]["kernel"]
 
 
 def test_weights_are_for_every_window(model, tmp_path):

@@ -1,5 +1,6 @@
 """`Family`: what a family of backbones states of itself. NumPy only, because data workers import it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -58,18 +59,22 @@ class Family:
         """The arrays of the encoder whose shape follows from the window or the image size; None where it has none."""
         return getattr(import_module(f"{self.package}.weights"), "RESIZING", None)
 
-    def layer(self, path: Sequence[Any], depths: Sequence[int]) -> int:
-        """The layer of a parameter of the encoder, for the layer decay: 0 at the patch embedding, then block by block,
-        sum(depths) + 1 at the last norm. `path` is its place in the encoder: ("stages", 0, "blocks", 1, ...)."""
+    def layer(self, path: Sequence[Any], depths: Sequence[int], blocks: int = 1) -> int:
+        """The layer of a parameter of the encoder, for the layer decay: 0 at the patch embedding, the next after every
+        `blocks` blocks and at every stage, the last at the last norm.
+
+        `path` is the parameter's place in the encoder: ("stages", 0, "blocks", 1, ...).
+        """
         if path[0] == "patch_embed":
             return 0
+        layers = [math.ceil(depth / blocks) for depth in depths]
         if path[0] == "norm":
-            return sum(depths) + 1
+            return sum(layers) + 1
         stage, module = path[1:3] if path[0] == "stages" else (0, path[0])
-        first = 1 + sum(depths[:stage])
+        first = 1 + sum(layers[:stage])
         if module == "blocks":
-            return first + path[3]
-        return first + {"before": -1, "first": 0, "last": depths[stage] - 1}[self.beside_blocks[module]]
+            return first + path[3] // blocks
+        return first + {"before": -1, "first": 0, "last": layers[stage] - 1}[self.beside_blocks[module]]
 
 
 def refuse_part(model: Any, part: str, allowed: str) -> None:

@@ -144,7 +144,8 @@ KEYS = {
     "optim.b1": _share(0.9),
     "optim.b2": _share(0.95),  # the paper prints 0.999; the recipe behind its numbers has MAE's 0.95
     "optim.eps": positive(1e-8),
-    "optim.layer_decay": _fraction(1.0),  # factor of the rate, from a block to the block below
+    "optim.layer_decay": _fraction(1.0),  # factor of the rate, from a layer to the layer below
+    "optim.layer_blocks": count(1),  # blocks of a stage, in turn, that are one layer of the decay
     "optim.clip": _amount(5.0, "; 0 = no clipping"),  # the largest global norm of a gradient
     "optim.label_smoothing": _share(0.1),  # the part of a classifier's target that is spread over all classes
     "optim.accumulation": count(1),  # the number of parts in which the batch of an update is computed

@@ -153,5 +153,6 @@ def _head_alone(params: Any) -> Any:
 
 def layer_multipliers(config: ConfigDict, params: Any) -> Any:
     """optim.layer_decay ** (layers above) for every parameter: 1 at the last layer, least at the patch embedding."""
-    last = sum(config.model.depths) + 1
-    return jax.tree.map(lambda layer: config.optim.layer_decay ** (last - layer), layers(config, params))
+    of_params = layers(config, params)
+    last = max(jax.tree.leaves(of_params))
+    return jax.tree.map(lambda layer: config.optim.layer_decay ** (last - layer), of_params)

@@ -10,6 +10,7 @@ FAMILY = replace(
     swin.FAMILY,
     package=__package__,
     any_window=True,  # section 3.3: the bias is a function of the offset
+    undecayed=frozenset({"position_mlp"}),  # as the official code has it: it stands for a table of biases
     sizes={  # section 3.5
         "swinv2_t": swin.size(96, (2, 2, 6, 2), (3, 6, 12, 24), WINDOW),
         "swinv2_s": swin.size(96, (2, 2, 18, 2), (3, 6, 12, 24), WINDOW),
