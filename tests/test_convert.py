@@ -242,7 +242,8 @@ def test_a_workdir_may_be_named_like_a_file(run, tmp_path):
 
 def test_layouts_of_the_command_are_those_there_are():
     of_libraries = {"timm", "hf", "mmdet", "torchvision"}
-    assert set(layout_names()) == of_libraries | {"swin", "twins", "convnext", "hiera", "greenmim", "simmim"}
+    official = {"swin", "twins", "convnext", "fcmae", "hiera", "hiera_mae", "greenmim", "simmim"}
+    assert set(layout_names()) == of_libraries | official
 
 
 def test_weights_alone_are_read_from_a_checkpoint_on_any_mesh(run):

@@ -1,9 +1,9 @@
 """The building blocks of a family's tables of PyTorch names, and the tables that families share. NumPy only.
 
 A table says which module here has which name in a library, and how its arrays change on the way (transforms.py). It
-covers every parameter of an encoder, a classifier's head or a decoder. In names, {i} is the stage and {j} the block;
-{next}, {odd} and {even} stand for i + 1, 2 i + 1 and 2 i + 2, {last} for the last stage, {n} for the block counted
-through all stages.
+covers every parameter of an encoder (but for what its layout says is `lacking`), a classifier's head or a decoder. In
+names, {i} is the stage and {j} the block; {next}, {odd} and {even} stand for i + 1, 2 i + 1 and 2 i + 2, {last} for the
+last stage, {n} for the block counted through all stages.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -52,6 +52,8 @@ class Layout(NamedTuple):
     prefix: str = ""  # of the encoder's names, always
     model_prefix: str = ""  # of the encoder's names in a file that holds more than the encoder
     head: Table = ()  # of a classifier; () = the library has none
+    lacking: tuple[str, ...] = ()  # modules of the encoder here that the library's files do not have
+    ignored: tuple[str, ...] = ()  # how the names of tensors begin that the library's files have, and no model here
     decoders: Mapping[str, Table] = {}  # by config.method
     merge_orders: Mapping[str, Table] = {}  # the encoder in files of other orders of patch merging
     # Tensors that a strict load needs beside the model's parameters, named without a prefix.

@@ -88,7 +88,8 @@ def look_alike(contents: Contents) -> list[str]:
 
 def has_place(layout: Layout, name: str) -> bool:
     """Is this a tensor of a head or a decoder, which the library has though the model may not?"""
-    return any(name_kind(name) in name_kinds(table) for table in (layout.head, *layout.decoders.values()))
+    tables = (layout.head, *layout.decoders.values())
+    return name.startswith(layout.ignored) or any(name_kind(name) in name_kinds(table) for table in tables)
 
 
 def _is_known(layout: Layout, name: str) -> bool:

@@ -41,7 +41,11 @@ def to_tensors(
     """The tensors of layout `name`, fixed ones included, and the parts of the model that it has no place for."""
     layout = find_layout(name, config, merge_order)
     parts = {entry.part for entry in entries(layout, weights, config, whole=False)}
-    kept = {key: value for key, value in weights.items() if part_of(key) in ({"encoder"} if encoder_only else parts)}
+    kept = {
+        key: value
+        for key, value in weights.items()
+        if part_of(key) in ({"encoder"} if encoder_only else parts) and not key.startswith(layout.lacking)
+    }
     whole = any(part_of(key) != "encoder" for key in kept)
     tensors: Weights = {}
     covered = set()
@@ -49,7 +53,7 @@ def to_tensors(
         tensors |= zip(entry.theirs, entry.to_torch(config, *(kept[ours] for ours in entry.ours)), strict=True)
         covered.update(entry.ours)
     assert covered == set(kept), f"layout {name} does not cover {sorted(set(kept) - covered)}"
-    left_out = sorted({part_of(key) for key in weights.keys() - kept})
+    left_out = sorted({part_of(key) for key in weights.keys() - kept} - {"encoder"}) + [*layout.lacking]
     return tensors | fixed_tensors(layout, config, whole=whole), left_out
 
 
@@ -61,7 +65,8 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
     config, shapes = model.config, parameter_shapes(model)
     layout = find_layout(name, config, how.merge_order)
     selection, _ = best_selection(contents, model, layout, how.key, how.prefix)
-    report = Report(notes=list(selection.notes), left_out=selection.others, prefix=selection.prefix)
+    notes = [*selection.notes, *(f"files of layout {name!r} have no {module}" for module in layout.lacking)]
+    report = Report(notes=notes, left_out=selection.others, prefix=selection.prefix)
     given = _checked({key: to_array(selection.prefix + key, value) for key, value in selection.tensors.items()}, layout)
     positions = given.pop(POSITIONS, None)
 
@@ -70,7 +75,7 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
     present = {entry.part for entry in wanted if given.keys() & set(entry.theirs)} | {"encoder"}
     present -= {"head"} if how.new_head else set()
     needed = [entry for entry in wanted if entry.part in present]
-    report.new = [ours for ours in shapes if part_of(ours) not in present]
+    report.new = [ours for ours in shapes if part_of(ours) not in present or ours.startswith(layout.lacking)]
     read = {theirs for entry in needed for theirs in entry.theirs}
     extra = [key for key in given if key not in read]
     fixed = fixed_tensors(layout, config, whole=whole)

@@ -98,7 +98,7 @@ def adapt(
     fitted: Weights = {}
     misfits = [f"only in the weights: {key}" for key in weights if key not in shapes and part_of(key) in wanted]
     for key, shape in shapes.items():
-        if part_of(key) not in parts:
+        if key in report.new:
             continue
         if key not in weights:
             misfits.append(f"not in the weights: {key} {list(shape)}")

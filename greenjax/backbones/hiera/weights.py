@@ -43,6 +43,9 @@ def _official(norm: str) -> Table:
     )
 
 
+# Of facebookresearch/hiera's masked autoencoders, whose decoder predicts 16 x 16 pixels from all stages.
+_MAE_PARTS = ("multi_scale_fusion_heads.", "decoder_", "mask_token")
+
 _HF: Table = (
     Rule("encoder/patch_embed/proj", "embeddings.patch_embeddings.projection", CONV),
     Rule("encoder/patch_embed", "embeddings", _positions("position_embeddings")),
@@ -82,6 +85,7 @@ def _folder(config: ConfigDict, parts: set[str]) -> dict[str, Any]:
 
 LAYOUTS: dict[str, Layout] = {
     "hiera": Layout(_official("norm"), head=head("head.projection"), epsilon=1e-6),
+    "hiera_mae": Layout(_official("encoder_norm"), ignored=_MAE_PARTS, epsilon=1e-6),
     "timm": Layout(_official("head.norm"), head=head("head.fc"), epsilon=1e-6),
     "hf": Layout(_HF, model_prefix="hiera.", head=head("classifier"), epsilon=1e-6, folder=_folder),
 }
