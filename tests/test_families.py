@@ -1,11 +1,15 @@
 """What every family can do, tried with those that have no tests of the training step of their own."""
 
+import shutil
+
+import jax
 import numpy as np
 import pytest
 from small import small_config
 from test_step import BASE, assert_trained_alike, train
 
 import greenjax
+from greenjax import tasks
 
 FAMILIES = ("swinv2", "convnextv2", "hiera")  # ConvNeXt has the convolutions of its V2
 
@@ -33,3 +37,31 @@ def test_bfloat16_gives_the_loss_within_its_precision(family):
         images = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype(np.float32)
         losses.append(float(model(images, np.random.default_rng(1).random(model.grid.units) < 0.3).loss))
     assert abs(losses[0] - losses[1]) < 2**-7 * losses[0]  # two units in the last place
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_task_takes_images_that_are_not_square(family, tmp_path):
+    """With one mask an image; a second half of the pre-training ends bit for bit as the first one did."""
+    settings = dict(
+        image_size=(16, 24),
+        steps=2,
+        optim__warmup_steps=1,
+        data__split="train[:64]",
+        data__eval_split="test[:16]",
+        mesh__data=2,
+    )
+    config = config_of(family, **settings, mask__groups=16, model__drop_path=0.1, log__checkpoint_every=1)
+    whole = tasks.run(config, tmp_path / "pre")
+    shutil.rmtree(tmp_path / "pre" / "checkpoints" / "2")
+    jax.tree.map(np.testing.assert_array_equal, tasks.run(config, tmp_path / "pre"), whole)
+
+    init = dict(settings, init=str(tmp_path / "pre"))
+    tuned = tasks.run(config_of(family, **init, task="finetune", optim__layer_decay=0.5), tmp_path / "tuned")
+    assert int(tuned.step) == 2
+    tasks.run(config_of(family, **init, task="knn"), tmp_path / "knn")
+    assert (tmp_path / "knn" / "results.json").is_file()
+
+    model = greenjax.load(tmp_path / "tuned")
+    images = np.random.default_rng(0).normal(size=(2, 16, 24, 1)).astype(np.float32)
+    maps = greenjax.features(model, images)
+    assert [each.shape[1:3] for each in maps] == [model.grid.shape(stage) for stage in range(len(maps))]
