@@ -89,6 +89,11 @@ class WithObjects(Undecoded):
     def ground_truth(self, index: int) -> list[dict[str, Any]]:
         return self.source.ground_truth(int(self.rows[index]))
 
+    @property
+    def categories(self) -> list[dict[str, Any]]:
+        """The categories of COCO's JSON."""
+        return [{"id": number, "name": name} for number, name in zip(self.source.category_ids, self.source.classes)]
+
     def category_id(self, label: int) -> int | None:
         """The category of a label in COCO's JSON; None for a class that the source does not have."""
         number = np.flatnonzero(self.numbers[1:] == label)
