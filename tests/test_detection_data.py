@@ -6,6 +6,7 @@ from itertools import islice
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 from pycocotools.coco import COCO
@@ -13,6 +14,7 @@ from sklearn.datasets import load_digits
 from tiny_data import COLUMNS, SQUARE, coco, encode, picture
 
 from greenjax.config import resolve
+from greenjax.data.detection.__main__ import main as convert
 from greenjax.data.detection.batches import blank_object_batch, object_batches, object_eval_batches
 from greenjax.data.detection.scenes import BRIGHT, DARK, SEEN, scene
 from greenjax.data.detection.view import MASK_SIDE, ObjectView, covered, fitted
@@ -238,6 +240,32 @@ def test_what_is_no_file_of_coco_is_refused(tmp_path):
         open_objects(config_of("coco", tmp_path), "train")
     with refused("data.path is '': expected a directory with annotations/instances_SPLIT.json"):
         config_of("coco")
+
+
+def test_instance_masks_become_a_file_of_coco(tmp_path, capsys):
+    """In the layout of Penn-Fudan: objects are numbers in the pixels of a palette."""
+    masks = np.zeros((2, 8, 12), np.uint8)
+    masks[0, 1:4, 2:7], masks[0, 5:, 9:], masks[1, :, 4] = 1, 2, 3
+    for folder in ("PNGImages", "PedMasks"):
+        (tmp_path / folder).mkdir()
+    for i, mask in enumerate(masks):
+        (tmp_path / "PNGImages" / f"{i}.png").write_bytes(encode(picture(i, 8, 12)))
+        image = PIL.Image.fromarray(mask)
+        image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 255, 255, 0])
+        image.save(tmp_path / "PedMasks" / f"{i}_mask.png")
+    options = ["--path", str(tmp_path), "--images", "PNGImages", "--masks", "PedMasks", "--name", "pedestrian"]
+    convert(options)
+    assert capsys.readouterr().out.endswith("instances_all.json: 2 images, 3 objects\n")
+    source = open_objects(config_of("coco", tmp_path, split="all"), "all")
+    for index in range(2):
+        image, (_, boxes, labels, found) = source.encoded(index)
+        mask = masks[int(image.decode().mean())]
+        np.testing.assert_array_equal(found, [mask == value for value in np.unique(mask[mask > 0])])
+        assert set(labels) == {1} and source.classes == ("pedestrian",)
+        assert boxes.tolist() == ([[2, 1, 7, 4], [9, 5, 12, 8]] if len(found) == 2 else [[4, 0, 5, 8]])
+    (tmp_path / "PedMasks" / "1_mask.png").unlink()
+    with pytest.raises(SystemExit, match=r"1\.png' has no mask: expected .*PedMasks/1\.png' or .*1_mask\.png'"):
+        convert(options)
 
 
 # Views

@@ -28,6 +28,11 @@ def area(runs: Runs) -> int:
     return int(_coco.area(runs))
 
 
+def box(runs: Runs) -> list[float]:
+    """(x, y, width, height) around the pixels inside."""
+    return _coco.toBbox(runs).tolist()
+
+
 def of_polygons(polygons: Sequence[Sequence[float | int]], size: Size) -> Runs:
     """The pixels inside any of the polygons, [x, y, x, y, ...] each."""
     runs = _coco.frPyObjects(polygons, *size)

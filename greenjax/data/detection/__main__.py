@@ -1,0 +1,77 @@
+"""Writes COCO's JSON for images whose objects are numbered in the pixels of mask files, as those of Penn-Fudan are.
+
+    python -m greenjax.data.detection --path DIR --images PNGImages --masks PedMasks --name pedestrian
+
+writes DIR/annotations/instances_all.json. The mask of DIR/PNGImages/A.png is DIR/PedMasks/A.png or A_mask.png, of the
+same size, with one channel: 0 is background, and every other value an object of the class --name.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from jaxtyping import Integer
+
+from greenjax.data.detection import run_lengths
+from greenjax.data.sources.folder import find_images
+from greenjax.errors import InputError
+from greenjax.runtime.console import say
+from greenjax.runtime.files import expanded, replace_text
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("python -m greenjax.data.detection", description=__doc__)
+    for option, meaning in (
+        ("path", "directory of the data set"),
+        ("images", "folder of the images in it"),
+        ("masks", "folder of the masks in it"),
+        ("name", "class of all objects"),
+    ):
+        parser.add_argument(f"--{option}", required=True, help=meaning)
+    given = parser.parse_args(argv)
+    try:
+        root = expanded(given.path)
+        found = instances(root, given.images, given.masks, given.name)
+        path = root / "annotations" / "instances_all.json"
+        replace_text(path, json.dumps(found))
+        say(f"{path}: {len(found['images']):,} images, {len(found['annotations']):,} objects")
+    except InputError as error:
+        sys.exit(f"greenjax.data.detection: {error}")
+
+
+def instances(root: Path, images: str, masks: str, name: str) -> dict[str, Any]:
+    """The content of the JSON. Raises InputError where an image has no mask, or one of another kind."""
+    names = find_images(root / images)
+    if not names:
+        raise InputError(f"{str(root / images)!r} has no images: expected some")
+    entries, annotations = [], []
+    for number, image in enumerate(names, 1):
+        mask = read_mask(root / images / image, root / masks / image)
+        height, width = mask.shape
+        entries.append({"id": number, "file_name": f"{images}/{image}", "height": height, "width": width})
+        for value in np.unique(mask[mask > 0]):
+            runs = run_lengths.encoded(mask == value)
+            what = {"bbox": run_lengths.box(runs), "area": run_lengths.area(runs), "iscrowd": 0, "segmentation": runs}
+            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": 1} | what)
+    return {"images": entries, "annotations": annotations, "categories": [{"id": 1, "name": name}]}
+
+
+def read_mask(image: Path, beside: Path) -> Integer[np.ndarray, "h w"]:
+    """The mask of an image; `beside` is the path that has its name in the folder of masks."""
+    candidates = [beside.with_name(beside.stem + end).with_suffix(".png") for end in ("", "_mask")]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise InputError(f"{str(image)!r} has no mask: expected {' or '.join(map(repr, map(str, candidates)))}")
+    with PIL.Image.open(image) as opened, PIL.Image.open(path) as mask:
+        size, pixels = opened.size, np.asarray(mask)  # of a palette the numbers, not the colours
+    if pixels.ndim != 2 or pixels.dtype == bool or pixels.shape[::-1] != size:
+        raise InputError(f"mask {str(path)!r} has shape {pixels.shape}: expected {size[::-1]}, with a number an object")
+    return pixels
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
