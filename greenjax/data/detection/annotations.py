@@ -229,7 +229,7 @@ def check_polygons(polygons: list[Any], size: Size) -> None:
             raise Fault("a segmentation that is neither polygons nor run lengths")
         if len(points) < 6 or len(points) % 2:
             raise Fault("a polygon of fewer than three points")
-        if not max(map(abs, points)) <= FAR * max(size):
+        if not all(abs(value) <= FAR * max(size) for value in points):  # NaN is not either
             raise Fault("a polygon far outside of its image")
 
 

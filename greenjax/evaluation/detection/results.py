@@ -53,8 +53,9 @@ def collect(
     `forward(params, images, sizes)` is compiled, and gives a models.detection.Detections; `place` puts arrays on the
     devices. Raises InputError for no images.
     """
-    images, truth, boxes, masks = [], [], [], []
+    seen, images, truth, boxes, masks = 0, [], [], [], []
     for index, (view, found) in enumerate(outputs(forward, params, batches, place)):
+        seen += found is not None
         if found is None or not leads():
             continue
         number, (height, width) = source.image_id(index), source.size(index)
@@ -63,7 +64,7 @@ def collect(
         for box, mask in as_json(found, view, source, index):
             boxes.append(box)
             masks.append(mask)
-    if leads() and not images:
+    if not seen:
         raise InputError("no image can be used: expected at least 1 (warnings name them)")
     return Results({"images": images, "annotations": truth, "categories": source.categories}, boxes, masks)
 
