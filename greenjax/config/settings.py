@@ -64,7 +64,7 @@ _NO_FLOAT16 = " (float16 needs loss scaling, which is not there)"
 
 # The defaults are the paper's Swin-B (arXiv 2205.13515, section 4.1).
 KEYS = {
-    "task": choice("pretrain", "pretrain", "finetune", "linear", "knn", "eval"),
+    "task": choice("pretrain", "pretrain", "finetune", "linear", "knn", "eval", "detect"),
     "method": choice("green", "green", "simmim"),
     "seed": Key(int, 0, "a whole number, 0 to 4294967295", lambda value: 0 <= value < 2**32),
     "epochs": count(None, 0, UNSET),  # of the training split; this or steps
