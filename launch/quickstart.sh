@@ -2,8 +2,10 @@
 # Installs greenjax, pre-trains a small encoder on digits on the CPU, and measures its worth with labels.
 #   bash launch/quickstart.sh [--config.key=value ...]        changes settings of the pre-training
 # CONFIG=configs/digits_twins.py takes another backbone, WORKDIR=DIR writes the results elsewhere.
+# CONFIG=configs/detect_digits.py trains detectors: launch/quickstart_detection.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [[ ${CONFIG:-} == *detect_digits.py ]]; then exec bash launch/quickstart_detection.sh "$@"; fi
 source launch/environment.sh
 install_requirements requirements.txt
 

@@ -280,7 +280,7 @@ def test_unknown_keys_are_refused_with_the_nearest():
 
 
 WRONG = [
-    ({"task": "detect"}, "task is 'detect': expected pretrain or finetune or linear or knn or eval"),
+    ({"task": "segment"}, "task is 'segment': expected pretrain or finetune or linear or knn or eval or detect"),
     ({"method": "mae"}, "method is 'mae': expected green or simmim"),
     ({"seed": -1}, "seed is -1"),
     ({"seed": True}, "seed is True"),
@@ -351,7 +351,7 @@ WRONG = [
     ({"mask.pool": -1}, "mask.pool is -1"),
     (
         {"data.source": "webdataset"},
-        "data.source is 'webdataset': expected digits or folder or list or python or records or tar or tfds",
+        "data.source is 'webdataset': expected coco or digits or folder or list or python or records or scenes or tar or tfds",
     ),
     ({"data.source": "folder"}, "data.path is '': expected a directory"),
     ({"data.source": "digits", "data.path": "/x"}, "data.path is '/x': expected '' for data.source 'digits', which"),

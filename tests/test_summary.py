@@ -58,7 +58,7 @@ CONFIGS = [path for path in sorted(Path("configs").glob("*.py")) if not path.ste
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
 def test_the_next_commands_can_be_typed(file):
-    where = "" if load_config(file).data.source == "digits" else "/data/my images"
+    where = "" if load_config(file).data.source in ("digits", "scenes") else "/data/my images"
     config, workdir = load_config(file, {"data.path": where}), Path("runs/my run")
     _, *lines = next_lines(config, workdir, str(file))
     commands = {line[:12].strip(): shlex.split(line[14:]) for line in lines}

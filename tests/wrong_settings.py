@@ -128,7 +128,7 @@ IN_PROCESS = [
         ("--config.optim.min_lr=1", "optim.min_lr is 1.0: expected at most optim.base_lr"),
         ("--config.image_size=36", r"image_size is \(36, 36\): expected multiples of the mask unit, 8"),
         (
-            "--config.task=finetune --config.model.border=pad --config.model.name=hiera_t",
+            "--config.task=finetune --config.model.border=pad --config.model.name=hiera_t --config.model.window=0",
             "model.border is 'pad': expected cut for hiera_t, which has no windows",
         ),
         ("--config.image_size=8", "mask.ratio is 0.75: expected one that leaves visible and masked units"),

@@ -21,6 +21,7 @@ from greenjax.runtime.checkpoint import flatten_tree
 Weights = dict[str, Shaped[np.ndarray, "..."]]
 
 SHOWN = 10  # misfits
+LAST_NORM = "encoder/norm/"  # what the names of its arrays begin with
 
 
 @dataclass
@@ -93,10 +94,14 @@ def adapt(
     if new_head:
         weights = {key: value for key, value in weights.items() if part_of(key) != "head"}
     parts, wanted = set(map(part_of, weights)), set(map(part_of, shapes))
-    report.dropped += [key for key in weights if part_of(key) not in wanted]
+    unused = [key for key in weights if part_of(key) not in wanted]
+    if not any(key.startswith(LAST_NORM) for key in shapes):  # a detector norms every stage instead
+        unused += [key for key in weights if key.startswith(LAST_NORM)]
+    report.dropped += unused
+    weights = {key: value for key, value in weights.items() if key not in set(unused)}
     report.new += [key for key in shapes if part_of(key) not in parts and key not in report.new]
     fitted: Weights = {}
-    misfits = [f"only in the weights: {key}" for key in weights if key not in shapes and part_of(key) in wanted]
+    misfits = [f"only in the weights: {key}" for key in weights if key not in shapes]
     for key, shape in shapes.items():
         if key in report.new:
             continue

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import token_grid, visible_units
 from greenjax.config import flatten, load_config
+from greenjax.data.sources import SOURCES
+from greenjax.data.sources.objects import ObjectSource
 from greenjax.errors import InputError
 from greenjax.interop.layouts import export_line
 from greenjax.runtime.checkpoint import Checkpointer
@@ -70,8 +72,15 @@ def end_lines(workdir: Path, title: str) -> list[str]:
     """The files in the workdir of a run that ended well."""
     rows = [
         ("checkpoint", [f"checkpoints/{step}" for step in Checkpointer(workdir).steps()[-1:]]),
-        ("results", [*_found(workdir, "results.json"), *_found(workdir, "predictions_*.csv")]),
-        ("pictures", [*_found(workdir, "*.png"), *_found(workdir, "reconstructions/*.png")[-1:]]),
+        (
+            "results",
+            [
+                *_found(workdir, "results.json"),
+                *_found(workdir, "predictions_*.csv"),
+                *_found(workdir, "detections_*.json"),
+            ],
+        ),
+        ("pictures", [*_found(workdir, "*.png"), *_last(workdir, "reconstructions"), *_last(workdir, "detections")]),
         ("metrics", [*_found(workdir, "metrics.jsonl"), *_found(workdir, "tensorboard")]),
     ]
     return [f"{title}; in {workdir}:", *table([(name, ", ".join(found)) for name, found in rows if found])]
@@ -83,7 +92,7 @@ def next_lines(config: ConfigDict, workdir: Path, file: str) -> list[str]:
     if config.task == "pretrain" and (command := _finetune_command(config, workdir, Path(file))):
         rows.append(("fine-tune", command))
     layouts = export_line(config).partition(": ")[2].partition(";")[0].split(", ")
-    if config.task in ("pretrain", "finetune", "linear") and layouts != ["none"]:
+    if config.task in ("pretrain", "finetune", "linear", "detect") and layouts != ["none"]:
         layout = FAVOURITE if FAVOURITE in layouts else layouts[0].partition(" ")[0]
         output = _beside(workdir, ".safetensors")
         words = ["to-torch", "--workdir", workdir, "--layout", layout, "--output", output]
@@ -126,8 +135,14 @@ def _found(workdir: Path, pattern: str) -> list[str]:
     return sorted(str(path.relative_to(workdir)) for path in workdir.glob(pattern))
 
 
+def _last(workdir: Path, folder: str) -> list[str]:
+    return _found(workdir, f"{folder}/*.png")[-1:]
+
+
 def _finetune_command(config: ConfigDict, workdir: Path, file: Path) -> str | None:
-    """None where no config beside `file` is for fine-tuning its model."""
+    """None where no config beside `file` is for fine-tuning its model, or its images have no label each."""
+    if issubclass(SOURCES[config.data.source], ObjectSource):
+        return None
     for name in (file.stem, config.model.name):
         recipe = file.with_name(f"finetune_{name}.py")
         if recipe.exists():

@@ -56,9 +56,9 @@ class MetricsWriter(AbstractContextManager):
         self._display.line(step, numbers)
 
     def image(self, step: int, picture: Path) -> None:
-        """Adds a PNG to TensorBoard."""
+        """Adds a PNG to TensorBoard, under the name of its folder."""
         if self._writes:
-            self._board.image(step, "reconstructions", picture)
+            self._board.image(step, picture.parent.name, picture)
 
     def __exit__(self, *_: Any) -> None:
         if self._writes:

@@ -1,0 +1,130 @@
+"""Whole runs of a detector: what they leave, that they resume bit for bit, and that devices change nothing."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from small import small_config
+
+import greenjax
+import greenjax.interop.loading
+from greenjax.errors import InputError
+from greenjax.runtime.files import read_metrics
+from greenjax.tasks import detect, evaluate, pretrain
+
+DETECT = dict(
+    task="detect",
+    image_size=32,
+    steps=4,
+    model__depths=(1, 1),
+    data__source="scenes",
+    data__eval_split="test[:3]",
+    data__batch_size=8,
+    optim__base_lr=0.05,
+    log__checkpoint_every=2,
+    detect__fpn_dim=8,
+    detect__anchor_sizes=(4, 8, 16),
+    detect__pre_nms=20,
+    detect__post_nms=20,
+    detect__rpn_samples=16,
+    detect__box_samples=16,
+    detect__max_detections=5,
+    detect__max_objects=6,
+    detect__score_threshold=0.0,  # there are detections from the start
+)
+LOSSES = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"}
+
+
+def detections(workdir):
+    return [json.loads((workdir / f"detections_test__3.{kind}.json").read_text()) for kind in ("bbox", "segm")]
+
+
+def trained(workdir):
+    return [(line["step"], line["loss"]) for line in read_metrics(workdir) if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A detector from a pre-trained encoder, on one device."""
+    folder = tmp_path_factory.mktemp("detect")
+    encoder = dict(image_size=32, model__depths=(1, 1), steps=1, mask__groups=2, mesh__data=2)
+    pretrain(small_config(**encoder), folder / "encoder")
+    config = small_config(**DETECT, mesh__data=1, init=str(folder / "encoder"))
+    return folder, config, detect(config, folder / "run")
+
+
+def test_a_run_leaves_metrics_detections_and_pictures(finished):
+    folder, _, state = finished
+    assert int(state.step) == 4
+    lines = [line for line in read_metrics(folder / "run") if "loss" in line]
+    assert all(line.keys() >= LOSSES for line in lines)
+    np.testing.assert_allclose(
+        [line["loss"] for line in lines], [sum(line[key] for key in LOSSES) for line in lines], 1e-6
+    )
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    entry = json.loads((folder / "run" / "results.json").read_text())["test[:3]"]
+    assert entry["images"] == 3 and 0 <= entry["box_ap"] <= entry["box_ap50"] <= 1
+    boxes, masks = detections(folder / "run")
+    assert 0 < len(boxes) == len(masks) <= 3 * 5
+    assert {path.name for path in (folder / "run" / "detections").iterdir()} == {"00000000.png", "00000004.png"}
+    assert greenjax.load(folder / "run").config.model.num_classes == 10
+    assert json.loads((folder / "run" / "classes.json").read_text()) == list("0123456789")
+
+
+def test_the_encoder_is_that_of_the_pre_training(finished, tmp_path, capsys):
+    folder, config, _ = finished
+    config = greenjax.resolve(greenjax.flatten(config) | {"model.num_classes": 10})
+    model, report = greenjax.interop.loading.initial_model(config)
+    kernel = greenjax.load(folder / "encoder").encoder.patch_embed.proj.kernel[...]
+    np.testing.assert_array_equal(model.encoder.patch_embed.proj.kernel[...], kernel)
+    assert all(name.startswith("encoder/norm/") or not name.startswith("encoder") for name in report.dropped)
+    assert not any(name.startswith("encoder") for name in report.new) and any("rpn" in name for name in report.new)
+
+
+def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(finished, tmp_path):
+    folder, config, state = finished
+    shutil.copytree(folder / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    jax.tree.map(np.testing.assert_array_equal, detect(config, tmp_path / "run"), state)
+    assert detections(tmp_path / "run") == detections(folder / "run")
+
+
+def test_eight_devices_with_split_parameters_train_alike(finished, tmp_path):
+    folder, config, _ = finished
+    divided = small_config(**DETECT, mesh__data=4, mesh__fsdp=2, model__remat=True, init=config.init)
+    detect(divided, tmp_path / "run")
+    np.testing.assert_allclose(trained(tmp_path / "run"), trained(folder / "run"), rtol=1e-5)
+
+
+def test_a_detector_is_evaluated_alone(finished, tmp_path):
+    folder, _, _ = finished
+    given = {"task": "eval", "init": str(folder / "run"), "data.source": "scenes", "data.eval_split": "test[:3]"}
+    config = greenjax.load_config("configs/eval.py", given | {"data.batch_size": 8, "mesh.data": 1})
+    evaluate(config, tmp_path / "run")
+    assert detections(tmp_path / "run") == detections(folder / "run")
+    (alone,) = json.loads((tmp_path / "run" / "results.json").read_text()).values()
+    (before,) = json.loads((folder / "run" / "results.json").read_text()).values()
+    assert {key: alone[key] for key in alone if "ap" in key} == {key: before[key] for key in before if "ap" in key}
+    assert (tmp_path / "run" / "detections" / "test__3.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            dict(data__source="digits"),
+            "data.source is 'digits': expected one whose images have objects, 'coco', 'scenes'",
+        ),
+        (dict(model__num_classes=3), "model.num_classes is 3: expected at least the 10 classes of the data"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(changes, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        detect(small_config(**DETECT | changes), tmp_path / "run")
+
+
+def test_every_level_needs_a_size_of_anchors():
+    with pytest.raises(InputError, match=r"detect.anchor_sizes is \(4, 8\): expected 3 sizes"):
+        small_config(**DETECT | dict(detect__anchor_sizes=(4, 8)))
