@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
 from tiny_data import COLUMNS, SQUARE, coco, encode, picture
 
-from greenjax.config import resolve
+from greenjax.config import flatten, resolve
+from greenjax.config.checks import check_detection
 from greenjax.data.detection.__main__ import main as convert
 from greenjax.data.detection.batches import blank_object_batch, object_batches, object_eval_batches
 from greenjax.data.detection.scenes import BRIGHT, DARK, SEEN, scene
@@ -281,6 +282,13 @@ def test_instance_masks_become_a_file_of_coco(tmp_path, capsys):
 ])  # fmt: skip
 def test_an_image_is_resized_by_its_shorter_side_and_fits_on_the_canvas(size, shorter, canvas, expected):
     assert fitted(size, shorter, canvas) == expected
+
+
+def test_a_shorter_side_that_no_image_can_get_is_refused():
+    values = flatten(config_of(image_size=(32, 48), detect=dict(shorter_sides=(24, 40), anchor_sizes=(8, 16, 32, 64))))
+    with refused("detect.shorter_sides is (24, 40): expected at most the shorter side of image_size, (32, 48)"):
+        check_detection(values)
+    check_detection(values | {"detect.shorter_sides": (24, 32)})
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -1,9 +1,9 @@
 """The building blocks of a family's tables of PyTorch names, and the tables that families share. NumPy only.
 
 A table says which module here has which name in a library, and how its arrays change on the way (transforms.py). It
-covers every parameter of an encoder (but for what its layout says is `lacking`), a classifier's head or a decoder. In
-names, {i} is the stage and {j} the block; {next}, {odd} and {even} stand for i + 1, 2 i + 1 and 2 i + 2, {last} for the
-last stage, {n} for the block counted through all stages.
+covers every parameter of an encoder (but for what its layout says is `lacking`), a classifier's head, a decoder or a
+detector. In names, {i} is the stage and {j} the block; {next}, {odd} and {even} stand for i + 1, 2 i + 1 and 2 i + 2,
+{last} for the last stage, {n} for the block counted through all stages.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +13,7 @@ from jaxtyping import Shaped
 from ml_collections import ConfigDict
 from numpy import ndarray
 
-from greenjax.backbones.transforms import LINEAR, NORM, PIXEL_SHUFFLE, Kind, token
+from greenjax.backbones.transforms import CONV, LINEAR, NORM, PIXEL_SHUFFLE, UPSAMPLING, Kind, token
 
 Tensors = Mapping[str, Shaped[ndarray, "..."]]
 Shape = tuple[int, ...]
@@ -54,6 +54,8 @@ class Layout(NamedTuple):
     head: Table = ()  # of a classifier; () = the library has none
     lacking: tuple[str, ...] = ()  # modules of the encoder here that the library's files do not have
     ignored: tuple[str, ...] = ()  # how the names of tensors begin that the library's files have, and no model here
+    detector: Table = ()  # of a detector beside its encoder; () = the library has none, or other ones
+    detector_prefix: str = ""  # the `model_prefix` in a detector's file
     decoders: Mapping[str, Table] = {}  # by config.method
     merge_orders: Mapping[str, Table] = {}  # the encoder in files of other orders of patch merging
     # Tensors that a strict load needs beside the model's parameters, named without a prefix.
@@ -98,6 +100,24 @@ MAE_DECODER: Table = (
 def simmim_decoder(mask_token: str) -> Table:
     """SimMIM's linear decoder and its mask token, whose name differs from library to library."""
     return (Rule("pixel_head", "decoder.0", PIXEL_SHUFFLE), Rule("", "", token(mask_token)))
+
+
+# torchvision's Mask R-CNN. Its backbone is a module of the user's with `body`, the encoder, `norms` and `fpn`.
+DETECTOR: Table = (
+    Rule("norms/{i}", "backbone.norms.{i}", NORM),
+    Rule("fpn/inner_blocks/{i}", "backbone.fpn.inner_blocks.{i}.0", CONV),
+    Rule("fpn/layer_blocks/{i}", "backbone.fpn.layer_blocks.{i}.0", CONV),
+    Rule("rpn/head/conv", "rpn.head.conv.0.0", CONV),
+    Rule("rpn/head/cls_logits", "rpn.head.cls_logits", CONV),
+    Rule("rpn/head/bbox_pred", "rpn.head.bbox_pred", CONV),
+    Rule("roi_heads/box_head/fc6", "roi_heads.box_head.fc6", LINEAR),
+    Rule("roi_heads/box_head/fc7", "roi_heads.box_head.fc7", LINEAR),
+    Rule("roi_heads/box_predictor/cls_score", "roi_heads.box_predictor.cls_score", LINEAR),
+    Rule("roi_heads/box_predictor/bbox_pred", "roi_heads.box_predictor.bbox_pred", LINEAR),
+    Rule("roi_heads/mask_head/{j}", "roi_heads.mask_head.{j}.0", CONV),
+    Rule("roi_heads/mask_predictor/conv5_mask", "roi_heads.mask_predictor.conv5_mask", UPSAMPLING),
+    Rule("roi_heads/mask_predictor/mask_fcn_logits", "roi_heads.mask_predictor.mask_fcn_logits", CONV),
+)
 
 
 def head(name: str) -> Table:

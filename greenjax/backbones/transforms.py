@@ -66,6 +66,13 @@ PATCHES: Kind = (one("kernel", "weight", _patches_to_torch, _patches_from_torch)
 POSITION_BIAS: Kind = (one("relative_position_bias_table", "relative_position_bias_table", same, same),)
 
 
+# A transposed convolution; PyTorch keeps it as (in, out, row, column).
+UPSAMPLING: Kind = (
+    one("kernel", "weight", lambda c, x: x.transpose(2, 3, 0, 1), lambda c, x: x.transpose(2, 3, 0, 1)),
+    _BIAS,
+)
+
+
 def token(name: str) -> Kind:
     """A learnt token: (c,) here, (1, 1, c) there."""
     to_torch, from_torch = (lambda c, x: x[None, None]), (lambda c, x: x[0, 0])

@@ -75,6 +75,8 @@ def check_detection(values: Values) -> None:
     levels = len(values["model.depths"]) + 1
     if len(values["detect.anchor_sizes"]) != levels:
         refuse(values, "detect.anchor_sizes", f"{levels} sizes: one a stage of {values['model.name']}, and one above")
+    if max(values["detect.shorter_sides"], default=0) > min(values["image_size"]):
+        refuse(values, "detect.shorter_sides", f"at most the shorter side of image_size, {values['image_size']}")
 
 
 def check_optimizer(values: Values) -> None:

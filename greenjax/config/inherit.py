@@ -45,7 +45,7 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
     if task == "pretrain" and there.get("task") == "pretrain":
         wanted |= {key: there[key] for key in DECODER if key in there}
     if task == "eval" and there.get("task") == "detect":
-        wanted |= {key: there[key] for key in there if key.startswith("detect.") or key == "model.border"}
+        wanted |= {key: there[key] for key in there if key.startswith("detect.")}
     if task in ("eval", "knn"):
         keys = ["image_size", "data.eval_crop", "model.border", *(["model.num_classes"] if task == "eval" else [])]
         keys += _images(settings, given, there)

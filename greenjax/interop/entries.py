@@ -42,7 +42,7 @@ def entries(layout: Layout, names: Iterable[str], config: ConfigDict, *, whole: 
             modules.setdefault(name[:cut], set()).add(name[cut + 1 :])
         modules.setdefault("", set()).add(name)
     tables = [(layout.encoder, _stem(layout, whole)), (layout.head, "")]
-    tables += [(table, "") for table in layout.decoders.values()]
+    tables += [(table, "") for table in (*layout.decoders.values(), layout.detector)]
     return [
         entry
         for table, stem in tables

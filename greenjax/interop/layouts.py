@@ -25,7 +25,10 @@ def find_layout(name: str, config: ConfigDict, merge_order: str = OWN_ORDER) -> 
     if merge_order not in orders:
         expected = " or ".join(map(repr, orders))
         raise InputError(f"merge_order is {merge_order!r}: expected {expected} with layout {name!r} of a {model}")
-    return layouts[name]._replace(encoder=orders[merge_order])
+    found = layouts[name]._replace(encoder=orders[merge_order])
+    if config.task == "detect" and found.detector:
+        return found._replace(model_prefix=found.detector_prefix)
+    return found
 
 
 def check_geometry(name: str, layout: Layout, config: ConfigDict) -> list[str]:

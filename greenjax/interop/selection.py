@@ -87,8 +87,8 @@ def look_alike(contents: Contents) -> list[str]:
 
 
 def has_place(layout: Layout, name: str) -> bool:
-    """Is this a tensor of a head or a decoder, which the library has though the model may not?"""
-    tables = (layout.head, *layout.decoders.values())
+    """Is this a tensor of a head, a decoder or a detector, which the library has though the model may not?"""
+    tables = layout.head, layout.detector, *layout.decoders.values()
     return name.startswith(layout.ignored) or any(name_kind(name) in name_kinds(table) for table in tables)
 
 

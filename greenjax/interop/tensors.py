@@ -33,6 +33,7 @@ class Reading(NamedTuple):
 
 
 BY_DEFAULT = Reading()
+LAST_NORM = ("encoder/norm/scale", "encoder/norm/bias")
 
 
 def to_tensors(
@@ -79,7 +80,9 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
     read = {theirs for entry in needed for theirs in entry.theirs}
     extra = [key for key in given if key not in read]
     fixed = fixed_tensors(layout, config, whole=whole)
-    report.dropped = [key for key in extra if key in fixed or has_place(layout, key)]
+    # A detector norms every stage in place of the last.
+    last_norm = {theirs for entry in entries(layout, LAST_NORM, config, whole=whole) for theirs in entry.theirs}
+    report.dropped = [key for key in extra if key in fixed or key in last_norm or has_place(layout, key)]
     unexpected = [key for key in extra if key not in report.dropped]
     resizing = family_of(config.model.name).resizing
     misfits = _misfitting(expected_tensors(needed, shapes, config), given, resizing)

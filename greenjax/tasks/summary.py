@@ -26,6 +26,7 @@ from greenjax.training.state import abstract_state
 
 # Settings of the images, which a fine-tuning takes over where its config has others.
 DATA = ("data.source", "data.path", "data.name", "data.split", "data.eval_split", "data.mean", "data.std")
+RESULTS = ("results.json", "predictions_*.csv", "detections_*.json")
 FAVOURITE = "timm"  # the layout that the export command names where it fits
 
 
@@ -72,14 +73,7 @@ def end_lines(workdir: Path, title: str) -> list[str]:
     """The files in the workdir of a run that ended well."""
     rows = [
         ("checkpoint", [f"checkpoints/{step}" for step in Checkpointer(workdir).steps()[-1:]]),
-        (
-            "results",
-            [
-                *_found(workdir, "results.json"),
-                *_found(workdir, "predictions_*.csv"),
-                *_found(workdir, "detections_*.json"),
-            ],
-        ),
+        ("results", [path for pattern in RESULTS for path in _found(workdir, pattern)]),
         ("pictures", [*_found(workdir, "*.png"), *_last(workdir, "reconstructions"), *_last(workdir, "detections")]),
         ("metrics", [*_found(workdir, "metrics.jsonl"), *_found(workdir, "tensorboard")]),
     ]

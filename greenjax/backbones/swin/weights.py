@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import stage_channels, token_grid
-from greenjax.backbones.rules import MAE_DECODER, Fault, Layout, Resizing, Rule, Table, head, simmim_decoder
+from greenjax.backbones.rules import DETECTOR, MAE_DECODER, Fault, Layout, Resizing, Rule, Table, head, simmim_decoder
 from greenjax.backbones.swin import position_bias
 from greenjax.backbones.swin.position_bias import position_buffers
 from greenjax.backbones.transforms import (
@@ -193,6 +193,8 @@ LAYOUTS: dict[str, Layout] = {
     "torchvision": _layout(
         _TORCHVISION,
         head=head("head"),
+        detector=DETECTOR,
+        detector_prefix="backbone.body.",
         fixed=partial(position_buffers, block="features.{odd}.{j}.attn", flat=True),
         faults=_torchvision_faults,
     ),

@@ -1,0 +1,110 @@
+"""Whole detectors in layout torchvision: the names of its Mask R-CNN, and what their tensors mean in PyTorch.
+
+tests/parity_torchvision.py compares whole detectors where torchvision is installed.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from small import small_config
+
+import greenjax
+from greenjax.interop.weights import flat_weights
+
+SMALL = dict(
+    task="detect",
+    model__in_channels=3,
+    data__mean=(0.0,) * 3,
+    data__std=(1.0,) * 3,
+    model__depths=(1, 1),
+    model__num_classes=3,
+    model__border="pad",
+    detect__fpn_dim=8,
+    detect__anchor_sizes=(8, 16, 32),
+)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return greenjax.build(small_config(**SMALL), seed=1)
+
+
+@pytest.fixture(scope="module")
+def tensors(detector, tmp_path_factory):
+    path = tmp_path_factory.mktemp("detector") / "detector.safetensors"
+    assert greenjax.save_torch(detector, path, "torchvision") == []
+    return path, load_file(path)
+
+
+def test_names_and_shapes_are_those_of_torchvisions_mask_rcnn(tensors):
+    expected = {
+        "backbone.norms.0": (8,),
+        "backbone.norms.1": (16,),
+        "backbone.fpn.inner_blocks.0.0": (8, 8, 1, 1),
+        "backbone.fpn.inner_blocks.1.0": (8, 16, 1, 1),
+        "backbone.fpn.layer_blocks.0.0": (8, 8, 3, 3),
+        "backbone.fpn.layer_blocks.1.0": (8, 8, 3, 3),
+        "rpn.head.conv.0.0": (8, 8, 3, 3),
+        "rpn.head.cls_logits": (3, 8, 1, 1),
+        "rpn.head.bbox_pred": (12, 8, 1, 1),
+        "roi_heads.box_head.fc6": (32, 8 * 7 * 7),
+        "roi_heads.box_head.fc7": (32, 32),
+        "roi_heads.box_predictor.cls_score": (4, 32),
+        "roi_heads.box_predictor.bbox_pred": (16, 32),
+        **{f"roi_heads.mask_head.{i}.0": (8, 8, 3, 3) for i in range(4)},
+        "roi_heads.mask_predictor.conv5_mask": (8, 8, 2, 2),
+        "roi_heads.mask_predictor.mask_fcn_logits": (4, 8, 1, 1),
+    }
+    found = {name: tuple(tensor.shape) for name, tensor in tensors[1].items()}
+    weights = {name[:-7]: shape for name, shape in found.items() if name.endswith(".weight")}
+    body = {name for name in found if name.startswith("backbone.body.features.")}
+    assert {name: weights[name] for name in weights if not name.startswith("backbone.body.")} == expected
+    assert body | {f"{name}.{part}" for name in expected for part in ("weight", "bias")} == set(found)
+
+
+def test_it_comes_back_to_the_last_bit(detector, tensors):
+    again = greenjax.load_torch(tensors[0], detector.config, "torchvision")
+    before, after = flat_weights(detector), flat_weights(again)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value)
+
+
+def test_convolutions_mean_the_same_in_pytorch(detector, tensors):
+    x = np.random.default_rng(0).normal(size=(2, 5, 4, 8)).astype(np.float32)
+    pixels = torch.tensor(x).permute(0, 3, 1, 2)
+    for ours, name, convolve in (
+        (detector.roi_heads.mask_head[1], "roi_heads.mask_head.1.0", lambda *a: F.conv2d(*a, padding=1)),
+        (detector.fpn.inner_blocks[0], "backbone.fpn.inner_blocks.0.0", F.conv2d),
+        (
+            detector.roi_heads.mask_predictor.conv5_mask,
+            "roi_heads.mask_predictor.conv5_mask",
+            lambda *a: F.conv_transpose2d(*a, stride=2),
+        ),
+    ):
+        expected = convolve(pixels, tensors[1][f"{name}.weight"], tensors[1][f"{name}.bias"])
+        np.testing.assert_allclose(ours(jnp.asarray(x)), expected.permute(0, 2, 3, 1), atol=1e-5)
+
+
+def test_the_box_head_reads_a_box_channel_by_channel(detector, tensors):
+    x = np.random.default_rng(0).normal(size=(2, 7, 7, 8)).astype(np.float32)
+    flat = torch.tensor(x).permute(0, 3, 1, 2).flatten(1)
+    for name in ("fc6", "fc7"):
+        weight, bias = (tensors[1][f"roi_heads.box_head.{name}.{part}"] for part in ("weight", "bias"))
+        flat = F.linear(flat, weight, bias).relu()
+    np.testing.assert_allclose(detector.roi_heads.box_head(jnp.asarray(x)), flat, atol=1e-5)
+
+
+def test_a_detector_starts_from_a_classifiers_file(detector, tmp_path):
+    """Its last norm and its head have no place in the detector, whose own parts stay as initialised."""
+    classifier = greenjax.build(small_config(**SMALL | dict(task="finetune")), seed=2)
+    path = tmp_path / "classifier.safetensors"
+    greenjax.save_torch(classifier, path, "torchvision")
+    before, fresh = flat_weights(classifier), flat_weights(detector)
+    after = flat_weights(greenjax.load_torch(path, detector.config, "torchvision", seed=1))
+    assert after.keys() == fresh.keys() and "encoder/norm/scale" not in after
+    for name, value in after.items():
+        np.testing.assert_array_equal(value, before[name] if name.startswith("encoder/") else fresh[name])
