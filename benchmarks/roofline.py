@@ -34,7 +34,7 @@ SHOWN = 25  # kinds of kernel in the printed table; the report has all
 # all calls of the decoder belong to the decoder. A fusion has the calls of its last operation.
 DECODER = "models/decoder.py"
 PARTS = {
-    r"flax/nnx/nn/linear\.py|layers\.py:_product|primitives\.py:_(matmul|rows|d_kernel)": "projections and MLPs",
+    r"(linear|layers)\.py:Linear\.|primitives\.py:_?(matmul|rows|d_kernel)": "projections and MLPs",
     r"LayerNorm\.|layer_norm": "norms",
     r"enter_groups|leave_groups|primitives\.py:_permute": "gathers",
     r"ops/sparse|BlockEmbed\.|PositionalEncoding\.": "convolutions",
@@ -160,7 +160,7 @@ def kind(name: str, kernel: Kernel | None) -> tuple[str, str, str]:
     bare = re.sub(r"(\.?\d+)+$|\.clone|\.remat\d*", "", name)
     if kernel is None:
         return bare, "", ""
-    own = (call for call in kernel.stack if "/greenjax/" in call and not re.search(r"operations\.py|:_product", call))
+    own = (call for call in kernel.stack if "/greenjax/" in call and not re.search(r"primitives\.py|:Linear\.", call))
     place = re.sub(r"\.__call__|\.?<\w+>", "", next(own, ":").rpartition(":")[2])
     op = re.sub(r"\d+", "#", kernel.op_name.split(";")[0])
     when = "backward" if "transpose(" in op else "forward" if "jvp(" in op else "update"

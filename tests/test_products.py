@@ -31,13 +31,18 @@ def drawn(*shapes):
 
 @pytest.mark.parametrize(("n", "c", "d"), [(1, 1, 1), (1, 3, 2), (2, 2, 2), (3, 1, 5), (8, 16, 6)])
 def test_a_product_and_its_gradients_are_rounded_once(n, c, d):
-    """Against float64 sums of the same bfloat16 numbers; the narrowest shapes have no kernel of XLA's library."""
-    dy, x, kernel = drawn((n, d), (n, c), (c, d))
-    exact = [np.asarray(array, np.float64) for array in (dy, x, kernel)]
-    expected = exact[1] @ exact[2], exact[0] @ exact[2].T, exact[1].T @ exact[0]
-    sizes = [abs(a) @ abs(b) for a, b in ((exact[1], exact[2]), (exact[0], exact[2].T), (exact[1].T, exact[0]))]
-    for found, wanted, size in zip(with_gradients(matmul)(dy, x, kernel), expected, sizes, strict=True):
-        assert found.dtype == jnp.bfloat16
+    """Against float64 sums of the same numbers; the narrowest shapes have no kernel of XLA's library."""
+    arrays = *drawn((n, d), (n, c), (c, d)), jax.random.normal(jax.random.key(3), (d,))  # biases are float32
+
+    def exact(dy, x, kernel, bias):
+        return x @ kernel + bias, dy @ kernel.T, x.T @ dy, dy.sum(axis=0)
+
+    wide = [np.asarray(array, np.float64) for array in arrays]
+    types = 3 * [jnp.bfloat16] + [jnp.float32]
+    for found, wanted, size, dtype in zip(
+        with_gradients(matmul)(*arrays), exact(*wide), exact(*map(abs, wide)), types, strict=True
+    ):
+        assert found.dtype == dtype
         assert (abs(np.asarray(found, np.float64) - wanted) <= ROUNDING * abs(wanted) + 1e-6 * size).all()
 
 

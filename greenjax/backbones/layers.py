@@ -40,26 +40,19 @@ def _zeros(key: Any, shape: Sequence[int], dtype: Any) -> np.ndarray:
     return constant(0, shape)
 
 
+class Linear(nnx.Linear):
+    """A dense layer with float32 parameters that computes in `dtype`, with the gradients of `matmul`."""
+
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
+        bias = None if self.bias is None else self.bias[...]
+        return matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype), bias)
+
+
 def linear(
     inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs, use_bias: bool = True, init: Callable[..., Array] = xavier
-) -> nnx.Linear:
-    """A dense layer with float32 parameters, Xavier-uniform by default, that computes in `dtype`."""
-    return nnx.Linear(
-        inputs,
-        outputs,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=init,
-        bias_init=_zeros,
-        dot_general=_product,
-        rngs=rngs,
-    )
-
-
-def _product(x: Array, kernel: Array, dimensions: Any, **options: Any) -> Array:
-    """`matmul` with the signature of jax.lax.dot_general, which nnx.Linear calls."""
-    del dimensions, options  # always the last axis of x and the first of the kernel
-    return matmul(x, kernel)
+) -> Linear:
+    """A dense layer, Xavier-uniform by default."""
+    return Linear(inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=init, bias_init=_zeros, rngs=rngs)
 
 
 class LayerNorm(nnx.Module):

@@ -75,12 +75,14 @@ def _sum_to(groups: int, x: Float[Array, "b g k s t"]) -> Float[Array, "{groups}
 
 
 def _slots_product(x: Float[Array, "b g k s d"], pairs: Float[Array, "b g k s t"]) -> Float[Array, "b g k t d"]:
-    """pairs^T x. On a CPU, of the two x is transposed, the smaller one, and so is the result."""
+    """pairs^T x. In bfloat16 on a CPU, of the two x is transposed, the smaller one, and so is the result."""
 
     def transposed(x: Array, pairs: Array) -> Array:
         return product("bgkds,bgkst->bgkdt", stored(x.swapaxes(-1, -2)), pairs).swapaxes(-1, -2)
 
     plain = partial(jnp.einsum, "bgksd,bgkst->bgktd")
+    if x.dtype != jnp.bfloat16:
+        return plain(x, pairs)
     return jax.lax.platform_dependent(x, pairs, cpu=transposed, default=plain)
 
 

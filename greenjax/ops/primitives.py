@@ -16,20 +16,26 @@ from jaxtyping import Array, Float, Int
 from greenjax.runtime.processor import multiplies_bfloat16
 
 
-def product(spec: str, x: Array, y: Array) -> Array:
-    """jnp.einsum(spec, x, y), in the type of x and y.
+def product(spec: str, x: Array, y: Array, bias: Array | None = None) -> Array:
+    """jnp.einsum(spec, x, y) + bias in the type of x and y; the sum is rounded once.
 
     XLA for CPUs has products of bfloat16 numbers with float32 results only. It widens the operands of any other, and
     of those whose operands are not stored in the order of their axes or whose x is not summed over its last axis.
     """
-    in_type = partial(jnp.einsum, spec)
+
+    def in_type(x: Array, y: Array, bias: Array | None) -> Array:
+        return _plus(jnp.einsum(spec, x, y), bias)
+
+    def in_float32(x: Array, y: Array, bias: Array | None) -> Array:
+        return _plus(jnp.einsum(spec, x, y, preferred_element_type=jnp.float32), bias).astype(x.dtype)
+
     if x.dtype != jnp.bfloat16 or not multiplies_bfloat16():
-        return in_type(x, y)
+        return in_type(x, y, bias)
+    return jax.lax.platform_dependent(x, y, bias, cpu=in_float32, default=in_type)
 
-    def in_float32(x: Array, y: Array) -> Array:
-        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32).astype(x.dtype)
 
-    return jax.lax.platform_dependent(x, y, cpu=in_float32, default=in_type)
+def _plus(x: Array, bias: Array | None) -> Array:
+    return x if bias is None else x + bias.astype(x.dtype)
 
 
 def stored(x: Array) -> Array:
@@ -45,19 +51,25 @@ def stored(x: Array) -> Array:
 
 
 @jax.custom_vjp
-def matmul(x: Float[Array, "*b c"], kernel: Float[Array, "c d"]) -> Float[Array, "*b d"]:
-    """x @ kernel. The gradient of the kernel is one matrix product over all leading axes of x, those of jax.vmap
-    included."""
-    return product("nc,cd->nd", _rows(x), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+def matmul(
+    x: Float[Array, "*b c"], kernel: Float[Array, "c d"], bias: Float[Array, " d"] | None = None
+) -> Float[Array, "*b d"]:
+    """x @ kernel + bias, in the type of x. The gradient of the kernel is one matrix product over all leading axes of
+    x, those of jax.vmap included."""
+    y = product("nc,cd->nd", _rows(x), kernel, None if bias is None else bias[None])
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def _matmul_fwd(x, kernel):
-    return matmul(x, kernel), (x, kernel)
+def _matmul_fwd(x, kernel, bias):
+    return matmul(x, kernel, bias), (x, kernel, None if bias is None else bias[:0])
 
 
 def _matmul_bwd(saved, dy):
-    x, kernel = saved
-    return product("nd,cd->nc", _rows(dy), kernel).reshape(x.shape), _d_kernel(x, dy, kernel)
+    x, kernel, bias = saved
+    dx = product("nd,cd->nc", _rows(dy), kernel).reshape(x.shape)
+    # In float32: XLA for CPUs is many times slower at sums in bfloat16, and rounds every partial sum.
+    d_bias = None if bias is None else _rows(dy).astype(bias.dtype).sum(axis=0)
+    return dx, _d_kernel(x, dy, kernel), d_bias
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd)
