@@ -43,9 +43,10 @@ def _zeros(key: Any, shape: Sequence[int], dtype: Any) -> np.ndarray:
 class Linear(nnx.Linear):
     """A dense layer with float32 parameters that computes in `dtype`, with the gradients of `matmul`."""
 
-    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
+    def __call__(self, inputs: Float[Array, "*b c"], out_sharding: None = None) -> Float[Array, "*b d"]:
+        del out_sharding
         bias = None if self.bias is None else self.bias[...]
-        return matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype), bias)
+        return matmul(inputs.astype(self.dtype), self.kernel[...].astype(self.dtype), bias)
 
 
 def linear(
