@@ -30,10 +30,10 @@ def get_config():
     config.detect.max_detections = 20
     config.detect.max_objects = 6
 
-    config.steps = 400
+    config.steps = 250
     config.data.batch_size = 8
     config.optim.base_lr = 3.2e-2  # at a batch of 256; 1e-3 at 8
-    config.optim.warmup_steps = 40
+    config.optim.warmup_steps = 25
     config.optim.warmup_lr = 0.0
     config.optim.b2 = 0.999
 

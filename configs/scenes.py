@@ -23,10 +23,10 @@ def get_config():
     config.decoder.dim = 128
     config.decoder.num_heads = 4
 
-    config.steps = 1500
+    config.steps = 800
     config.data.batch_size = 64
     config.optim.base_lr = 4e-3
-    config.optim.warmup_steps = 100
+    config.optim.warmup_steps = 50
     config.optim.weight_decay = 0.05
 
     config.data.source = "scenes"
@@ -38,6 +38,6 @@ def get_config():
     config.data.flip = False
     config.data.mean = (0.305,)
     config.data.std = (0.376,)
-    config.log.every = 100
-    config.log.eval_every = 500
+    config.log.every = 50
+    config.log.eval_every = 400
     return config

@@ -13,6 +13,7 @@ import greenjax.interop.loading
 from greenjax.errors import InputError
 from greenjax.runtime.files import read_metrics
 from greenjax.tasks import detect, evaluate, pretrain
+from greenjax.training.optim import learning_rate
 
 DETECT = dict(
     task="detect",
@@ -128,3 +129,14 @@ def test_what_cannot_be_trained_is_refused(changes, message, tmp_path):
 def test_every_level_needs_a_size_of_anchors():
     with pytest.raises(InputError, match=r"detect.anchor_sizes is \(4, 8\): expected 3 sizes"):
         small_config(**DETECT | dict(detect__anchor_sizes=(4, 8)))
+
+
+@pytest.mark.parametrize("name", ["swin_b", "swin_l", "twins_l"])
+def test_the_recipes_are_the_paper_s(name):
+    """Batch 16, rate 1e-4, weight decay 0.05, 36 epochs, the rate falls tenfold after 27 and 33 (section 4.1)."""
+    config = greenjax.load_config(f"configs/detect_{name}.py")
+    rate = learning_rate(config, config.steps, config.optim.warmup_steps)
+    found = [rate(step) for step in (0, 1000, int(0.76 * config.steps), int(0.92 * config.steps))]
+    np.testing.assert_allclose(found, [1e-7, 1e-4, 1e-5, 1e-6], rtol=1e-5)
+    assert (config.data.batch_size, config.optim.weight_decay, config.model.border) == (16, 0.05, "pad")
+    assert round(config.steps * 16 / 117_266) == 36
