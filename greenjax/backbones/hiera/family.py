@@ -43,6 +43,5 @@ FAMILY = Family(
     stages=stages,
     check=check,
     beside_blocks={},
-    overlapping=True,
     norms_pooled=True,
 )
