@@ -1,4 +1,4 @@
-"""The backends of the sparse convolution on the layers of Twins-L and on larger kernels.
+"""The backends of the sparse convolution on layers of Twins-L and ConvNeXt V2 base, and on others.
 
 docs/sparse_conv.md explains the figures.
 """
@@ -33,10 +33,13 @@ class Layer(NamedTuple):
     groups: int = 1
 
 
-# Channels of Twins-L (arXiv 2104.13840): 128, 256, 512, 1024.
+# Channels of Twins-L (arXiv 2104.13840) and ConvNeXt V2 base (arXiv 2301.00808): 128, 256, 512, 1024.
 LAYERS = (
     Layer("positional encoding, depth-wise 3x3, stage 1", 0, 3, 1, (128, 128), 128),
     Layer("positional encoding, depth-wise 3x3, stage 3", 2, 3, 1, (512, 512), 512),
+    Layer("depth-wise 7x7, stage 1", 0, 7, 1, (128, 128), 128),
+    Layer("depth-wise 7x7, stage 3", 2, 7, 1, (512, 512), 512),
+    Layer("depth-wise 7x7, stage 4", 3, 7, 1, (1024, 1024), 1024),
     Layer("patch embedding 2/2, stage 1 to 2", 0, 2, 2, (128, 256)),
     Layer("sub-sampling 8/8, stage 1", 0, 8, 8, (128, 128)),
     Layer("sub-sampling 4/4, stage 2", 1, 4, 4, (256, 256)),

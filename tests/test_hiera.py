@@ -1,10 +1,12 @@
 """Hiera on visible tokens: equal to transformers' where all are visible, to a masked dense network elsewhere."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
+from flax import nnx
 from masked_dense import attention, check, convolution, dense, mlp, moved, norm, pictures, seen_at
 from small import small_config
 
@@ -29,6 +31,18 @@ def test_all_visible_equals_transformers(tmp_path, model):
     last = greenjax.features(model, images)[-1]
     np.testing.assert_allclose(last.reshape(expected.last_hidden_state.shape), expected.last_hidden_state, atol=1e-5)
     np.testing.assert_allclose(model.pooled(images), expected.pooler_output, atol=1e-5)
+
+
+def test_the_backends_of_the_stem_are_equal(model):
+    images, visible = pictures(size=48), np.random.default_rng(3).random(model.grid.units) < 0.4
+    state = nnx.state(model)
+
+    def gradients(backend):
+        graphdef, _ = nnx.split(greenjax.build(small_config("hiera", image_size=48, model__sparse_conv=backend)))
+        return jax.jit(jax.grad(lambda state: nnx.merge(graphdef, state)(images, visible).loss))(state)
+
+    for a, b in zip(*(jax.tree.leaves(gradients(backend)) for backend in ("masked", "native")), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def four_in_one(grid):

@@ -43,7 +43,7 @@ def mask_rcnn(config: ConfigDict) -> MaskRCNN:
     detect, classes = config.detect, config.model.num_classes + 1
     dim, levels = detect.fpn_dim, [str(i) for i in range(len(config.model.depths))]
     (pre_train, pre_test), (post_train, post_test) = detect.pre_nms, detect.post_nms
-    parts = {}
+    parts, ratios = {}, ((0.5, 1.0, 2.0),) * len(detect.anchor_sizes)
     if dim != 256:  # the widths of the paper are torchvision's defaults
         predictor = nn.Module()
         predictor.cls_score, predictor.bbox_pred = nn.Linear(4 * dim, classes), nn.Linear(4 * dim, 4 * classes)

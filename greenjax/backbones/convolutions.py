@@ -1,4 +1,7 @@
-"""Convolutions over visible tokens that several families share."""
+"""Convolutions over visible tokens that several families share.
+
+planning/sites.py says what they read over the border of a mask unit.
+"""
 
 import math
 from typing import NamedTuple
@@ -82,8 +85,7 @@ def _tokens_at(
 class OverlappingEmbed(nnx.Module):
     """The tokens of a stage by a convolution whose kernel is larger than its stride, padded by kernel // 2.
 
-    It takes the tokens [b, n, c] of the stage before, or, for the first stage, the pixels of units. Masked ones count
-    as zeros.
+    It takes the tokens [b, n, c] of the stage before, or, for the first stage, the pixels of units.
     """
 
     def __init__(self, config: ConfigDict, stage: int, kernel: int, *, rngs: nnx.Rngs):
@@ -106,7 +108,7 @@ class OverlappingEmbed(nnx.Module):
 
 
 class DepthwiseConv(nnx.Module):
-    """A depth-wise submanifold convolution, side x side: it reads visible neighbours, and zeros for masked ones."""
+    """A depth-wise submanifold convolution, side x side."""
 
     def __init__(self, dim: int, side: int, backend: Backend, *, rngs: nnx.Rngs):
         # Each channel is a map of side * side values to one, drawn as Xavier's matrices with as many inputs as outputs.

@@ -36,6 +36,7 @@ class Family:
     undecayed: frozenset[str] = frozenset()  # modules whose kernels have no weight decay
     any_window: bool = False  # weights are for every window, without resizing
     pads: bool = False  # model.border may be "pad": zeros fill up windows at the border, and attend
+    overlapping: bool = False  # embeddings whose kernels are larger than their strides, beside the kernels of `stages`
     norms_pooled: bool = False  # a classifier pools the tokens before the last norm, not behind it
 
     @property

@@ -52,7 +52,7 @@ def check_model(values: Values, model: Any, grid: Any) -> None:
         if model.attention == "pallas" and width // heads not in (16, 32, 64, 128):
             allowed = f"xla where a head has {width // heads} channels: pallas takes 16, 32, 64 or 128"
             refuse(values, "model.attention", allowed)
-    if model.sparse_conv != "native" and not any(stage.kernels for stage in stages):
+    if model.sparse_conv != "native" and not family.overlapping and not any(stage.kernels for stage in stages):
         refuse(values, "model.sparse_conv", f"native for {model.name}, which has no sparse convolutions")
 
 

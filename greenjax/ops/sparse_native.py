@@ -63,8 +63,7 @@ def _correlate(x: Tokens, kernel: Array, reads: Int[Array, "m taps"], groups: in
     """y[m] = sum over taps of x[reads[m, tap]] kernel[tap], with zeros for missing tokens."""
     kernel = kernel.astype(x.dtype)
     if _is_depthwise(kernel, groups):
-        weights = kernel.reshape(-1, 1, 1, groups)
-        return reduce(add, [_take(x, tap).astype(_wide(x)) * w for tap, w in zip(reads.T, weights)]).astype(x.dtype)
+        return _depthwise(x, kernel.reshape(-1, groups), reads)
 
     # A loop over the rows of the kernel: all at once would copy x once a tap, and take longer.
     def add_row(y: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
@@ -75,6 +74,19 @@ def _correlate(x: Tokens, kernel: Array, reads: Int[Array, "m taps"], groups: in
     shape = (x.shape[0], reads.shape[0], groups, kernel.shape[3] // groups)
     y, _ = jax.lax.scan(add_row, jnp.zeros(shape, _wide(x)), (_by_row(reads, kernel), kernel), unroll=UNROLL)
     return y.reshape(*shape[:2], -1).astype(x.dtype)
+
+
+def _depthwise(x: Tokens, weights: Float[Array, "taps c"], reads: Int[Array, "m taps"]) -> Float[Array, "b m c"]:
+    def at_once(x: Tokens) -> Array:
+        terms = (_take(x, tap).astype(_wide(x)) * weight for tap, weight in zip(reads.T, weights[:, None, None]))
+        return reduce(add, terms).astype(x.dtype)
+
+    # On a CPU, image by image: XLA stores the result of a loop. Any other it computes again, all taps of it, in each
+    # of the loops of the norm that reads it.
+    def by_image(x: Tokens) -> Array:
+        return _map(lambda image: at_once(image[None])[0], x)
+
+    return jax.lax.platform_dependent(x, cpu=by_image, default=at_once)
 
 
 def _d_tokens(dy: Array, kernel: Array, uses: Int[Array, "n taps"], groups: int, most_uses: int) -> Tokens:

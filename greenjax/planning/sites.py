@@ -6,6 +6,12 @@ flattened over its first two axes does; tap (i, j) of the output site (y, x) rea
 
     (y * stride - padding + i,  x * stride - padding + j).
 
+**What reaches over a unit's border: one rule for all families.** Windows are cut to visible tokens. Kernels larger than
+their strides are not: of the image, a masked pixel reads as zero, after colour normalisation; between tokens, a masked
+one is not there: its term of a sum is zero, and a maximum or a mean is over the tokens that are there. Statistics over
+positions, such as a response norm, are over the visible tokens of one image. Outputs exist at visible units only. With
+every unit visible the dense network comes out exactly.
+
 A submanifold convolution has stride 1, padding (k - 1) / 2 and its input sites as output sites. Strided convolutions
 have as output sites the coarse tokens of visible units, not every site that a kernel reaches. Where kernel == stride
 no index is needed: in unit-major order (tokens.py) a kernel reads a run of neighbours.

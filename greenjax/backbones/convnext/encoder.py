@@ -1,7 +1,7 @@
 """ConvNeXt (arXiv 2201.03545) as an encoder of visible tokens; dense when every unit is visible.
 
-The depth-wise convolutions read visible neighbours, and zeros for masked ones, as beyond the border. Stem and
-down-sampling have kernels as large as their strides, so they stay inside a mask unit.
+The depth-wise convolutions reach over the borders of mask units (planning/sites.py). Stem and down-sampling have
+kernels as large as their strides, so they stay inside a unit.
 """
 
 from collections.abc import Callable

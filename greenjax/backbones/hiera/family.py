@@ -43,5 +43,6 @@ FAMILY = Family(
     stages=stages,
     check=check,
     beside_blocks={},
+    overlapping=True,
     norms_pooled=True,
 )

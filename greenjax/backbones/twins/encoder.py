@@ -2,8 +2,8 @@
 
 Twins-SVT alternates local attention in windows with attention to a sub-sampled map; Twins-PCPVT has the latter only. A
 key of the sub-sampled map stands for a block of sr x sr tokens. Such a block lies inside one mask unit, so it is
-visible or masked as a whole, and keys come from visible tokens only. The positional encoding generator reads visible
-neighbours only, and zeros for masked ones, as beyond the border.
+visible or masked as a whole, and keys come from visible tokens only. The positional encoding generator reaches over the
+borders of units (planning/sites.py).
 """
 
 from functools import partial
