@@ -57,9 +57,7 @@ def mask_rcnn(config: ConfigDict) -> MaskRCNN:
     return MaskRCNN(
         Backbone(config),
         None if parts else classes,
-        rpn_anchor_generator=AnchorGenerator(
-            tuple((s,) for s in detect.anchor_sizes), ((0.5, 1.0, 2.0),) * len(detect.anchor_sizes)
-        ),
+        rpn_anchor_generator=AnchorGenerator(tuple((size,) for size in detect.anchor_sizes), ratios),
         box_roi_pool=MultiScaleRoIAlign(levels, 7, 2),
         mask_roi_pool=MultiScaleRoIAlign(levels, 14, 2),
         rpn_pre_nms_top_n_train=pre_train,
