@@ -336,7 +336,7 @@ WRONG = [
     ({"model.dtype": "float64"}, "model.dtype is 'float64'"),
     ({"model.in_channels": 1}, "data.mean is (0.485, 0.456, 0.406): expected 1 numbers"),
     ({"data.std": (1.0, 0.0, 1.0)}, "data.std is (1.0, 0.0, 1.0): expected numbers above 0"),
-    ({"data.mean": (1.0,)}, "data.mean is (1.0,): expected 3 numbers"),
+    ({"data.mean": (1.0, 2.0)}, "data.mean is (1.0, 2.0): expected 3 numbers"),
     ({"decoder.dim": 510}, "decoder.dim is 510: expected a multiple of 4"),
     ({"decoder.num_heads": 24}, "decoder.num_heads is 24: expected a divisor of decoder.dim, 512"),
     ({"mask.ratio": 0.0}, "mask.ratio is 0.0"),

@@ -9,7 +9,7 @@ import pytest
 from small import small_config
 
 from greenjax.data.augment import CentreView, RandomView, centre_box, random_box, resize, to_channels
-from greenjax.errors import InputError
+from greenjax.data.encoded import DecodeError
 
 
 def noise(height, width, channels=3):
@@ -136,5 +136,5 @@ def test_grey_and_colour_become_each_other():
     grey = noise(5, 6, 1)
     assert np.array_equal(to_channels(grey, 3), np.repeat(grey, 3, axis=2))
     assert np.array_equal(to_channels(to_channels(grey, 3), 1), grey)
-    with pytest.raises(InputError, match=r"model\.in_channels is 2: expected 1 or 3"):
-        CentreView.from_config(small_config(model__in_channels=2, data__mean=(0.0,) * 2, data__std=(1.0,) * 2))
+    with pytest.raises(DecodeError, match=r"it has 3 channels: expected 2 \(model\.in_channels, data\.channels\)"):
+        to_channels(noise(5, 6, 3), 2)

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny_data import encode, picture, prepare, settings
+from tiny_data import encode, of_pictures, picture, prepare, settings
 
 import greenjax
 from greenjax.data.augment import CentreView
@@ -225,7 +225,7 @@ def places(tmp_path_factory, tfds_dir):
     for i in range(12):
         (root / "train" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         (root / "train" / "ab"[i % 2] / f"{i}.png").write_bytes(encode(picture(i)))
-    made = ConfigDict({"data": settings("folder", root)})
+    made = of_pictures(settings("folder", root))
     list(prepare_records(made, root / "made", How(256, "raw"), ["train"]))
     return dict(
         digits={}, folder=dict(path=root), records=dict(path=root / "made"), tfds=dict(path=tfds_dir, name="tiny")
@@ -376,7 +376,7 @@ def test_a_damaged_shard_is_named(tfds_dir, tmp_path, kind):
         shutil.copytree(tfds_dir / "tiny" / "1.0.0", tmp_path / "made")
     else:
         made_of = settings("tfds", tfds_dir / "tiny" / "1.0.0")
-        list(prepare_records(ConfigDict({"data": made_of}), tmp_path / "made", How(256, "raw"), ["train"]))
+        list(prepare_records(of_pictures(made_of), tmp_path / "made", How(256, "raw"), ["train"]))
     (shard,) = (path for path in (tmp_path / "made").iterdir() if "train" in path.name and "array_record" in path.name)
     data, whole = settings(kind, tmp_path / "made"), shard.read_bytes()
     pixels = [image.tobytes() for image in map(open_source(data, "train").__getitem__, range(10))]
@@ -412,11 +412,7 @@ def test_a_damaged_record_is_replaced_and_counted(tmp_path, split):
     for value in range(10):
         (tmp_path / f"{value}.png").write_bytes(encode(picture(50 + value)))
     made, view = tmp_path / "made", CentreView((6, 9), 3)
-    list(
-        prepare_records(
-            ConfigDict({"data": settings("folder", tmp_path)}), made, How(256, "raw"), ["all"], unlabelled=True
-        )
-    )
+    list(prepare_records(of_pictures(settings("folder", tmp_path)), made, How(256, "raw"), ["all"], unlabelled=True))
     source, shard = open_source(settings("records", made), split), made / "all-00000-of-00001.array_record"
     before, whole = values(source), shard.read_bytes()
     at = whole.index(source[3].tobytes())

@@ -11,7 +11,7 @@ from greenjax.data.loader import eval_batches
 from greenjax.data.open import open_source
 from greenjax.evaluation.held_out import Pictures
 from greenjax.evaluation.pictures import reconstruct
-from greenjax.evaluation.pictures.reconstruct import GREY, draw_reconstructions, hide, paste
+from greenjax.evaluation.pictures.reconstruct import GREY, Colours, draw_reconstructions, hide, paste
 from greenjax.training.state import model_graph
 
 MEAN = {1: (0.3,), 2: (0.3, 0.2), 3: (0.485, 0.456, 0.406), 5: (0.5,) * 5}
@@ -32,7 +32,7 @@ def example(channels=3, unit=8, size=(32, 48), n=4, seed=0):
 
 
 def colours(channels):
-    return dict(mean=MEAN[channels], std=STD[channels])
+    return dict(colours=Colours(MEAN[channels], STD[channels]))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])

@@ -22,6 +22,12 @@ def settings(source, path="", name="", split="train", per_class=0):
     return ConfigDict(dict(source=source, path=str(path), name=name, split=split, per_class=per_class))
 
 
+def of_pictures(data):
+    """A config of pictures of 8 bits with the section `data`."""
+    reading = dict(dtype="uint8", channels=(), alpha="drop", page=0, no_data="none")
+    return ConfigDict(dict(data=reading | data.to_dict(), model=dict(in_channels=3)))
+
+
 def prepare(data_dir, version="1.0.0", feature="image", first=0, labels=("y",)):
     """Prepares a small ArrayRecord data set; images handed over encoded need no TensorFlow.
 

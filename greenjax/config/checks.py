@@ -6,6 +6,8 @@ Checks raise InputError: one line with the key, its value and what is expected b
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from greenjax.backbones.geometry import grid_of, specs_of, visible_of
 from greenjax.backbones.registry import family_of
 from greenjax.config.settings import KEYS
@@ -65,9 +67,12 @@ def check_decoder(values: Values) -> None:
 
 
 def check_data(values: Values) -> None:
+    channels = values["model.in_channels"]
     for key in ("data.mean", "data.std"):
-        if len(values[key]) != values["model.in_channels"]:
-            refuse(values, key, f"{values['model.in_channels']} numbers, one a channel (model.in_channels)")
+        if len(values[key]) != channels:
+            how = "" if channels in (1, 3) else "; `python -m greenjax.data.statistics` measures them"
+            refuse(values, key, f"{channels} numbers, one a channel (model.in_channels), or one for all{how}")
+    check_pixels(values, channels)
     SOURCES[values["data.source"]].check(values)
 
 
@@ -77,6 +82,28 @@ def check_detection(values: Values) -> None:
         refuse(values, "detect.anchor_sizes", f"{levels} sizes: one a stage of {values['model.name']}, and one above")
     if max(values["detect.shorter_sides"], default=0) > min(values["image_size"]):
         refuse(values, "detect.shorter_sides", f"at most the shorter side of image_size, {values['image_size']}")
+
+
+def check_pixels(values: Values, channels: int) -> None:
+    dtype, no_data = np.dtype(values["data.dtype"]), values["data.no_data"]
+    if values["data.channels"] and len(values["data.channels"]) != channels:
+        refuse(values, "data.channels", f"{channels} of them (model.in_channels), or () for all")
+    if (
+        dtype.kind in "iu"
+        and no_data != "none"
+        and not (float(no_data).is_integer() and np.iinfo(dtype).min <= float(no_data) <= np.iinfo(dtype).max)
+    ):
+        refuse(values, "data.no_data", f"none, or a number that {dtype.name} (data.dtype) has")
+    if values["data.mixup"] and no_data != "none":
+        refuse(values, "data.mixup", "0 where data.no_data is given: pixels without data mix with nothing")
+    if values["data.randaugment"] and (dtype != np.uint8 or channels not in (1, 3)):
+        refuse(
+            values, "data.randaugment", f"0 for {dtype.name} of {channels} channels: it is for 8 bits of grey or RGB"
+        )
+    if values["data.quarter_turns"] and len(set(values["image_size"])) > 1:
+        refuse(values, "data.quarter_turns", f"False for image_size {values['image_size']!r}, which is not square")
+    if max(values["log.picture_channels"]) >= channels > 3:
+        refuse(values, "log.picture_channels", f"channels below {channels} (model.in_channels)")
 
 
 def check_optimizer(values: Values) -> None:

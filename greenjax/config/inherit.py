@@ -23,9 +23,10 @@ Settings = dict[str, Any]
 FREE = tuple(part for part in SIZE_SETTINGS if KEYS[f"model.{part}"].free)  # weights fit others, too
 SIZES = (*(part for part in SIZE_SETTINGS if part not in FREE), "in_channels")
 FIXED = ("model.name", *(f"model.{part}" for part in SIZES))  # weights fit no others
-MODEL = (*FIXED, *(f"model.{part}" for part in FREE), "data.mean", "data.std")
+MODEL = (*FIXED, *(f"model.{part}" for part in FREE), "data.mean", "data.std", "data.scale")
 DECODER = ("decoder.dim", "decoder.depth", "decoder.num_heads")
 PLACE = ("data.source", "data.path", "data.name")
+READING = ("data.dtype", "data.channels", "data.alpha", "data.page", "data.no_data")
 
 
 def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
@@ -42,6 +43,7 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
             found = "none" if there.get(key) is None else repr(there[key])
             refuse(settings, key, f"{found}, as the weights of init {init!r} have it")
     wanted = dict.fromkeys(MODEL) | {key: there[key] for key in MODEL if key in there}
+    wanted["data.statistics"] = ""  # of other images than those of the weights
     if task == "pretrain" and there.get("task") == "pretrain":
         wanted |= {key: there[key] for key in DECODER if key in there}
     if task == "eval" and there.get("task") == "detect":
@@ -86,7 +88,7 @@ def describe(config: ConfigDict) -> dict[str, str]:
         "crop_pct": str(config.data.eval_crop),  # timm's name for it, as the next
         "interpolation": "bicubic",
         "model": json.dumps(model),
-    }
+    } | ({"scale": json.dumps(config.data.scale)} if config.data.scale else {})
 
 
 def _described(metadata: Mapping[str, str]) -> Settings:
@@ -94,7 +96,7 @@ def _described(metadata: Mapping[str, str]) -> Settings:
     if "greenjax_version" not in metadata:
         return {}
     found = {f"model.{key}": value for key, value in json.loads(metadata["model"]).items()}
-    keys = {"mean": "data.mean", "std": "data.std", "crop_pct": "data.eval_crop"}
+    keys = {"mean": "data.mean", "std": "data.std", "scale": "data.scale", "crop_pct": "data.eval_crop"}
     found |= {ours: json.loads(metadata[key]) for key, ours in keys.items() if key in metadata}
     return found | {"image_size": tuple(map(int, metadata["image_size"].split("x")))}
 
@@ -117,7 +119,7 @@ def _images(settings: Settings, given: Collection[str], there: Settings) -> tupl
     if own or ("data.source" in given and settings["data.source"] != there.get("data.source")):
         return ()
     source = SOURCES.get(there.get("data.source", ""))
-    taken = ("data.source", *(source.place if source else ()), "data.split", "data.eval_split")
+    taken = ("data.source", *(source.place if source else ()), "data.split", "data.eval_split", *READING)
     return tuple(key for key in taken if settings.get(key) == KEYS[key].default)
 
 

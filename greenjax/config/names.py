@@ -5,6 +5,8 @@ from collections.abc import Collection
 
 # The names of each key in other projects: timm, MMPretrain, Detectron2, MAE, transformers.
 SYNONYMS = {
+    "data.no_data": "nodata ignore_value fill_value",
+    "data.channels": "bands band_indices",
     "data.batch_size": "batch bs ims_per_batch per_device_train_batch_size samples_per_gpu",
     "data.erasing": "reprob random_erasing",
     "data.eval_crop": "crop_pct",
@@ -15,6 +17,7 @@ SYNONYMS = {
     "data.path": "data_dir data_path data_root root train_dir train_path",
     "data.randaugment": "aa auto_augment rand_augment",
     "data.source": "dataset",
+    "data.scale": "rescale_factor max_pixel_value divisor",
     "data.std": "norm_std",
     "data.workers": "num_workers workers_per_gpu dataloader_num_workers",
     "ema": "ema_decay model_ema model_ema_decay",

@@ -15,7 +15,7 @@ from greenjax.config.checks import check_all
 from greenjax.config.names import WORKDIR, nearest
 from greenjax.config.settings import KEYS, RATIO, SIZE
 from greenjax.errors import InputError, listed, refuse
-from greenjax.runtime.files import read_json
+from greenjax.runtime.files import expanded, read_json
 
 
 def default_config() -> ConfigDict:
@@ -34,6 +34,8 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
         check_key(key)
     values = {key: _checked(key, given.get(key, entry.default)) for key, entry in KEYS.items()}
     _fill_architecture(values)
+    _take_statistics(values)
+    _by_channel(values)
     if values["task"] not in ("knn", "eval"):
         _settle_length(values)
     check_all(values)
@@ -82,6 +84,33 @@ def _fill_architecture(values: dict[str, Any]) -> None:
             refuse(values, key, f"none for {values['model.name']}, which has {', '.join(architecture)}")
         if values[key] is None:
             values[key] = architecture.get(part)
+
+
+def _take_statistics(values: dict[str, Any]) -> None:
+    """Takes mean and deviation from the file `data.statistics`: the config then has the numbers, and no file."""
+    if not values["data.statistics"]:
+        return
+    found = read_json(
+        expanded(values["data.statistics"]), dict, "expected what `python -m greenjax.data.statistics` wrote"
+    )
+    for part in ("mean", "std"):
+        key = f"data.{part}"
+        measured = _checked(key, found.get(part))
+        if values[key] not in (KEYS[key].default, measured):
+            refuse(values, key, f"none beside data.statistics {values['data.statistics']!r}")
+        values[key] = measured
+    for part in ("dtype", "scale", "channels", "no_data"):
+        here = list(values[f"data.{part}"]) if part == "channels" else values[f"data.{part}"]
+        if found.get(part) != here:
+            refuse(values, f"data.{part}", f"{found.get(part)!r}, with which data.statistics were measured")
+    values["data.statistics"] = ""
+
+
+def _by_channel(values: dict[str, Any]) -> None:
+    """One mean or deviation stands for all channels."""
+    for key in ("data.mean", "data.std"):
+        if len(values[key]) == 1:
+            values[key] *= values["model.in_channels"]
 
 
 def _settle_length(values: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import math
 
 from greenjax.backbones.registry import ARCHITECTURES, DEFAULT, SETTINGS
 from greenjax.backbones.settings import UNSET, Key, choice, count, counts, positive
+from greenjax.data.reading import ALPHAS, DTYPES, is_number
 from greenjax.data.sources import SOURCES
 
 SIZE = (int, tuple)  # the type of image_size: one side in pixels, or (height, width)
@@ -43,8 +44,13 @@ def _phases(training: int, evaluation: int) -> Key:
 
 
 def _channels(default: tuple[float, ...], above: float = -math.inf) -> Key:
-    allowed = "numbers" + (f" above {above:g}" if above > -math.inf else "") + ", one a channel"
+    allowed = "numbers" + (f" above {above:g}" if above > -math.inf else "") + ", one a channel or one for all"
     return Key(tuple[float, ...], default, allowed, lambda v: v and min(v) > above)
+
+
+def _indices(default: tuple[int, ...], exactly: int = 0) -> Key:
+    allowed = "whole numbers, at least 0" + (f", {exactly} of them" if exactly else "")
+    return Key(tuple[int, ...], default, allowed, lambda v: min(v, default=0) >= 0 and len(v) == (exactly or len(v)))
 
 
 def _flag(default: bool) -> Key:
@@ -53,6 +59,10 @@ def _flag(default: bool) -> Key:
 
 def _text(default: str) -> Key:
     return Key(str, default, "text")
+
+
+def _no_data() -> Key:
+    return Key(str, "none", "'none', 'nan' or a number", lambda value: value == "none" or is_number(value))
 
 
 def _ratio() -> Key:
@@ -116,6 +126,7 @@ KEYS = {
     "data.crop_scale": _range((0.2, 1.0), most=1.0),  # the share of the image's area that a crop has
     "data.crop_ratio": _range((3 / 4, 4 / 3)),  # width / height
     "data.flip": _flag(True),
+    "data.quarter_turns": _flag(False),  # turns each view by 0, 90, 180 or 270 degrees
     "data.randaugment": Key(float, 0.0, "a number from 0 (off) to 10", lambda value: 0 <= value <= 10),  # its magnitude
     "data.randaugment_layers": count(2),  # operations an image
     "data.erasing": _probability(0.0),  # that a random box is filled with noise
@@ -124,8 +135,15 @@ KEYS = {
     "data.mix_prob": _probability(1.0),  # that an image is mixed at all
     "data.mix_switch": _probability(0.5),  # of CutMix rather than Mixup, where both are on
     "data.eval_crop": _fraction(1.0),  # the side of the crop, as a share of the shorter side
-    "data.mean": _channels((0.485, 0.456, 0.406)),  # of images in [0, 1]; ImageNet's
+    "data.dtype": choice("uint8", *DTYPES),  # of the pixels, from the file to the device
+    "data.channels": _indices(()),  # of an image, in the order in which the model takes them; () = all
+    "data.alpha": choice("drop", *ALPHAS),  # of transparent images; keep: a channel; black, white: the ground below
+    "data.page": Key(int, 0, "at least 0, or -1 for all pages, as channels", lambda value: value >= -1),  # of a TIFF
+    "data.no_data": _no_data(),  # the value of pixels without a measurement; NaN is one too where this is given
+    "data.scale": Key(float, None, f"a number above 0{UNSET}", lambda value: value >= 0),  # pixels are divided by it
+    "data.mean": _channels((0.485, 0.456, 0.406)),  # of pixels / data.scale; ImageNet's
     "data.std": _channels((0.229, 0.224, 0.225), above=0.0),
+    "data.statistics": _text(""),  # a file of greenjax.data.statistics, which gives data.mean and data.std
     "optim.name": choice("adamw", "adamw", "lars", note="; lars for task 'linear' only"),
     "optim.schedule": choice("cosine", "cosine", "steps"),  # of the rate after the warm-up
     "optim.steps_at": Key(  # shares of the run after which the rate of "steps" falls
@@ -158,6 +176,7 @@ KEYS = {
     "log.every": count(50),  # in steps, as all *_every
     "log.eval_every": count(1000, 0),  # 0 = only at the end
     "log.picture_every": count(5000, 0),
+    "log.picture_channels": _indices((0, 1, 2), 3),  # that are shown as red, green and blue of more than three
     "log.checkpoint_every": count(1000, 0),
     "log.monitor_every": count(5000, 0),
     "log.monitor_images": count(20000),  # at most this many of each split

@@ -1,32 +1,34 @@
 """Views of an image: random resized crop and flip in training, the centre crop in evaluation.
 
-A view takes an image, decoded or not, and returns uint8 [h, w, c] of the configured size.
-The device normalises colours.
+A view takes an image, decoded or not, and returns pixels [h, w, c] of the configured size and type.
+The device normalises them.
 """
 
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num
 from ml_collections import ConfigDict
 
-from greenjax.data.encoded import Box, Image, Size, load
+from greenjax.data.encoded import DecodeError, Image, load
+from greenjax.data.reading import PICTURE, Box, Reading, Size, is_there
 from greenjax.errors import InputError
 
 TRIES = 10  # of a random crop that fits, as in torchvision
+AT_ONCE = 4  # channels that every function of OpenCV takes
 LONGEST = 8  # times the view's side: the longest part of an image that a centre crop resizes
 
-Transform = Callable[[UInt8[np.ndarray, "h w c"], int], UInt8[np.ndarray, "h w c"]]  # (image, index) -> image
+Transform = Callable[[Num[np.ndarray, "h w c"], int], Num[np.ndarray, "h w c"]]  # (image, index) -> image
 
 
 @dataclass(frozen=True)
 class RandomView:
-    """Random resized crop and flip, drawn from (seed, index in the global stream) alone."""
+    """Random resized crop, flip and quarter turn, drawn from (seed, index in the global stream) alone."""
 
     seed: int
     size: tuple[int, int]
@@ -35,19 +37,25 @@ class RandomView:
     ratio: tuple[float, float]
     flip: bool
     after: tuple[Transform, ...] = ()  # applied to the view; each draws from (seed, index) too
+    reading: Reading = PICTURE
+    quarter_turns: bool = False
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "RandomView":
         """The training view of a resolved configuration."""
-        data, channels = config.data, image_channels(config)
-        return cls(config.seed, config.image_size, channels, data.crop_scale, data.crop_ratio, data.flip)
+        data, channels, reading = config.data, config.model.in_channels, reading_of(config)
+        crop = data.crop_scale, data.crop_ratio
+        view = cls(config.seed, config.image_size, channels, *crop, data.flip, reading=reading)
+        return replace(view, quarter_turns=data.quarter_turns)
 
-    def __call__(self, image: Image, index: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
-        drawn = uniforms(self.seed, index, 2 * TRIES + 3)
-        pixels, _ = load(image, lambda size: (self.box(size, drawn), self.size))
-        view = to_channels(resize(pixels, self.size), self.channels)
-        if self.flip and drawn[-1] < 0.5:
-            view = cv2.flip(view, 1).reshape(view.shape)  # 30 times as fast as a copy of NumPy's reversed view
+    def __call__(self, image: Image, index: int) -> Num[np.ndarray, "h2 w2 c2"]:
+        *drawn, flip, turns = uniforms(self.seed, index, 2 * TRIES + 4)
+        pixels, _ = load(image, lambda size: (self.box(size, drawn), self.size), self.reading)
+        view = to_channels(resize(pixels, self.size, self.reading.no_data), self.channels)
+        if self.flip and flip < 0.5:
+            view = flipped(view)
+        if self.quarter_turns:
+            view = np.rot90(view, int(4 * turns))
         view = np.ascontiguousarray(view)
         for transform in self.after:
             view = transform(view, index)
@@ -68,15 +76,17 @@ class CentreView:
     size: tuple[int, int]
     channels: int
     share: float = 1.0
+    reading: Reading = PICTURE
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "CentreView":
         """The held-out view of a resolved configuration."""
-        return cls(config.image_size, image_channels(config), config.data.eval_crop)
+        channels, reading = config.model.in_channels, reading_of(config)
+        return cls(config.image_size, channels, config.data.eval_crop, reading)
 
-    def __call__(self, image: Image, index: int) -> UInt8[np.ndarray, "h2 w2 c2"]:
-        pixels, covering = load(image, self.cover)
-        view, (height, width) = resize(pixels, covering), self.size
+    def __call__(self, image: Image, index: int) -> Num[np.ndarray, "h2 w2 c2"]:
+        pixels, covering = load(image, self.cover, self.reading)
+        view, (height, width) = resize(pixels, covering, self.reading.no_data), self.size
         top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
         return np.ascontiguousarray(to_channels(view[top : top + height, left : left + width], self.channels))
 
@@ -151,16 +161,32 @@ def centre_box(size: tuple[int, int], ratio: tuple[float, float]) -> Box:
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resize(image: UInt8[np.ndarray, "h w c"], size: Size) -> UInt8[np.ndarray, "h2 w2 c"]:
+def resize(image: Num[np.ndarray, "h w c"], size: Size, no_data: str = "none") -> Num[np.ndarray, "h2 w2 c"]:
+    """The image in a new size, of the same type. A pixel that any `no_data` would enter is `no_data`."""
+    if image.shape[:2] == size:
+        return image
+    there = None if no_data == "none" else is_there(image, no_data)
+    if there is None or there.all():
+        return resized(image, size)
+    filled = np.where(there, image, image[there].mean(dtype=np.float64).astype(image.dtype) if there.any() else 0)
+    result, share = resized(filled.astype(image.dtype), size), resized(there.astype(np.float32), size)
+    result[share < 1 - 1e-3] = float(no_data)
+    return result
+
+
+def resized(image: Num[np.ndarray, "h w c"], size: Size) -> Num[np.ndarray, "h2 w2 c"]:
     """Enlarges bicubically; shrinks without aliasing, which OpenCV's bicubic alone would not.
 
     Shrinking by two or more averages pixels. Below a factor of two averaging takes three times as long as the filters
     here: up to 1.6 linear interpolation is low-pass enough, above it bicubic interpolation after the filter [1 2 1].
     tests/test_data_resize.py compares each with Pillow's bicubic; docs/input_speed.md has the figures.
     """
+    if image.dtype == np.float16:  # unknown to OpenCV
+        return resized(image.astype(np.float32), size).astype(np.float16)
+    if image.shape[2] > AT_ONCE:
+        parts = np.split(image, range(AT_ONCE, image.shape[2], AT_ONCE), axis=2)
+        return np.concatenate([resized(np.ascontiguousarray(part), size) for part in parts], axis=2)
     height, width = size
-    if image.shape[:2] == (height, width):
-        return image
     down, across = image.shape[0] / height, image.shape[1] / width
     least, mean, most = min(down, across), (down + across) / 2, max(down, across)
     how = cv2.INTER_CUBIC
@@ -171,23 +197,36 @@ def resize(image: UInt8[np.ndarray, "h w c"], size: Size) -> UInt8[np.ndarray, "
         image = cv2.GaussianBlur(image, taps, 0, borderType=cv2.BORDER_REPLICATE)
     elif mean > 1.13 and least >= 1:
         how = cv2.INTER_LINEAR
-    resized = cv2.resize(image, (width, height), interpolation=how)
-    return resized.reshape(height, width, -1)  # OpenCV drops a single channel
+    return cv2.resize(image, size[::-1], interpolation=how).reshape(height, width, -1)  # OpenCV drops a single channel
 
 
-def to_channels(image: UInt8[np.ndarray, "h w c"], channels: int) -> UInt8[np.ndarray, "h w c2"]:
-    """The image with `channels` channels: grey becomes RGB, or RGB grey."""
+def flipped(image: Num[np.ndarray, "h w c"]) -> Num[np.ndarray, "h w c"]:
+    """The image with left and right exchanged."""
+    if image.shape[2] > AT_ONCE:
+        return image[:, ::-1]
+    return cv2.flip(image, 1).reshape(image.shape)  # 30 times as fast as a copy of NumPy's reversed view
+
+
+def to_channels(image: Num[np.ndarray, "h w c"], channels: int) -> Num[np.ndarray, "h w c2"]:
+    """The image with `channels` channels: grey becomes RGB, or RGB grey. Raises DecodeError for other numbers."""
     if image.shape[2] == channels:
         return image
     if (image.shape[2], channels) == (1, 3):
         return np.repeat(image, 3, axis=2)
-    if (image.shape[2], channels) == (3, 1):
+    if (image.shape[2], channels) == (3, 1) and image.dtype == np.uint8:
         return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[:, :, None]
-    raise ValueError(f"an image of {image.shape[2]} channels cannot become one of {channels}")
+    raise DecodeError(f"it has {image.shape[2]} channels: expected {channels} (model.in_channels, data.channels)")
+
+
+def reading_of(config: ConfigDict) -> Reading:
+    """What a resolved configuration takes of stored images."""
+    data, channels = config.data, config.model.in_channels
+    bands = 0 if data.channels else None if channels in (1, 3) else channels
+    return Reading(data.dtype, bands, data.channels, data.alpha, data.page, data.no_data)
 
 
 def image_channels(config: ConfigDict) -> int:
-    """Channels of the model's input; sources give grey or RGB images."""
+    """Channels of the input of a model for pictures. Raises InputError where it takes other images."""
     if config.model.in_channels not in (1, 3):
         raise InputError(f"model.in_channels is {config.model.in_channels}: expected 1 or 3: images are grey or RGB")
     return config.model.in_channels

@@ -1,32 +1,35 @@
-"""The pixels of image files.
+"""The pixels of image files: one small reader a format, in one table by the bytes with which files begin.
 
 OpenCV decodes JPEG, PNG and WebP, faster than Pillow. Pillow decodes the formats of which OpenCV reads some files
 wrongly: OpenCV multiplies a TIFF by its alpha, wraps signed pixels round, reads any PNM as one of 255 levels and a
 24-bit OS/2 bitmap as grey, shows transparent pixels of a GIF in another colour and ignores the rotation of an AVIF.
+tifffile (data/tiff.py) decodes the TIFFs that are no pictures; NumPy reads its own files.
 """
 
 import io
 import logging
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import cv2
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 
 from greenjax.data.jpeg import JpegHeader, without_rows
+from greenjax.data.reading import Buffer, Part, Reading, Size
+from greenjax.data.tiff import by_tifffile, by_window, turned
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")  # decoded by Pillow
 # The mode to which a Pillow image is converted, by its own mode; transparency is dropped.
 MODES = {"1": "L", "L": "L", "LA": "L"} | dict.fromkeys(("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"), "RGB")
-# Left to OpenCV, which takes the upper 8 of 16 bits, as it does in a PNG; Pillow rounds them.
-DEEP_PNM = re.compile(rb"P[2356]((\s|#.*\n)+\d+){2}(\s|#.*\n)+65535\s")
-BITS, PHOTOMETRIC, PLANES, KIND = 258, 262, 284, 339  # tags of a TIFF
+BITS, PHOTOMETRIC, ORIENTATION, PLANES, KIND = 258, 262, 274, 284, 339  # tags of a TIFF, and of EXIF
 KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}  # values of KIND
 WHITE_IS_ZERO, SEPARATE = 0, 2  # values of PHOTOMETRIC and PLANES
+GREY_ALPHA = 4  # the type of colour in byte 25 of a PNG
 # Flags by factor. In spite of their names they leave colours to the other flags.
 REDUCED = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 REDUCED[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
@@ -34,56 +37,98 @@ REDUCED[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
 PIL.Image.MAX_IMAGE_PIXELS = 1 << 29  # pixels; Pillow refuses twice as many, as OpenCV does
 # One line of ours names an image that cannot be decoded; the decoders print nothing.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-logging.getLogger("PIL").setLevel(logging.CRITICAL)
+for library in ("PIL", "tifffile"):
+    logging.getLogger(library).setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module="PIL")
 
+Decoded = tuple[Num[np.ndarray, "h w c"], bool]  # pixels; whether the last channel is their opacity
 
-def decode(data: bytes, header: JpegHeader | None, factor: int, rows: int | None) -> UInt8[np.ndarray, "h w c"]:
-    """The pixels of a file, as `Encoded.decode` describes. Raises ValueError with the reason, "" where none is known.
 
-    `header` is that of a JPEG.
+def decode(
+    data: Buffer, header: JpegHeader | None, factor: int, rows: int | None, reading: Reading
+) -> Num[np.ndarray, "h w c"]:
+    """The pixels of a file, as `Encoded.decode` describes, with all channels and in the file's type.
+
+    `header` is that of a JPEG. Raises ValueError with the reason, "" where none is known.
     """
-    return by_opencv(data, header, factor, rows) if for_opencv(data) else by_pillow(data)
+    if data[:2] == b"\xff\xd8":
+        return by_opencv_jpeg(data, header, factor, rows)
+    read = next((read for start, read in READERS if start.match(data)), by_pillow)
+    pixels, transparent = read(data, reading)
+    return composed(pixels, reading.alpha) if transparent else pixels
 
 
-def for_opencv(data: bytes) -> bool:
-    """Whether OpenCV reads all files of this format rightly."""
-    start = data[:12]
-    if start[:2] == b"\xff\xd8" or start[:8] == b"\x89PNG\r\n\x1a\n":
-        return True
-    return (start[:4], start[8:]) == (b"RIFF", b"WEBP") or DEEP_PNM.match(data) is not None
+def decode_part(data: Buffer, part: Part, reading: Reading) -> tuple[Num[np.ndarray, "h w c"], Size] | None:
+    """The pixels of a part of a TIFF and its new size, as `decode`; None where only the whole can be decoded."""
+    found = by_window(data, reading, part)
+    if found is None:
+        return None
+    (pixels, transparent), size = found
+    return composed(pixels, reading.alpha) if transparent else pixels, size
 
 
-def by_opencv(data: bytes, header: JpegHeader | None, factor: int, rows: int | None) -> UInt8[np.ndarray, "h w c"]:
+# OpenCV
+
+
+def by_opencv_jpeg(
+    data: Buffer, header: JpegHeader | None, factor: int, rows: int | None
+) -> UInt8[np.ndarray, "h w c"]:
     colour = header is not None and header.channels > 1
     flags = cv2.IMREAD_COLOR_RGB if colour else cv2.IMREAD_ANYCOLOR  # the latter keeps grey, but gives BGR
     shown = data
     if header is not None:
         flags |= REDUCED[factor]
         shown = data if rows is None else without_rows(data, header, rows)
+    image = opened(shown, flags)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.shape[2] == 3 and not colour else image
+
+
+def by_opencv(data: Buffer, reading: Reading) -> Decoded:
+    """A PNG, WebP or PNM; as uint8 by the upper 8 of 16 bits."""
+    deep = reading.dtype != "uint8"
+    if reading.alpha == "drop":
+        image = opened(data, cv2.IMREAD_ANYCOLOR | (cv2.IMREAD_ANYDEPTH if deep else 0))
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.shape[2] == 3 else image, False
+    image = opened(data, cv2.IMREAD_UNCHANGED)  # not turned
+    if image.dtype == np.uint16 and not deep:
+        image = (image >> 8).astype(np.uint8)
+    transparent = image.shape[2] == 4
+    if image.shape[2] >= 3:
+        image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if transparent else cv2.COLOR_BGR2RGB)
+    if transparent and data[:4] == b"\x89PNG" and data[25] == GREY_ALPHA:
+        image = image[:, :, [0, 3]]
+    with PIL.Image.open(io.BytesIO(data)) as head:
+        return turned(image, head.getexif().get(ORIENTATION, 1)), transparent
+
+
+def opened(data: Buffer | bytearray, flags: int) -> Num[np.ndarray, "h w c"]:
     try:
-        image = cv2.imdecode(np.frombuffer(shown, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # no bytes, or an impossible size
         image = None
     if image is None:
         raise ValueError
-    if image.ndim == 2:
-        return image[:, :, None]
-    return image if colour else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image[:, :, None] if image.ndim == 2 else image
 
 
-def by_pillow(data: bytes) -> UInt8[np.ndarray, "h w c"]:
+# Pillow
+
+
+def by_pillow(data: Buffer, reading: Reading) -> Decoded:
     try:
         with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return pixels_of(image)
+            return pixels_of(image, reading.alpha != "drop")
     except PIL.UnidentifiedImageError as error:
         raise ValueError from error
     except Exception as error:  # a damaged file has Pillow raise errors of many classes
         raise ValueError(" ".join(str(error).split())) from error
 
 
-def pixels_of(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w c"]:
-    """Grey or RGB pixels of a file that Pillow opened. Raises ValueError for pixels that are neither."""
+def pixels_of(image: PIL.Image.Image, alpha: bool) -> Decoded:
+    """Grey or RGB pixels of a file that Pillow opened, with opacity if `alpha` and there is some.
+
+    Raises ValueError for other pixels.
+    """
     bits, inverted = 16, False
     if image.format == "TIFF":
         tags: Any = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
@@ -94,12 +139,64 @@ def pixels_of(image: PIL.Image.Image) -> UInt8[np.ndarray, "h w c"]:
         inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO  # Pillow inverts up to 8 bits itself
     image.load()
     PIL.ImageOps.exif_transpose(image, in_place=True)
+    if alpha and image.has_transparency_data:
+        return np.asarray(image if image.mode == "LA" else image.convert("RGBA")), True
     image.info.pop("transparency", None)
     if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
         pixels = (np.asarray(image) >> (bits - 8)).astype(np.uint8)[:, :, None]
-        return ~pixels if inverted else pixels
+        return ~pixels if inverted else pixels, False
     mode = MODES.get(image.mode)
     if mode is None:
         raise ValueError(f"its pixels are of mode {image.mode!r}: expected 8 or 16 bits of grey or RGB")
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels, False
+
+
+# Others
+
+
+def by_kind(picture: Callable[[Buffer, Reading], Decoded], other: Callable[[Buffer, Reading], Decoded]) -> Any:
+    """A reader that reads pictures in one way and anything else in another."""
+    return lambda data, reading: (picture if reading.of_picture else other)(data, reading)
+
+
+def by_numpy(data: Buffer, reading: Reading) -> Decoded:
+    """A .npy, or the only array of a .npz, or its array `image`: [h, w] or [h, w, c]."""
+    try:
+        found = np.load(io.BytesIO(data), allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            name = found.files[0] if len(found.files) == 1 else "image"
+            if name not in found.files:
+                raise ValueError(f"its arrays are {', '.join(found.files) or 'none'}: expected one, or one named image")
+            found = found[name]
+    except Exception as error:  # a damaged file has NumPy and zipfile raise errors of many classes
+        raise ValueError(" ".join(str(error).split())) from error
+    if found.ndim not in (2, 3) or not found.size or found.dtype.kind not in "uif":
+        raise ValueError(f"it is an array of {found.dtype} {found.shape}: expected numbers [h, w] or [h, w, c]")
+    found = found.astype(found.dtype.newbyteorder("="), copy=False)
+    return np.ascontiguousarray(found[:, :, None] if found.ndim == 2 else found), False
+
+
+def composed(pixels: Num[np.ndarray, "h w c"], alpha: str) -> Num[np.ndarray, "h w c2"]:
+    """Pixels with their opacity as the last channel, as data.alpha wants them."""
+    if alpha in ("keep", "drop"):
+        return pixels if alpha == "keep" else pixels[:, :, :-1]
+    whole = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1.0
+    opacity = pixels[:, :, -1:].astype(np.float64) / whole
+    mixed = pixels[:, :, :-1] * opacity + (0.0 if alpha == "black" else whole) * (1 - opacity)
+    return (np.rint(mixed) if pixels.dtype.kind in "ui" else mixed).astype(pixels.dtype)
+
+
+# How the files of a format begin, and their reader; all others are Pillow's.
+READERS = tuple(
+    (re.compile(start, re.DOTALL), read)
+    for start, read in (
+        (rb"\x89PNG\r\n\x1a\n", by_opencv),
+        (rb"RIFF....WEBP", by_opencv),
+        # OpenCV takes the upper 8 of 16 bits, as it does in a PNG; Pillow rounds them.
+        (rb"P[2356]((\s|#[^\n]*\n)+\d+){2}(\s|#[^\n]*\n)+65535\s", by_opencv),
+        (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", by_kind(by_pillow, by_opencv)),  # JPEG 2000
+        (rb"II[*+]\0|MM\0[*+]", by_kind(by_pillow, by_tifffile)),  # TIFF and BigTIFF
+        (rb"\x93NUMPY|PK\x03\x04", by_numpy),  # .npy and .npz
+    )
+)

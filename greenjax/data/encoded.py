@@ -4,20 +4,19 @@ A view draws its crop from the size of the image alone, which a JPEG has in its 
 the rows below the crop, and shrinks a large photograph whose crop shrinks by two or more in a fraction of the time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num
 
 from greenjax.data.jpeg import JpegHeader, jpeg_header
+from greenjax.data.reading import PICTURE, Box, Buffer, Part, Reading, Size
 
-Size = tuple[int, int]  # height, width in pixels
-Box = tuple[int, int, int, int]  # top, left, height, width in pixels
-Part = Callable[[Size], tuple[Box, Size]]  # by an image's size: the part of it that a view shows, and its new size
-
+LARGE = 1 << 24  # bytes of a file from which a view reads no more than it needs
+TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin
 FACTORS = (1, 2, 4, 8)  # by which a decoder shrinks a JPEG
 
 
@@ -29,39 +28,69 @@ class DecodeError(Exception):
 class Encoded:
     """The bytes of an image file, and its name in errors."""
 
-    data: bytes
+    data: Buffer
     name: str
 
     @cached_property
     def header(self) -> JpegHeader | None:
         return jpeg_header(self.data)
 
-    def decode(self, factor: int = 1, rows: int | None = None) -> UInt8[np.ndarray, "h w c"]:
-        """RGB or grey. Drops transparency, takes the upper 8 of 16 bits, applies EXIF rotation, ignores ICC profiles.
+    def decode(self, factor: int = 1, rows: int | None = None, reading: Reading = PICTURE) -> Num[np.ndarray, "h w c"]:
+        """The pixels that `reading` asks for. Applies EXIF rotation, ignores ICC profiles.
 
-        Decodes the first of several images in a file (pages, frames). Shrinks a JPEG by `factor`, one of FACTORS, and
-        may leave out rows below the first `rows`. Raises DecodeError, also for pixels that are neither grey nor RGB.
+        As uint8 takes the upper 8 of 16 bits of grey and RGB. Shrinks a JPEG by `factor`, one of FACTORS, and may leave
+        out rows below the first `rows`. Raises DecodeError, also for pixels of another type than that of `reading`.
         """
         from greenjax.data import decoding  # loads OpenCV, which settings of sources do without
 
         try:
-            return decoding.decode(self.data, self.header, factor, rows)
+            return taken(decoding.decode(self.data, self.header, factor, rows, reading), reading)
         except ValueError as error:
             why = f": {error}" if str(error) else ""
             raise DecodeError(f"{self.name} cannot be decoded as an image{why}") from error
 
+    def decode_part(self, part: Part, reading: Reading) -> tuple[Num[np.ndarray, "h w c"], Size] | None:
+        """The pixels of a part and its new size, decoded without the rest; None where that cannot be."""
+        if self.data[:4] not in TIFFS or (reading.of_picture and len(self.data) < LARGE):
+            return None
+        from greenjax.data import decoding
 
-Image = UInt8[np.ndarray, "h w c"] | Encoded
+        try:
+            found = decoding.decode_part(self.data, part, reading)
+            return found and (taken(found[0], reading), found[1])
+        except ValueError as error:
+            raise DecodeError(f"{self.name} cannot be decoded as an image: {error}") from error
+
+
+Image = Num[np.ndarray, "h w c"] | Encoded
+
+
+def taken(pixels: Num[np.ndarray, "h w c"], reading: Reading) -> Num[np.ndarray, "h w c2"]:
+    """The channels of an image that `reading` asks for. Raises ValueError for a missing one and for another type."""
+    if pixels.dtype.name != reading.dtype:
+        found = f"its pixels are {pixels.dtype.name} of {pixels.shape[2]} channels"
+        raise ValueError(f"{found}: expected {reading.dtype} (data.dtype)")
+    if reading.bands not in (None, 0, pixels.shape[2]):
+        raise ValueError(
+            f"it has {pixels.shape[2]} channels: expected {reading.bands} (model.in_channels); data.channels takes some"
+        )
+    if not reading.channels:
+        return pixels
+    if max(reading.channels) >= pixels.shape[2]:
+        raise ValueError(
+            f"it has {pixels.shape[2]} channels: expected more than {max(reading.channels)} (data.channels)"
+        )
+    return np.take(pixels, reading.channels, axis=2)
 
 
 @runtime_checkable
 class Images(Protocol):
-    """Images by index, RGB or grey. A method `encoded(index)` saves time where a source has it (see `undecoded`)."""
+    """Images by index. A method `encoded(index)` saves time where a source has it (see `undecoded`)."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w c"]:
-        """One image, c = 1 or 3. Raises DecodeError."""
+    def __getitem__(self, index: int) -> Num[np.ndarray, "h w c"]:
+        """One image. Raises DecodeError."""
         ...
 
 
@@ -72,7 +101,7 @@ class Undecoded:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Any:
-        """Image `index`, or the image and its label. Raises DecodeError."""
+        """Image `index` as a picture, or the picture and its label. Raises DecodeError."""
         return decoded(self.encoded(index))
 
 
@@ -83,25 +112,37 @@ def undecoded(source: Any, index: int) -> Any:
 
 
 def decoded(item: Any) -> Any:
-    """An image, or an image and its label, with the image decoded. Raises DecodeError."""
+    """An image, or an image and its label, with the image decoded as a picture. Raises DecodeError."""
     if isinstance(item, tuple):
         return decoded(item[0]), item[1]
     return item.decode() if isinstance(item, Encoded) else item
 
 
-def load(image: Image, part: Part) -> tuple[UInt8[np.ndarray, "h2 w2 c"], Size]:
+def load(image: Image, part: Part, reading: Reading = PICTURE) -> tuple[Num[np.ndarray, "h2 w2 c2"], Size]:
     """The pixels of a part of an image, as few as its view needs, and the part's new size. Raises DecodeError."""
+    if isinstance(image, Encoded) and (found := image.decode_part(part, reading)) is not None:
+        return found
     if not isinstance(image, Encoded) or image.header is None:
-        pixels, factor = decoded(image), 1
+        pixels, factor = whole(image, reading), 1
         size = size_of(pixels)
     else:
         size = (image.header.height, image.header.width)
         factor, rows = extent(part, size)
-        pixels = image.decode(factor, rows)
+        pixels = image.decode(factor, rows, reading)
         if pixels.shape[1] != -(-size[1] // factor):  # turned by its EXIF data
             size = size[1], size[0]
     box, new_size = part(size)
     return pixels if box == (0, 0, *size) else cut(pixels, box, factor), new_size
+
+
+def whole(image: Image, reading: Reading) -> Num[np.ndarray, "h2 w2 c2"]:
+    """All pixels of an image. Raises DecodeError."""
+    if isinstance(image, Encoded):
+        return image.decode(reading=reading)
+    try:
+        return taken(image, reading)
+    except ValueError as error:
+        raise DecodeError(str(error)) from error
 
 
 def extent(part: Part, size: Size) -> tuple[int, int | None]:
@@ -121,11 +162,11 @@ def shrinkage(size: Sequence[int], new_size: Size) -> float:
     return min(size[0] / new_size[0], size[1] / new_size[1])
 
 
-def cut(pixels: UInt8[np.ndarray, "h w c"], box: Box, factor: int) -> UInt8[np.ndarray, "h2 w2 c"]:
+def cut(pixels: Num[np.ndarray, "h w c"], box: Box, factor: int) -> Num[np.ndarray, "h2 w2 c"]:
     """The pixels of a box of an image; the decoder shrank `pixels` by `factor`."""
     top, left, height, width = box if factor == 1 else (round(side / factor) for side in box)
     return pixels[top : top + height, left : left + width]
 
 
-def size_of(image: UInt8[np.ndarray, "h w c"]) -> Size:
+def size_of(image: Num[np.ndarray, "h w c"]) -> Size:
     return image.shape[0], image.shape[1]

@@ -1,5 +1,6 @@
 """Headers of JPEG files: their sizes, read in microseconds, and a smaller height that ends decoding early."""
 
+from mmap import mmap
 from typing import NamedTuple
 
 # Markers of segments. FRAMES: headers of frames that a decoder can shrink, which lossless ones are not.
@@ -17,7 +18,7 @@ class JpegHeader(NamedTuple):
     height_at: int  # byte offset of the height, if decoding may end above the last row; else 0
 
 
-def jpeg_header(data: bytes) -> JpegHeader | None:
+def jpeg_header(data: bytes | mmap) -> JpegHeader | None:
     """Size and channels of a JPEG; None for anything else."""
     if data[:2] != b"\xff\xd8":
         return None
@@ -40,7 +41,7 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
     return None
 
 
-def without_rows(data: bytes, header: JpegHeader, rows: int) -> bytes | bytearray:
+def without_rows(data: bytes | mmap, header: JpegHeader, rows: int) -> bytes | mmap | bytearray:
     """The JPEG with a smaller height in its header, at which the decoder stops: at least `rows`, as they were.
 
     The end marker is cut off too, which the decoder would search for, with a warning of the bytes that it skips.

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Int32, UInt8
+from jaxtyping import Bool, Int32, Num
 from ml_collections import ConfigDict
 
 from greenjax.data.augment import CentreView, RandomView
@@ -38,7 +38,7 @@ B = TypeVar("B")
 class Batch(NamedTuple):
     """The input of one update of pre-training, by mask group."""
 
-    images: UInt8[np.ndarray, "m b h w c"]
+    images: Num[np.ndarray, "m b h w c"]
     plan: Plan  # leaves [m, ...]
     redrawn: Int32[np.ndarray, " m"]  # masks that did not fit the layouts and were drawn again
     undecodable: Int32[np.ndarray, " m"]  # images that were replaced by the next one, or left out of an evaluation
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
 class LabelledBatch(NamedTuple):
     """Images with their labels: for one update of a classifier, or one step of its evaluation."""
 
-    images: UInt8[np.ndarray, "b h w c"]
+    images: Num[np.ndarray, "b h w c"]
     labels: Int32[np.ndarray, " b"]  # -1 where not valid
     undecodable: Int32[np.ndarray, " b"]  # 1: replaced by the next image in training, not valid in evaluation
     valid: Bool[np.ndarray, " b"]  # all True in training; False in evaluation: undecodable, or padding at the end
@@ -67,8 +67,8 @@ def blank_labelled_batch(config: ConfigDict) -> LabelledBatch:
     return LabelledBatch(_black(config, config.data.batch_size), none, none, valid)
 
 
-def _black(config: ConfigDict, *count: int) -> UInt8[np.ndarray, "..."]:
-    return np.broadcast_to(np.uint8(0), (*count, *config.image_size, config.model.in_channels))
+def _black(config: ConfigDict, *count: int) -> Num[np.ndarray, "..."]:
+    return np.broadcast_to(np.zeros((), config.data.dtype), (*count, *config.image_size, config.model.in_channels))
 
 
 class Batches(Iterator[B], Generic[B]):
@@ -193,7 +193,7 @@ def with_plans(
     draw: Callable[[int], tuple[Plan, Int32[np.ndarray, " m"]]],
     groups: int,
     step: int,
-    rows: tuple[UInt8[np.ndarray, "rows h w c"], Bool[np.ndarray, " rows"], Bool[np.ndarray, " rows"]],
+    rows: tuple[Num[np.ndarray, "rows h w c"], Bool[np.ndarray, " rows"], Bool[np.ndarray, " rows"]],
 ) -> Batch:
     """Splits the rows of a step into mask groups and adds the plans that `draw` gives for the step."""
     plan, redrawn = draw(step)

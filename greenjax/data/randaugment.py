@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 from ml_collections import ConfigDict
 from PIL import Image, ImageEnhance, ImageOps
 
 from greenjax.data.augment import TRIES, RandomView, fitting_box, generator
+from greenjax.data.reading import scale_of
 
 Fill = int | tuple[int, ...]  # the colour of pixels from outside the image: the mean of the images
 Operation = Callable[[Image.Image, float, Fill], Image.Image]
@@ -31,7 +32,7 @@ def labelled_view(config: ConfigDict) -> RandomView:
     if data.randaugment:
         after.append(RandAugment(config.seed, data.randaugment, data.randaugment_layers, mean_colour(data.mean)))
     if data.erasing:
-        after.append(Erasing(config.seed, data.erasing, data.mean, data.std))
+        after.append(Erasing(config.seed, data.erasing, data.mean, data.std, scale_of(data)))
     return replace(RandomView.from_config(config), after=tuple(after))
 
 
@@ -126,8 +127,9 @@ class Erasing:
     probability: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    scale: float = 255.0  # pixels are divided by it
 
-    def __call__(self, image: UInt8[np.ndarray, "h w c"], index: int) -> UInt8[np.ndarray, "h w c"]:
+    def __call__(self, image: Num[np.ndarray, "h w c"], index: int) -> Num[np.ndarray, "h w c"]:
         rng = generator(self.seed, index, part=2)
         uniforms = rng.random(2 * TRIES + 3).tolist()
         box = fitting_box(image.shape[:2], AREA, ASPECT, uniforms[:-1])
@@ -136,7 +138,10 @@ class Erasing:
         top, left, height, width = box
         noise = rng.standard_normal((height, width, image.shape[2]), np.float32)
         mean, std = (np.array(colour, np.float32) for colour in (self.mean, self.std))
-        values = 255 * (mean + std * noise)
+        values = np.float32(self.scale) * (mean + std * noise)
+        if image.dtype.kind in "iu":
+            limits = np.iinfo(image.dtype)
+            values = np.clip(np.rint(values), limits.min, limits.max)
         image = image.copy()
-        image[top : top + height, left : left + width] = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        image[top : top + height, left : left + width] = values.astype(image.dtype)
         return image

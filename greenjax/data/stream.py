@@ -81,7 +81,7 @@ class Stream:
 
     def nothing(self) -> tuple[Any, ...]:
         """The arrays that stand where there is no item."""
-        black = np.zeros((*self.view.size, self.view.channels), np.uint8)
+        black = np.zeros((*self.view.size, self.view.channels), self.view.reading.dtype)
         return (black, np.int32(-1)) if self.labelled else (black,)
 
     def new_faults(self) -> list[Fault]:

@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from greenjax.data.loader import Batch
+from greenjax.data.reading import scale_of
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place
-from greenjax.evaluation.pictures.reconstruct import draw_reconstructions
+from greenjax.evaluation.pictures.reconstruct import Colours, draw_reconstructions
 from greenjax.runtime.processes import gathered, leads
 
 FITTED_VALUES = 1 << 25  # target values that the constant prediction is fitted to: 128 MB
@@ -72,9 +73,12 @@ class HeldOut:
             seen.append(targets[valid].reshape(-1, targets.shape[-1]))
             if sum(units.size for units in seen) >= FITTED_VALUES:
                 break
-        units = np.concatenate(seen)[: FITTED_VALUES // seen[0].shape[-1]].astype(np.float64)
+        units: Any = np.concatenate(seen)[: FITTED_VALUES // seen[0].shape[-1]].astype(np.float64)
+        median = np.median
+        if self.config.data.no_data != "none":  # values that do not count are NaN
+            units, median = np.ma.masked_invalid(units), np.ma.median
         if self.config.method == "simmim":
-            return float(np.abs(units - np.median(units, axis=0)).mean())
+            return float(np.abs(units - median(units, axis=0)).mean())
         return float(np.square(units - units.mean(axis=0)).mean())
 
 
@@ -110,14 +114,13 @@ class Pictures:
         prediction = gathered(self._predict(params, self.batch))
         if not leads():
             return
-        prediction = prediction.reshape(len(self.images), *prediction.shape[2:])
+        data, prediction = self.config.data, prediction.reshape(len(self.images), *prediction.shape[2:])
         draw_reconstructions(
             path,
             self.images[self.shown],
             self.visible[self.shown],
             prediction[self.shown],
             unit=self.unit,
-            mean=self.config.data.mean,
-            std=self.config.data.std,
+            colours=Colours(data.mean, data.std, scale_of(data), data.no_data, self.config.log.picture_channels),
             normalised=self.config.method == "green",
         )

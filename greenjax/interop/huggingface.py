@@ -93,7 +93,7 @@ def image_processor(config: ConfigDict) -> dict[str, Any] | str:
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": 1 / (config.data.scale or 255),
         "do_normalize": True,
         "image_mean": list(config.data.mean),
         "image_std": list(config.data.std),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Bool, Float, Key, Num
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from greenjax.backbones.geometry import stage_channels, stage_specs, token_grid
@@ -16,16 +16,18 @@ from greenjax.errors import InputError
 from greenjax.planning import Plan, dense_plan
 from greenjax.planning.tokens import to_grid, to_unit_major
 
-Images = Float[Array | np.ndarray, "b h w c"] | UInt8[Array | np.ndarray, "b h w c"]
+Images = Num[Array | np.ndarray, "b h w c"]  # integers are raw pixels; floats are normalised, see `floats_are_raw`
 
 
 class Backbone(nnx.Module):
     """Normalises images, cuts them into units, and encodes them. All models extend it.
 
-    `classes` are the names of a classifier's outputs; () if it has none, or if they are unknown.
+    `classes` are the names of a classifier's outputs; () if it has none, or if they are unknown. Arrays of floats are
+    colour-normalised by the caller, unless `floats_are_raw`: then they are pixels from files, as arrays of integers.
     """
 
     classes: tuple[str, ...] = ()
+    floats_are_raw = False
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         """`config` is resolved. The model keeps it: exported files describe the model by it."""
@@ -66,8 +68,8 @@ class Backbone(nnx.Module):
         expected = (self.grid.height, self.grid.width, len(self.mean))
         if len(shape) != 4 or shape[1:] != expected or shape[0] < 1:
             raise InputError(f"images: found shape {shape}, expected (b, h, w, c) with (h, w, c) = {expected}")
-        if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
-            raise InputError(f"images: found {dtype}, expected uint8, or colour-normalised floats")
+        if dtype not in (np.uint8, np.uint16, np.int16) and not jnp.issubdtype(dtype, jnp.floating):
+            raise InputError(f"images: found {dtype}, expected uint8, uint16, int16, or colour-normalised floats")
         return shape
 
     def _units(self, images: Images) -> Array:
@@ -79,12 +81,31 @@ class Backbone(nnx.Module):
         return jnp.asarray(to_unit_major(images, self.grid.unit, self.grid.unit))[:, :, 0]
 
     def _normalise(self, pixels: Array) -> Float[Array, "..."]:
-        """uint8 -> colour-normalised float32; floats count as normalised. The last axis holds whole pixels."""
-        if pixels.dtype != jnp.uint8:
+        """Pixels -> colour-normalised float32, in which values without data are the mean, 0.
+
+        The last axis holds whole pixels.
+        """
+        normal, there = self._normal(pixels), self._there(pixels)
+        return normal if there is None else jnp.where(there, normal, 0)
+
+    def _normal(self, pixels: Array) -> Float[Array, "..."]:
+        integers = jnp.issubdtype(pixels.dtype, jnp.integer)
+        if not (integers or self.floats_are_raw):
             return widened(pixels)
+        scale = self.config.data.scale or (jnp.iinfo(pixels.dtype).max if integers else 1)
         shape = (1,) * (pixels.ndim - 1) + (pixels.shape[-1],)
         mean, std = (np.resize(np.asarray(v, np.float32), shape) for v in (self.mean, self.std))
-        return (pixels.astype(jnp.float32) / 255 - mean) / std
+        return (pixels.astype(jnp.float32) / scale - mean) / std
+
+    def _there(self, pixels: Array) -> Bool[Array, "..."] | None:
+        """Which values were measured, by `data.no_data`; None where all were."""
+        no_data = self.config.data.no_data
+        if no_data == "none":
+            return None
+        if jnp.issubdtype(pixels.dtype, jnp.integer):
+            return pixels != int(float(no_data))
+        measured = ~jnp.isnan(pixels)
+        return measured & (pixels != float(no_data)) if self.floats_are_raw else measured
 
     def _embedded(self, units: Array, plan: Plan) -> Float[Array, "b n c"]:
         """The plan's visible units -> the tokens that the encoder takes."""

@@ -57,8 +57,8 @@ class Classifier(Backbone):
         self.head = make(config.model.num_classes) if config.model.num_classes else None
 
     def __call__(self, images: Any, key: Key[Array, ""] | None = None) -> Float[Array, "b classes"]:
-        """Logits, float32. `images` [b, h, w, c] are float32, colour-normalised, or uint8; without a key, nothing is
-        dropped and the result is deterministic. Raises InputError for other shapes."""
+        """Logits, float32. `images` [b, h, w, c] are float32, colour-normalised, or integers as in files; without a
+        key, nothing is dropped and the result is deterministic. Raises InputError for other shapes."""
         self.check_images(images)
         if self.head is None:
             raise InputError("model.num_classes is None: expected a whole number, at least 1, for a model with logits")

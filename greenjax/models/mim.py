@@ -1,5 +1,6 @@
 """Masked image models: green MIM (the encoder sees visible units only) and its baseline, SimMIM."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import stage_channels
@@ -49,10 +50,11 @@ class MaskedImageModel(Backbone):
     def __call__(self, images: Any, visible: Any) -> Output:
         """Images under one mask, or under m masks with m dividing b, each for b / m images in turn.
 
-        `images` [b, h, w, c] are float32, colour-normalised, or uint8. `visible` is a NumPy bool array [h / unit,
-        w / unit] or [m, h / unit, w / unit], True = the encoder sees the unit; any number of units from one to all,
-        equally many in each mask. Plans are made on the spot, with layouts that fit these masks exactly. Tokens of
-        `stages` come in raster order. With nothing masked the loss is 0. Raises InputError for other shapes.
+        `images` [b, h, w, c] are floats, colour-normalised, where NaN is no data if `data.no_data` is given, or
+        integers as in files. `visible` is a NumPy bool array [h / unit, w / unit] or [m, h / unit, w / unit], True =
+        the encoder sees the unit; any number of units from one to all, equally many in each mask. Plans are made on the
+        spot, with layouts that fit these masks exactly. Tokens of `stages` come in raster order. With nothing masked
+        the loss is 0. Raises InputError for other shapes.
         """
         visible = self._checked(visible, self.check_images(images)[0])
         m = len(visible)
@@ -67,14 +69,26 @@ class MaskedImageModel(Backbone):
         """Images that share one planned mask; tokens of `stages` stay unit-major. Without a key: no drop-path."""
         raise NotImplementedError
 
-    def target(self, pixels: Float[Array, "b u p"]) -> Float[Array, "b u p"]:
-        """The target of the prediction, from colour-normalised units."""
+    def target(self, pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
+        """The target of the prediction, from colour-normalised units; `there`: the values that count, None for all."""
         raise NotImplementedError
 
     def masked_target(self, images: Images, plan: Plan) -> Float[Array, "b u p"]:
-        """The targets of the masked units."""
+        """The targets of the masked units; NaN for values without data, and in units with fewer than two values."""
         units = jnp.take(self._units(images), plan.masked_units, axis=1, unique_indices=True)
-        return self.target(self._normalise(units))
+        there = self._there(units)
+        target = self.target(self._normalise(units), there)
+        return target if there is None else jnp.where(there & (count_of(there) > 1), target, jnp.nan)
+
+    def losses(
+        self, error: Callable[[Array], Array], predicted: Float[Array, "b u p"], images: Images, plan: Plan
+    ) -> Float[Array, " b"]:
+        """The mean error of each image over the values of its masked units that count; 0 where there are none."""
+        difference = widened(predicted) - self.masked_target(images, plan)
+        if self.config.data.no_data == "none":
+            return mean_over_units(error(difference))
+        counts = ~jnp.isnan(difference)
+        return error(jnp.where(counts, difference, 0)).sum(axis=(1, 2)) / jnp.maximum(1, counts.sum(axis=(1, 2)))
 
     def _checked(self, visible: Any, images: int) -> Bool[np.ndarray, "m uh uw"]:
         h, w = self.grid.units
@@ -123,15 +137,20 @@ class GreenMIM(MaskedImageModel):
         visible = jnp.take(units, plan.visible_units, axis=1, unique_indices=True)
         latent, stages = self.encoder(self._embedded(visible, plan), plan, key)
         seen, predicted = self.decoder(latent, plan.visible_units, plan.masked_units)
-        losses = mean_over_units(jnp.square(widened(predicted) - self.masked_target(images, plan)))
+        losses = self.losses(jnp.square, predicted, images, plan)
         order = jnp.argsort(jnp.concatenate([plan.visible_units, plan.masked_units]))
         prediction = widened(jnp.concatenate([seen, predicted], axis=1))[:, order]
         return Output(losses.mean(), losses, prediction, latent, stages)
 
-    def target(self, pixels: Float[Array, "b u p"]) -> Float[Array, "b u p"]:
-        """Every unit with mean 0 and (unbiased) variance 1; flat units become 0."""
-        centred = pixels - pixels.mean(axis=-1, keepdims=True)
-        return centred * jax.lax.rsqrt(pixels.var(axis=-1, ddof=1, keepdims=True) + TARGET_EPSILON)
+    def target(self, pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
+        """Every unit with mean 0 and (unbiased) variance 1 over the values that count; flat units become 0."""
+        if there is None:
+            centred = pixels - pixels.mean(axis=-1, keepdims=True)
+            return centred * jax.lax.rsqrt(pixels.var(axis=-1, ddof=1, keepdims=True) + TARGET_EPSILON)
+        count = count_of(there)  # other values are 0
+        centred = jnp.where(there, pixels - pixels.sum(axis=-1, keepdims=True) / jnp.maximum(count, 1), 0)
+        variance = jnp.square(centred).sum(axis=-1, keepdims=True) / jnp.maximum(count - 1, 1)
+        return centred * jax.lax.rsqrt(variance + TARGET_EPSILON)
 
 
 class SimMIM(MaskedImageModel):
@@ -156,11 +175,10 @@ class SimMIM(MaskedImageModel):
         x = jnp.where(masked_tokens, self.mask_token[...].astype(x.dtype)[None, None], x)
         latent, stages = self.encoder(x, dense, key)
         prediction = widened(self.pixel_head(latent))
-        predicted = jnp.take(prediction, plan.masked_units, axis=1)
-        losses = mean_over_units(jnp.abs(predicted - self.masked_target(images, plan)))
+        losses = self.losses(jnp.abs, jnp.take(prediction, plan.masked_units, axis=1), images, plan)
         return Output(losses.mean(), losses, prediction, latent, stages)
 
-    def target(self, pixels: Float[Array, "b u p"]) -> Float[Array, "b u p"]:
+    def target(self, pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
         return pixels
 
 
@@ -169,6 +187,11 @@ def _forward_by_mask(graphdef: nnx.GraphDef, params: Any, images: Array, plan: P
     """[m, b, h, w, c] images and one plan a mask. Op by op, a first call would take many times longer."""
     model = nnx.merge(graphdef, params)
     return jax.vmap(lambda images, plan: model.forward(images, plan))(images, plan)
+
+
+def count_of(there: Bool[Array, "b u p"]) -> Int[Array, "b u 1"]:
+    """The number of values of each unit that count."""
+    return there.sum(axis=-1, keepdims=True)
 
 
 def mean_over_units(errors: Float[Array, "b u p"]) -> Float[Array, " b"]:

@@ -141,6 +141,7 @@ def given_model(config: ConfigDict, mesh: Mesh) -> tuple[nnx.GraphDef, Params]:
         graphdef, params = model_graph(config), drawn_parameters(config)
     else:
         model, loaded = found
+        model.floats_are_raw = True  # the images come from files
         graphdef, params = nnx.graphdef(model), parameters(model)
         if config.task == "eval" and any(key.startswith("head/") for key in loaded.new):
             raise InputError(f"init is {config.init!r}, which has no head: expected a classifier, to be evaluated")

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
-Images = Float[Array, "b h w c"] | UInt8[Array, "b h w c"]
+Images = Num[Array, "b h w c"]
 
 
 def one_hot(labels: Int[Array, " b"], classes: int, smoothing: float = 0.0) -> Float[Array, "b classes"]:
@@ -29,7 +29,7 @@ def mix(
 
     `mixup` and `cutmix` are the alphas of Beta(alpha, alpha); 0 turns one off. Each image draws whether it is mixed
     (with probability `prob`), by which of the two (CutMix with probability `switch` where both are on), its share and
-    its box. Images keep their dtype; uint8 is rounded.
+    its box. Images keep their dtype; integers are rounded.
     Sources: mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899).
     """
     if not (mixup or cutmix) or not prob:
@@ -38,7 +38,7 @@ def mix(
     own = own_weights(key, (b, height, width), mixup, cutmix, prob, switch)
     share = own.mean(axis=(1, 2))[:, None]
     pixels = _blend(images.astype(jnp.float32), own[..., None])
-    if images.dtype == jnp.uint8:
+    if jnp.issubdtype(images.dtype, jnp.integer):
         pixels = jnp.round(pixels)
     return pixels.astype(images.dtype), _blend(targets, share)
 

@@ -9,10 +9,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from greenjax.data.augment import CentreView
+from greenjax.data.encoded import undecoded
 from greenjax.data.labels import LabelledSource, Matched
 from greenjax.data.loader import labelled_eval_batches
 from greenjax.data.undecodable import Undecodable
 from greenjax.evaluation.classify import Evaluation, evaluate, reported_accuracies
+from greenjax.evaluation.pictures.canvas import coloured
 from greenjax.evaluation.pictures.confusion import MOST_CLASSES, draw_confusion, draw_examples, most_confused
 from greenjax.evaluation.results import write_predictions, write_results
 from greenjax.runtime.classes import output_names
@@ -66,8 +68,9 @@ def report(
         if 2 <= len(found.confusion) <= MOST_CLASSES:
             draw_confusion(workdir / f"confusion_{plain}.png", found.confusion, names)
         worst, view = most_confused(found.predictions), CentreView.from_config(config)
-        shown = [view(source[int(i)][0], int(i)) for i in worst.image]
-        pixels = np.stack(shown) if shown else np.zeros((0, *config.image_size, config.model.in_channels), np.uint8)
+        shown = [view(undecoded(source, int(i))[0], int(i)) for i in worst.image]
+        none = np.zeros((0, *config.image_size, config.model.in_channels), config.data.dtype)
+        pixels = coloured(np.stack(shown) if shown else none, config.log.picture_channels)
         draw_examples(workdir / f"mistakes_{plain}.png", pixels, worst, names)
 
 

@@ -61,7 +61,9 @@ def model_graph(config: ConfigDict) -> nnx.GraphDef:
 @lru_cache(maxsize=8)
 def _abstract_model(config: FrozenConfigDict) -> tuple[nnx.GraphDef, Params]:
     """The structure of the model and its abstract parameters. Cached: tracing a large model takes half a second."""
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: build(config, config.seed)), nnx.Param)
+    model = nnx.eval_shape(lambda: build(config, config.seed))
+    model.floats_are_raw = True  # a run's images come from files
+    graphdef, params = nnx.split(model, nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
 
 

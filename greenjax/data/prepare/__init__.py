@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -13,13 +13,15 @@ from typing import Any
 import cv2
 import numpy as np
 from absl import logging
-from jaxtyping import UInt8
+from jaxtyping import Num
 from ml_collections import ConfigDict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from greenjax.data.encoded import Box, DecodeError, Encoded, Image, Size, load, size_of, undecoded
+from greenjax.data.augment import reading_of, resize
+from greenjax.data.encoded import DecodeError, Encoded, Image, load, size_of, undecoded
 from greenjax.data.listing import listing
 from greenjax.data.open import open_labelled, open_source, parse_split
+from greenjax.data.reading import PICTURE, Box, Reading, Size
 from greenjax.data.sources.array_record import count_records
 from greenjax.data.sources.records import DESCRIPTION, REMEDY, labels_path, read_description, shard_paths, to_raw
 from greenjax.data.worker_process import keep_freed_memory
@@ -39,6 +41,7 @@ class How:
 
     size: int  # of the shorter side in pixels, at most
     encoding: str
+    reading: Reading = PICTURE
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ def prepare(
 
     Without `names`, converts the splits that the config names.
     """
+    how = replace(how, reading=replace(reading_of(config), channels=()))  # all channels are kept
+    if how.encoding == "jpeg" and not how.reading.of_picture:
+        raise InputError("--encoding is jpeg: expected raw for images that are not 8 bits of grey or RGB")
     data = config.data.copy_and_resolve_references()
     data.per_class = 0
     names = names or [split for split in (data.split, data.eval_split) if split]
@@ -95,10 +101,12 @@ def begin(output: Path, how: How, data: ConfigDict, splits: list[Split]) -> dict
     """
     wanted = {"encoding": how.encoding, "size": how.size, "source": data.source, "name": data.name}
     wanted["path"] = os.path.abspath(expanded(data.path)) if data.path else ""
+    wanted["dtype"] = how.reading.dtype
     if (output / DESCRIPTION).exists():
         description = read_description(output)
         for key, value in wanted.items():
-            check_same(output, key, description.get(key), value)
+            before = description.get(key, PICTURE.dtype) if key == "dtype" else description.get(key)
+            check_same(output, key, before, value)
     elif any(path.name != LOCK for path in output.iterdir()):
         raise InputError(f"output {str(output)!r} is there already: expected a new directory, or one to go on with")
     else:
@@ -184,24 +192,26 @@ def write_shard(path: Path, split: Split, rows: range, how: How, advance: Callab
 
 def to_record(image: Image, how: How) -> bytes:
     """An image as it is stored. A JPEG that is small enough keeps its bytes. Raises DecodeError."""
-    pixels = shrunk(image, how.size)
+    pixels = shrunk(image, how.size, how.reading)
     if how.encoding == "raw":
         return to_raw(pixels)
     if isinstance(image, Encoded) and image.header is not None and min(image.header[:2]) <= how.size:
-        return image.data
+        return bytes(image.data)
     if pixels.shape[2] == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))[1].tobytes()
 
 
-def shrunk(image: Image, size: int) -> UInt8[np.ndarray, "h w c"]:
+def shrunk(image: Image, size: int, reading: Reading) -> Num[np.ndarray, "h w c"]:
     """The image with its shorter side at most `size`."""
 
     def whole(full: Size) -> tuple[Box, Size]:
         scale = min(1.0, size / min(full))
         return (0, 0, *full), (max(1, round(full[0] * scale)), max(1, round(full[1] * scale)))
 
-    pixels, (height, width) = load(image, whole)
+    pixels, (height, width) = load(image, whole, reading)
     if size_of(pixels) == (height, width):
         return pixels
+    if reading != PICTURE:
+        return resize(pixels, (height, width), reading.no_data)
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from itertools import pairwise
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ from absl import logging
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from greenjax.data.encoded import DecodeError, Encoded
+from greenjax.data.encoded import LARGE, DecodeError, Encoded
 from greenjax.data.labels import Listed
 from greenjax.data.sources.base import Source
 from greenjax.errors import InputError, listed, refuse
 from greenjax.runtime.classes import plain
 from greenjax.runtime.files import expanded, folders_in
 
-SUFFIXES = (".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png")
-SUFFIXES += (".pnm", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".avif", ".bmp", ".btf", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".npz")
+SUFFIXES += (".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tf8", ".tif", ".tiff", ".webp")
 # Image formats that are not read; a warning counts such files. Files with other suffixes are left out silently.
 UNREAD = (".apng", ".arw", ".cr2", ".cr3", ".dds", ".dng", ".eps", ".exr", ".hdr", ".heic", ".heif", ".hif", ".ico")
 UNREAD += (".jxl", ".jxr", ".nef", ".orf", ".pcx", ".pfm", ".psd", ".raf", ".rw2", ".sgi", ".svg", ".tga", ".xcf")
@@ -61,7 +62,9 @@ class FolderSource(Source):
         path = self.name_of(index)
         try:
             with open(path, "rb", buffering=0) as file:  # one read of the whole file needs no buffer
-                return Encoded(file.read(), path)
+                if os.fstat(file.fileno()).st_size < LARGE:
+                    return Encoded(file.read(), path)
+                return Encoded(mmap(file.fileno(), 0, access=ACCESS_READ), path)
         except OSError as error:
             raise DecodeError(f"{path} cannot be read: {error.strerror}") from error
 

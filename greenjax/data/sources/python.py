@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from greenjax.data.encoded import DecodeError, Encoded, Image
 from greenjax.data.labels import Listed
+from greenjax.data.reading import DTYPES
 from greenjax.data.sources.base import Source
 from greenjax.errors import InputError
 
@@ -20,8 +21,8 @@ GIVEN: ContextVar[Mapping[str, Any]] = ContextVar("images from Python, by the na
 
 @dataclass(frozen=True, eq=False)
 class PythonSource(Source):
-    """Anything with a length and items. An item is a picture: uint8 [h, w] or [h, w, c], a PIL image, or the bytes of
-    an image file.
+    """Anything with a length and items. An item is pixels [h, w] or [h, w, c], a PIL image, or the bytes of an image
+    file.
 
     Labels are attributes of the object: `labels`, a whole number an image, and `classes`, the names of the classes.
     """
@@ -51,9 +52,9 @@ class PythonSource(Source):
             return Encoded(item, self.name_of(index))
         pixels = np.asarray(item)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        if pixels.ndim != 3 or pixels.dtype != np.uint8:
-            found = f"{pixels.dtype} {list(pixels.shape)}"
-            raise DecodeError(f"{self.name_of(index)} is {found}: expected uint8 [h, w] or [h, w, c], or an image file")
+        if pixels.ndim != 3 or pixels.dtype.name not in DTYPES:
+            found, kinds = f"{pixels.dtype} {list(pixels.shape)}", " or ".join(DTYPES)
+            raise DecodeError(f"{self.name_of(index)} is {found}: expected {kinds} [h, w] or [h, w, c], or a file")
         return pixels
 
     def name_of(self, index: int) -> str:

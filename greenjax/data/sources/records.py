@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32, Num
 from ml_collections import ConfigDict
 
 from greenjax.data.encoded import DecodeError, Encoded, Image
@@ -43,6 +43,7 @@ class RecordsSource(Source):
     shards: tuple[str, ...]
     counts: tuple[int, ...]  # images in each shard
     classes: tuple[str, ...] | None = None
+    dtype: str = "uint8"  # of raw pixels
 
     @staticmethod
     def check(values: Mapping[str, Any]) -> None:
@@ -66,7 +67,8 @@ class RecordsSource(Source):
         shards, counts = tuple(map(os.fspath, paths)), tuple(found["shards"])
         count_records(shards, REMEDY, counts)
         classes = None if found["classes"] is None else tuple(found["classes"])
-        return cls(str(root), split, description["encoding"], shards, counts, classes)
+        dtype = description.get("dtype", "uint8")  # directories of earlier versions have none
+        return cls(str(root), split, description["encoding"], shards, counts, classes, dtype)
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -77,7 +79,7 @@ class RecordsSource(Source):
         name = self.name_of(index)
         with naming_damage(name, index, self.shards, self.counts):
             record = self._records[index]
-        return from_raw(record, name) if self.encoding == "raw" else Encoded(record, name)
+        return from_raw(record, name, self.dtype) if self.encoding == "raw" else Encoded(record, name)
 
     def name_of(self, index: int) -> str:
         return f"{self.root} {self.split}[{index}]"
@@ -116,17 +118,15 @@ class _Shard:
     examples_in_shard: int
 
 
-def to_raw(image: UInt8[np.ndarray, "h w c"]) -> bytes:
+def to_raw(image: Num[np.ndarray, "h w c"]) -> bytes:
     return np.array(image.shape, "<u4").tobytes() + image.tobytes()
 
 
-def from_raw(record: bytes, name: str) -> UInt8[np.ndarray, "h w c"]:
+def from_raw(record: bytes, name: str, dtype: str = "uint8") -> Num[np.ndarray, "h w c"]:
     """The pixels of a record, without a copy, hence read-only. Raises DecodeError."""
     try:
         height, width, channels = np.frombuffer(record, "<u4", 3).tolist()
-        if channels not in (1, 3):
-            raise ValueError(f"{channels} channels")
-        return np.frombuffer(record, np.uint8, offset=HEADER).reshape(height, width, channels)
+        return np.frombuffer(record, dtype, offset=HEADER).reshape(height, width, channels)
     except ValueError as error:
         raise DecodeError(f"{name} is no raw image of {len(record)} bytes") from error
 

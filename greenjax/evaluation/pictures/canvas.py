@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 
 from greenjax.runtime.files import replacing
 
@@ -60,10 +60,25 @@ def save_png(figure: Any, path: str | Path) -> None:
         FigureCanvasAgg(figure).print_png(draft)
 
 
-def coloured(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w 3"]:
-    """The images as RGB: the first of one or two channels in grey, the first three of more channels as colours."""
-    shown = shown_channels(images.shape[-1])
-    return images[..., :shown].repeat(3 // shown, axis=-1)
+def coloured(
+    images: Num[np.ndarray, "n h w c"],
+    rgb: Sequence[int] = (0, 1, 2),
+    like: Num[np.ndarray, "n h w c"] | None = None,
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """The images as RGB: the first of one or two channels in grey, or three channels, `rgb` of more than three.
+
+    Pixels that are not uint8 are stretched: black to white is what 96 % of the pixels of an image of `like` span, by
+    default of the image itself, in each channel. NaN is black.
+    """
+    shown = list(rgb) if images.shape[-1] > 3 else [0, 1, 2][: shown_channels(images.shape[-1])]
+    pixels = images[..., shown]
+    if images.dtype != np.uint8:
+        model = (images if like is None else like)[..., shown].astype(np.float64)
+        empty = np.isnan(model).all(axis=(1, 2), keepdims=True)
+        low, high = np.nanpercentile(np.where(empty, 0, model), (2, 98), axis=(1, 2), keepdims=True)
+        share = (pixels - low) / np.maximum(high - low, 1e-12)
+        pixels = np.clip(np.nan_to_num(share * 255, nan=0.0), 0, 255).round().astype(np.uint8)
+    return pixels.repeat(3 // len(shown), axis=-1)
 
 
 def shown_channels(channels: int) -> int:

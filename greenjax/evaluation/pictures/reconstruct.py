@@ -3,11 +3,13 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Num, Shaped, UInt8
 
+from greenjax.data.reading import is_there
 from greenjax.evaluation.pictures.canvas import CHAR, Canvas, coloured, shown_channels
 
 GREY = 128  # in place of masked units
@@ -17,29 +19,40 @@ _COLUMNS = ("original", "visible", "reconstruction")
 _GAP, _SIDE = 6, 160  # pixels: between pictures, of a picture's longer side at least
 
 
+class Colours(NamedTuple):
+    """How pixels are normalised, `(pixels / scale - mean) / std`, which are no data, and which channels are shown."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    scale: float = 255.0
+    no_data: str = "none"
+    shown: Sequence[int] = (0, 1, 2)
+
+
 def draw_reconstructions(
     path: str | Path,
-    images: UInt8[np.ndarray, "n h w c"],
+    images: Num[np.ndarray, "n h w c"],
     visible: Bool[np.ndarray, "n uh uw"],
     prediction: Float[np.ndarray, "n u p"],
     *,
     unit: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    colours: Colours,
     normalised: bool,
 ) -> None:
     """Writes a PNG with three pictures an image; arguments as in `paste`.
 
     The text below says which channels are shown, and that mean and variance are not predicted.
     """
-    channels = images.shape[-1]
-    shown = shown_channels(channels)
-    notes = [NORMALISED] if normalised else []
-    if shown < channels:
-        notes.append(f"Of {channels} channels the first {shown} are shown.")
-    reconstruction = paste(images, visible, prediction, unit, mean, std, normalised)
-    columns = [coloured(column) for column in (images, hide(images, visible, unit), reconstruction)]
-    _draw(Path(path), np.stack(columns, axis=1), " ".join(notes))
+    channels, notes = images.shape[-1], [NORMALISED] if normalised else []
+    shown = list(colours.shown)[: shown_channels(channels)]
+    if len(shown) < channels:
+        which = f"the first {len(shown)}" if shown == list(range(len(shown))) else ", ".join(map(str, shown))
+        notes.append(f"Of {channels} channels {which} are shown.")
+    reconstruction = paste(images, visible, prediction, unit, colours, normalised)
+    if images.dtype != np.uint8:
+        images = np.where(is_there(images, colours.no_data), images, np.nan)
+    original, pasted = (coloured(column, colours.shown, images) for column in (images, reconstruction))
+    _draw(Path(path), np.stack([original, hide(original, visible, unit), pasted], axis=1), " ".join(notes))
 
 
 def hide(
@@ -50,34 +63,35 @@ def hide(
 
 
 def paste(
-    images: UInt8[np.ndarray, "n h w c"],
+    images: Num[np.ndarray, "n h w c"],
     visible: Bool[np.ndarray, "n uh uw"],
     prediction: Float[np.ndarray, "n u p"],
     unit: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    colours: Colours,
     normalised: bool,
-) -> UInt8[np.ndarray, "n h w c"]:
-    """The images with masked units as predicted.
+) -> Num[np.ndarray, "n h w c"]:
+    """The images with masked units as predicted: uint8, or floats on the scale of the images.
 
-    `prediction` holds all units in raster order, (row, column, channel) inside a unit, of images that are
-    colour-normalised with `mean` and `std`. `normalised`: the prediction is for units less their mean and over their
-    deviation, which are taken from the image here.
+    `prediction` holds all units in raster order, (row, column, channel) inside a unit, of colour-normalised images.
+    `normalised`: the prediction is for units less their mean and over their deviation, which are taken from the image
+    here.
     """
-    shift, scale = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    shift, scale = np.asarray(colours.mean, np.float64), np.asarray(colours.std, np.float64)
     units = prediction.astype(np.float64)
     if normalised:
-        target = _units((images / 255 - shift) / scale, unit)
-        deviation = target.std(axis=-1, keepdims=True, ddof=1) if target.shape[-1] > 1 else 0.0
-        units = units * deviation + target.mean(axis=-1, keepdims=True)
+        target = _units((images / colours.scale - shift) / scale, unit)
+        target = np.ma.array(target, mask=~_units(is_there(images, colours.no_data), unit))
+        deviation = target.std(axis=-1, keepdims=True, ddof=1).filled(0) if target.shape[-1] > 1 else 0.0
+        units = units * deviation + target.mean(axis=-1, keepdims=True).filled(0)
     layout = dict(uh=visible.shape[1], p=unit, q=unit)
     pixels = rearrange(units, "n (uh uw) (p q c) -> n (uh p) (uw q) c", **layout) * scale + shift
-    # A model that diverged draws black and white, not a warning.
-    pixels = np.clip(np.nan_to_num(pixels * 255, nan=0.0), 0, 255).round().astype(np.uint8)
+    pixels = pixels * colours.scale
+    if images.dtype == np.uint8:  # a model that diverged draws black and white, not a warning
+        pixels = np.clip(np.nan_to_num(pixels, nan=0.0), 0, 255).round().astype(np.uint8)
     return np.where(_pixels(visible, unit), images, pixels)
 
 
-def _units(images: Float[np.ndarray, "n h w c"], unit: int) -> Float[np.ndarray, "n u p"]:
+def _units(images: Shaped[np.ndarray, "n h w c"], unit: int) -> Shaped[np.ndarray, "n u p"]:
     return rearrange(images, "n (uh p) (uw q) c -> n (uh uw) (p q c)", p=unit, q=unit)
 
 

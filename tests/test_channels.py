@@ -1,0 +1,322 @@
+"""Images of any channels and depth: from arrays in files to batches, to the model, and to pictures."""
+
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from safetensors.numpy import load_file
+from small import small_config
+
+import greenjax
+from greenjax.backbones.geometry import make_planner
+from greenjax.data.augment import CentreView, RandomView, resize
+from greenjax.data.encoded import DecodeError
+from greenjax.data.loader import eval_batches
+from greenjax.data.open import open_source
+from greenjax.data.prepare import How, prepare
+from greenjax.data.reading import Reading
+from greenjax.data.statistics.__main__ import main as statistics
+from greenjax.errors import InputError
+from greenjax.evaluation.pictures.canvas import coloured
+from greenjax.evaluation.pictures.reconstruct import Colours, paste
+from greenjax.tasks import finetune, pretrain
+from greenjax.training.state import model_graph
+
+DTYPES = ("uint8", "uint16", "int16", "float16", "float32")
+
+
+def noise(dtype, *shape, seed=0):
+    values = np.random.default_rng(seed).integers(0, 256 if dtype == "uint8" else 2000, shape)
+    return (values - 900 * (dtype == "int16")).astype(dtype) if dtype[0] != "f" else (values / 64).astype(dtype)
+
+
+def bands(channels, dtype, **more):
+    """The settings of images with so many channels of a type."""
+    pixels = dict(model__in_channels=channels, data__dtype=dtype, data__mean=(0.3,) * channels)
+    return (
+        pixels | dict(data__std=(0.2,) * channels, data__source="folder", data__path="images", data__split="all") | more
+    )
+
+
+def folder(path, dtype, channels, n=20, size=(32, 32)):
+    """A folder of .npy files; returns the arrays by name."""
+    arrays = {f"{i}.npy": noise(dtype, *size, channels, seed=i) for i in range(n)}
+    for name, array in arrays.items():
+        np.save(path / name, array)
+    return arrays
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
+def test_a_batch_has_the_bits_of_the_files(tmp_path, dtype, channels):
+    arrays = folder(tmp_path, dtype, channels, n=16)
+    config = small_config(**bands(channels, dtype, data__path=str(tmp_path)))
+    source = open_source(config.data, "all")
+    batch = next(eval_batches(config, source, make_planner(config)))
+    assert batch.images.dtype == dtype and batch.valid.all()
+    expected = np.stack([arrays[name] for name in source.names])
+    np.testing.assert_array_equal(batch.images.reshape(expected.shape), expected)
+
+
+def test_channels_are_picked_in_the_order_given():
+    array = noise("int16", 8, 8, 6)
+    view = CentreView((8, 8), 3, reading=Reading("int16", 0, (5, 0, 2)))
+    np.testing.assert_array_equal(view(array, 0), array[..., [5, 0, 2]])
+    with pytest.raises(DecodeError, match=r"it has 6 channels: expected more than 6 \(data\.channels\)"):
+        CentreView((8, 8), 1, reading=Reading("int16", 0, (6,)))(array, 0)
+
+
+def test_images_of_another_kind_are_refused():
+    array = noise("uint16", 8, 8, 5)
+    with pytest.raises(DecodeError, match=r"pixels are uint16 of 5 channels: expected uint8 \(data\.dtype\)"):
+        CentreView((8, 8), 3)(array, 0)
+    with pytest.raises(DecodeError, match=r"has 5 channels: expected 4 \(model\.in_channels\); data\.channels takes"):
+        CentreView((8, 8), 4, reading=Reading("uint16", 4))(array, 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(20, 14), (40, 31), (31, 29), (90, 70)])
+def test_every_channel_is_resized_as_if_it_were_alone(dtype, size):
+    array = noise(dtype, 50, 40, 9)
+    alone = [resize(np.ascontiguousarray(array[..., i : i + 1]), size) for i in range(9)]
+    together = resize(array, size)
+    assert together.dtype == dtype
+    near = {"float16": 0.05, "float32": 1e-3}.get(dtype, 1)
+    np.testing.assert_allclose(together.astype(float), np.concatenate(alone, axis=2).astype(float), rtol=0, atol=near)
+
+
+def test_quarter_turns_are_all_drawn_and_only_turn():
+    array = noise("uint16", 8, 8, 5)
+    view = RandomView(0, (8, 8), 5, (1.0, 1.0), (1.0, 1.0), False, reading=Reading("uint16", 5), quarter_turns=True)
+    turns = [next(k for k in range(4) if np.array_equal(view(array, i), np.rot90(array, k))) for i in range(40)]
+    assert set(turns) == {0, 1, 2, 3}
+
+
+# Normalisation
+
+
+def normal(dtype, array, **more):
+    """What a run's model makes of raw pixels, [b, h, w, c]."""
+    config = small_config(**bands(array.shape[-1], dtype, image_size=array.shape[1:3], **more))
+    model = nnx.merge(model_graph(config), nnx.to_pure_dict(nnx.state(greenjax.build(config), nnx.Param)))
+    return np.asarray(model._normalise(model._units(jnp.asarray(array))))
+
+
+def test_one_picture_gives_equal_batches_in_every_type():
+    array = noise("uint16", 2, 32, 32, 5)
+    found = [normal(dtype, array.astype(dtype), data__scale=10000.0) for dtype in ("uint16", "int16", "float32")]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+    assert abs(found[0].mean() - ((array / 10000 - 0.3) / 0.2).mean()) < 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("uint8", 255), ("uint16", 65535), ("int16", 32767), ("float16", 1)])
+def test_the_scale_is_the_largest_value_of_the_type(dtype, scale):
+    array = noise(dtype, 1, 32, 32, 2)
+    expected = (array.astype(np.float64) / scale - 0.3) / 0.2
+    np.testing.assert_allclose(np.sort(normal(dtype, array).ravel()), np.sort(expected.ravel()), rtol=1e-5, atol=1e-5)
+
+
+def test_floats_of_a_caller_are_normalised_already():
+    config = small_config(**bands(2, "float32"))
+    model, raw = greenjax.build(config), noise("uint16", 2, 32, 32, 2)
+    visible = np.arange(64).reshape(8, 8) % 4 == 0
+    normalised = (raw.astype(np.float32) / 65535 - np.float32(0.3)) / np.float32(0.2)
+    np.testing.assert_allclose(model(raw, visible).losses, model(normalised, visible).losses, rtol=1e-5)
+
+
+# No data
+
+
+def losses(images, method="green", **more):
+    config = small_config(method=method, **bands(images.shape[-1], images.dtype.name, **more))
+    params = nnx.to_pure_dict(nnx.state(greenjax.build(config), nnx.Param))
+    plan = jax.tree.map(lambda leaf: leaf[0], make_planner(config).example(1))
+
+    def loss(params):
+        out = nnx.merge(model_graph(config), params).forward(jnp.asarray(images), plan)
+        return out.loss, out.losses
+
+    (_, found), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    return np.asarray(found), np.asarray(plan.masked_units)
+
+
+@pytest.mark.parametrize("method", ["green", "simmim"])
+def test_without_missing_values_nothing_changes(method):
+    images = noise("uint16", 2, 32, 32, 2)
+    plain, missing = losses(images, method)[0], losses(images, method, data__no_data="60000")[0]
+    np.testing.assert_allclose(plain, missing, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["green", "simmim"])
+def test_values_without_data_count_nowhere(method):
+    """Whatever stands for no data, the loss is the same; in floats it may be NaN, too."""
+    images = noise("float32", 2, 32, 32, 2)
+    gone = np.random.default_rng(1).random(images.shape) < 0.3
+    found = [
+        losses(np.where(gone, np.float32(v), images), method, data__no_data=str(v))[0] for v in (-9999, 0.5, "nan")
+    ]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_a_unit_is_normalised_by_its_valid_values_and_needs_two():
+    """The target against NumPy, unit by unit."""
+    config = small_config(**bands(1, "uint16", data__no_data="0"))
+    model = nnx.merge(model_graph(config), nnx.to_pure_dict(nnx.state(greenjax.build(config), nnx.Param)))
+    images = noise("uint16", 1, 32, 32, 1) + np.uint16(1)
+    rng = np.random.default_rng(2)
+    images[rng.random(images.shape) < 0.4] = 0
+    images[:, :4, :] = 0
+    images[:, 0, ::4] = 7  # units of the first row have one value
+    plan = jax.tree.map(lambda leaf: leaf[0], make_planner(config).example(1))
+    target = np.asarray(model.masked_target(jnp.asarray(images), plan))[0]
+    for unit, found in zip(np.asarray(plan.masked_units), target):
+        row, column = divmod(int(unit), 8)
+        pixels = images[0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4, 0].ravel()
+        there = pixels > 0
+        assert np.isnan(found[~there]).all()
+        if there.sum() < 2:
+            assert np.isnan(found).all() and row == 0
+        else:
+            values = (pixels[there] / 65535 - 0.3) / 0.2
+            expected = (values - values.mean()) / np.sqrt(values.var(ddof=1) + 1e-6)
+            np.testing.assert_allclose(found[there], expected, atol=1e-4)
+
+
+def test_an_image_without_data_has_no_loss():
+    images = np.stack([noise("uint16", 32, 32, 2), np.full((32, 32, 2), 5, np.uint16)])
+    found, _ = losses(images, data__no_data="5")
+    assert found[1] == 0 and found[0] > 0
+
+
+@pytest.mark.parametrize("size", [(16, 16), (26, 26), (60, 60)])
+def test_resizing_mixes_no_missing_value_in(size):
+    image = noise("int16", 32, 32, 5) % np.int16(100) + np.int16(200)
+    image[4:9, 10:20, 1] = -32768
+    found = resize(image, size, "-32768")
+    gone = found == -32768
+    assert gone[..., 1].any() and not gone[..., [0, 2, 3, 4]].any()
+    assert found[~gone].min() > 100 and found[~gone].max() < 400
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (dict(data__randaugment=9.0, task="finetune", model__num_classes=2), "data.randaugment is 9.0: expected 0 for"),
+        (dict(data__no_data="nan"), "data.no_data is 'nan': expected none, or a number that uint16"),
+        (dict(data__no_data="-1"), "data.no_data is '-1': expected none, or a number that uint16"),
+        (dict(data__no_data="water"), "data.no_data is 'water': expected 'none', 'nan' or a number"),
+        (dict(data__channels=(0, 1)), "data.channels is (0, 1): expected 5 of them (model.in_channels)"),
+        (dict(data__quarter_turns=True, image_size=(32, 64)), "data.quarter_turns is True: expected False for"),
+        (dict(data__mean=(0.1, 0.2)), "data.mean is (0.1, 0.2): expected 5 numbers, one a channel"),
+        (dict(log__picture_channels=(0, 1, 5)), "log.picture_channels is (0, 1, 5): expected channels below 5"),
+        (dict(data__dtype="int32"), "data.dtype is 'int32': expected uint8 or uint16"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(more, line):
+    with pytest.raises(InputError, match=re.escape(line)):
+        small_config(**bands(5, "uint16") | more)
+
+
+# Statistics, records, pictures
+
+
+def write_config(path, **settings):
+    call = f"small_config(**{settings!r})"
+    path.write_text(f"from small import small_config\n\n\ndef get_config():\n    return {call}\n")
+
+
+def test_statistics_are_measured_once_and_named_in_a_config(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    arrays = np.stack(list(folder(images, "uint16", 5).values())).astype(np.float64)
+    settings = bands(5, "uint16", data__path=str(images), data__no_data="0", data__scale=2000.0)
+    write_config(tmp_path / "config.py", **settings)
+    file = tmp_path / "statistics.json"
+    statistics(["statistics", f"--config={tmp_path / 'config.py'}", f"--output={file}"])
+    found, valid = json.loads(file.read_text()), np.ma.masked_equal(arrays, 0) / 2000
+    np.testing.assert_allclose(found["mean"], valid.mean(axis=(0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(found["std"], valid.std(axis=(0, 1, 2)), atol=1e-6)
+    settings |= dict(data__mean=(0.485, 0.456, 0.406), data__std=(0.229, 0.224, 0.225), data__statistics=str(file))
+    config = small_config(**settings)
+    assert (list(config.data.mean), config.data.statistics) == (found["mean"], "")
+    with pytest.raises(InputError, match=r"data\.scale is None: expected 2000\.0, with which data\.statistics"):
+        small_config(**settings | dict(data__scale=None))
+
+
+def test_records_keep_every_bit(tmp_path):
+    (tmp_path / "images").mkdir()
+    folder(tmp_path / "images", "int16", 6, n=8)
+    config = small_config(**bands(6, "int16", data__path=str(tmp_path / "images")))
+    list(prepare(config, tmp_path / "made", How(256, "raw"), ["all"], unlabelled=True))
+    records = small_config(**bands(6, "int16", data__path=str(tmp_path / "made"), data__source="records"))
+    ours, made = open_source(config.data, "all"), open_source(records.data, "all")
+    view = RandomView.from_config(config)
+    assert all(np.array_equal(view(ours.encoded(i), i), view(made.encoded(i), i)) for i in range(8))
+    with pytest.raises(InputError, match="--encoding is jpeg: expected raw for images that are not 8 bits"):
+        list(prepare(config, tmp_path / "other", How(256, "jpeg"), ["all"]))
+
+
+def test_a_picture_shows_three_channels_stretched():
+    image = noise("uint16", 1, 40, 40, 13)
+    shown = coloured(image, (9, 4, 2))
+    assert shown.shape == (1, 40, 40, 3) and shown.min() == 0 and shown.max() == 255
+    for place, channel in enumerate((9, 4, 2)):
+        order = np.argsort(image[0, ..., channel].ravel())
+        assert (np.diff(shown[0, ..., place].ravel()[order].astype(int)) >= 0).all()
+
+
+def test_true_targets_give_the_original_of_any_type():
+    images = noise("int16", 2, 32, 32, 5)
+    images[:, :8, :8] = -900
+    colours = Colours((0.1,) * 5, (0.2,) * 5, 3000.0, "-900")
+    visible = np.zeros((2, 4, 4), bool)
+    normal = (np.ma.masked_equal(images, -900) / 3000 - 0.1) / 0.2
+    units = normal.reshape(2, 4, 8, 4, 8, 5).swapaxes(2, 3).reshape(2, 16, -1)
+    per_unit = (units - units.mean(-1, keepdims=True)) / units.std(-1, ddof=1, keepdims=True)
+    found = paste(images, visible, per_unit.filled(0), 8, colours, True)
+    there = images != -900
+    np.testing.assert_allclose(found[there], images[there], atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["npy", pytest.param("tif", marks=pytest.mark.extra)])
+def test_thirteen_bands_of_sixteen_bits_from_folder_to_timm(tmp_path, suffix):
+    """Pre-trains, resumes bit for bit, fine-tunes and exports; the picture of the reconstruction has colours."""
+    for i in range(40):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = noise("uint16", 40, 36, 13, seed=i) // (1 + 3 * (i % 2))
+        if suffix == "npy":
+            np.save(path, image)
+        else:
+            import tifffile
+
+            tifffile.imwrite(path, image, photometric="minisblack", compression="zlib", tile=(16, 16))
+    settings = bands(13, "uint16", data__path=str(tmp_path / "images"), data__scale=2000.0, data__quarter_turns=True)
+    settings |= dict(data__eval_split="all[:25%]", log__checkpoint_every=2, log__picture_channels=(3, 2, 1))
+    settings |= dict(model__depths=(1, 1), steps=4, mesh__data=1)
+    workdir = tmp_path / "run"
+    whole = pretrain(small_config(**settings), workdir)
+    with Image.open(workdir / "reconstructions" / "00000004.png") as opened:
+        pixels = np.asarray(opened.convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(pixels, axis=0)) > 1000
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    jax.tree.map(np.testing.assert_array_equal, pretrain(small_config(**settings), workdir), whole)
+
+    tuned = dict(task="finetune", init=str(workdir), model__num_classes=2, steps=2, data__eval_split="")
+    finetune(small_config(**settings | tuned), tmp_path / "tuned")
+    model = greenjax.load(tmp_path / "tuned")
+    greenjax.save_torch(model, tmp_path / "timm.safetensors", layout="timm")
+    weights = load_file(tmp_path / "timm.safetensors")
+    assert weights["patch_embed.proj.weight"].shape == (8, 13, 2, 2)

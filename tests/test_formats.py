@@ -1,0 +1,228 @@
+"""Image files of every format, depth and number of channels: pixels as another library reads them, bit for bit."""
+
+import io
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from greenjax.data.augment import CentreView, RandomView
+from greenjax.data.encoded import LARGE, DecodeError, Encoded, load
+from greenjax.data.reading import Reading
+from greenjax.data.sources.folder import FolderSource
+
+RNG = np.random.default_rng(0)
+
+
+def array(dtype, channels, size=(24, 37)):
+    whole = RNG.integers(0, 1 << 16, (*size, channels)).astype(np.uint16)
+    if dtype[0] == "f":
+        return (whole / 4096 - 8).astype(dtype)
+    return (whole >> 8).astype(np.uint8) if dtype == "uint8" else whole.view(dtype)
+
+
+def read(data, dtype="uint8", bands=None, **more):
+    return Encoded(data, "image").decode(reading=Reading(dtype, bands, **more))
+
+
+def numpy_file(image, zipped=False):
+    file = io.BytesIO()
+    np.savez_compressed(file, image=image, other=np.zeros(3)) if zipped else np.save(file, image)
+    return file.getvalue()
+
+
+def pillow_file(image, kind, mode=None, **options):
+    file = io.BytesIO()
+    Image.fromarray(image, mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float16", "float32"])
+@pytest.mark.parametrize("channels", [1, 3, 13])
+def test_numpy_files_keep_every_bit(dtype, channels):
+    image = array(dtype, channels)
+    for data in (numpy_file(image), numpy_file(image, True), numpy_file(image.astype(image.dtype.newbyteorder(">")))):
+        found = read(data, dtype, channels)
+        assert found.dtype == dtype and np.array_equal(found, image)
+    np.testing.assert_array_equal(
+        CentreView((24, 37), channels, 1.0, Reading(dtype, channels))(Encoded(data, ""), 0), image
+    )
+
+
+def test_numpy_files_that_are_no_images_are_refused():
+    empty = io.BytesIO()
+    with zipfile.ZipFile(empty, "w"):
+        pass
+    for data, why in (
+        (numpy_file(np.zeros((2, 3, 4, 5))), r"array of float64 \(2, 3, 4, 5\): expected numbers \[h, w\]"),
+        (numpy_file(np.zeros(3)), r"expected numbers \[h, w\]"),
+        (numpy_file(np.array([[{}]])), "allow_pickle"),
+        (numpy_file(array("uint8", 1))[:-9], "cannot be decoded"),
+        (empty.getvalue(), "cannot be decoded as an image$|its arrays are none"),
+        (numpy_file(array("uint16", 1)), r"pixels are uint16 of 1 channels: expected uint8 \(data\.dtype\)"),
+    ):
+        with pytest.raises(DecodeError, match=why):
+            read(data)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("suffix", [".png", ".jp2", ".pgm"])
+def test_sixteen_bits_stay_sixteen(channels, suffix):
+    image = array("uint16", channels, (80, 96))
+    options = (cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000) if suffix == ".jp2" else ()
+    data = cv2.imencode(".ppm" if (suffix, channels) == (".pgm", 3) else suffix, image[..., ::-1], options)[1]
+    np.testing.assert_array_equal(read(data.tobytes(), "uint16"), image)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_alpha_is_dropped_kept_or_laid_over_a_ground(kind):
+    image = array("uint8", 4)
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    data = pillow_file(image, kind, **options)
+    if kind == "TIFF":
+        pytest.importorskip("tifffile")
+    np.testing.assert_array_equal(read(data), image[..., :3])
+    np.testing.assert_array_equal(read(data, bands=4, alpha="keep"), image)
+    opacity = image[..., 3:] / 255
+    for ground, value in (("black", 0), ("white", 255)):
+        expected = np.rint(image[..., :3] * opacity + value * (1 - opacity))
+        np.testing.assert_array_equal(read(data, alpha=ground), expected)
+
+
+def test_alpha_of_grey_deep_and_turned_files():
+    grey = array("uint8", 2)
+    np.testing.assert_array_equal(read(pillow_file(grey, "PNG"), bands=2, alpha="keep"), grey)
+    deep = array("uint16", 4)
+    data = cv2.imencode(".png", deep[..., [2, 1, 0, 3]])[1].tobytes()
+    np.testing.assert_array_equal(read(data, "uint16", 4, alpha="keep"), deep)
+    tags = Image.Exif()
+    tags[274] = 6
+    turned = read(pillow_file(array("uint8", 4), "PNG", exif=tags), bands=4, alpha="keep")
+    assert turned.shape == (37, 24, 4)
+
+
+# TIFF
+
+
+def tiff_file(image, **options):
+    import tifffile
+
+    file = io.BytesIO()
+    tifffile.imwrite(file, image, **{"photometric": "minisblack", **options})
+    return file.getvalue()
+
+
+LAYOUTS = {
+    "striped": {},
+    "tiled": {"tile": (16, 16)},
+    "planes": {"planarconfig": "separate"},
+    "tiled planes": {"planarconfig": "separate", "tile": (16, 32)},
+    "big": {"bigtiff": True},
+    "big-endian": {"byteorder": ">"},
+    "deflate": {"compression": "zlib", "predictor": True},
+    "lzw": {"compression": "lzw"},
+    "zstd": {"compression": "zstd", "tile": (16, 16)},
+    "lerc": {"compression": "lerc", "tile": (16, 16)},
+}
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float16", "float32"])
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_a_tiff_keeps_every_bit(dtype, channels, layout):
+    if (layout, dtype) == ("lerc", "float16"):
+        return  # LERC has no such pixels
+    image, options = array(dtype, channels), dict(LAYOUTS[layout])
+    planes = options.get("planarconfig") == "separate" and channels > 1
+    options = options if planes or channels > 1 else {k: v for k, v in options.items() if k != "planarconfig"}
+    if channels > 1:
+        options.setdefault("planarconfig", "contig")
+    stored = np.moveaxis(image, -1, 0) if planes else image if channels > 1 else image[..., 0]
+    found = read(tiff_file(stored, **options), dtype, channels)
+    assert found.dtype == dtype and np.array_equal(found, image)
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_crop_is_read_as_if_all_were_decoded(channels, layout):
+    image, options = array("uint16", channels, (70, 90)), dict(LAYOUTS[layout])
+    planes = options.pop("planarconfig", "contig")
+    stored = image[..., 0] if channels == 1 else np.moveaxis(image, -1, 0) if planes == "separate" else image
+    data = tiff_file(
+        stored, rowsperstrip=None if "tile" in options else 16, planarconfig=planes if channels > 1 else None, **options
+    )
+    view = RandomView(0, (16, 24), channels, (0.02, 0.3), (0.5, 2.0), True, reading=Reading("uint16", channels))
+    for index in range(12):
+        np.testing.assert_array_equal(view(Encoded(data, "scene"), index), view(image, index))
+
+
+@pytest.mark.extra
+def test_a_crop_of_a_large_scene_reads_its_tiles_alone(tmp_path):
+    """All tiles but one are garbage; a crop inside that tile does not mind. The file lies in memory page by page."""
+    import tifffile
+
+    image = array("uint8", 3, (2560, 2560))
+    tifffile.imwrite(tmp_path / "scene.tif", image, photometric="rgb", tile=(256, 256), compression="deflate")
+    with tifffile.TiffFile(tmp_path / "scene.tif") as file:
+        offsets = file.pages[0].dataoffsets
+    with open(tmp_path / "scene.tif", "r+b") as file:
+        for index, offset in enumerate(offsets):
+            if index != 10 * 3 + 5:
+                file.seek(offset)
+                file.write(b"garbage" * 9)
+        assert file.seek(0, 2) >= LARGE and len(offsets) == 100
+    scene = FolderSource(str(tmp_path), ["scene.tif"]).encoded(0)
+    assert not isinstance(scene.data, bytes)
+    pixels, size = load(scene, lambda size: ((3 * 256 + 10, 5 * 256 + 7, 200, 190), (50, 60)))
+    assert size == (50, 60)
+    np.testing.assert_array_equal(pixels, image[778 : 778 + 200, 1287 : 1287 + 190])
+    with pytest.raises(DecodeError):
+        load(scene, lambda size: ((0, 0, 300, 300), (50, 60)))
+
+
+def test_images_smaller_than_the_crop_are_enlarged():
+    for view in (
+        RandomView(0, (64, 64), 5, (0.2, 1.0), (0.75, 1.33), True, reading=Reading("int16", 5)),
+        CentreView((64, 64), 5, reading=Reading("int16", 5)),
+    ):
+        assert view(array("int16", 5, (9, 7)), 0).shape == (64, 64, 5)
+
+
+@pytest.mark.extra
+def test_pages_are_chosen_or_stacked():
+    pages = array("uint16", 5)
+    data = tiff_file(np.moveaxis(pages, -1, 0), metadata=None)
+    np.testing.assert_array_equal(read(data, "uint16", page=3), pages[..., 3:4])
+    np.testing.assert_array_equal(read(data, "uint16", 5, page=-1), pages)
+    np.testing.assert_array_equal(read(data, "uint16", 0, page=-1, channels=(4, 0)), pages[..., [4, 0]])
+    with pytest.raises(DecodeError, match=r"it has 5 pages: expected more than 7 \(data\.page\)"):
+        read(data, "uint16", page=7)
+
+
+@pytest.mark.extra
+def test_odd_tiffs_are_read_rightly_or_refused_in_a_line():
+    image = array("uint16", 1)[..., 0]
+    inverted = tiff_file(image, photometric="miniswhite")
+    np.testing.assert_array_equal(read(inverted, "uint16")[..., 0], 65535 - image)
+    turned = tiff_file(image, extratags=[(274, 3, 1, 6, True)])
+    np.testing.assert_array_equal(read(turned, "uint16")[..., 0], np.rot90(image, -1))
+    for data, why in (
+        (tiff_file(array("uint16", 4), photometric="separated"), "its colours are CMYK"),
+        (tiff_file(image)[:-200], "cannot be decoded"),
+        (tiff_file(image.astype(np.int32)), r"pixels are int32 of 1 channels: expected uint16"),
+    ):
+        with pytest.raises(DecodeError, match=why) as error:
+            read(data, "uint16", 0)
+        assert "\n" not in str(error.value)
+
+
+def test_a_missing_reader_is_named_with_the_line_that_installs_it(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(DecodeError, match=r"tifffile reads it: `pip install 'greenjax\[tiff\]'` installs that"):
+        read(b"II*\0" + bytes(20), "uint16")
