@@ -31,6 +31,7 @@ SUITES = {  # by name: the module
     "whole": "whole_run",
     "grouping": "grouping",
     "growth": "growth",
+    "families": "families",
     "input": "inputs",
     "ahead": "ahead",
     "scaling": "scaling",

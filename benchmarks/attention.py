@@ -105,6 +105,8 @@ def why_not(name: str, dtype: str) -> str | None:
 
 def cases(config: ConfigDict) -> list[Case]:
     """The groupings of one mask, on noise. Raises InputError for a backbone without windows."""
+    if not any(spec.windows for spec in stage_specs(config)):
+        raise InputError(f"model.name is {config.model.name!r}: expected a model with windows")
     if config.method == "green":
         windows = jax.tree.map(lambda leaf: leaf[0], random_batch(config).plan).windows
     else:
@@ -116,8 +118,6 @@ def cases(config: ConfigDict) -> list[Case]:
     for stage, (spec, channels, heads, groupings) in enumerate(stages):
         for number, (of_blocks, grouping) in enumerate(zip(spec.windows, groupings, strict=True)):
             found.append(case(config, (stage, number == 1, of_blocks.blocks, heads), grouping, channels, swin, rng))
-    if not found:
-        raise InputError(f"model.name is {config.model.name!r}: expected a model with windows")
     return found
 
 

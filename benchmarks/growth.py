@@ -1,16 +1,19 @@
 """How time, temporary memory and matrix products of an update grow with image size, batch, mask ratio and window.
 
-The suite changes one of the four at a time, from the configuration at --batch, and compares with forecast.py:
+The suite changes one of the four at a time, from the configuration at --batch, and compares with what is expected:
 
-    matrix products    as the forecast counts them: in the main proportional to the visible tokens
+    matrix products    as forecast.py counts them for a Swin: in the main proportional to the visible tokens
     time               as the matrix products
-    temporary memory   gradients, and a constant number of bytes for each visible token
+    temporary memory   for a Swin: gradients, and a constant number of bytes for each visible token
+
+Other families have no forecast of products and memory, and those without windows keep none of another size.
 
 Exponents are slopes of log-log lines against the visible tokens of an update, for windows against their side. The dense
 update (SimMIM on the same encoder) is compiled for its memory and products, and not run. docs/growth.md explains the
 figures.
 """
 
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +35,10 @@ from greenjax.planning.report import check_figure
 from greenjax.training.sharding import make_mesh
 from greenjax.training.state import abstract_state
 
-FLAGS = TIMING | {"--plot": dict(type=Path, help="file to draw the curves into, such as FILE.png")}
+FLAGS = TIMING | {
+    "--plot": dict(type=Path, help="file to draw the curves into, such as FILE.png"),
+    "--beside": dict(type=Path, help="--json of another run, such as one in bfloat16, to draw its curves too"),
+}
 
 
 class Setting(NamedTuple):
@@ -41,7 +47,7 @@ class Setting(NamedTuple):
     image_size: int  # pixels a side
     batch: int
     mask_ratio: float
-    window: int
+    window: int | None  # None: the model has no windows
 
 
 AXES: dict[str, tuple[float, ...]] = {
@@ -59,42 +65,47 @@ class Update(NamedTuple):
     config: ConfigDict
     green: Program
     dense: Program
-    expected: Forecast
+    tokens: int  # visible, of the first stage, all images
+    expected: Forecast | None  # of a Swin
 
 
-def run(config: ConfigDict, batch: int, repeats: int, plot: Path | None = None) -> dict[str, Any]:
-    """Prints the table of a resolved pre-training configuration, draws it into `plot`, and returns its figures."""
+def run(
+    config: ConfigDict, batch: int, repeats: int, plot: Path | None = None, beside: Path | None = None
+) -> dict[str, Any]:
+    """Prints the table of a resolved pre-training configuration, draws it into `plot`, and returns its figures.
+
+    `beside`: the figures of another run, to be drawn as well.
+    """
     check(config, batch)
     if plot:
         check_figure(plot)
+    other = json.loads(beside.read_text()) if beside else None
     own = Setting(config.image_size[0], batch, config.mask.ratio, config.model.window)
     configs, left_out = settings(config, own)
     for name, reason in left_out.items():
         print(f"{name} is left out: {reason}")
     updates = compile_all(configs, own)
     seconds = run_all(updates, own, repeats)
-    pace = statistics.median(seconds[own]) / updates[own].expected.flops
+    pace = statistics.median(seconds[own]) / updates[own].green.flops
     report = {**machine(), "model": config.model.name, "dtype": config.model.dtype}
     report |= {"repeats": repeats, **own._asdict(), "left_out": left_out, "axes": {}}
-    for axis in AXES:
+    for axis in axes_of(config):
         along = [setting for setting in updates if setting._replace(**{axis: getattr(own, axis)}) == own]
         along.sort(key=lambda setting: getattr(setting, axis))
         rows = [row(setting, updates[setting], seconds.get(setting), seconds[own], pace) for setting in along]
         report["axes"][axis] = {"rows": rows, **fits(axis, rows)}
     print(text(report))
     if plot:
-        growth_figure(report).savefig(plot, dpi=110)
+        growth_figure(report, other).savefig(plot, dpi=110)
         print(f"figure: {plot}")
     return report
 
 
 def check(config: ConfigDict, batch: int) -> None:
-    """Raises InputError for a configuration without a forecast, before anything is compiled."""
+    """Raises InputError for a configuration that has nothing to compare with, before anything is compiled."""
     if config.task != "pretrain" or config.method != "green":
         found = f"task is {config.task!r} and method {config.method!r}"
         raise InputError(f"{found}: expected 'pretrain' and 'green', which is compared with the dense one")
-    if config.model.name not in FAMILIES["swin"].sizes:
-        raise InputError(f"model.name is {config.model.name!r}: expected a Swin, whose products are known in advance")
     if config.model.remat:
         raise InputError("model.remat is True: expected False, for which memory is known in advance")
     if len(set(config.image_size)) > 1:
@@ -102,10 +113,15 @@ def check(config: ConfigDict, batch: int) -> None:
     check_devices(batch)
 
 
+def axes_of(config: ConfigDict) -> dict[str, tuple[float, ...]]:
+    """AXES, without windows where the model has none."""
+    return {axis: values for axis, values in AXES.items() if axis != "window" or config.model.window}
+
+
 def settings(config: ConfigDict, own: Setting) -> tuple[dict[Setting, ConfigDict], dict[str, str]]:
     """Every setting with its configuration, the own one first; and reasons for those left out."""
     configs, left_out = {}, {}
-    for axis, values in AXES.items():
+    for axis, values in axes_of(config).items():
         for value in [own.batch * share for share in values] if axis == "batch" else values:
             try:
                 if axis == "batch" and value % jax.device_count():
@@ -121,8 +137,14 @@ def sized_as(config: ConfigDict, setting: Setting) -> ConfigDict:
     """The configuration in another setting. Raises InputError where its masks cannot be planned."""
     changes = {"mask__ratio": setting.mask_ratio, "model__window": setting.window, "image_size": setting.image_size}
     changed = sized(config, setting.batch, **changes)
-    make_planner(changed)  # whether its masks can be planned
+    make_planner(changed)  # raises InputError where its masks cannot be planned
     return changed
+
+
+def visible_tokens(config: ConfigDict) -> int:
+    """Of the first stage, all images of an update."""
+    planner = make_planner(config)
+    return config.data.batch_size * planner.visible * planner.grid.tokens_per_unit(0)
 
 
 def compile_all(configs: dict[Setting, ConfigDict], own: Setting) -> dict[Setting, Update]:
@@ -133,7 +155,8 @@ def compile_all(configs: dict[Setting, ConfigDict], own: Setting) -> dict[Settin
         green = compile_part(config, "update")
         if unmasked not in dense:
             dense[unmasked] = compile_part(sized(config, config.data.batch_size, method="simmim"), "update")
-        updates[setting] = Update(config, green, dense[unmasked], forecast(config))
+        expected = forecast(config) if config.model.name in FAMILIES["swin"].sizes else None
+        updates[setting] = Update(config, green, dense[unmasked], visible_tokens(config), expected)
         print(f"compiled {len(updates)} of {len(configs)}: {described(setting)}", flush=True)
     return updates
 
@@ -141,7 +164,7 @@ def compile_all(configs: dict[Setting, ConfigDict], own: Setting) -> dict[Settin
 def run_all(updates: dict[Setting, Update], own: Setting, repeats: int) -> dict[Setting, list[float]]:
     """Seconds by round of every green update up to LONGEST; settings with equal shapes share a state."""
     states, runs = {}, {}
-    for setting, (config, green, _, _) in updates.items():
+    for setting, (config, green, *_) in updates.items():
         if green.flops > LONGEST * updates[own].green.flops:
             continue
         held = states.setdefault(state_shapes(config), [])
@@ -159,17 +182,17 @@ def state_shapes(config: ConfigDict) -> tuple[tuple[int, ...], ...]:
 
 def row(setting: Setting, update: Update, seconds: list[float] | None, own: list[float], pace: float) -> dict[str, Any]:
     """The figures of one setting; `own` are the seconds of the configuration's own, `pace` its seconds per FLOP."""
-    _, green, dense, expected = update
+    _, green, dense, tokens, expected = update
     return {
         **setting._asdict(),
-        "tokens": expected.tokens,
+        "tokens": tokens,
         "seconds": seconds and statistics.median(seconds),
         "seconds_ratio": seconds and ratio_quartiles(seconds, own)[1],
-        "expected_seconds": pace * expected.flops,
+        "expected_seconds": pace * green.flops,
         "flops": green.flops,
-        "expected_flops": expected.flops,
+        "expected_flops": expected and expected.flops,
         "temporary": green.temporary,
-        "expected_temporary": expected.gradients + expected.kept,
+        "expected_temporary": expected and expected.gradients + expected.kept,
         "dense_flops": dense.flops,
         "dense_temporary": dense.temporary,
         "compile_seconds": green.compile_seconds,
@@ -211,7 +234,7 @@ def line(x: Sequence[int | float], y: Sequence[int | float | None]) -> dict[str,
 
 def described(setting: Setting) -> str:
     size, batch, ratio, window = setting
-    return f"{size} pixels, batch {batch}, mask ratio {ratio:g}, window {window}"
+    return f"{size} pixels, batch {batch}, mask ratio {ratio:g}{f', window {window}' if window else ''}"
 
 
 FIGURES: list[Column] = [

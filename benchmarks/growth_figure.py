@@ -23,28 +23,35 @@ CURVES = {  # by what stands before the name in the report: label and style
     "expected_": ("green, expected", dict(color="black", linestyle="--", linewidth=1)),
     "dense_": ("dense (SimMIM on the same encoder)", dict(color="tab:red", marker="s", markersize=4)),
 }
+BESIDE = dict(color="tab:blue", marker="^", markersize=4)  # green, of the other run
 
 
-def growth_figure(report: dict[str, Any]) -> Figure:
+def growth_figure(report: dict[str, Any], beside: dict[str, Any] | None = None) -> Figure:
     """Both axes are logarithmic, so that powers are straight lines.
 
-    The horizontal axis is visible tokens of an update, for windows their side.
+    The horizontal axis is visible tokens of an update, for windows their side. `beside`: the report of another run.
     """
+    columns = {axis: heading for axis, heading in COLUMNS.items() if axis in report["axes"]}
     figure = Figure(figsize=(15, 9.5), layout="constrained")
-    grid = figure.subplots(len(ROWS), len(COLUMNS), sharex="col", sharey="row", squeeze=False)
+    grid = figure.subplots(len(ROWS), len(columns), sharex="col", sharey="row", squeeze=False)
     for line, (name, label, unit) in zip(grid, ROWS, strict=True):
-        for axes, axis in zip(line, COLUMNS, strict=True):
+        for axes, axis in zip(line, columns, strict=True):
             draw(axes, axis, name, unit, report["axes"][axis])
+            if beside:
+                known = [row for row in beside["axes"].get(axis, {"rows": []})["rows"] if row.get(name)]
+                values = [row[name] / unit for row in known]
+                axes.plot(places(axis, known), values, label=f"green, {beside['model']}, {beside['dtype']}", **BESIDE)
         line[0].set_ylabel(label)
-    for axes, (axis, heading) in zip(grid[-1], COLUMNS.items(), strict=True):
+    for axes, (axis, heading) in zip(grid[-1], columns.items(), strict=True):
         mark(axes, axis, heading, report["axes"][axis]["rows"])
+    window = f", window {report['window']}" if report["window"] else ""
     figure.suptitle(
         f"One update of {report['model']}, {report['dtype']}: from {report['image_size']} pixels, batch"
-        f" {report['batch']}, mask ratio {report['mask_ratio']:g}, window {report['window']}, one thing changed at a"
+        f" {report['batch']}, mask ratio {report['mask_ratio']:g}{window}, one thing changed at a"
         f" time\n{report['cores']} cores of {report['device']}, median of {report['repeats']} interleaved runs"
     )
     handles, labels = grid[1][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(CURVES), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from small import ONE_STAGE, small_config
 
-from benchmarks import __main__, inputs, measure, peers, precision, programs, sparse, step, whole_run
+from benchmarks import __main__, families, inputs, measure, peers, precision, programs, sparse, step, whole_run
 from greenjax.backbones import geometry
 from greenjax.errors import InputError
 from greenjax.planning.plan import GroupLayout
@@ -220,3 +220,13 @@ def test_a_whole_run_that_fails_says_why_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"code 1: greenjax: data.path is '.*missing'") as error:
         whole_run.measured_run(file, tmp_path / "run", tmp_path / "cache", 1)
     assert "\n" not in str(error.value)
+
+
+def test_the_table_of_families_has_the_published_sizes():
+    config = small_config(image_size=64, model__in_channels=3, data__mean=(0.3,) * 3, data__std=(0.4,) * 3)
+    (row,) = families.run(config, 8, ["convnextv2_atto"], memory=False)["rows"]
+    assert (row["parameters"], row["image_size"]) == (3_708_400, 64)
+    assert 0.25 < row["ratio"] < 0.75  # the decoder takes all units
+    assert families.named(config, "swinv2_b").image_size == (256, 256)
+    with pytest.raises(InputError, match=r"model\.name is 'swin_x'"):
+        families.run(config, 8, ["swin_x"], memory=False)

@@ -83,18 +83,30 @@ def test_lines_and_exponents_of_known_curves():
     assert growth.slope([2, 2], [1, 3]) is None and growth.line([1, 2], [3.0, None]) is None
 
 
+def test_families_without_a_forecast_or_windows_grow_too(monkeypatch, tmp_path):
+    """Their own figures stand without expected ones, in a figure beside another run's."""
+    monkeypatch.setattr(growth, "AXES", {"mask_ratio": (0.5, 0.75), "window": (2, 4)})
+    report = growth.run(small_config("convnext"), 8, 1)
+    (tmp_path / "other.json").write_text(json.dumps(report | {"dtype": "bfloat16"}))
+    plot = tmp_path / "figure.png"
+    growth.growth_figure(report, json.loads((tmp_path / "other.json").read_text())).savefig(plot)
+    assert plot.read_bytes().startswith(PNG)
+    assert list(report["axes"]) == ["mask_ratio"] and report["window"] is None
+    more, fewer = report["axes"]["mask_ratio"]["rows"]
+    assert more["tokens"] == 2 * fewer["tokens"] and more["flops"] > fewer["flops"]
+    assert more["expected_flops"] is None and more["dense_flops"] == fewer["dense_flops"]
+
+
 @pytest.mark.parametrize(
     ("changes", "batch", "message"),
     [
-        ({"family": "twins"}, 8, "expected a Swin"),
-        ({"family": "swinv2"}, 8, "expected a Swin"),
         ({"method": "simmim"}, 8, "method 'simmim'"),
         ({"model__remat": True}, 8, "model.remat is True"),
         ({"image_size": (32, 48)}, 8, "expected a square"),
         ({}, 3, "--batch is 3: expected a multiple of the 8 devices"),
     ],
 )
-def test_what_has_no_forecast_is_refused_before_anything_is_compiled(monkeypatch, changes, batch, message):
+def test_what_cannot_be_compared_is_refused_before_anything_is_compiled(monkeypatch, changes, batch, message):
     monkeypatch.setattr(growth, "compile_part", None)
     with pytest.raises(InputError, match=message):
         growth.run(small_config(**changes), batch, 1)

@@ -1,0 +1,82 @@
+"""Every model.name in one table: parameters, matrix products of an update, green and dense, and memory of an image.
+
+Sizes are published ones: where a model has windows, an image is as large as makes the last stage one window. All other
+settings are those of --config. Nothing is run. docs/backbones.md holds the table.
+"""
+
+import math
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from benchmarks.measure import TIMING
+from benchmarks.programs import (
+    check_devices,
+    check_pretraining,
+    compile_part,
+    memory_slope,
+    random_batch,
+    sized,
+    trace_part,
+)
+from benchmarks.tables import Column, table
+from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS, family_of
+from greenjax.models import build
+from greenjax.runtime.cost import matmul_flops
+
+FLAGS = {
+    "--batch": TIMING["--batch"],
+    "--names": dict(nargs="+", default=list(ARCHITECTURES), metavar="NAME", help="model.name, by default all"),
+    "--memory": dict(action="store_true", help="compile the green update, for its memory: minutes for a large model"),
+}
+COLUMNS: list[Column] = [
+    ("name", "name", 1, ""),
+    ("million parameters", "parameters", 1e6, ".1f"),
+    ("image", "image_size", 1, "d"),
+    ("green, GFLOP", "green_flops", 1e9, ".1f"),
+    ("dense, GFLOP", "dense_flops", 1e9, ".1f"),
+    ("green / dense", "ratio", 1, ".2f"),
+    ("MB an image", "memory_slope", 1e6, ".1f"),
+]
+
+
+def run(config: ConfigDict, batch: int, names: list[str], memory: bool) -> dict[str, Any]:
+    """Prints the rows of a pre-training configuration with each of `names`, one by one, and returns them."""
+    check_pretraining(config)
+    check_devices(batch)
+    for name in names:
+        family_of(name)  # raises InputError for an unknown name before minutes of work
+    rows = []
+    for name in names:
+        rows.append(row(named(config, name), batch, memory))
+        print(table(COLUMNS, rows[-1:]).splitlines()[-1], flush=True)
+    print(f"\none update of {batch} images, mask ratio {config.mask.ratio:g}, {config.model.dtype}")
+    print(table(COLUMNS, rows))
+    return {"batch": batch, "mask_ratio": config.mask.ratio, "dtype": config.model.dtype, "rows": rows}
+
+
+def named(config: ConfigDict, name: str) -> ConfigDict:
+    """The configuration with another model of its published size."""
+    published = {f"model__{part}": None for part in SIZE_SETTINGS} | {"model__name": name}
+    window, patch = (ARCHITECTURES[name].get(part) for part in ("window", "patch"))
+    stages = len(ARCHITECTURES[name]["depths"])
+    size = window * patch * 2 ** (stages - 1) if window else config.image_size
+    return sized(config, config.data.batch_size, image_size=size, **published)
+
+
+def row(config: ConfigDict, batch: int, memory: bool) -> dict[str, Any]:
+    """The figures of one model. Parameters are those of a classifier of 1,000 classes."""
+    green, dense = (sized(config, batch, method=method) for method in ("green", "simmim"))
+    found = {"name": config.model.name, "parameters": parameters(config), "image_size": config.image_size[0]}
+    for name, method in (("green", green), ("dense", dense)):
+        found[f"{name}_flops"] = matmul_flops(trace_part(method, "update", random_batch(method)).jaxpr)
+    found["ratio"] = found["green_flops"] / found["dense_flops"]
+    found["memory_slope"] = memory_slope(green, compile_part(green, "update")) if memory else None
+    return found
+
+
+def parameters(config: ConfigDict) -> int:
+    classifier = sized(config, config.data.batch_size, task="finetune", model__num_classes=1000)
+    shapes: Any = jax.eval_shape(lambda: jax.tree.leaves(build(classifier, 0)))
+    return sum(math.prod(leaf.shape) for leaf in shapes)
