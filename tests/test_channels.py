@@ -161,7 +161,7 @@ def test_values_without_data_count_nowhere(method):
     images = noise("float32", 2, 32, 32, 2)
     gone = np.random.default_rng(1).random(images.shape) < 0.3
     found = [
-        losses(np.where(gone, np.float32(v), images), method, data__no_data=str(v))[0] for v in (-9999, 0.5, "nan")
+        losses(np.where(gone, np.float32(v), images), method, data__no_data=str(v))[0] for v in (-9999, -0.25, "nan")
     ]
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])

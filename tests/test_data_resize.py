@@ -75,9 +75,9 @@ def factors(monkeypatch):
     """Which factors images are decoded by from here on."""
     found, decode = [], Encoded.decode
 
-    def noted(self, factor=1, rows=None):
+    def noted(self, factor=1, *rows, **how):
         found.append(factor)
-        return decode(self, factor, rows)
+        return decode(self, factor, *rows, **how)
 
     monkeypatch.setattr(Encoded, "decode", noted)
     return found

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -26,6 +27,8 @@ from greenjax.data.prepare import How
 from greenjax.data.prepare import prepare as prepare_records
 from greenjax.data.sources import SOURCES
 from greenjax.data.sources.folder import find_images
+from greenjax.data.sources.objects import ObjectSource
+from greenjax.data.sources.python import given
 from greenjax.data.stream import Stream
 from greenjax.errors import InputError
 
@@ -227,15 +230,39 @@ def places(tmp_path_factory, tfds_dir):
         (root / "train" / "ab"[i % 2] / f"{i}.png").write_bytes(encode(picture(i)))
     made = of_pictures(settings("folder", root))
     list(prepare_records(made, root / "made", How(256, "raw"), ["train"]))
+    (root / "list.csv").write_text(
+        "path,label,split\n" + "".join(f"train/{'ab'[i % 2]}/{i}.png,{'ab'[i % 2]},train\n" for i in range(12))
+    )
+    with tarfile.open(root / "train.tar", "w") as shard:
+        for i in range(12):
+            shard.add(root / "train" / "ab"[i % 2] / f"{i}.png", f"{i}.png")
+            (root / f"{i}.cls").write_text("ab"[i % 2])
+            shard.add(root / f"{i}.cls", f"{i}.cls")
     return dict(
-        digits={}, folder=dict(path=root), records=dict(path=root / "made"), tfds=dict(path=tfds_dir, name="tiny")
+        digits={},
+        folder=dict(path=root),
+        list=dict(path=root / "list.csv"),
+        python={},
+        records=dict(path=root / "made"),
+        tar=dict(path=root / "{split}.tar"),
+        tfds=dict(path=tfds_dir, name="tiny"),
     )
 
 
-@pytest.mark.parametrize("name", SOURCES)
+class Pictures(list):
+    labels, classes = tuple(i % 2 for i in range(12)), ("a", "b")
+
+
+@pytest.mark.parametrize("name", [name for name, kind in SOURCES.items() if not issubclass(kind, ObjectSource)])
 def test_every_source_provides_the_same(places, name):
-    """A new source has its line in SOURCES, and its place above."""
+    """A new source has its line in SOURCES, and its place above; test_detection_data.py has those of objects."""
     data = settings(name, **places[name])
+    data.workers = 0
+    with given(train=Pictures(picture(i) for i in range(12))):
+        provides_the_same(data, name)
+
+
+def provides_the_same(data, name):
     (opened, again), labelled = (open_source(data, "train") for _ in range(2)), open_labelled(data, "train")
     assert isinstance(opened, SOURCES[name]) and len(opened) == len(labelled) > 5
     copy, names = pickle.loads(pickle.dumps(opened)), [opened.name_of(i) for i in range(len(opened))]
@@ -254,12 +281,12 @@ def test_every_source_provides_the_same(places, name):
 
 def test_no_source_is_named_but_in_its_file_and_its_line():
     """`data.source` has a default: its line in the table of settings is the one that names a source."""
-    package = Path(greenjax.__file__).parent
+    package, names = Path(greenjax.__file__).parent, SOURCES.keys() - {"python"}  # a program's name, too
     found = [
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Constant) and node.value in SOURCES and path.parent.name != "sources"
+        if isinstance(node, ast.Constant) and node.value in names and path.parent.name != "sources"
     ]
     assert found == ["config/settings.py"]
 

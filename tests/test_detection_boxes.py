@@ -108,7 +108,7 @@ def test_boxes_match_the_objects_that_overlap_them(rng, low, high, best_too):
     np.testing.assert_array_equal(match.positive, labels == 1)
     np.testing.assert_array_equal(match.negative, labels == 0)
     chosen = labels == 1
-    np.testing.assert_array_equal(np.asarray(match.index)[chosen], np.flatnonzero(valid)[index][chosen])
+    np.testing.assert_array_equal(np.asarray(match.objects)[chosen], np.flatnonzero(valid)[index][chosen])
 
 
 def test_without_objects_all_is_background(rng):
