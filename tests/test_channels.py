@@ -302,7 +302,8 @@ def test_thirteen_bands_of_sixteen_bits_from_folder_to_timm(tmp_path, suffix):
         else:
             import tifffile
 
-            tifffile.imwrite(path, image, photometric="minisblack", compression="zlib", tile=(16, 16))
+            how = dict(photometric="minisblack", planarconfig="contig", compression="zlib", tile=(16, 16))
+            tifffile.imwrite(path, image, **how)
     settings = bands(13, "uint16", data__path=str(tmp_path / "images"), data__scale=2000.0, data__quarter_turns=True)
     settings |= dict(data__eval_split="all[:25%]", log__checkpoint_every=2, log__picture_channels=(3, 2, 1))
     settings |= dict(model__depths=(1, 1), steps=4, mesh__data=1)
