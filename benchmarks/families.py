@@ -66,7 +66,7 @@ def named(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def row(config: ConfigDict, batch: int, memory: bool) -> dict[str, Any]:
-    """The figures of one model. Parameters are those of a classifier of 1,000 classes."""
+    """The figures of one model; `parameters` counts a classifier with 1,000 classes."""
     green, dense = (sized(config, batch, method=method) for method in ("green", "simmim"))
     found = {"name": config.model.name, "parameters": parameters(config), "image_size": config.image_size[0]}
     for name, method in (("green", green), ("dense", dense)):

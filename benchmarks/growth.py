@@ -1,6 +1,6 @@
 """How time, temporary memory and matrix products of an update grow with image size, batch, mask ratio and window.
 
-The suite changes one of the four at a time, from the configuration at --batch, and compares with what is expected:
+Starting from the configuration at --batch, the suite varies one of these four at a time. The forecasts:
 
     matrix products    as forecast.py counts them for a Swin: in the main proportional to the visible tokens
     time               as the matrix products

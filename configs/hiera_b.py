@@ -2,9 +2,9 @@
 
     python -m greenjax.main --config configs/hiera_b.py --workdir runs/hiera_b
 
-Source: mask ratio, decoder and target are those of facebookresearch/hiera, whose README prints a top-1 of 84.5 after
-fine-tuning. It has no training code: rates, batch and crops are MAE's (arXiv 2111.06377, appendix), which it follows,
-and 400 epochs are those of the paper's ablations. Two things differ: Hiera's decoder reads all stages, and its last
+Mask ratio, decoder and target come from facebookresearch/hiera, whose README reports a top-1 of 84.5 after fine-tuning.
+That project publishes no training code: rates, batch and crops here are MAE's (arXiv 2111.06377, appendix), and 400
+epochs is the length of the Hiera paper's ablations. Two things differ: Hiera's decoder reads all stages, and its last
 stage does not pool in pre-training; here the decoder reads the last stage, which pools as in fine-tuning.
 
 Data: TFDS's imagenet2012, prepared as ArrayRecord (docs/imagenet.md). --config.data.path=DIR names the folder where it

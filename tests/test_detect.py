@@ -107,6 +107,7 @@ def test_a_detector_is_evaluated_alone(finished, tmp_path):
     assert detections(tmp_path / "run") == detections(folder / "run")
     (alone,) = json.loads((tmp_path / "run" / "results.json").read_text()).values()
     (before,) = json.loads((folder / "run" / "results.json").read_text()).values()
+    assert (alone["task"], before["task"]) == ("eval", "detect")
     assert {key: alone[key] for key in alone if "ap" in key} == {key: before[key] for key in before if "ap" in key}
     assert (tmp_path / "run" / "detections" / "test__3.png").is_file()
 

@@ -76,13 +76,11 @@ def test_sixteen_bits_stay_sixteen(channels, suffix):
     np.testing.assert_array_equal(read(data.tobytes(), "uint16"), image)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", pytest.param("TIFF", marks=pytest.mark.extra)])
 def test_alpha_is_dropped_kept_or_laid_over_a_ground(kind):
     image = array("uint8", 4)
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
     data = pillow_file(image, kind, **options)
-    if kind == "TIFF":
-        pytest.importorskip("tifffile")
     np.testing.assert_array_equal(read(data), image[..., :3])
     np.testing.assert_array_equal(read(data, bands=4, alpha="keep"), image)
     opacity = image[..., 3:] / 255

@@ -94,11 +94,14 @@ def adapt(
     if new_head:
         weights = {key: value for key, value in weights.items() if part_of(key) != "head"}
     parts, wanted = set(map(part_of, weights)), set(map(part_of, shapes))
-    unused = [key for key in weights if part_of(key) not in wanted]
-    if not any(key.startswith(LAST_NORM) for key in shapes):  # a detector norms every stage instead
-        unused += [key for key in weights if key.startswith(LAST_NORM)]
-    report.dropped += unused
-    weights = {key: value for key, value in weights.items() if key not in set(unused)}
+    normed = any(key.startswith(LAST_NORM) for key in shapes)  # a detector norms every stage instead
+    used = {
+        key: value
+        for key, value in weights.items()
+        if part_of(key) in wanted and (normed or not key.startswith(LAST_NORM))
+    }
+    report.dropped += [key for key in weights if key not in used]
+    weights = used
     report.new += [key for key in shapes if part_of(key) not in parts and key not in report.new]
     fitted: Weights = {}
     misfits = [f"only in the weights: {key}" for key in weights if key not in shapes]

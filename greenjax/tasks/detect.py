@@ -125,16 +125,14 @@ def held_out_hooks(run: Run, held_out: WithObjects | None) -> list[Hook]:
 def evaluate_detector(config: ConfigDict, workdir: Path) -> dict[str, Judged]:
     """Task "eval" of a detector: that of `config.init` on every set; results.json, detections and pictures."""
     mesh, classes, found = make_mesh(config), initial_head(config).classes, {}
-    sets = eval_sets(config)
-    config = resolve(flatten(config) | {"task": "detect", "steps": 1})  # the model is a detector
-    settings = {
-        each.name: resolve(flatten(config) | {f"data.{key}": value for key, value in each.data.items()})
-        for each in sets
-    }
-    sources = {each.name: open_objects(settings[each.name], each.split, classes) for each in sets}
+    detector = flatten(config) | {"task": "detect", "steps": 1}  # settings by which the model is one
+    sources = {}
+    for each in eval_sets(config):
+        own = resolve(detector | {f"data.{key}": value for key, value in each.data.items()})
+        sources[each.name] = open_objects(own, each.split, classes)
     same_data({f"images of {name}": source for name, source in sources.items()})
-    graphdef, params = given_model(config, mesh)
-    judge = DetectionJudge(config, graphdef, mesh)
+    graphdef, params = given_model(resolve(detector), mesh)
+    judge = DetectionJudge(resolve(detector), graphdef, mesh)
     for name, source in sources.items():
         say(f"evaluating on {len(source):,} images of {name} ...")
         found[name] = judge.evaluate(params, source)

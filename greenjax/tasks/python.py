@@ -16,8 +16,8 @@ from greenjax.training.state import State
 def pretrain(config: ConfigDict, workdir: str | Path, *, source: Any = None, held_out: Any = None) -> State:
     """Pre-trains as `python -m greenjax.main` does, on the images of `config.data` or of the sequence `source`.
 
-    An item of a sequence is a picture, uint8 [h, w] or [h, w, c], a PIL image, or the bytes of an image file. Images
-    for the held-out loss come from `held_out`; without it there is none. Raises InputError as the command ends.
+    An item of a sequence is pixels [h, w] or [h, w, c], a PIL image, or the bytes of an image file. Images for the
+    held-out loss come from `held_out`; without it there is none. Raises InputError as the command ends.
     """
     return _done(("pretrain",), config, workdir, source, held_out)
 
