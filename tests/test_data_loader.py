@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_data import encode, picture
-from worker_cases import Big, Broken, Strange, constants
+from worker_cases import Big, Broken, Strange, children, constants
 
 from greenjax.backbones.geometry import make_planner
 from greenjax.config import resolve
@@ -292,17 +292,6 @@ def pool():
     signal.signal(signal.SIGALRM, usual)
     for each in pools:
         each.close()
-
-
-def children(pid=None):
-    """The data workers of a process, found as a script from outside would find them."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == (pid or os.getpid()) and b"spawn_main" in (path / "cmdline").read_bytes():
-                found.append(int(path.name))
-    return found
 
 
 @pytest.mark.parametrize("workers, on_disk", [(1, False), (3, False), (1, True)])
