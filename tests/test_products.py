@@ -31,7 +31,10 @@ def drawn(*shapes):
 
 @pytest.mark.parametrize(("n", "c", "d"), [(1, 1, 1), (1, 3, 2), (2, 2, 2), (3, 1, 5), (8, 16, 6)])
 def test_a_product_and_its_gradients_are_rounded_once(n, c, d):
-    """Against float64 sums of the same numbers; the narrowest shapes have no kernel of XLA's library."""
+    """Against float64 sums of the same numbers; the narrowest shapes have no kernel of XLA's library.
+
+    A processor without bfloat16 products rounds x @ kernel, then its sum with the bias.
+    """
     arrays = *drawn((n, d), (n, c), (c, d)), jax.random.normal(jax.random.key(3), (d,))  # biases are float32
 
     def exact(dy, x, kernel, bias):
@@ -39,11 +42,13 @@ def test_a_product_and_its_gradients_are_rounded_once(n, c, d):
 
     wide = [np.asarray(array, np.float64) for array in arrays]
     types = 3 * [jnp.bfloat16] + [jnp.float32]
-    for found, wanted, size, dtype in zip(
-        with_gradients(matmul)(*arrays), exact(*wide), exact(*map(abs, wide)), types, strict=True
+    first_rounding = 0 if processor.multiplies_bfloat16() else ROUNDING * abs(wide[1] @ wide[2])
+    for found, wanted, size, dtype, before in zip(
+        with_gradients(matmul)(*arrays), exact(*wide), exact(*map(abs, wide)), types, (first_rounding, 0, 0, 0)
     ):
         assert found.dtype == dtype
-        assert (abs(np.asarray(found, np.float64) - wanted) <= ROUNDING * abs(wanted) + 1e-6 * size).all()
+        bound = ROUNDING * (abs(wanted) + before) + before + 1e-6 * size
+        assert (abs(np.asarray(found, np.float64) - wanted) <= bound).all()
 
 
 def test_attention_is_near_that_of_float32():
@@ -57,12 +62,14 @@ def test_attention_is_near_that_of_float32():
 
 @pytest.mark.parametrize("function", ["matmul", "attend"])
 def test_the_processor_s_instructions_take_the_products(function, monkeypatch):
-    """The compiled program multiplies bfloat16 numbers where the processor can, and float32 numbers elsewhere."""
+    """The compiled program multiplies bfloat16 numbers where the processor can. Elsewhere `matmul` multiplies float32
+    numbers; what XLA's library does with `attend` is its own affair."""
     if function == "matmul":
         f, arrays = matmul, drawn((64, 32), (64, 48), (48, 32))
     else:
         f, arrays = lambda q, k, v: attend(q, k, v, None, None), drawn(*4 * [(2, 3, 4, 16, 32)])
-    assert operand_types(f, arrays) == ({"bf16"} if processor.multiplies_bfloat16() else {"f32"})
+    if processor.multiplies_bfloat16():
+        assert operand_types(f, arrays) == {"bf16"}
     monkeypatch.setattr(primitives, "multiplies_bfloat16", lambda: False)
     if function == "matmul":
         assert operand_types(f, arrays) == {"f32"}

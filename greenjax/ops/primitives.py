@@ -17,7 +17,7 @@ from greenjax.runtime.processor import multiplies_bfloat16
 
 
 def product(spec: str, x: Array, y: Array, bias: Array | None = None) -> Array:
-    """jnp.einsum(spec, x, y) + bias in the type of x and y; the sum is rounded once.
+    """jnp.einsum(spec, x, y) + bias in the type of x and y. A CPU with bfloat16 products rounds the sum once.
 
     XLA for CPUs has products of bfloat16 numbers with float32 results only. It widens the operands of any other, and
     of those whose operands are not stored in the order of their axes or whose x is not summed over its last axis.
