@@ -33,7 +33,7 @@ def drawn(*shapes):
 def test_a_product_and_its_gradients_are_rounded_once(n, c, d):
     """Against float64 sums of the same numbers; the narrowest shapes have no kernel of XLA's library.
 
-    A processor without bfloat16 products rounds x @ kernel, then its sum with the bias.
+    A processor without bfloat16 products rounds x @ kernel and the bias, then their sum.
     """
     arrays = *drawn((n, d), (n, c), (c, d)), jax.random.normal(jax.random.key(3), (d,))  # biases are float32
 
@@ -42,7 +42,7 @@ def test_a_product_and_its_gradients_are_rounded_once(n, c, d):
 
     wide = [np.asarray(array, np.float64) for array in arrays]
     types = 3 * [jnp.bfloat16] + [jnp.float32]
-    first_rounding = 0 if processor.multiplies_bfloat16() else ROUNDING * abs(wide[1] @ wide[2])
+    first_rounding = 0 if processor.multiplies_bfloat16() else ROUNDING * (abs(wide[1] @ wide[2]) + abs(wide[3]))
     for found, wanted, size, dtype, before in zip(
         with_gradients(matmul)(*arrays), exact(*wide), exact(*map(abs, wide)), types, (first_rounding, 0, 0, 0)
     ):
