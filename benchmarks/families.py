@@ -1,7 +1,7 @@
 """Every model.name in one table: parameters, matrix products of an update, green and dense, and memory of an image.
 
 Sizes are published ones: where a model has windows, an image is as large as makes the last stage one window. All other
-settings are those of --config. Nothing is run. docs/backbones.md holds the table.
+settings are those of --config. Nothing is run. The lines are those of the table in docs/backbones.md.
 """
 
 import math
@@ -20,7 +20,7 @@ from benchmarks.programs import (
     sized,
     trace_part,
 )
-from benchmarks.tables import Column, table
+from benchmarks.tables import Column, markdown
 from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS, family_of
 from greenjax.models import build
 from greenjax.runtime.cost import matmul_flops
@@ -28,12 +28,16 @@ from greenjax.runtime.cost import matmul_flops
 FLAGS = {
     "--batch": TIMING["--batch"],
     "--names": dict(nargs="+", default=list(ARCHITECTURES), metavar="NAME", help="model.name, by default all"),
-    "--memory": dict(action="store_true", help="compile the green update, for its memory: minutes for a large model"),
+    "--memory": dict(
+        nargs="*",
+        metavar="NAME",
+        help="compile the green update of these, by default of all, for its memory: minutes for a large model",
+    ),
 }
 COLUMNS: list[Column] = [
-    ("name", "name", 1, ""),
+    ("`model.name`", "name", 1, ""),
     ("million parameters", "parameters", 1e6, ".1f"),
-    ("image", "image_size", 1, "d"),
+    ("image, px", "image_size", 1, "d"),
     ("green, GFLOP", "green_flops", 1e9, ".1f"),
     ("dense, GFLOP", "dense_flops", 1e9, ".1f"),
     ("green / dense", "ratio", 1, ".2f"),
@@ -41,18 +45,22 @@ COLUMNS: list[Column] = [
 ]
 
 
-def run(config: ConfigDict, batch: int, names: list[str], memory: bool) -> dict[str, Any]:
-    """Prints the rows of a pre-training configuration with each of `names`, one by one, and returns them."""
+def run(config: ConfigDict, batch: int, names: list[str], memory: list[str] | None = None) -> dict[str, Any]:
+    """Prints the rows of a pre-training configuration with each of `names`, one by one, and returns them.
+
+    `memory`: the names whose memory is measured; [] stands for all of `names`.
+    """
     check_pretraining(config)
     check_devices(batch)
-    for name in names:
+    measured = [] if memory is None else memory or names
+    for name in (*names, *measured):
         family_of(name)  # raises InputError for an unknown name before minutes of work
-    rows = []
+    print(f"one update of {batch} images, mask ratio {config.mask.ratio:g}, {config.model.dtype}")
+    rows: list[dict[str, Any]] = []
     for name in names:
-        rows.append(row(named(config, name), batch, memory))
-        print(table(COLUMNS, rows[-1:]).splitlines()[-1], flush=True)
-    print(f"\none update of {batch} images, mask ratio {config.mask.ratio:g}, {config.model.dtype}")
-    print(table(COLUMNS, rows))
+        rows.append(row(named(config, name), batch, name in measured))
+        lines = markdown(COLUMNS, rows[-1:])
+        print("\n".join(lines if len(rows) == 1 else lines[2:]), flush=True)
     return {"batch": batch, "mask_ratio": config.mask.ratio, "dtype": config.model.dtype, "rows": rows}
 
 

@@ -38,6 +38,7 @@ LAYERS = (
     Layer("positional encoding, depth-wise 3x3, stage 1", 0, 3, 1, (128, 128), 128),
     Layer("positional encoding, depth-wise 3x3, stage 3", 2, 3, 1, (512, 512), 512),
     Layer("depth-wise 7x7, stage 1", 0, 7, 1, (128, 128), 128),
+    Layer("depth-wise 7x7, stage 2", 1, 7, 1, (256, 256), 256),
     Layer("depth-wise 7x7, stage 3", 2, 7, 1, (512, 512), 512),
     Layer("depth-wise 7x7, stage 4", 3, 7, 1, (1024, 1024), 1024),
     Layer("patch embedding 2/2, stage 1 to 2", 0, 2, 2, (128, 256)),

@@ -26,6 +26,17 @@ def table(columns: Sequence[Column], rows: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(map(line, lines))
 
 
+def markdown(columns: Sequence[Column], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The lines of a table in Markdown: headings, a rule, rows; a cell is empty where a row has no figure."""
+    values = [[row.get(key) for _, key, *_ in columns] for row in rows]
+    texts = [
+        ["" if value is None else cell(value, unit, form) for value, (*_, unit, form) in zip(row, columns)]
+        for row in values
+    ]
+    lines = [[heading for heading, *_ in columns], ["---"] * len(columns), *texts]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
 def cell(value: Any, unit: float, form: str) -> str:
     if value is None:
         return "-"

@@ -224,9 +224,9 @@ def test_a_whole_run_that_fails_says_why_in_one_line(tmp_path):
 
 def test_the_table_of_families_has_the_published_sizes():
     config = small_config(image_size=64, model__in_channels=3, data__mean=(0.3,) * 3, data__std=(0.4,) * 3)
-    (row,) = families.run(config, 8, ["convnextv2_atto"], memory=False)["rows"]
+    (row,) = families.run(config, 8, ["convnextv2_atto"])["rows"]
     assert (row["parameters"], row["image_size"]) == (3_708_400, 64)
     assert row["ratio"] == pytest.approx(0.25, abs=0.05)  # one unit of four is visible
     assert families.named(config, "swinv2_b").image_size == (256, 256)
     with pytest.raises(InputError, match=r"model\.name is 'swin_x'"):
-        families.run(config, 8, ["swin_x"], memory=False)
+        families.run(config, 8, ["swin_x"])

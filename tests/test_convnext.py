@@ -70,6 +70,12 @@ def test_visible_tokens_and_gradients_equal_the_masked_dense_network(model):
     check(model, reference, 0.4)
 
 
+def test_each_stage_has_its_own_backend_of_the_convolutions(family):
+    config = small_config(family, model__sparse_conv=("masked", "native"))
+    stages = greenjax.build(config).encoder.stages
+    assert [stage.blocks[0].conv.backend.backend for stage in stages] == ["masked", "native"]
+
+
 def test_a_fresh_model_starts_as_published(family):
     block = greenjax.build(small_config(family)).encoder.stages[1].blocks[1]
     if family == "convnext":

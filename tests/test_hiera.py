@@ -11,6 +11,7 @@ from masked_dense import attention, check, convolution, dense, mlp, moved, norm,
 from small import small_config
 
 import greenjax
+from greenjax.interop.loading import blank_model
 from greenjax.interop.weights import Report, adapt, flat_weights
 
 EPSILON = 1e-6
@@ -96,18 +97,30 @@ def test_visible_tokens_and_gradients_equal_the_masked_dense_network(model):
 
 
 def test_positions_are_resized_as_pytorch_does(model):
-    larger = greenjax.build(small_config("hiera", image_size=64))
-    report = Report()
+    """Between any two grids: 24 x 24 tokens, 32 x 16, 16 x 16."""
+    wide, small = (small_config("hiera", image_size=size) for size in ((64, 32), 32))
+    report, name = Report(), "encoder/patch_embed/positions"
     weights = flat_weights(model)
-    found = adapt(weights, larger, report)["encoder/patch_embed/positions"]
-    grid = torch.tensor(weights["encoder/patch_embed/positions"].reshape(1, 24, 24, -1)).permute(0, 3, 1, 2)
-    expected = torch.nn.functional.interpolate(grid, (32, 32), mode="bicubic", antialias=True)
-    np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1).reshape(found.shape), atol=1e-5)
-    assert "positions resized (bicubic) from 24 x 24 to 32 x 32 tokens" in str(report.lines())
-    smaller = greenjax.build(small_config("hiera", image_size=32))
-    assert adapt(weights, smaller, Report())["encoder/patch_embed/positions"].shape == (1, 256, 8)
-    with pytest.raises(ValueError, match=r"the grid of tokens is 24 x 24 in the weights, 32 x 32 here"):
-        adapt(weights, larger, Report(), "none")
+    found = adapt(weights, blank_model(wide), report)
+    grid = torch.tensor(weights[name]).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(grid, (32, 16), mode="bicubic", antialias=True)
+    np.testing.assert_allclose(found[name], expected[0].permute(1, 2, 0), atol=1e-5)
+    assert "positions resized (bicubic) from 24 x 24 to 32 x 16 tokens" in str(report.lines())
+    assert adapt(found, blank_model(small), Report())[name].shape == (16, 16, 8)
+    with pytest.raises(ValueError, match=r"the grid of tokens is 24 x 24 in the weights, 32 x 16 here"):
+        adapt(weights, blank_model(wide), Report(), "none")
+
+
+def test_positions_of_a_file_are_of_this_grid_or_a_square_one(tmp_path, model):
+    wide, file = small_config("hiera", image_size=(64, 32)), tmp_path / "weights.pth"
+    greenjax.save_torch(model, file, layout="timm")
+    widened = greenjax.load_torch(file, wide, "timm")
+    assert widened.encoder.patch_embed.positions.shape == (32, 16, 8)
+    greenjax.save_torch(widened, file, layout="timm")
+    again = greenjax.load_torch(file, wide, "timm")
+    np.testing.assert_array_equal(again.encoder.patch_embed.positions, widened.encoder.patch_embed.positions)
+    with pytest.raises(ValueError, match=r"the file has 512 positions, of a grid that is not square, and .*\(48, 48\)"):
+        greenjax.load_torch(file, small_config("hiera", image_size=48), "timm")
 
 
 def test_simmim_does_not_see_masked_pixels():

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from greenjax.backbones.geometry import stage_channels, token_grid
 from greenjax.backbones.initial import xavier
 from greenjax.backbones.layers import constant
+from greenjax.backbones.settings import by_stage
 from greenjax.ops.sparse_conv import check_backend, strided_conv, submanifold_conv
 from greenjax.planning import Plan, TokenGrid
 from greenjax.planning.sites import ConvIndex
@@ -33,8 +34,10 @@ class Backend(NamedTuple):
 def stage_backends(config: ConfigDict) -> list[Backend]:
     """How a resolved config convolves the tokens of each stage. Raises InputError where spconv is missing."""
     model, grid = config.model, token_grid(config)
-    check_backend(model.sparse_conv, model.spconv_callback)
-    return [Backend(grid.shape(stage), model.sparse_conv, model.spconv_callback) for stage in range(grid.stages)]
+    names = by_stage(model.sparse_conv, grid.stages)
+    for name in names:
+        check_backend(name, model.spconv_callback)
+    return [Backend(grid.shape(stage), name, model.spconv_callback) for stage, name in enumerate(names)]
 
 
 def conv_index(grid: TokenGrid, plan: Plan, stage: int, kernel: int = 0) -> ConvIndex:
@@ -92,8 +95,8 @@ class OverlappingEmbed(nnx.Module):
         """`kernel`: an odd side. The stride is 2, and model.patch for the first stage."""
         model, self.grid, self.stage = config.model, token_grid(config), stage
         self.stride, self.dtype = 2 if stage else model.patch, model.dtype
-        shape = self.grid.shape(stage - 1) if stage else config.image_size
-        self.backend = Backend(shape, model.sparse_conv, model.spconv_callback)
+        before = stage_backends(config)[max(stage - 1, 0)]
+        self.backend = before if stage else before._replace(shape=config.image_size)
         inputs, outputs = (model.in_channels, *stage_channels(config))[stage : stage + 2]
         weights = xavier(rngs.params(), (kernel * kernel * inputs, outputs), jnp.float32)
         self.kernel = nnx.Param(weights.reshape(kernel, kernel, inputs, outputs))

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from greenjax.backbones.initial import xavier
+from greenjax.backbones.settings import by_stage
 from greenjax.ops.primitives import after, gelu, layer_norm, matmul
 from greenjax.planning import Plan, TokenGrid
 from greenjax.planning.tokens import to_unit_major
@@ -156,8 +157,7 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
 
 def hidden_channels(ratio: float | tuple[float, ...], channels: Sequence[int]) -> list[int]:
     """The hidden channels of the MLPs of every stage: its channels times `ratio`, one number or one a stage."""
-    ratios = ratio if isinstance(ratio, tuple) else (ratio,) * len(channels)
-    return [round(of_stage * width) for of_stage, width in zip(ratios, channels, strict=True)]
+    return [round(ratio * width) for ratio, width in zip(by_stage(ratio, len(channels)), channels, strict=True)]
 
 
 def traced_once(module: Callable[..., Array]) -> Callable[..., Array]:

@@ -69,13 +69,11 @@ class Layout(NamedTuple):
 
 
 class Resizing(NamedTuple):
-    """The arrays of a family's encoder whose shape follows from the window or the image size, and their resizing.
-
-    An array and its tensor have the same shape.
-    """
+    """The arrays of a family's encoder whose shape follows from the window or the image size, and their resizing."""
 
     ending: str  # of the names of such arrays
-    fits: Callable[[Shape, Shape], bool]  # (found, wanted): can an array of one shape become one of the other?
+    # (found, wanted): can an array of one shape become one of the other? Asked of arrays and of their tensors.
+    fits: Callable[[Shape, Shape], bool]
     resized: Callable[[ndarray, Shape, str], ndarray]  # (array, wanted, "geometric", "bicubic" or "none" to refuse)
     line: Callable[[Shape, Shape, str], str]  # of the report, for (found, wanted, method)
 

@@ -6,6 +6,11 @@ from typing import Any, NamedTuple
 UNSET = "; 0 = not given"
 
 
+def by_stage(value: Any, stages: int) -> tuple[Any, ...]:
+    """A setting that is one value for all stages, or a tuple of one a stage, as the tuple."""
+    return value if isinstance(value, tuple) else (value,) * stages
+
+
 class Key(NamedTuple):
     """One setting. A default of None is a typed placeholder: not given, or given by `model.name`."""
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from greenjax.backbones.geometry import grid_of, specs_of, visible_of
 from greenjax.backbones.registry import family_of
+from greenjax.backbones.settings import by_stage
 from greenjax.config.settings import KEYS
 from greenjax.data.sources import SOURCES
 from greenjax.errors import refuse
@@ -43,7 +44,7 @@ def check_model(values: Values, model: Any, grid: Any) -> None:
     family = family_of(model.name)
     for key, value in values.items():
         if KEYS[key].by_stage and isinstance(value, tuple) and len(value) != len(model.depths):
-            refuse(values, key, f"one number a stage, as model.depths {model.depths!r} has")
+            refuse(values, key, f"one a stage, as model.depths {model.depths!r} has")
     family.check(model)
     stages = specs_of(family, model, grid)
     if model.border != "cut" and not (family.pads and any(stage.windows for stage in stages)):
@@ -54,7 +55,8 @@ def check_model(values: Values, model: Any, grid: Any) -> None:
         if model.attention == "pallas" and width // heads not in (16, 32, 64, 128):
             allowed = f"xla where a head has {width // heads} channels: pallas takes 16, 32, 64 or 128"
             refuse(values, "model.attention", allowed)
-    if model.sparse_conv != "native" and not family.overlapping and not any(stage.kernels for stage in stages):
+    sparse = family.overlapping or any(stage.kernels for stage in stages)
+    if not sparse and {*by_stage(model.sparse_conv, len(stages))} != {"native"}:
         refuse(values, "model.sparse_conv", f"native for {model.name}, which has no sparse convolutions")
 
 

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from greenjax.config.file import load_config
 from greenjax.config.names import WORKDIR, nearest
 from greenjax.config.resolve import check_key
-from greenjax.config.settings import KEYS
+from greenjax.config.settings import KEYS, NAMES
 from greenjax.errors import InputError
 from greenjax.runtime import console
 from greenjax.runtime.files import expanded
@@ -166,8 +166,10 @@ def _read(key: str, text: str) -> Any:
     kind, default = KEYS[key][:2]
     if text == "None" and default is None:
         return None
-    if kind is str:
+    if kind is str or (kind == NAMES and "," not in text):
         return text
+    if kind == NAMES:
+        return tuple(name.strip(" '\"") for name in text.strip("()").split(","))
     if kind is bool:
         return TRUTHS.get(text.lower(), text)
     try:

@@ -13,7 +13,7 @@ from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS
 from greenjax.backbones.settings import Key
 from greenjax.config.checks import check_all
 from greenjax.config.names import WORKDIR, nearest
-from greenjax.config.settings import KEYS, RATIO, SIZE
+from greenjax.config.settings import KEYS, NAMES, RATIO, SIZE
 from greenjax.errors import InputError, listed, refuse
 from greenjax.runtime.files import expanded, read_json
 
@@ -130,7 +130,7 @@ def _settle_length(values: dict[str, Any]) -> None:
 
 def _field(entry: Key) -> Any:
     """The default, or a placeholder by which ml_collections checks the type of later values."""
-    if entry.default is not None and entry.kind not in (SIZE, RATIO):
+    if entry.default is not None and entry.kind not in (NAMES, RATIO, SIZE):
         return entry.default
     return FieldReference(entry.default, field_type=get_origin(entry.kind) or entry.kind)
 
@@ -166,8 +166,9 @@ def _converted(value: Any, kind: Any) -> Any:
         kind = tuple[int, ...]
         value = value if isinstance(value, tuple | list) else (value, value)
         value = tuple(value) * (2 if len(value) == 1 else 1)
-    if kind == RATIO:
-        kind = tuple[float, ...] if type(value) in (tuple, list) else float
+    if kind in (NAMES, RATIO):
+        single = str if kind == NAMES else float
+        kind = tuple[single, ...] if type(value) in (tuple, list) else single
     if get_origin(kind) is tuple:
         if not isinstance(value, tuple | list):
             raise TypeError

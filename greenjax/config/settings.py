@@ -9,6 +9,7 @@ from greenjax.data.sources import SOURCES
 
 SIZE = (int, tuple)  # the type of image_size: one side in pixels, or (height, width)
 RATIO = (int, float, tuple)  # the type of model.mlp_ratio: one number, or one a stage
+NAMES = (str, tuple)  # the type of model.sparse_conv: one name, or one a stage
 PHASES = SIZE  # the type of detect.pre_nms: one count for training and evaluation, or (training, evaluation)
 
 
@@ -70,6 +71,11 @@ def _ratio() -> Key:
     return Key(RATIO, None, allowed, lambda v: min(v) > 0 if isinstance(v, tuple) else v > 0, by_stage=True)
 
 
+def _backend(*names: str) -> Key:
+    allowed = f"{' or '.join(names)}, for all stages or one a stage"
+    return Key(NAMES, names[0], allowed, lambda v: set(v if isinstance(v, tuple) else [v]) <= {*names}, by_stage=True)
+
+
 _NO_FLOAT16 = " (float16 needs loss scaling, which is not there)"
 
 # The defaults are the paper's Swin-B (arXiv 2205.13515, section 4.1).
@@ -94,7 +100,7 @@ KEYS = {
     "model.drop_path": _share(0.0),  # stochastic depth of the last block; it rises linearly from 0 at the first
     "model.attention": choice("xla", "xla", "pallas"),  # of grouped windows; pallas: our kernel for NVIDIA GPUs
     "model.border": choice("cut", "cut", "pad"),  # of windows: cut there, or filled with zeros that are attended to
-    "model.sparse_conv": choice("native", "native", "spconv", "masked"),  # the backend of sparse convolutions
+    "model.sparse_conv": _backend("native", "spconv", "masked"),  # of sparse convolutions, by the stage of their input
     "model.spconv_callback": choice("pure", "pure", "buffer"),  # the way in which JAX calls spconv
     "model.in_channels": count(3),
     "model.num_classes": count(None, 0, UNSET),  # outputs of a classifier's head

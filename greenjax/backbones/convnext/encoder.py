@@ -35,8 +35,8 @@ from greenjax.planning.sites import ConvIndex
 INITIAL_SCALE = 1e-6  # of every branch, by channel: section A.1
 
 
-class ConvNeXtBlock(nnx.Module):
-    """A depth-wise convolution, a norm and an MLP beside an identity. Source: figure 4."""
+class Block(nnx.Module):
+    """A depth-wise convolution, a norm and an MLP beside an identity; the versions differ in `mlp`."""
 
     def __init__(
         self, dim: int, hidden: int, backend: Backend, *, drop_path: float, epsilon: float, dtype: Any, rngs: nnx.Rngs
@@ -47,11 +47,26 @@ class ConvNeXtBlock(nnx.Module):
         self.norm = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
         self.fc1 = linear(dim, hidden, **options)
         self.fc2 = linear(hidden, dim, **options)
-        self.layer_scale = nnx.Param(np.full(dim, INITIAL_SCALE, np.float32))
 
     def __call__(self, x: Float[Array, "b n c"], index: ConvIndex, key: Key[Array, ""] | None) -> Float[Array, "b n c"]:
-        y = self.fc2(gelu(self.fc1(self.norm(self.conv(x, index)))))
-        return x + drop_path(y * self.layer_scale[...].astype(y.dtype)[None, None], self.drop_path, key)
+        return x + drop_path(self.mlp(self.norm(self.conv(x, index))), self.drop_path, key)
+
+    def mlp(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """The MLP of a version, with what belongs to it."""
+        raise NotImplementedError
+
+
+class ConvNeXtBlock(Block):
+    """The block of the first version, with a scale for each channel of its branch. Source: figure 4."""
+
+    def __init__(self, dim: int, *sizes: Any, **options: Any):
+        """Arguments as of `Block`."""
+        super().__init__(dim, *sizes, **options)
+        self.layer_scale = nnx.Param(np.full(dim, INITIAL_SCALE, np.float32))
+
+    def mlp(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        y = self.fc2(gelu(self.fc1(x)))
+        return y * self.layer_scale[...].astype(y.dtype)[None, None]
 
 
 class Downsample(nnx.Module):

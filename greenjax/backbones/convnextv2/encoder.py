@@ -5,15 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from greenjax.backbones.convnext import encoder as convnext
-from greenjax.backbones.convnext.family import KERNEL
-from greenjax.backbones.convolutions import Backend, DepthwiseConv
-from greenjax.backbones.initial import small_normal
-from greenjax.backbones.layers import LayerNorm, constant, drop_path, linear
+from greenjax.backbones.layers import constant
 from greenjax.ops.primitives import gelu, token_sums
-from greenjax.planning.sites import ConvIndex
 
 EPSILON = 1e-6  # added to the mean norm
 TINY = 1e-12  # the least norm of a channel
@@ -68,23 +64,16 @@ def _response(size: Float[Array, "b 1 c"]) -> tuple[Float[Array, "b 1 c"], Float
     return size / mean, mean
 
 
-class ConvNeXtBlock(nnx.Module):
+class ConvNeXtBlock(convnext.Block):
     """ConvNeXt's block with response normalisation inside the MLP, in place of the layer scale. Source: figure 5."""
 
-    def __init__(
-        self, dim: int, hidden: int, backend: Backend, *, drop_path: float, epsilon: float, dtype: Any, rngs: nnx.Rngs
-    ):
-        options = dict(dtype=dtype, init=small_normal, rngs=rngs)
-        self.drop_path = drop_path
-        self.conv = DepthwiseConv(dim, KERNEL, backend, rngs=rngs)
-        self.norm = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
-        self.fc1 = linear(dim, hidden, **options)
+    def __init__(self, dim: int, hidden: int, *backend: Any, **options: Any):
+        """Arguments as of `Block`."""
+        super().__init__(dim, hidden, *backend, **options)
         self.response_norm = ResponseNorm(hidden)
-        self.fc2 = linear(hidden, dim, **options)
 
-    def __call__(self, x: Float[Array, "b n c"], index: ConvIndex, key: Key[Array, ""] | None) -> Float[Array, "b n c"]:
-        y = self.response_norm(gelu(self.fc1(self.norm(self.conv(x, index)))))
-        return x + drop_path(self.fc2(y), self.drop_path, key)
+    def mlp(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        return self.fc2(self.response_norm(gelu(self.fc1(x))))
 
 
 class Encoder(convnext.Encoder):

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from greenjax.backbones.convolutions import OverlappingEmbed, stage_backends
+from greenjax.backbones.convolutions import OverlappingEmbed
 from greenjax.backbones.geometry import stage_channels, token_grid
 from greenjax.backbones.hiera.family import is_local
 from greenjax.backbones.initial import small_normal
@@ -92,17 +92,16 @@ class Stem(nnx.Module):
     """A convolution that overlaps its neighbours (7 x 7, stride 4), and a learnt position for every token."""
 
     def __init__(self, config: ConfigDict, dim: int, *, rngs: nnx.Rngs):
-        stage_backends(config)  # refuses a backend that is missing
         self.grid = token_grid(config)
         self.proj = OverlappingEmbed(config, 0, 2 * config.model.patch - 1, rngs=rngs)
-        rows, columns = self.grid.shape(0)
-        self.positions = nnx.Param(small_normal(rngs.params(), (1, rows * columns, dim), jnp.float32))  # raster order
+        self.positions = nnx.Param(small_normal(rngs.params(), (*self.grid.shape(0), dim), jnp.float32))
 
     def __call__(self, units: Float[Array, "b u side side c"], plan: Plan) -> Float[Array, "b n d"]:
         x = self.proj(units, plan)
         row, column = np.moveaxis(self.grid.coordinates(0), -1, 0)
         place = jnp.take(jnp.asarray(row * self.grid.shape(0)[1] + column), plan.visible_units, axis=0).reshape(-1)
-        return x + jnp.take(self.positions[...], place, axis=1, unique_indices=True).astype(x.dtype)
+        in_raster_order = self.positions[...].reshape(-1, x.shape[2])
+        return x + jnp.take(in_raster_order, place, axis=0, unique_indices=True).astype(x.dtype)[None]
 
 
 class Stage(nnx.Module):

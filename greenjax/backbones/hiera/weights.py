@@ -10,15 +10,32 @@ from ml_collections import ConfigDict
 from greenjax.backbones.geometry import token_grid
 from greenjax.backbones.hiera.family import is_local
 from greenjax.backbones.rules import Layout, Resizing, Rule, Shape, Table, head
-from greenjax.backbones.transforms import CONV, LINEAR, NORM, Kind, one, same
+from greenjax.backbones.transforms import CONV, LINEAR, NORM, Kind, one
 from greenjax.errors import InputError
 
 BLOCK = "encoder/stages/{i}/blocks/{j}"
 POSITIONS = "positions"
 
 
+def _positions_to_torch(config: ConfigDict, x: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "1 n c"]:
+    return x.reshape(1, -1, x.shape[2])
+
+
+def _positions_from_torch(config: ConfigDict, x: Float[np.ndarray, "1 n c"]) -> Float[np.ndarray, "h w c"]:
+    """Raises InputError for positions neither of this grid nor of a square one: their number tells no other grid."""
+    n, (rows, columns) = x.shape[1], token_grid(config).shape(0)
+    if n != rows * columns:
+        rows = columns = math.isqrt(n)
+    if n != rows * columns:
+        raise InputError(
+            f"the file has {n} positions, of a grid that is not square, and image_size is {config.image_size}:"
+            " expected the image_size of the file, or a file of a square grid"
+        )
+    return x.reshape(rows, columns, -1)
+
+
 def _positions(name: str) -> Kind:
-    return (one(POSITIONS, name, same, same),)
+    return (one(POSITIONS, name, _positions_to_torch, _positions_from_torch),)
 
 
 def _blocks(block: str, norm1: str, norm2: str) -> Table:
@@ -92,34 +109,28 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def _fits(found: Shape, wanted: Shape) -> bool:
-    return len(found) == 3 and found[2] == wanted[2] and _side(found) > 0 and _side(wanted) > 0
+    return len(found) == 3 and found[2] == wanted[2]
 
 
-def _side(shape: Shape) -> int:
-    """Tokens along a side of a square grid; 0 for another grid, whose sides the number of tokens does not tell."""
-    side = math.isqrt(shape[1])
-    return side if side**2 == shape[1] else 0
-
-
-def _resized(positions: Float[np.ndarray, "1 n c"], wanted: Shape, method: str) -> Float[np.ndarray, "1 n2 c"]:
+def _resized(positions: Float[np.ndarray, "h w c"], wanted: Shape, method: str) -> Float[np.ndarray, "h2 w2 c"]:
     """Bicubic with antialiasing, as timm's resample_abs_pos_embed. Raises InputError for method "none"."""
     import jax  # the command line knows the layouts without it
 
-    source, target = _side(positions.shape), _side(wanted)
     if method == "none":
         raise InputError(
-            f"the grid of tokens is {source} x {source} in the weights, {target} x {target} here, and resize is 'none':"
-            " expected the same"
+            f"the grid of tokens is {_named(positions.shape)} in the weights, {_named(wanted)} here, and resize is"
+            " 'none': expected the same"
         )
-    grid = positions.reshape(source, source, -1)
-    resized = jax.image.resize(grid, (target, target, grid.shape[2]), jax.image.ResizeMethod.CUBIC, antialias=True)
-    return np.asarray(resized).reshape(1, target**2, -1)
+    return np.asarray(jax.image.resize(positions, wanted, jax.image.ResizeMethod.CUBIC, antialias=True))
 
 
 def _line(found: Shape, wanted: Shape, method: str) -> str:
     del method
-    source, target = _side(found), _side(wanted)
-    return f"positions resized (bicubic) from {source} x {source} to {target} x {target} tokens"
+    return f"positions resized (bicubic) from {_named(found)} to {_named(wanted)} tokens"
+
+
+def _named(shape: Shape) -> str:
+    return f"{shape[0]} x {shape[1]}"
 
 
 RESIZING = Resizing(POSITIONS, _fits, _resized, _line)
