@@ -150,3 +150,12 @@ def test_a_path_without_its_home_is_one_line(monkeypatch):
             expanded(path)
     with pytest.raises(SystemExit, match=r"greenjax: argument --workdir: '~/run' begins with ~"):
         main(["main", "--config=configs/digits.py", "--workdir=~/run"])
+
+
+def test_a_url_is_refused_in_one_line():
+    for url in ("s3://bucket/run", "gs:/bucket/run", "https://host/a.csv"):
+        with pytest.raises(InputError, match=rf"'{url}' is a URL: expected a path of this machine"):
+            expanded(url)
+    assert str(expanded("a:b/c")) == "a:b/c"
+    with pytest.raises(SystemExit, match=r"argument --workdir: 's3://bucket/run' is a URL"):
+        main(["main", "--config=configs/digits.py", "--workdir=s3://bucket/run"])

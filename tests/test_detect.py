@@ -132,6 +132,22 @@ def test_every_level_needs_a_size_of_anchors():
         small_config(**DETECT | dict(detect__anchor_sizes=(4, 8)))
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(data__dtype="uint16"), r"data.dtype is 'uint16': expected 'uint8' for task 'detect', whose images are"),
+        (dict(data__no_data="0"), r"data.no_data is '0': expected 'none' for task 'detect'"),
+        (
+            dict(model__in_channels=4, data__mean=(0.5,) * 4, data__std=(0.5,) * 4),
+            "model.in_channels is 4: expected 1 or 3 for task 'detect'",
+        ),
+    ],
+)
+def test_images_of_other_kinds_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        small_config(**DETECT | changes)
+
+
 @pytest.mark.parametrize("name", ["swin_b", "swin_l", "twins_l"])
 def test_the_recipes_are_the_paper_s(name):
     """Batch 16, rate 1e-4, weight decay 0.05, 36 epochs, the rate falls tenfold after 27 and 33 (section 4.1)."""

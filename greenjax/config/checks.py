@@ -84,6 +84,12 @@ def check_detection(values: Values) -> None:
         refuse(values, "detect.anchor_sizes", f"{levels} sizes: one a stage of {values['model.name']}, and one above")
     if max(values["detect.shorter_sides"], default=0) > min(values["image_size"]):
         refuse(values, "detect.shorter_sides", f"at most the shorter side of image_size, {values['image_size']}")
+    picture = "for task 'detect', whose images are pictures: 8 bits of grey or RGB"
+    if values["model.in_channels"] not in (1, 3):
+        refuse(values, "model.in_channels", f"1 or 3 {picture}")
+    for key in ("data.dtype", "data.channels", "data.alpha", "data.page", "data.no_data"):
+        if values[key] != KEYS[key].default:
+            refuse(values, key, f"{KEYS[key].default!r} {picture}")
 
 
 def check_pixels(values: Values, channels: int) -> None:

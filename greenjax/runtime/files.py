@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,9 +15,14 @@ from greenjax.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, an exhausted quota, a limit of the file size
 
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # s3://bucket, and s3:/bucket, which Path makes of it
+
 
 def expanded(path: str | Path) -> Path:
-    """The path with its ~ replaced. Raises InputError where there is no such home, or the path may not be read."""
+    """The path with its ~ replaced. Raises InputError for a URL, an unknown home, or a path that may not be read."""
+    if URL.match(str(path)):
+        why = "locks, renames and memory maps do not exist on object stores"
+        raise InputError(f"{str(path)!r} is a URL: expected a path of this machine, as {why}")
     found = os.path.expanduser(path)  # Path.expanduser raises RuntimeError
     if found.startswith("~"):
         raise InputError(f"{str(path)!r} begins with ~, and there is no such home: expected a whole path, or ./{path}")

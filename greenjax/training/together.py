@@ -16,6 +16,7 @@ from greenjax import __version__
 from greenjax.config import flatten
 from greenjax.data.listing import listing
 from greenjax.ops.group_attention import check_attention
+from greenjax.runtime.files import expanded
 from greenjax.runtime.lock import held
 from greenjax.runtime.processes import agree, on_first
 
@@ -33,13 +34,14 @@ def holding_workdir(task: Callable[[ConfigDict, Path], T]) -> Callable[[ConfigDi
 
     @wraps(task)
     def alone(config: ConfigDict, workdir: Path) -> T:
+        workdir = expanded(workdir)
         check_attention(config.model.attention)
         if jax.process_count() > 1:
             settings = json.loads(json.dumps(flatten(config)))
             shared = {key: value for key, value in settings.items() if key not in OWN}
             agree({"greenjax": __version__, "sources of greenjax with the digest": code_digest()} | shared)
         with ExitStack() as stack:
-            on_first(lambda: stack.enter_context(held(Path(workdir), "--workdir")))
+            on_first(lambda: stack.enter_context(held(workdir, "--workdir")))
             return task(config, workdir)
 
     return alone
