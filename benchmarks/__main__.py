@@ -32,6 +32,7 @@ SUITES = {  # by name: the module
     "grouping": "grouping",
     "growth": "growth",
     "families": "families",
+    "detection": "detection",
     "input": "inputs",
     "ahead": "ahead",
     "scaling": "scaling",

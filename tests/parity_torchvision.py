@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from small import small_config
-from torch_maskrcnn import mask_rcnn
 
 import greenjax
+from benchmarks.torch_maskrcnn import mask_rcnn
 from greenjax.interop.weights import flat_weights, put_weights
 
 CASES = (((256, 256), 4), ((200, 344), 7))  # image size, window

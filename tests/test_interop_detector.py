@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from small import small_config
 
 import greenjax
+from greenjax.errors import InputError
+from greenjax.interop.loading import initial_model
 from greenjax.interop.weights import flat_weights
 
 SMALL = dict(
@@ -108,3 +110,28 @@ def test_a_detector_starts_from_a_classifiers_file(detector, tmp_path):
     assert after.keys() == fresh.keys() and "encoder/norm/scale" not in after
     for name, value in after.items():
         np.testing.assert_array_equal(value, before[name] if name.startswith("encoder/") else fresh[name])
+
+
+def test_a_detector_starts_from_one_for_other_classes(detector, tensors, tmp_path):
+    """A file tells its number of classes. With `new_head` what has outputs for them is drawn anew, and nothing else."""
+    path = tmp_path / "detector.safetensors"
+    greenjax.save_torch(detector, path, "torchvision")
+    own = greenjax.flatten(detector.config)
+    assert own["model.num_classes"] != 7
+    unset = greenjax.load_torch(path, greenjax.resolve(own | {"model.num_classes": None}), "torchvision")
+    assert unset.config.model.num_classes == own["model.num_classes"]
+    other = greenjax.resolve(own | {"model.num_classes": 7, "init": str(path)})
+    with pytest.raises(InputError, match="cls_score"):
+        greenjax.load_torch(path, other, "torchvision")
+    renewed = greenjax.resolve(greenjax.flatten(other) | {"new_head": True})
+    before, fresh = flat_weights(detector), flat_weights(greenjax.build(other, seed=1))
+    for model in (
+        greenjax.load_torch(path, other, "torchvision", new_head=True, seed=1),
+        initial_model(greenjax.resolve(greenjax.flatten(renewed) | {"seed": 1}))[0],
+    ):
+        after = flat_weights(model)
+        assert after.keys() == before.keys()
+        drawn = {name for name in after if "box_predictor" in name or "mask_fcn_logits" in name}
+        assert len(drawn) == 6
+        for name, value in after.items():
+            np.testing.assert_array_equal(value, (fresh if name in drawn else before)[name])

@@ -12,6 +12,9 @@ from greenjax.backbones.rules import Layout, Rule, Shape
 from greenjax.interop.decoders import POSITIONS
 from greenjax.models.decoder import sine_cosine_positions
 
+# What the names of arrays begin with that have outputs for the classes: a classifier's head, a detector's predictors.
+PREDICTORS = ("head/", "roi_heads/box_predictor/", "roi_heads/mask_predictor/mask_fcn_logits/")
+
 
 class Entry(NamedTuple):
     """Arrays of a model and the tensors that they become; as `Part`, for the names of one model."""
@@ -29,6 +32,11 @@ class Entry(NamedTuple):
 def part_of(name: str) -> str:
     """The part of a model that an array belongs to: "encoder", "decoder", "head", ..."""
     return name.partition("/")[0]
+
+
+def of_classes(name: str) -> bool:
+    """Has an array outputs for the classes? With `new_head` it is drawn anew."""
+    return name.startswith(PREDICTORS)
 
 
 def entries(layout: Layout, names: Iterable[str], config: ConfigDict, *, whole: bool) -> list[Entry]:

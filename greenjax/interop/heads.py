@@ -1,4 +1,4 @@
-"""The head of the classifier that `config.init` names: its number of outputs and the names of its classes."""
+"""The head of the classifier or detector that `config.init` names: its number of classes and their names."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,33 +15,47 @@ from greenjax.interop.huggingface import folder_classes
 from greenjax.runtime.classes import FILE, Classes, from_json, read_classes
 from greenjax.runtime.files import expanded, read_metadata
 
+CLASSES = "roi_heads/box_predictor/cls_score"  # of a detector
+
 
 class Head(NamedTuple):
-    """The head of a classifier."""
+    """The head of a classifier, or the predictors of a detector."""
 
     outputs: int | None  # None: there is no head
     classes: Classes  # () where nobody knows them
 
 
 def initial_head(config: ConfigDict) -> Head:
-    """The head of `config.init`. Raises InputError where its classes.json names more or fewer classes than it has."""
+    """The head of `config.init`; none where it is a classifier's and the task is "detect", or the other way round.
+
+    Raises InputError where its classes.json names more or fewer classes than it has.
+    """
     init = expanded(config.init)
     if config.init == "none":
         return Head(None, ())
     if init.is_file() or weights_of(init):
-        outputs = head_size(read_weights(init), family_of(config.model.name).layouts.values())
+        layouts = family_of(config.model.name).layouts.values()
+        outputs = head_size(read_weights(init), layouts, detector=config.task == "detect")
         return Head(outputs, classes_of(init, outputs) if outputs else ())
-    outputs = recorded(config.init).get("model.num_classes")
+    there = recorded(config.init)
+    if config.task != "eval" and (there.get("task") == "detect") != (config.task == "detect"):
+        return Head(None, ())
+    outputs = there.get("model.num_classes")
     return Head(outputs, _written_classes(init, outputs) if outputs else ())
 
 
-def head_size(contents: Contents, layouts: Iterable[Layout]) -> int | None:
-    """The outputs of the head in a file, under the names of one of the layouts; None where it has no head."""
-    names = tuple({f".{rule.theirs}.bias" for layout in layouts for rule in layout.head})
+def head_size(contents: Contents, layouts: Iterable[Layout], *, detector: bool) -> int | None:
+    """The classes of the head in a file, a classifier's or a detector's, whose predictor has the background besides.
+
+    Under the names of one of the layouts; None where there is no such head.
+    """
+    tables = [layout.detector if detector else layout.head for layout in layouts]
+    rules = [rule for table in tables for rule in table if rule.ours in ("head", CLASSES)]
+    names = tuple({f".{rule.theirs}.bias" for rule in rules})
     for tensors in contents.containers.values():
         for name, value in tensors.items():
             if f".{name}".endswith(names):
-                return len(value)
+                return len(value) - detector
     return None
 
 

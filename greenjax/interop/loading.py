@@ -46,9 +46,9 @@ def load_torch(
     The file has to hold the whole encoder. Other parts that it lacks stay as `seed` initialised them, and parts that
     the model lacks are dropped. Position bias tables of another window are resized ("geometric", "bicubic", or "none"
     to refuse). A log line names each. `merge_order` "raster" is for GreenMIM files pre-trained in raster order. With
-    `new_head` a classifier keeps its new head. `key` is that of the dictionary in the file that holds the weights,
-    `prefix` stands before their names; both are found where they are not given. Raises InputError, and loads nothing,
-    where anything does not fit.
+    `new_head` a classifier keeps its new head, and a detector its new predictors. `key` is that of the dictionary in
+    the file that holds the weights, `prefix` stands before their names; both are found where they are not given. Raises
+    InputError, and loads nothing, where anything does not fit.
     """
     how = Reading(merge_order, resize, new_head, key, prefix)
     model, report = read_torch(path, resolve(config), layout, how, seed)
@@ -66,8 +66,9 @@ def read_torch(
     found = find_layout(layout, config, how.merge_order)
     contents = read_weights(path)
     _check_metadata(contents.metadata, config, layout)
-    if config.task in ("finetune", "linear", "eval") and not config.model.num_classes and not how.new_head:
-        config = resolve(flatten(config) | {"model.num_classes": head_size(contents, [found])})
+    if config.task not in ("pretrain", "knn") and not config.model.num_classes and not how.new_head:
+        classes = head_size(contents, [found], detector=config.task == "detect")
+        config = resolve(flatten(config) | {"model.num_classes": classes})
     config, notes = _with_epsilon(config, found, contents.metadata)
     blank = blank_model(config)
     weights, report = from_tensors(contents, blank, layout, how)

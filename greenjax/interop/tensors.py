@@ -14,7 +14,7 @@ from greenjax.backbones.registry import family_of
 from greenjax.backbones.rules import Layout, Resizing
 from greenjax.errors import InputError, listed
 from greenjax.interop.decoders import POSITIONS, positions_transposed, turned
-from greenjax.interop.entries import Expected, entries, expected_tensors, fixed_tensors, part_of
+from greenjax.interop.entries import Expected, entries, expected_tensors, fixed_tensors, of_classes, part_of
 from greenjax.interop.files import Contents, to_array
 from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
 from greenjax.interop.selection import best_selection, fitting_layouts, has_place, look_alike
@@ -27,7 +27,7 @@ class Reading(NamedTuple):
 
     merge_order: str = MERGE_ORDERS[0]
     resize: str = RESIZE_METHODS[0]
-    new_head: bool = False  # a classifier's head stays as initialised
+    new_head: bool = False  # what has outputs for the classes stays as initialised
     key: str | None = None  # of the dictionary in the file that holds the weights; None: found
     prefix: str | None = None  # before their names; None: found
 
@@ -74,9 +74,9 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
     whole = bool(layout.model_prefix) and any(key.startswith(layout.model_prefix) for key in given)
     wanted = entries(layout, shapes, config, whole=whole)
     present = {entry.part for entry in wanted if given.keys() & set(entry.theirs)} | {"encoder"}
-    present -= {"head"} if how.new_head else set()
-    needed = [entry for entry in wanted if entry.part in present]
-    report.new = [ours for ours in shapes if part_of(ours) not in present or ours.startswith(layout.lacking)]
+    drawn = {ours for ours in shapes if part_of(ours) not in present or (how.new_head and of_classes(ours))}
+    needed = [entry for entry in wanted if drawn.isdisjoint(entry.ours)]
+    report.new = [ours for ours in shapes if ours in drawn or ours.startswith(layout.lacking)]
     read = {theirs for entry in needed for theirs in entry.theirs}
     extra = [key for key in given if key not in read]
     fixed = fixed_tensors(layout, config, whole=whole)

@@ -12,7 +12,7 @@ from jaxtyping import Shaped
 from greenjax.backbones.registry import family_of
 from greenjax.backbones.rules import Resizing, Shape
 from greenjax.errors import InputError
-from greenjax.interop.entries import part_of
+from greenjax.interop.entries import of_classes, part_of
 from greenjax.interop.layouts import RESIZE_METHODS
 from greenjax.models import Backbone
 from greenjax.models.classifier import BatchNorm
@@ -92,7 +92,8 @@ def adapt(
     """
     shapes, resizing = parameter_shapes(model), family_of(model.config.model.name).resizing
     if new_head:
-        weights = {key: value for key, value in weights.items() if part_of(key) != "head"}
+        weights = {key: value for key, value in weights.items() if not of_classes(key)}
+        report.new += [key for key in shapes if of_classes(key)]
     parts, wanted = set(map(part_of, weights)), set(map(part_of, shapes))
     normed = any(key.startswith(LAST_NORM) for key in shapes)  # a detector norms every stage instead
     used = {
