@@ -1,7 +1,7 @@
 """Every model.name in one table: parameters, matrix products of an update, green and dense, and memory of an image.
 
 Sizes are published ones: where a model has windows, an image is as large as makes the last stage one window. All other
-settings are those of --config. Nothing is run. The lines are those of the table in docs/backbones.md.
+settings are those of --config. Nothing is run.
 """
 
 import math

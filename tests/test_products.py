@@ -62,17 +62,28 @@ def test_attention_is_near_that_of_float32():
 
 @pytest.mark.parametrize("function", ["matmul", "attend"])
 def test_the_processor_s_instructions_take_the_products(function, monkeypatch):
-    """The compiled program multiplies bfloat16 numbers where the processor can. Elsewhere `matmul` multiplies float32
-    numbers; what XLA's library does with `attend` is its own affair."""
+    """greenjax asks XLA for float32 results, without which XLA widens bfloat16 operands. The compiled program then
+    multiplies bfloat16 numbers where the processor can; without the request, those of `matmul` are widened."""
     if function == "matmul":
         f, arrays = matmul, drawn((64, 32), (64, 48), (48, 32))
     else:
         f, arrays = lambda q, k, v: attend(q, k, v, None, None), drawn(*4 * [(2, 3, 4, 16, 32)])
     if processor.multiplies_bfloat16():
         assert operand_types(f, arrays) == {"bf16"}
+    monkeypatch.setattr(primitives, "multiplies_bfloat16", lambda: True)
+    assert requested_types(f, arrays) == {("bf16", "bf16", "f32")}
     monkeypatch.setattr(primitives, "multiplies_bfloat16", lambda: False)
     if function == "matmul":
         assert operand_types(f, arrays) == {"f32"}
+
+
+def requested_types(f, arrays):
+    """The types of operands and result of each product, before XLA compiles it."""
+    jax.clear_caches()
+    text = with_gradients(f).lower(*arrays).as_text()
+    found = re.findall(r"dot_general .*: \(tensor<[\dx]+x(\w+)>, tensor<[\dx]+x(\w+)>\) -> tensor<[\dx]+x(\w+)>", text)
+    assert len(found) >= 3
+    return set(found)
 
 
 def operand_types(f, arrays):

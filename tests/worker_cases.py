@@ -1,4 +1,4 @@
-"""Data workers in tests: what they are given, and which they are. No worker imports JAX for it."""
+"""What tests give to data workers, and `children`, which finds these. Workers import this module: it imports no JAX."""
 
 import contextlib
 import os

@@ -139,7 +139,7 @@ IN_PROCESS = [
             "--config.optim.accumulation=3",
             "mask.groups is 8: expected a multiple of optim.accumulation x devices .*, 3 x 1",
         ),
-        ("--config.model.depths=(1,1,1)", r"model.num_heads is \(1, 2\): expected one a stage"),
+        ("--config.model.depths=(1,1,1)", r"model.num_heads is \(1, 2\): expected one value a stage"),
         ("--config.model.num_heads=(3,2)", r"model.num_heads is \(3, 2\): expected a divisor of the 16 channels"),
         ("--config.decoder.dim=18", "decoder.dim is 18: expected a multiple of 4"),
         ("--config.decoder.num_heads=5", "decoder.num_heads is 5: expected a divisor of decoder.dim, 16"),
@@ -298,7 +298,7 @@ OTHER_COMMANDS = [
     (
         "planning",
         "--config={config} --config.model.depths=3",
-        r"model.num_heads is .*: expected one a stage",
+        r"model.num_heads is .*: expected one value a stage",
     ),
     ("convert", "", "greenjax.convert: the following arguments are required: command"),
     (

@@ -44,7 +44,7 @@ def check_model(values: Values, model: Any, grid: Any) -> None:
     family = family_of(model.name)
     for key, value in values.items():
         if KEYS[key].by_stage and isinstance(value, tuple) and len(value) != len(model.depths):
-            refuse(values, key, f"one a stage, as model.depths {model.depths!r} has")
+            refuse(values, key, f"one value a stage, as model.depths {model.depths!r} has")
     family.check(model)
     stages = specs_of(family, model, grid)
     if model.border != "cut" and not (family.pads and any(stage.windows for stage in stages)):

@@ -87,7 +87,7 @@ KEYS = {
     "steps": count(None, 0, UNSET),  # updates; this or epochs
     "image_size": _size(224),
     "init": Key(str, "none", "'none', a greenjax workdir, or a file or folder of weights", bool),  # the first weights
-    "new_head": _flag(False),  # what has outputs for the classes is drawn anew, although `init` has it
+    "new_head": _flag(False),  # draws the layers with outputs for classes anew, although `init` has them
     "monitor": choice("none", "none", "knn", "linear"),  # in pre-training: measures the accuracy of frozen features
     "ema": _share(0.0),  # decay of the moving average of the weights, at each update; 0 = no average
     "deterministic": _flag(False),  # the same bits in every run on one GPU, at some cost in speed

@@ -12,7 +12,7 @@ from greenjax.backbones.rules import Layout, Rule, Shape
 from greenjax.interop.decoders import POSITIONS
 from greenjax.models.decoder import sine_cosine_positions
 
-# What the names of arrays begin with that have outputs for the classes: a classifier's head, a detector's predictors.
+# Name prefixes of the layers with outputs for classes: a classifier's head, and the predictors of a detector.
 PREDICTORS = ("head/", "roi_heads/box_predictor/", "roi_heads/mask_predictor/mask_fcn_logits/")
 
 
@@ -35,7 +35,7 @@ def part_of(name: str) -> str:
 
 
 def of_classes(name: str) -> bool:
-    """Has an array outputs for the classes? With `new_head` it is drawn anew."""
+    """Whether the named array belongs to a layer with outputs for classes, which `new_head` draws anew."""
     return name.startswith(PREDICTORS)
 
 

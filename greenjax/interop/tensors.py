@@ -27,7 +27,7 @@ class Reading(NamedTuple):
 
     merge_order: str = MERGE_ORDERS[0]
     resize: str = RESIZE_METHODS[0]
-    new_head: bool = False  # what has outputs for the classes stays as initialised
+    new_head: bool = False  # layers with outputs for classes stay as initialised
     key: str | None = None  # of the dictionary in the file that holds the weights; None: found
     prefix: str | None = None  # before their names; None: found
 

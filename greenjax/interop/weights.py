@@ -93,7 +93,6 @@ def adapt(
     shapes, resizing = parameter_shapes(model), family_of(model.config.model.name).resizing
     if new_head:
         weights = {key: value for key, value in weights.items() if not of_classes(key)}
-        report.new += [key for key in shapes if of_classes(key)]
     parts, wanted = set(map(part_of, weights)), set(map(part_of, shapes))
     normed = any(key.startswith(LAST_NORM) for key in shapes)  # a detector norms every stage instead
     used = {
@@ -103,7 +102,8 @@ def adapt(
     }
     report.dropped += [key for key in weights if key not in used]
     weights = used
-    report.new += [key for key in shapes if part_of(key) not in parts and key not in report.new]
+    lacking = (key for key in shapes if part_of(key) not in parts or (new_head and of_classes(key)))
+    report.new += [key for key in lacking if key not in report.new]
     fitted: Weights = {}
     misfits = [f"only in the weights: {key}" for key in weights if key not in shapes]
     for key, shape in shapes.items():
