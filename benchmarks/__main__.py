@@ -25,6 +25,7 @@ SUITES = {  # by name: the module
     "step": "step",
     "precision": "precision",
     "roofline": "roofline",
+    "ablation": "ablation",
     "attention": "attention",
     "sparse": "sparse",
     "peers": "peers",
