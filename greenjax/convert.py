@@ -23,7 +23,7 @@ from greenjax.runtime.files import expanded
 def main(argv: list[str]) -> None:
     set_up()
     logging.getLogger("jax").setLevel(logging.ERROR)
-    parser = make_parser()
+    parser = make_parser(flags.program(argv, "greenjax.convert"))
     arguments, rest = parser.parse_known_args(argv[1:])
     if rest and arguments.command != "from-torch":
         found = flags.flag_hint(arguments.parser, rest[0], settings=False)
@@ -32,11 +32,11 @@ def main(argv: list[str]) -> None:
     try:
         arguments.run(arguments, rest)
     except (InputError, RunError) as error:
-        sys.exit(f"greenjax.convert: {error}")
+        sys.exit(f"{parser.name}: {error}")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = flags.Parser("python -m greenjax.convert", __doc__)
+def make_parser(prog: str = "python -m greenjax.convert") -> flags.Parser:
+    parser = flags.Parser(prog, __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     out = commands.add_parser("to-torch", help="a checkpoint -> a file for PyTorch")
     out.add_argument("--workdir", required=True, help="the run's folder")
@@ -105,7 +105,7 @@ def extract(arguments: argparse.Namespace, _: list[str]) -> None:
 def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Makes a workdir whose checkpoint of step 0 holds the file's weights: training there starts from them."""
     _, config = flags.parse_command(
-        flags.Parser("python -m greenjax.convert"), ["greenjax.convert", *rest], arguments.parser
+        flags.Parser(arguments.parser.prog.removesuffix(" from-torch")), ["", *rest], arguments.parser
     )
 
     from greenjax.interop.loading import read_torch

@@ -1,4 +1,7 @@
-"""The front door: python -m greenjax.main --config configs/digits.py [--workdir DIR] [--config.key=value ...]"""
+"""Trains or evaluates, as the config says.
+
+python -m greenjax.main --config configs/digits.py [--workdir DIR] [--config.key=value ...]
+"""
 
 import os
 import signal
@@ -19,9 +22,12 @@ from greenjax.runtime.console import complain, first_speaks, say, warn
 WORKDIR = "where results go, and where an interrupted run goes on; default: runs/NAME of the config file"
 
 
-def main(argv: list[str]) -> None:
-    """Reads the command line, imports JAX, joins the other processes and runs the task."""
-    arguments, config = parse(argv)
+def main(argv: list[str], task: str | None = None, about: str | None = None) -> None:
+    """Reads the command line, imports JAX, joins the other processes and runs the task.
+
+    `greenjax finetune` gives `task`, which the config must have or leave open, and what its help says about it.
+    """
+    arguments, config = parse(argv, task, about)
     workdir = arguments.workdir
     first_speaks()
     say(f"greenjax {__version__}: {arguments.config}, task {config.task}, workdir {workdir}")
@@ -39,11 +45,13 @@ def main(argv: list[str]) -> None:
         interrupted()
 
 
-def parse(argv: list[str]) -> tuple[Namespace, ConfigDict]:
+def parse(argv: list[str], task: str | None = None, about: str | None = None) -> tuple[Namespace, ConfigDict]:
     """The command line: `workdir`, and the resolved config with the path of its file as `config`."""
-    parser = flags.Parser("python -m greenjax.main", __doc__)
+    parser = flags.Parser(flags.program(argv, "greenjax.main"), about or __doc__)
     parser.add_argument("--workdir", type=flags.folder, metavar="DIR", help=WORKDIR)
-    arguments, config = flags.parse_command(parser, argv)
+    arguments, config = flags.parse_command(parser, argv, task=task)
+    if arguments.workdir is None and (file := Path(arguments.config)).name == "config.json":
+        parser.error(f"no workdir given: expected --workdir=DIR, {str(file.parent)!r} to go on with that run")
     arguments.workdir = arguments.workdir or Path("runs") / Path(arguments.config).stem
     return arguments, config
 

@@ -222,7 +222,7 @@ def test_a_warmup_that_a_shorter_run_has_no_room_for_keeps_its_share(changes, ex
         (["--noconfig.model.remat=true"], "'--noconfig.model.remat=true' is not understood"),
         (["--noconfig"], "config has no key ''"),
         (["--config"], "--config has no value: expected --config=FILE"),
-        (["--config="], "config '.': no such file"),
+        (["--config="], "config '': no such name"),
         (["--config.image_size=224x192"], "image_size is '224x192': expected pixels"),
         (["--config.image_size=225"], "multiples of the mask unit, 32"),
         (["--config.mask.ratio=0.999"], "mask.ratio"),

@@ -255,7 +255,7 @@ def test_instance_masks_become_a_file_of_coco(tmp_path, capsys):
         image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 255, 255, 0])
         image.save(tmp_path / "PedMasks" / f"{i}_mask.png")
     options = ["--path", str(tmp_path), "--images", "PNGImages", "--masks", "PedMasks", "--name", "pedestrian"]
-    convert(options)
+    convert(["", *options])
     assert capsys.readouterr().out.endswith("instances_all.json: 2 images, 3 objects\n")
     source = open_objects(config_of("coco", tmp_path, split="all"), "all")
     for index in range(2):
@@ -266,7 +266,7 @@ def test_instance_masks_become_a_file_of_coco(tmp_path, capsys):
         assert boxes.tolist() == ([[2, 1, 7, 4], [9, 5, 12, 8]] if len(found) == 2 else [[4, 0, 5, 8]])
     (tmp_path / "PedMasks" / "1_mask.png").unlink()
     with pytest.raises(SystemExit, match=r"1\.png' has no mask: expected .*PedMasks/1\.png' or .*1_mask\.png'"):
-        convert(options)
+        convert(["", *options])
 
 
 # Views

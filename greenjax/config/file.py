@@ -1,11 +1,10 @@
 """From a config file to the settings of a run.
 
-A config file is a Python file with get_config(), which starts from `default_config()` and changes what differs. It may
-import modules beside it. `load_config` puts overrides on top, takes the model from the weights that `init` names, and
-resolves the result.
+A config file is a Python file with get_config(), which starts from `default_config()` and changes what differs, and may
+import modules beside it; or JSON or YAML with some of the settings, such as config.json of a run. `load_config` puts
+overrides on top, takes the model from the weights that `init` names, and resolves the result.
 """
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -15,24 +14,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ml_collections import ConfigDict
 
+from greenjax.config import values
 from greenjax.config.inherit import inherit
+from greenjax.config.places import KINDS, is_name, locate
 from greenjax.config.resolve import check_key, flatten, resolve
 from greenjax.errors import InputError
+from greenjax.runtime.files import read_json
 
 
 def load_config(
-    path: str | Path, overrides: Mapping[str, Any] | None = None, tell: Callable[[str], None] | None = None
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] | None = None,
+    task: str | None = None,
 ) -> ConfigDict:
     """The config of a file under overrides such as {"model.window": 14}, resolved and locked.
 
-    The weights that `init` names bring their model, whatever the file says; `tell` is called with a line about it.
+    `path` may be a name, such as "swin_b", for a config that comes with greenjax. The weights that `init` names bring
+    their model, whatever the file says; `tell` is called with a line about it. A config without a task gets `task`.
+    Raises InputError where it has another one.
     """
     given = flatten(overrides or {})
     for key in given:
         check_key(key)
-    settings, line = inherit(override(flatten(read_config(path)), given), given)
+    settings = override(flatten(read_config(path)), given)
+    if task is not None and settings.setdefault("task", task) != task:
+        raise InputError(_other_task(path, settings["task"], task, "task" in given))
+    settings, line = inherit(settings, given)
     config = resolve(settings)
     if line and tell is not None:
         tell(line)
@@ -63,16 +74,18 @@ def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
 
 def read_config(path: str | Path) -> ConfigDict | Mapping[str, Any]:
-    """Runs the get_config() of a file, which may import modules beside it, and returns the result.
+    """The settings of a file, or of a name: what its get_config() returns, or what JSON or YAML says.
 
-    Raises InputError, one line with the place in the file, where it fails or there is no get_config().
+    Raises InputError, one line with the place in the file, where it cannot be read or there is no get_config().
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"config {str(path)!r}: no such file; {_near_files(path)}")
+    path = locate(path)
+    if path.suffix == ".json":
+        return _typed(read_json(path, dict, "expected the settings of a run"))
+    if path.suffix in (".yaml", ".yml"):
+        return _typed(_read_yaml(path))
     spec = importlib.util.spec_from_file_location("greenjax_config_file", path)
     if spec is None or spec.loader is None:
-        raise InputError(f"config {str(path)!r}: expected a Python file, named *.py")
+        raise InputError(f"config {str(path)!r}: expected a file named {' or '.join(f'*{kind}' for kind in KINDS)}")
     module = importlib.util.module_from_spec(spec)
     with _importable(path.resolve().parent):
         try:
@@ -87,6 +100,36 @@ def read_config(path: str | Path) -> ConfigDict | Mapping[str, Any]:
     if not isinstance(found, ConfigDict | Mapping):
         raise InputError(f"config {str(path)!r}: get_config() returned {found!r}, expected a ConfigDict")
     return found
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config {str(path)!r}: {' '.join(str(error).split())}") from error
+    if not isinstance(found, Mapping):
+        raise InputError(f"config {str(path)!r}: expected settings, such as `steps: 100`")
+    return found
+
+
+def _typed(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings by dotted key. Texts become numbers where numbers belong: 1e-3 is a text in YAML."""
+    found = flatten(settings)
+    for key, value in found.items():
+        check_key(key)
+        if isinstance(value, str):
+            found[key] = values.read(key, value)
+    return found
+
+
+def _other_task(path: str | Path, found: str, expected: str, given: bool) -> str:
+    """The line about a config of another task, or a task that is `given` beside it."""
+    if given:
+        return f"task is {found!r}: expected none beside greenjax {expected}"
+    config = locate(path)
+    recipe = config.with_name(f"{expected}_{config.stem}.py")
+    hint = f", such as {recipe.stem if is_name(path) else recipe}" if recipe.is_file() else ""
+    return f"task is {found!r} in config {str(path)!r}: expected {expected!r}{hint}; greenjax {found} takes this one"
 
 
 @contextmanager
@@ -119,12 +162,3 @@ def _place(path: Path, error: Exception) -> str:
         file, line = places[-1]
         where = f"{path}:{line}" if Path(file).samefile(path) else f"{where}: {file}:{line}"
     return f"config {where}: {type(error).__name__}: {reason}"
-
-
-def _near_files(path: Path) -> str:
-    """Config files with a name like that of a path that is not a file."""
-    folders = {folder.resolve(): folder for folder in (Path("configs"), path.parent)}
-    found = [file for folder in reversed(folders.values()) for file in folder.glob("*.py")]
-    names = difflib.get_close_matches(path.stem, [file.stem for file in found], 3)
-    near = dict.fromkeys(str(file) for name in names for file in found if file.stem == name)
-    return f"nearest are {', '.join(near)}" if near else "expected a Python file with get_config()"

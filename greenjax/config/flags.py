@@ -8,40 +8,41 @@ A flag given twice counts as its last. An unknown key or a wrong value ends the 
 """
 
 import argparse
-import ast
 import difflib
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_origin
+from typing import Any, NamedTuple, NoReturn
 
 from ml_collections import ConfigDict
 
+from greenjax.config import values
 from greenjax.config.file import load_config
 from greenjax.config.names import WORKDIR, nearest
+from greenjax.config.places import shipped
 from greenjax.config.resolve import check_key
-from greenjax.config.settings import KEYS, NAMES
+from greenjax.config.settings import KEYS
 from greenjax.errors import InputError
 from greenjax.runtime import console
 from greenjax.runtime.files import expanded
 
 SETTINGS = """settings:
-  --config FILE            a Python file with get_config(), such as configs/digits.py
-  --config.KEY=VALUE       overrides one of its settings, such as --config.optim.base_lr=1e-3;
-                           tuples as 2,2,6,2 or "(2, 2, 6, 2)"; 0 or None unsets where that is allowed
-  --config.KEY             of a setting that is True or False: True; --noconfig.KEY: False
+  --config NAME            a config that comes with greenjax, such as swin_b, or
+  --config FILE            a Python file with get_config(), JSON (config.json of a run) or YAML
+  --set KEY=VALUE          changes a setting, such as optim.base_lr=1e-3; tuples as 2,2,6,2 or
+                           "(2, 2, 6, 2)"; 0 or None unsets where that is allowed; may be repeated
+  --config.KEY=VALUE       the same; --config.KEY and --noconfig.KEY: True and False
   --helpfull               lists every key with its default and what is allowed
 """
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # in XLA_FLAGS, which XLA reads when JAX starts
-TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 _SETTING = re.compile(r"--?(?P<no>no)?config(?:\.(?P<key>[^=]*))?(?P<given>=(?P<text>.*))?", re.DOTALL)
 
 
 class Parser(argparse.ArgumentParser):
-    """The flags of one command; a wrong flag ends the program with one line. `prog` is "python -m " and a module."""
+    """The flags of one command; a wrong flag ends the program with one line. `prog` is what starts it."""
 
     def __init__(self, prog: str, description: str | None = None):
         raw, settings = argparse.RawDescriptionHelpFormatter, SETTINGS if description else None  # None: of a subcommand
@@ -85,7 +86,10 @@ def split(arguments: Sequence[str]) -> Settings:
     words = iter(arguments)
     for word in words:
         match = _SETTING.fullmatch(word)
-        if match is None:
+        if word == "--set" or word.startswith("--set="):
+            key, value = _set(word[6:] or _next(words, "--set", "KEY=VALUE"))
+            overrides[key] = value
+        elif match is None:
             rest.append(word)
         elif match["key"] is None and not match["no"]:
             path = match["text"] if match["given"] else _next(words, "--config", "FILE")
@@ -97,26 +101,37 @@ def split(arguments: Sequence[str]) -> Settings:
 
 
 def parse_command(
-    parser: argparse.ArgumentParser, argv: Sequence[str], whole: argparse.ArgumentParser | None = None
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str],
+    whole: argparse.ArgumentParser | None = None,
+    task: str | None = None,
 ) -> tuple[argparse.Namespace, ConfigDict]:
     """Parses `argv`, which begins with the program's name, into flags of `parser` and settings.
 
     Returns the flags, with the path of the config file as `config`, and the resolved config. Prepares the process for
-    JAX. A wrong argument ends the program with one line, which suggests flags of `whole`, by default `parser`.
+    JAX. A wrong argument ends the program with one line, which suggests flags of `whole`, by default `parser`. The
+    config must have `task` or leave it open; where none is given, one that has the task's name is taken.
     """
     try:
         path, overrides, rest = split(argv[1:])
         arguments, unknown = parser.parse_known_args(rest)
         if unknown:
             raise InputError(f"argument {unknown[0]!r} is not understood: {flag_hint(whole or parser, unknown[0])}")
+        if path is None and task is not None and task in shipped():
+            path = task
         if path is None:
             raise InputError("no config given: expected --config FILE, such as configs/digits.py; --help says more")
-        resolved = load_config(path, overrides, tell=console.say)
+        resolved = load_config(path, overrides, tell=console.say, task=task)
     except (InputError, OSError) as error:
         parser.error(str(error))
     arguments.config = path
     prepare_process(resolved)
     return arguments, resolved
+
+
+def program(argv: Sequence[str], module: str) -> str:
+    """What a command was started by: "greenjax COMMAND", as argv[0] then says, or "python -m MODULE"."""
+    return argv[0] if argv[0].startswith("greenjax ") else f"python -m {module}"
 
 
 def positive(text: str) -> int:
@@ -158,27 +173,16 @@ def _value(key: str, match: re.Match[str], words: Iterator[str]) -> Any:
         raise InputError(f"{match[0]!r} is not understood: expected --config.{key}={KEYS[key].allowed}")
     if boolean and not match["given"]:
         return not match["no"]
-    return _read(key, match["text"] if match["given"] else _next(words, flag, "VALUE"))
+    return values.read(key, match["text"] if match["given"] else _next(words, flag, "VALUE"))
 
 
-def _read(key: str, text: str) -> Any:
-    """The text converted to the key's type; unchanged where it cannot be, for the check of the value to name it."""
-    kind, default = KEYS[key][:2]
-    if text == "None" and default is None:
-        return None
-    if kind is str or (kind == NAMES and "," not in text):
-        return text
-    if kind == NAMES:
-        return tuple(name.strip(" '\"") for name in text.strip("()").split(","))
-    if kind is bool:
-        return TRUTHS.get(text.lower(), text)
-    try:
-        if kind in (int, float):
-            return kind(text)
-        value = ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return text
-    return (value,) if get_origin(kind) is tuple and not isinstance(value, tuple | list) else value
+def _set(change: str) -> tuple[str, Any]:
+    """The key and the value of `--set key=text`, or `--set key` for True."""
+    key, given, text = change.partition("=")
+    check_key(key)
+    if not given and KEYS[key].kind is not bool:
+        raise InputError(f"--set {key} has no value: expected --set {key}=VALUE")
+    return key, values.read(key, text) if given else True
 
 
 def flag_hint(parser: argparse.ArgumentParser, argument: str, settings: bool = True) -> str:

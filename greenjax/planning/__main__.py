@@ -19,14 +19,14 @@ WIDTH = 110  # columns, where the output is not a terminal
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = flags.Parser("python -m greenjax.planning", __doc__)
+    parser = flags.Parser(flags.program(argv, "greenjax.planning"), __doc__)
     parser.add_argument("--masks", type=flags.positive, default=10_000, help="how many masks to simulate")
     parser.add_argument("--plot", help="file to draw the paper's figure 4 into, such as FILE.png")
     arguments, config = flags.parse_command(parser, argv)
     try:
         report(config, arguments.masks, arguments.plot)
     except (InputError, OSError) as error:
-        sys.exit(f"greenjax.planning: {error}")
+        parser.error(str(error))
 
 
 def report(config: ConfigDict, masks: int, plot: str | None = None) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Integer
 
+from greenjax.config import flags
 from greenjax.data.detection import run_lengths
 from greenjax.data.sources.folder import find_images
 from greenjax.errors import InputError
@@ -24,7 +25,9 @@ from greenjax.runtime.files import expanded, replace_text
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser("python -m greenjax.data.detection", description=__doc__)
+    raw = argparse.RawDescriptionHelpFormatter
+    prog = flags.program(argv, "greenjax.data.detection")
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=raw)
     for option, meaning in (
         ("path", "directory of the data set"),
         ("images", "folder of the images in it"),
@@ -32,7 +35,7 @@ def main(argv: list[str]) -> None:
         ("name", "class of all objects"),
     ):
         parser.add_argument(f"--{option}", required=True, help=meaning)
-    given = parser.parse_args(argv)
+    given = parser.parse_args(argv[1:])
     try:
         root = expanded(given.path)
         found = instances(root, given.images, given.masks, given.name)
@@ -40,7 +43,7 @@ def main(argv: list[str]) -> None:
         replace_text(path, json.dumps(found))
         say(f"{path}: {len(found['images']):,} images, {len(found['annotations']):,} objects")
     except InputError as error:
-        sys.exit(f"greenjax.data.detection: {error}")
+        sys.exit(f"{prog}: {error}")
 
 
 def instances(root: Path, images: str, masks: str, name: str) -> dict[str, Any]:
@@ -74,4 +77,4 @@ def read_mask(image: Path, beside: Path) -> Integer[np.ndarray, "h w"]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv)

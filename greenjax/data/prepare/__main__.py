@@ -20,20 +20,20 @@ from greenjax.runtime.console import say
 
 
 def main(argv: list[str]) -> None:
-    parser = make_parser()
+    parser = make_parser(flags.program(argv, "greenjax.data.prepare"))
     try:
         arguments, config = flags.parse_command(parser, argv)
         output, how = arguments.output, How(arguments.size, arguments.encoding)
         for line in prepare(config, output, how, arguments.splits, arguments.unlabelled, arguments.workers):
             say(line)
     except (InputError, OSError) as error:  # the disk may be full: finished shards stay
-        sys.exit(f"greenjax.data.prepare: {error}")
+        parser.error(str(error))
     except KeyboardInterrupt:
-        sys.exit("greenjax.data.prepare: stopped; the same command goes on from here")
+        parser.error("stopped; the same command goes on from here")
 
 
-def make_parser() -> flags.Parser:
-    parser = flags.Parser("python -m greenjax.data.prepare", __doc__)
+def make_parser(prog: str) -> flags.Parser:
+    parser = flags.Parser(prog, __doc__)
     output, size = "directory for records, new or to go on with", "the shorter side in pixels; smaller images stay"
     parser.add_argument("--output", type=flags.folder, required=True, help=output)
     parser.add_argument("--size", type=flags.positive, default=256, help=size)

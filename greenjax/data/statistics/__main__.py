@@ -22,7 +22,7 @@ UNMEASURED = ("--config.data.mean=0", "--config.data.std=1", "--config.data.stat
 
 
 def main(argv: list[str]) -> None:
-    parser = make_parser()
+    parser = make_parser(flags.program(argv, "greenjax.data.statistics"))
     try:
         arguments, config = flags.parse_command(parser, [*argv, *UNMEASURED])
         found = measure(config, arguments.images, arguments.workers)
@@ -31,11 +31,11 @@ def main(argv: list[str]) -> None:
             say(line)
         say(f"{found['images']} images of {found['split']}: --config.data.statistics={arguments.output}")
     except (InputError, OSError) as error:
-        sys.exit(f"greenjax.data.statistics: {error}")
+        parser.error(str(error))
 
 
-def make_parser() -> flags.Parser:
-    parser = flags.Parser("python -m greenjax.data.statistics", __doc__)
+def make_parser(prog: str) -> flags.Parser:
+    parser = flags.Parser(prog, __doc__)
     parser.add_argument("--output", type=flags.folder, required=True, help="the file to write, JSON")
     parser.add_argument("--images", type=flags.positive, default=2000, help="at most this many, evenly spaced")
     parser.add_argument("--workers", type=flags.positive, default=os.cpu_count() or 1, help="threads")
