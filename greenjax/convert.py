@@ -128,7 +128,9 @@ def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
     write_start(workdir, model, resolve(model.config))
     changed = {key: value for key, value in flatten(model.config).items() if value != flatten(config)[key]}
     again = [*rest, *(f"--config.{key}={value}" for key, value in changed.items()), "--workdir", str(workdir)]
-    line = f"training goes on from there: python -m greenjax.main {shlex.join(again)}"
+    script = flags.by_script([arguments.parser.prog])
+    start = shlex.join([*flags.started("main", config.task, script), *again])
+    line = f"training goes on from there: {start}"
     _tell(f"{workdir}: {config.model.name} from {arguments.input}, layout {arguments.layout}", [*report.lines(), line])
 
 

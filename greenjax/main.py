@@ -40,7 +40,7 @@ def main(argv: list[str], task: str | None = None, about: str | None = None) -> 
     try:
         with on_interrupt(interrupted):
             start(workdir)
-        run(config, workdir, arguments.config, again)
+        run(config, workdir, arguments.config, again, flags.by_script(argv))
     except KeyboardInterrupt:
         interrupted()
 
@@ -89,7 +89,7 @@ def start(workdir: Path) -> None:
     import greenjax.tasks  # noqa: F401
 
 
-def run(config: ConfigDict, workdir: Path, file: str, again: str) -> None:
+def run(config: ConfigDict, workdir: Path, file: str, again: str, script: bool = False) -> None:
     """Runs the task of the config. Every way in which a run ends has its line and its exit code here."""
     from greenjax import tasks
     from greenjax.runtime import processes
@@ -98,7 +98,7 @@ def run(config: ConfigDict, workdir: Path, file: str, again: str) -> None:
     warn_of_bfloat16(config.model.dtype)
     try:
         tasks.run(config, workdir)
-        say(*next_lines(config, workdir, file))
+        say(*next_lines(config, workdir, file, script))
     except InterruptedRun as stop:
         complain(f"greenjax: {stop}; {again}")
         sys.exit(stop.exit_code)

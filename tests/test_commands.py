@@ -1,15 +1,19 @@
 """The command `greenjax`: its table, its help, and settings by name, file and flag. Nothing here runs a model."""
 
+import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from greenjax import __version__, commands
-from greenjax.config import flatten, load_config
+from greenjax.config import KEYS, flatten, load_config
 from greenjax.config.flags import split
 from greenjax.errors import InputError
+from greenjax.tasks.summary import next_lines
 
 ROOT = Path(__file__).parents[1]
 
@@ -140,3 +144,60 @@ def test_settings_that_a_command_refuses(words, expected, capsys, tmp_path):
     out, code, err = said(capsys, *words)
     assert (out, code, err.count("\n")) == ("", 1, 1)
     assert err.startswith(f"greenjax {words[0]}: ") and expected in err
+
+
+def test_every_setting_has_a_meaning_of_one_line(capsys):
+    assert not [key for key, entry in KEYS.items() if not 3 < len(entry.meaning) <= 110 or "\n" in entry.meaning]
+    out, code, _ = said(capsys, "settings")
+    assert code == 0 and all(f"\n  {key} " in f"\n{out}" for key in KEYS)
+
+
+def test_settings_are_found_by_words_of_name_and_meaning(capsys):
+    out, _, _ = said(capsys, "settings", "mask.ratio")
+    assert out.splitlines() == [
+        "  mask.ratio               0.75",
+        "      the masked share of the units",
+        "      allowed: above 0 and below 1",
+    ]
+    keys = {
+        line.split()[0] for line in said(capsys, "settings", "Learning-Rate", "warm")[0].splitlines() if line[2] != " "
+    }
+    assert keys == {"optim.warmup_lr", "optim.base_lr"}
+    assert "by model.name" in said(capsys, "settings", "model.window")[0]
+    assert said(capsys, "settings", "num_workers")[1:] == (
+        1,
+        "greenjax settings: no setting has 'num_workers' in its name or meaning: nearest are data.workers\n",
+    )
+
+
+def test_a_run_started_by_the_command_ends_with_lines_that_begin_with_it():
+    config = load_config("digits")
+    _, tune, export = next_lines(config, Path("runs/digits"), "digits", script=True)
+    words = "finetune --config finetune_digits --config.init=runs/digits --workdir runs/digits_finetuned"
+    assert tune.split("  ")[-1].strip() == f"greenjax {words}"
+    assert export.split("  ")[-1].strip().startswith("greenjax convert to-torch --workdir runs/digits ")
+
+
+def test_the_wheel_holds_the_configs(tmp_path):
+    """Built from a copy, without network; outside the checkout a name is that of a file in the wheel."""
+    files = ("pyproject.toml", "setup.py", "requirements-base.txt", "README.md", "LICENSE")
+    for name in files:
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("greenjax", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", build, tmp_path / "built"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "built").glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    script = "from greenjax.config.places import *; print(SHIPPED, *shipped())"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path / "built", env=environment, capture_output=True, text=True
+    )
+    names = sorted(path.stem for path in ROOT.glob("configs/*.py"))
+    assert done.stdout.split() == [str(tmp_path / "installed" / "greenjax" / "configs"), *names], done.stderr
+    (entry,) = (tmp_path / "installed").glob("*.dist-info/entry_points.txt")
+    assert "greenjax = greenjax.commands:main" in entry.read_text()

@@ -14,12 +14,16 @@ def by_stage(value: Any, stages: int) -> tuple[Any, ...]:
 class Key(NamedTuple):
     """One setting. A default of None is a typed placeholder: not given, or given by `model.name`."""
 
-    kind: Any  # int, float, bool, str, tuple[int, ...], tuple[float, ...], or one of config/settings.py
+    kind: Any  # int, float, bool, str, tuple[int, ...], tuple[float, ...], or one of config/kinds.py
     default: Any
     allowed: str
     ok: Callable[[Any], bool] = lambda value: True
     by_stage: bool = False  # a tuple has one entry a stage
     free: bool = False  # weights of a model fit other values, too
+    meaning: str = ""  # a line for `greenjax settings`
+
+    def means(self, meaning: str) -> "Key":
+        return self._replace(meaning=meaning)
 
 
 def choice(default: str | None, *names: str, note: str = "") -> Key:
@@ -44,7 +48,7 @@ def counts(note: str = "") -> Key:
     return Key(tuple[int, ...], None, f"whole numbers, at least 1, one a stage{note}", good, by_stage=True)
 
 
-WINDOW = count(None, 0, UNSET)._replace(free=True)  # tokens a side
-EMBED_DIM = count(None, 0, UNSET)  # channels of the first stage, doubled at each later stage
-EMBED_DIMS = counts(UNSET)  # channels of every stage
-NUM_HEADS = counts(UNSET)
+WINDOW = count(None, 0, UNSET)._replace(free=True).means("side of a window of attention, tokens")
+EMBED_DIM = count(None, 0, UNSET).means("channels of the first stage, doubled at each later stage")
+EMBED_DIMS = counts(UNSET).means("channels of every stage")
+NUM_HEADS = counts(UNSET).means("attention heads of every stage")

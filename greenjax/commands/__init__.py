@@ -54,11 +54,14 @@ COMMANDS = {
         "shows how masks are packed, and what that costs",
         "greenjax plan --config swin_b --set mask.ratio=0.6",
     ),
+    "settings": Command(
+        "greenjax.commands.settings", "lists settings, their defaults and meanings", "greenjax settings mask"
+    ),
     "data prepare": Command("greenjax.data.prepare.__main__", "shrinks images once, into files that are read fast"),
     "data statistics": Command("greenjax.data.statistics.__main__", "measures mean and deviation of the pixels"),
     "data detection": Command("greenjax.data.detection.__main__", "writes COCO's JSON for masks of objects"),
 }
-EXAMPLES = ("pretrain", "finetune", "plan")  # of the first help
+EXAMPLES = ("pretrain", "finetune", "settings")  # of the first help
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from greenjax.config import values
 from greenjax.config.file import load_config
+from greenjax.config.listing import described
 from greenjax.config.names import WORKDIR, nearest
 from greenjax.config.places import shipped
 from greenjax.config.resolve import check_key
@@ -34,7 +35,7 @@ SETTINGS = """settings:
   --set KEY=VALUE          changes a setting, such as optim.base_lr=1e-3; tuples as 2,2,6,2 or
                            "(2, 2, 6, 2)"; 0 or None unsets where that is allowed; may be repeated
   --config.KEY=VALUE       the same; --config.KEY and --noconfig.KEY: True and False
-  --helpfull               lists every key with its default and what is allowed
+  --helpfull               lists every key, as `greenjax settings [WORD]` does
 """
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # in XLA_FLAGS, which XLA reads when JAX starts
 
@@ -66,9 +67,7 @@ class _HelpFull(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         parser.print_help()
-        print("\nkeys:")
-        for key, entry in KEYS.items():
-            print(f"  {key:24} {'not given' if entry.default is None else entry.default!r:28} {entry.allowed}")
+        print("\nkeys:", *described(KEYS), sep="\n")
         parser.exit()
 
 
@@ -131,7 +130,17 @@ def parse_command(
 
 def program(argv: Sequence[str], module: str) -> str:
     """What a command was started by: "greenjax COMMAND", as argv[0] then says, or "python -m MODULE"."""
-    return argv[0] if argv[0].startswith("greenjax ") else f"python -m {module}"
+    return argv[0] if by_script(argv) else f"python -m {module}"
+
+
+def by_script(argv: Sequence[str]) -> bool:
+    """Whether a command was started by `greenjax`, so that the lines that it prints may name it."""
+    return argv[0].startswith("greenjax ")
+
+
+def started(module: str, command: str, script: bool) -> list[str]:
+    """The words that start a command by the script `greenjax`, or its module by Python."""
+    return ["greenjax", command] if script else ["python", "-m", f"greenjax.{module}"]
 
 
 def positive(text: str) -> int:

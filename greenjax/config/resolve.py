@@ -12,8 +12,9 @@ from ml_collections.config_dict import FieldReference
 from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS
 from greenjax.backbones.settings import Key
 from greenjax.config.checks import check_all
+from greenjax.config.kinds import NAMES, RATIO, SIZE
 from greenjax.config.names import WORKDIR, nearest
-from greenjax.config.settings import KEYS, NAMES, RATIO, SIZE
+from greenjax.config.settings import KEYS
 from greenjax.errors import InputError, listed, refuse
 from greenjax.runtime.files import expanded, read_json
 

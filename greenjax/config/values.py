@@ -3,7 +3,8 @@
 import ast
 from typing import Any, get_origin
 
-from greenjax.config.settings import KEYS, NAMES
+from greenjax.config.kinds import NAMES
+from greenjax.config.settings import KEYS
 
 TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import token_grid, visible_units
 from greenjax.config import flatten, load_config
+from greenjax.config.flags import started
+from greenjax.config.places import is_name, locate
 from greenjax.data.sources import SOURCES
 from greenjax.data.sources.objects import ObjectSource
 from greenjax.errors import InputError
@@ -80,17 +82,20 @@ def end_lines(workdir: Path, title: str) -> list[str]:
     return [f"{title}; in {workdir}:", *table([(name, ", ".join(found)) for name, found in rows if found])]
 
 
-def next_lines(config: ConfigDict, workdir: Path, file: str) -> list[str]:
-    """The commands that may come next after a run of the config `file`."""
+def next_lines(config: ConfigDict, workdir: Path, file: str, script: bool = False) -> list[str]:
+    """The commands that may come next after a run of the config `file`, a path or a name.
+
+    They begin with `greenjax` where the run was started by this `script`, and with `python -m` otherwise.
+    """
     rows = []
-    if config.task == "pretrain" and (command := _finetune_command(config, workdir, Path(file))):
-        rows.append(("fine-tune", command))
+    if config.task == "pretrain" and (words := _finetuning(config, workdir, file)):
+        rows.append(("fine-tune", shlex.join([*started("main", "finetune", script), *words])))
     layouts = export_line(config).partition(": ")[2].partition(";")[0].split(", ")
     if config.task in ("pretrain", "finetune", "linear", "detect") and layouts != ["none"]:
         layout = FAVOURITE if FAVOURITE in layouts else layouts[0].partition(" ")[0]
         output = _beside(workdir, ".safetensors")
         words = ["to-torch", "--workdir", workdir, "--layout", layout, "--output", output]
-        rows.append(("export", _command("convert", words)))
+        rows.append(("export", shlex.join(map(str, [*started("convert", "convert", script), *words]))))
     return ["next:", *table(rows)] if rows else []
 
 
@@ -133,12 +138,13 @@ def _last(workdir: Path, folder: str) -> list[str]:
     return _found(workdir, f"{folder}/*.png")[-1:]
 
 
-def _finetune_command(config: ConfigDict, workdir: Path, file: Path) -> str | None:
+def _finetuning(config: ConfigDict, workdir: Path, file: str) -> list[str] | None:
     """None where no config beside `file` is for fine-tuning its model, or its images have no label each."""
     if issubclass(SOURCES[config.data.source], ObjectSource):
         return None
-    for name in (file.stem, config.model.name):
-        recipe = file.with_name(f"finetune_{name}.py")
+    path = locate(file)
+    for name in (path.stem, config.model.name):
+        recipe = path.with_name(f"finetune_{name}.py")
         if recipe.exists():
             break
     else:
@@ -149,7 +155,8 @@ def _finetune_command(config: ConfigDict, workdir: Path, file: Path) -> str | No
         return None
     changes = [f"--config.{key}={_text(here[key])}" for key in DATA if here[key] != there[key]]
     output = _beside(workdir, "_finetuned")
-    return _command("main", ["--config", recipe, f"--config.init={workdir}", *changes, "--workdir", output])
+    name = recipe.stem if is_name(file) else str(recipe)
+    return ["--config", name, f"--config.init={workdir}", *changes, "--workdir", str(output)]
 
 
 def _beside(workdir: Path, ending: str) -> Path:
@@ -160,7 +167,3 @@ def _beside(workdir: Path, ending: str) -> Path:
 
 def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _command(module: str, words: list[Any]) -> str:
-    return shlex.join(["python", "-m", f"greenjax.{module}", *map(str, words)])

@@ -61,7 +61,7 @@ FAMILY = Family(
         "window": WINDOW,
         "embed_dims": EMBED_DIMS,
         "num_heads": NUM_HEADS,
-        "sr_ratios": counts(UNSET),  # the side, in tokens, of the block that is sub-sampled to one key
+        "sr_ratios": counts(UNSET).means("side of the block that is sub-sampled to one key, tokens"),
     },
     channels=channels,
     stages=stages,
