@@ -91,12 +91,12 @@ PIECES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "row_sums": (primitives.row_sums, row_sums),
     "token_sums": (primitives.token_sums, token_sums),
     "attend": (group_attention.attend, attend),
-    "slots_product": (group_attention._slots_product, slots_product),
+    "slots_product": (group_attention.slots_product, slots_product),
     "relative_position_bias": (
         group_attention.relative_position_bias,
         group_attention.relative_position_bias.fun,
     ),
-    "split_heads": (group_attention._split_heads, group_attention._split_heads.fun),
+    "parts_by_head": (group_attention.parts_by_head, group_attention.parts_by_head.fun),
 }
 
 FLAGS = TIMING | {

@@ -53,14 +53,14 @@ def _attend_bwd(saved, dy):
     q, k, v, p, bias = saved
     wide = jnp.promote_types(q.dtype, jnp.float32)
     dy = stored(dy)
-    dv = _slots_product(dy, p)
+    dv = slots_product(dy, p)
     dp = jnp.einsum("bgksd,bgktd->bgkst", dy, v, preferred_element_type=wide)
     weighted = dp * p
     d_logits = weighted - p * weighted.sum(axis=-1, keepdims=True)
     d_bias = None if bias is None else _sum_to(len(bias), d_logits).astype(bias.dtype)
     d_logits = (d_logits * q.shape[-1] ** -0.5).astype(q.dtype)
     dq = product("bgkst,bgktd->bgksd", d_logits, k)
-    dk = _slots_product(q, d_logits)
+    dk = slots_product(q, d_logits)
     return dq, dk, dv, d_bias, None
 
 
@@ -74,7 +74,7 @@ def _sum_to(groups: int, x: Float[Array, "b g k s t"]) -> Float[Array, "{groups}
     return jnp.einsum("b,bgkst->gkst", jnp.ones(len(x), x.dtype), x)
 
 
-def _slots_product(x: Float[Array, "b g k s d"], pairs: Float[Array, "b g k s t"]) -> Float[Array, "b g k t d"]:
+def slots_product(x: Float[Array, "b g k s d"], pairs: Float[Array, "b g k s t"]) -> Float[Array, "b g k t d"]:
     """pairs^T x. In bfloat16 on a CPU, of the two x is transposed, the smaller one, and so is the result."""
 
     def transposed(x: Array, pairs: Array) -> Array:
@@ -166,25 +166,25 @@ def group_attention(
 
 def split_heads(qkv: Float[Array, "b g s qkv"], num_heads: int) -> tuple[Float[Array, "b g k s d"], ...]:
     """Queries, keys and values by head, from one projection. The gradient joins them in one pass."""
-    parts: Any = _split_heads(qkv, num_heads)
+    parts: Any = parts_by_head(qkv, num_heads)
     return parts
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _split_heads(qkv, num_heads):
+def parts_by_head(qkv, num_heads):
     return tuple(rearrange(qkv, "b g s (three k d) -> three b g k s d", three=3, k=num_heads))
 
 
-def _split_heads_fwd(qkv, num_heads):
-    return _split_heads(qkv, num_heads), None
+def _parts_fwd(qkv, num_heads):
+    return parts_by_head(qkv, num_heads), None
 
 
-def _split_heads_bwd(num_heads, saved, gradients):
+def _parts_bwd(num_heads, saved, gradients):
     del num_heads, saved
     return (rearrange(jnp.stack(gradients), "three b g k s d -> b g s (three k d)"),)
 
 
-_split_heads.defvjp(_split_heads_fwd, _split_heads_bwd)
+parts_by_head.defvjp(_parts_fwd, _parts_bwd)
 
 
 def merge_heads(x: Float[Array, "b g k s d"]) -> Float[Array, "b g s k*d"]:
