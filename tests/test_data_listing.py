@@ -7,8 +7,9 @@ from greenjax.data.labels import Chosen, Listed
 from greenjax.data.listing import listing
 from greenjax.data.open import Slice, open_labelled, open_source
 from greenjax.data.sources import FolderSource, RecordsSource
+from greenjax.data.sources.names import Names
 
-NAMES = ["b/1.png", "a/2.png", "a/3.png"]
+NAMES = Names.of(["b/1.png", "a/2.png", "a/3.png"])
 
 
 def test_the_folder_above_does_not_count():
@@ -21,9 +22,9 @@ def test_every_difference_has_a_digest_of_its_own():
     folder, labels = FolderSource("/", NAMES), np.array([1, 0, 0], np.int32)
     sources = [
         folder,
-        FolderSource("/", NAMES[::-1]),
-        FolderSource("/", ["b/1.png", "a/2.png", "a/4.png"]),
-        FolderSource("/", ["b/1.png", "a/2.pnga", "/3.png"]),
+        FolderSource("/", Names.of([*NAMES][::-1])),
+        FolderSource("/", Names.of(["b/1.png", "a/2.png", "a/4.png"])),
+        FolderSource("/", Names.of(["b/1.png", "a/2.pnga", "/3.png"])),
         Slice(folder, 0, 2),
         Slice(folder, 1, 3),
         Listed(folder, labels, ("a", "b")),

@@ -26,7 +26,7 @@ from greenjax.data.overlap import images_in_both, warn_of_overlap
 from greenjax.data.prepare import How
 from greenjax.data.prepare import prepare as prepare_records
 from greenjax.data.sources import SOURCES
-from greenjax.data.sources.folder import find_images
+from greenjax.data.sources.image_files import find_images
 from greenjax.data.sources.objects import ObjectSource
 from greenjax.data.sources.python import given
 from greenjax.data.stream import Stream
@@ -122,7 +122,7 @@ def test_a_new_file_moves_no_other(tree):
     before = open_source(settings("folder", tree), "train").names
     (tree / "train" / "a" / "new.png").write_bytes(encode(picture(255)))
     after = open_source(settings("folder", tree), "train").names
-    assert [name for name in after if not name.endswith("new.png")] == before
+    assert [name for name in after if not name.endswith("new.png")] == list(before)
 
 
 def test_images_are_listed_in_an_order_of_their_own(tree):

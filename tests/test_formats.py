@@ -12,6 +12,7 @@ from greenjax.data.augment import CentreView, RandomView
 from greenjax.data.encoded import LARGE, DecodeError, Encoded, load
 from greenjax.data.reading import Reading
 from greenjax.data.sources.folder import FolderSource
+from greenjax.data.sources.names import Names
 
 RNG = np.random.default_rng(0)
 
@@ -173,7 +174,7 @@ def test_a_crop_of_a_large_scene_reads_its_tiles_alone(tmp_path):
                 file.seek(offset)
                 file.write(b"garbage" * 9)
         assert file.seek(0, 2) >= LARGE and len(offsets) == 100
-    scene = FolderSource(str(tmp_path), ["scene.tif"]).encoded(0)
+    scene = FolderSource(str(tmp_path), Names.of(["scene.tif"])).encoded(0)
     assert not isinstance(scene.data, bytes)
     pixels, size = load(scene, lambda size: ((3 * 256 + 10, 5 * 256 + 7, 200, 190), (50, 60)))
     assert size == (50, 60)

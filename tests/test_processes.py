@@ -152,11 +152,12 @@ import jax
 import numpy as np
 from small import small_config
 from greenjax.data.sources import FolderSource
+from greenjax.data.sources.names import Names
 from greenjax.errors import InputError
 from greenjax.training.together import holding_workdir, same_start, same_weights
 
 index, names = jax.process_index(), [f"{number}.png" for number in range(64)]
-images = lambda *last: FolderSource(f"/disk{index}", [*names[:62], *last])
+images = lambda *last: FolderSource(f"/disk{index}", Names.of([*names[:62], *last]))
 task = holding_workdir(lambda config, workdir: processes.on_first(lambda: (workdir / ".lock").is_file()))
 workdir = Path(sys.argv[1])
 

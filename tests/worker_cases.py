@@ -85,3 +85,22 @@ def children(pid=None):
             if parent == (pid or os.getpid()) and b"spawn_main" in (path / "cmdline").read_bytes():
                 found.append(int(path.name))
     return found
+
+
+@dataclass(frozen=True)
+class Anonymous:
+    """Reads a whole array, counts in its first place, and tells by how many bytes the worker's own memory grew."""
+
+    array: np.ndarray
+
+    def __call__(self, step):
+        before, total = own_memory(), int(self.array[1:].sum()) + 1
+        found = own_memory() - before, total, int(self.array[0])
+        self.array[0] += 1
+        return found
+
+
+def own_memory():
+    """The bytes of this process's memory that are in no file."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])

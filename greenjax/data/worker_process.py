@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Callable
 from itertools import count
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -27,10 +28,11 @@ LEFT_TO_THE_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a terminal s
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
-def spawn_main(link: int, source: int, first: int, every: int) -> None:
+def spawn_main(link: int, source: int, begin: int, first: int, every: int) -> None:
     """Makes batches `first`, `first` + `every`, ... until the run ends the process.
 
-    `link` and `source` are descriptors: the worker's end of the socket, and the file with the pickled function.
+    `link` and `source` are descriptors: the worker's end of the socket, and the file with the function that makes
+    them, written by `write_apart`, which returned `begin`.
     """
     for number in LEFT_TO_THE_RUN:
         signal.signal(number, signal.SIG_IGN)
@@ -41,8 +43,7 @@ def spawn_main(link: int, source: int, first: int, every: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
     keep_freed_memory()
     import_grain_alone()
-    with mmap.mmap(source, 0, access=mmap.ACCESS_READ) as pickled:
-        make = pickle.loads(pickled)
+    make = read_apart(mmap.mmap(source, 0, access=mmap.ACCESS_COPY), begin)  # all workers share pages they only read
     os.close(source)
     for step in count(first, every):
         credits.acquire()
@@ -58,20 +59,33 @@ def take_credits(run: socket.socket, credits: threading.Semaphore) -> None:
 
 
 def send(run: socket.socket, value: Any, failed: bool = False) -> None:
-    buffers: list[pickle.PickleBuffer] = []
-    pickled, places, end = pickle.dumps(value, protocol=5, buffer_callback=buffers.append), [], 0
     with anonymous_file() as file:
-        for buffer in buffers:
-            with buffer.raw() as content:
-                begin = -(-end // ALIGNED) * ALIGNED
-                end = begin + content.nbytes
-                file.seek(begin)
-                file.write(content)
-            places.append((begin, end))
-        file.seek(end)
-        file.write(pickle.dumps((places, pickled)))
-        file.flush()
-        socket.send_fds(run, [MESSAGE.pack(end, failed)], [file.fileno()])
+        begin = write_apart(value, file)
+        socket.send_fds(run, [MESSAGE.pack(begin, failed)], [file.fileno()])
+
+
+def write_apart(value: Any, file: BinaryIO, dumps: Callable[..., bytes] = pickle.dumps) -> int:
+    """Writes the arrays of a value as they are, then their places and the pickle of the rest; returns where that is."""
+    buffers: list[pickle.PickleBuffer] = []
+    pickled, places, end = dumps(value, protocol=5, buffer_callback=buffers.append), [], 0
+    for buffer in buffers:
+        with buffer.raw() as content:
+            begin = -(-end // ALIGNED) * ALIGNED
+            end = begin + content.nbytes
+            file.seek(begin)
+            file.write(content)
+        places.append((begin, end))
+    file.seek(end)
+    file.write(pickle.dumps((places, pickled)))
+    file.flush()
+    return end
+
+
+def read_apart(memory: mmap.mmap, begin: int) -> Any:
+    """The value that `write_apart` wrote; its arrays stay in `memory`."""
+    content = memoryview(memory)
+    places, pickled = pickle.loads(content[begin:])
+    return pickle.loads(pickled, buffers=[content[start:stop] for start, stop in places])
 
 
 def fail(run: socket.socket, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

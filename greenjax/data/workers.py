@@ -1,14 +1,14 @@
 """The run's side of the worker processes that make batches: starts, feeds, watches and ends them.
 
-Workers share nothing. Each has a socket to the run: batches come out, and a credit goes in for each batch taken. When
-either side dies, the other reads an end-of-file at once. A batch is written to an anonymous file, and a small message
-with the file's descriptor goes through the socket, so that neither side waits for the rest of a large message.
+Workers share the arrays of `make`, which they only read. Each has a socket to the run: batches come out, and a credit
+goes in for each batch taken. When either side dies, the other reads an end-of-file at once. A batch is written to an
+anonymous file, and a small message with the file's descriptor goes through the socket, so that neither side waits for
+the rest of a large message.
 """
 
 import contextlib
 import mmap
 import os
-import pickle
 import selectors
 import signal
 import socket
@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import cloudpickle
 from absl import logging
 
-from greenjax.data.worker_process import LEFT_TO_THE_RUN, MESSAGE, anonymous_file
+from greenjax.data.worker_process import LEFT_TO_THE_RUN, MESSAGE, anonymous_file, read_apart, write_apart
 from greenjax.errors import InputError, RunError
 
 LOOK_EVERY = 1.0  # seconds between two looks for a death that closes no socket
@@ -57,8 +57,8 @@ class WorkerPool(Iterator[Any]):
     """make(first), make(first + 1), ... in order. `workers` processes, numbered 1 to `workers`, make them in turn.
 
     `make` must be picklable, and its result depend on its argument alone; a class or function of the running script is
-    sent by value. The arrays of a batch are not copied: each batch has memory of its own, which lives as long as one of
-    its arrays and takes one file descriptor of the process.
+    sent by value, its arrays are in memory once for all workers. The arrays of a batch are not copied: each batch has
+    memory of its own, which lives as long as one of its arrays and takes one file descriptor of the process.
 
     `next` raises the error of a worker in place of its batch: InputError as it was, others as WorkerError; and
     WorkerDied as soon as any worker is dead. The processes end with `close()`, with the pool, or with the run, however
@@ -72,10 +72,9 @@ class WorkerPool(Iterator[Any]):
         self._end = weakref.finalize(self, _end_all, self._workers)  # at exit too
         _POOLS.add(self)
         with anonymous_file() as source:
-            cloudpickle.dump(make, source)
-            source.flush()
+            begin = write_apart(make, source, cloudpickle.dumps)
             for number in range(workers):
-                worker = _start(number, workers, first, source.fileno())
+                worker = _start(number, workers, first, source.fileno(), begin)
                 self._workers.append(worker)
                 self._selector.register(worker.link, selectors.EVENT_READ, worker)
 
@@ -140,12 +139,12 @@ def look_after_workers() -> None:
         pool.look()
 
 
-def _start(number: int, workers: int, first: int, source: int) -> _Worker:
+def _start(number: int, workers: int, first: int, source: int, place: int) -> _Worker:
     """Starts a process without the main module and the standard input of the running script."""
     ours, theirs = socket.socketpair()
     with theirs:
         path = [entry for entry in sys.path if isinstance(entry, str)]
-        begin = f"spawn_main({theirs.fileno()}, {source}, {first + number}, {workers})"
+        begin = f"spawn_main({theirs.fileno()}, {source}, {place}, {first + number}, {workers})"
         command = f"import sys; sys.path[:] = {path!r}; from greenjax.data.worker_process import spawn_main; {begin}"
         # The child inherits blocked signals, so that none ends it before it ignores them.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_RUN)
@@ -211,9 +210,7 @@ class _Message:
 
     def opened(self, sender: str) -> Any:
         """The batch. Raises the error of the worker."""
-        content = memoryview(self.memory)
-        places, pickled = pickle.loads(content[self.begin :])
-        found = pickle.loads(pickled, buffers=[content[start:stop] for start, stop in places])
+        found = read_apart(self.memory, self.begin)
         if not self.failed:
             return found
         is_input, text = found

@@ -18,7 +18,7 @@ from jaxtyping import Integer
 
 from greenjax.config import flags
 from greenjax.data.detection import run_lengths
-from greenjax.data.sources.folder import find_images
+from greenjax.data.sources.image_files import find_images
 from greenjax.errors import InputError
 from greenjax.runtime.console import say
 from greenjax.runtime.files import expanded, replace_text

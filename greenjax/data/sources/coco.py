@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from greenjax.data.detection.annotations import Instances, Objects, ground_truth, read_instances
 from greenjax.data.encoded import Encoded, Size
 from greenjax.data.listing import parts_of
-from greenjax.data.sources.folder import FolderSource, by_hash
+from greenjax.data.sources.folder import FolderSource
+from greenjax.data.sources.names import Names, hashed_order
 from greenjax.data.sources.objects import ObjectSource
 from greenjax.errors import InputError, refuse
 from greenjax.runtime.classes import Classes
@@ -46,9 +47,9 @@ class CocoSource(ObjectSource, FolderSource):
         instances = read_instances(path)
         if not instances.names:
             raise InputError(f"{str(path)!r} lists no images: expected at least one")
-        order = np.array(sorted(range(len(instances.names)), key=lambda i: by_hash(instances.names[i])))
+        order = hashed_order(instances.names)
         names = [instances.names[i] for i in order]
-        return cls(str(image_folder(root, split, path, names)), names, instances, order)
+        return cls(str(image_folder(root, split, path, names)), Names.of(names), instances, order)
 
     @property
     def classes(self) -> Classes:

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from greenjax.data.encoded import DecodeError, Encoded
 from greenjax.data.labels import Listed, by_name
-from greenjax.data.sources.folder import FolderSource, by_hash
+from greenjax.data.sources.folder import FolderSource
+from greenjax.data.sources.names import Names, hashed_order
 from greenjax.errors import InputError, listed, refuse
 from greenjax.runtime.files import expanded
 
@@ -34,7 +35,7 @@ class ListSource(FolderSource):
     values of its column `split`.
     """
 
-    labels: list[str] | None = None  # of each image, None where the list has no column of labels
+    labels: Names | None = None  # of each image, None where the list has no column of labels
 
     @staticmethod
     def check(values: Mapping[str, Any]) -> None:
@@ -48,9 +49,9 @@ class ListSource(FolderSource):
         chosen = rows_of(path, table, split)
         names = [table["path"][row] for row in chosen]
         labels = [table["label"][row] for row in chosen] if "label" in table else None
-        order = sorted(range(len(names)), key=lambda row: by_hash(names[row]))
-        in_order = labels and [labels[row] for row in order]
-        return cls(os.path.abspath(path.parent), [names[row] for row in order], in_order)
+        order = hashed_order(names)
+        in_order = None if labels is None else Names.of([labels[row] for row in order])
+        return cls(os.path.abspath(path.parent), Names.of([names[row] for row in order]), in_order)
 
     def encoded(self, index: int) -> Encoded:
         path = self.name_of(index)
@@ -64,14 +65,15 @@ class ListSource(FolderSource):
             raise InputError(
                 f"the list in {self.root!r} has no labels: expected a column {' or '.join(COLUMNS['label'])}"
             )
-        if not all(self.labels):
-            image = self.names[self.labels.index("")]
+        labels = list(self.labels)
+        if not all(labels):
+            image = self.names[labels.index("")]
             raise InputError(f"image {image!r} of the list in {self.root!r} has no label: expected the name of a class")
-        return by_name(self, self.labels)
+        return by_name(self, labels)
 
     def parts(self) -> Iterator[bytes]:
         yield from super().parts()
-        yield os.fsencode("\0".join(self.labels or ()))
+        yield b"" if self.labels is None else self.labels.text.tobytes()
 
     def in_both(self, rows: Int[np.ndarray, " n"], other: Any, others: Int[np.ndarray, " m"]) -> int:
         return len(self.paths(rows) & other.paths(others))

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from greenjax.data.encoded import DecodeError, Encoded
 from greenjax.data.labels import Listed, by_name
 from greenjax.data.sources.base import Source
-from greenjax.data.sources.folder import SUFFIXES
+from greenjax.data.sources.image_files import SUFFIXES
 from greenjax.errors import InputError, listed, refuse
 from greenjax.runtime.cache import cache_folder
 from greenjax.runtime.files import expanded, replacing
