@@ -1,8 +1,10 @@
 """Weights to PyTorch and back.
 
-    python -m greenjax.convert to-torch   --workdir DIR [--step N] --layout L --output FILE.safetensors|.pth
-    python -m greenjax.convert from-torch --config C.py --layout L --input FILE --workdir DIR [--config.key=value ...]
-    python -m greenjax.convert extract    --input FILE --output FILE.safetensors|.pth [--trust]
+    greenjax convert to-torch   --workdir DIR [--step N] --layout L --output FILE.safetensors|.pth
+    greenjax convert from-torch --config NAME --layout L --input FILE --workdir DIR [--set KEY=VALUE ...]
+    greenjax convert extract    --input FILE --output FILE.safetensors|.pth [--trust]
+
+`python -m greenjax.convert` does the same.
 
 docs/interop.md has three lines for each library.
 """

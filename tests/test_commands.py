@@ -1,5 +1,6 @@
 """The command `greenjax`: its table, its help, and settings by name, file and flag. Nothing here runs a model."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -201,3 +202,24 @@ def test_the_wheel_holds_the_configs(tmp_path):
     assert done.stdout.split() == [str(tmp_path / "installed" / "greenjax" / "configs"), *names], done.stderr
     (entry,) = (tmp_path / "installed").glob("*.dist-info/entry_points.txt")
     assert "greenjax = greenjax.commands:main" in entry.read_text()
+
+
+def test_runs_are_compared_by_what_differs(tmp_path, capsys):
+    for name, seed, loss in (("a", 0, 0.5), ("b", 1, 0.25)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(load_config("digits", {"seed": seed}).to_json())
+        lines = [{"step": 1, "loss": 9.0}, {"step": 20, "loss": loss, "waited": 0.1, "skipped": 0}]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "knn").mkdir()
+    (tmp_path / "knn" / "results.json").write_text('{"test k=10": {"task": "knn", "k": 10, "top1": 0.75}}')
+    runs = [str(tmp_path / name) for name in ("a", "b", "knn")]
+    out, code, err = said(capsys, "compare", *runs, "--json", str(tmp_path / "table.json"))
+    assert (code, err) == (0, "") and "seed" in out and "0.75" in out
+    assert json.loads((tmp_path / "table.json").read_text()) == {
+        "runs": runs,
+        "settings": {"seed": [0, 1, None]},
+        "measured": {"step": [20, 20, None], "loss": [0.5, 0.25, None]},
+        "results": {"test k=10 top1": [None, None, 0.75]},
+    }
+    out, code, err = said(capsys, "compare", str(tmp_path))
+    assert (out, code) == ("", 1) and f"{str(tmp_path)!r} is no run: expected a folder with" in err

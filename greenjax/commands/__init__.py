@@ -11,6 +11,7 @@ import sys
 from typing import NamedTuple, NoReturn
 
 from greenjax import __version__
+from greenjax.runtime.console import complain, say
 
 TASKS = "greenjax.main"  # trains and evaluates; main(argv, task, about)
 
@@ -57,6 +58,7 @@ COMMANDS = {
     "settings": Command(
         "greenjax.commands.settings", "lists settings, their defaults and meanings", "greenjax settings mask"
     ),
+    "compare": Command("greenjax.commands.compare", "shows runs side by side", "greenjax compare runs/a runs/b"),
     "data prepare": Command("greenjax.data.prepare.__main__", "shrinks images once, into files that are read fast"),
     "data statistics": Command("greenjax.data.statistics.__main__", "measures mean and deviation of the pixels"),
     "data detection": Command("greenjax.data.detection.__main__", "writes COCO's JSON for masks of objects"),
@@ -68,9 +70,9 @@ def main(argv: list[str] | None = None) -> None:
     """Calls the command that the command line names."""
     words = sys.argv[1:] if argv is None else argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview())
+        say(overview())
     elif words[0] in ("--version", "-V", "version"):
-        print(f"greenjax {__version__}")
+        say(f"greenjax {__version__}")
     elif (name := " ".join(words[:2])) in COMMANDS:
         call(name, words[2:])
     elif words[0] in COMMANDS:
@@ -102,9 +104,9 @@ def choose(words: list[str]) -> NoReturn:
     """Ends with one line about a name that is no command, or with the commands of a group such as `data`."""
     group = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     if group and (len(words) == 1 or words[1] in ("-h", "--help")):
-        print("\n".join(f"greenjax {name:<16}  {COMMANDS[name].meaning}" for name in group))
+        say(*(f"greenjax {name:<16}  {COMMANDS[name].meaning}" for name in group))
         sys.exit(0 if len(words) > 1 else 2)
     given = " ".join(words[:2] if group else words[:1])
     near = difflib.get_close_matches(given, COMMANDS, 3) or group or ["--help"]
-    print(f"greenjax: no command {given!r}: nearest are {', '.join(near)}", file=sys.stderr)
+    complain(f"greenjax: no command {given!r}: nearest are {', '.join(near)}")
     sys.exit(2)

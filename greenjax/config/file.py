@@ -128,7 +128,8 @@ def _other_task(path: str | Path, found: str, expected: str, given: bool) -> str
         return f"task is {found!r}: expected none beside greenjax {expected}"
     config = locate(path)
     recipe = config.with_name(f"{expected}_{config.stem}.py")
-    hint = f", such as {recipe.stem if is_name(path) else recipe}" if recipe.is_file() else ""
+    name = recipe.stem if is_name(path) else recipe
+    hint = f", such as {name}" if recipe.is_file() else f"; --set task={expected} changes it"
     return f"task is {found!r} in config {str(path)!r}: expected {expected!r}{hint}; greenjax {found} takes this one"
 
 

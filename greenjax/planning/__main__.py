@@ -1,6 +1,8 @@
 """The layouts of a configuration, their cost against Algorithm 1, and the share of redrawn masks.
 
-python -m greenjax.planning --config configs/swin_b.py [--config.mask.ratio=0.6] [--masks N] [--plot FILE.png]
+    greenjax plan --config swin_b [--set mask.ratio=0.6] [--masks N] [--plot FILE.png]
+
+`python -m greenjax.planning` does the same.
 """
 
 import sys

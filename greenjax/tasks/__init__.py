@@ -10,6 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from greenjax.config.inherit import recorded
+from greenjax.errors import InputError
+from greenjax.runtime.files import expanded
 from greenjax.tasks.classify import finetune
 from greenjax.tasks.detect import detect, evaluate_detector
 from greenjax.tasks.evaluate import evaluate_classifier
@@ -46,4 +48,6 @@ TASKS = {
 
 def run(config: ConfigDict, workdir: Path) -> Any:
     """Does the task of a resolved configuration. Raises InputError for one that cannot run here."""
+    if config.task in ("knn", "eval") and config.init != "none" and not expanded(config.init).exists():
+        raise InputError(f"init is {config.init!r}, which is not there: expected a run's workdir, or a file of weights")
     return TASKS[config.task](config, workdir)

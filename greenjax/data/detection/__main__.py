@@ -1,9 +1,10 @@
 """Writes COCO's JSON for images whose objects are numbered in the pixels of mask files, as those of Penn-Fudan are.
 
-    python -m greenjax.data.detection --path DIR --images PNGImages --masks PedMasks --name pedestrian
+    greenjax data detection --path DIR --images PNGImages --masks PedMasks --name pedestrian
 
 writes DIR/annotations/instances_all.json. The mask of DIR/PNGImages/A.png is DIR/PedMasks/A.png or A_mask.png, of the
 same size, with one channel: 0 is background, and every other value an object of the class --name.
+`python -m greenjax.data.detection` does the same.
 """
 
 import argparse

@@ -1,10 +1,11 @@
 """Shrinks the images of any source once, into ArrayRecord files that training reads several times as fast.
 
-    python -m greenjax.data.prepare --config C.py --output DIR [--size 256] [--encoding raw|jpeg] [--splits A B]
-        [--workers N] [--config.data.path=... and other keys]
+    greenjax data prepare --config NAME --output DIR [--size 256] [--encoding raw|jpeg] [--splits A B]
+        [--workers N] [--set data.path=... and other keys]
 
-    python -m greenjax.main --config C.py --config.data.source=records --config.data.path=DIR ...
+    greenjax pretrain --config NAME --set data.source=records --set data.path=DIR ...
 
+`python -m greenjax.data.prepare` does the same.
 Every split that the config names is prepared whole, under its own name: slices such as train[:98%] are cut when it is
 read. A command that was stopped or killed goes on where it was. docs/data.md has sizes and times.
 """

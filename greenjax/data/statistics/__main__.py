@@ -1,10 +1,11 @@
 """Measures mean and deviation of the pixels of the training images, and writes them into a file.
 
-    python -m greenjax.data.statistics --config C.py --output FILE.json [--images 2000] [--workers N]
-        [--config.data.path=... and other keys]
+    greenjax data statistics --config NAME --output FILE.json [--images 2000] [--workers N]
+        [--set data.path=... and other keys]
 
-    python -m greenjax.main --config C.py --config.data.statistics=FILE.json ...
+    greenjax pretrain --config NAME --set data.statistics=FILE.json ...
 
+`python -m greenjax.data.statistics` does the same.
 The file is for the same data.dtype, data.scale, data.channels and data.no_data. Pixels are divided by data.scale first.
 """
 
