@@ -1,5 +1,5 @@
 # The other scripts source this file: it makes .venv once, installs a requirements file when it has changed, sets $python.
-#   install_requirements requirements.txt
+#   install_requirements requirements.txt       also greenjax itself: the command, and the checkout's code behind it
 #   install_gpu_compiler
 
 # Prints the first Python that all requirements have wheels for; PYTHON=... names another.
@@ -29,12 +29,12 @@ install_requirements() {
             return 1
         }
     fi
-    wanted=$({ "$python" --version; cat requirements*.txt; } | cksum)
+    wanted=$({ "$python" --version; cat requirements*.txt pyproject.toml; } | cksum)
     if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
     echo "Installing $requirements into .venv (once; several minutes)"
-    "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements" || {
+    "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements" --editable . || {
         echo "pip could not install $requirements: its message is above" >&2
         return 1
     }

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from greenjax.commands import COMMANDS
+from greenjax.config.places import shipped
 from greenjax.config.settings import KEYS
 
 ROOT = Path(__file__).parents[1]
@@ -122,8 +124,16 @@ def test_suites_exist(text):
         assert name in suites, f"python -m benchmarks {name}"
 
 
+def test_commands_and_their_configs_exist(text):
+    for words in re.findall(r"^ {4,}greenjax ([a-z].*)", text, re.MULTILINE):
+        name = next((name for name in COMMANDS if f"{words} ".startswith(f"{name} ")), None)
+        assert name, f"greenjax {words}"
+        for config in re.findall(r"--config (\w+)(?=\s|$)", words):
+            assert config in shipped() or config in ("NAME", "FILE"), f"greenjax {words}"
+
+
 def test_settings_exist(text):
-    for key in re.findall(r"--config\.([A-Za-z_][\w.]*\w)", text):
+    for key in re.findall(r"--(?:config\.|set[ =]'?)([A-Za-z_][\w.]*\w)", text):
         assert key in KEYS or key in ("key", "KEY", "a.b"), f"--config.{key}"
     inline = re.findall(rf"`((?:{'|'.join(SECTIONS)})\.[a-z_0-9]+)(?:=[^`]*)?`", text)
     attribute, suffixes = "model.config", (".json", ".md", ".py")
