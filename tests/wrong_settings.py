@@ -176,11 +176,11 @@ IN_PROCESS = [
     ),
     *cases(
         "a config file that cannot be read",
-        ("--config=", "config '.': no such file"),
+        ("--config=", "config '': no such name"),
         ("--config={world}/configs/digit.py", "no such file; nearest are {world}/configs/digits.py"),
         ("--config={world}/configs/digits", "no such file; nearest are {world}/configs/digits.py"),
         ("--config={world}/configs", "config '{world}/configs': no such file"),
-        ("--config={world}/configs/notes.txt", "notes.txt': expected a Python file, named .*py"),
+        ("--config={world}/configs/notes.txt", "notes.txt': expected a file named .*py or .*json or .*yaml"),
         ("--config={world}/configs/empty.py", r"empty.py': expected a function get_config\(\)"),
         ("--config={world}/configs/number.py", r"number.py': get_config\(\) returned 3, expected a ConfigDict"),
         ("--config={world}/configs/cut.py", "cut.py:3: SyntaxError: "),
