@@ -12,7 +12,7 @@ from greenjax.config.places import shipped
 from greenjax.config.settings import KEYS
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
 TEXTS = [*PAGES, *sorted(ROOT.glob("configs/*.py")), *sorted(p for p in ROOT.glob("launch/*"))]
 SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key}
 FOLDERS = "greenjax|benchmarks|configs|launch|tests|docs"
