@@ -1,6 +1,7 @@
 """Sources: every image is found once, decoded as stored, and whatever is missing is said in one line."""
 
 import ast
+import importlib.util
 import json
 import os
 import pickle
@@ -238,9 +239,12 @@ def places(tmp_path_factory, tfds_dir):
             shard.add(root / "train" / "ab"[i % 2] / f"{i}.png", f"{i}.png")
             (root / f"{i}.cls").write_text("ab"[i % 2])
             shard.add(root / f"{i}.cls", f"{i}.cls")
+    if importlib.util.find_spec("datasets"):
+        saved_for_the_hub(root / "saved")
     return dict(
         digits={},
         folder=dict(path=root),
+        huggingface=dict(path=root / "saved"),
         list=dict(path=root / "list.csv"),
         python={},
         records=dict(path=root / "made"),
@@ -249,11 +253,28 @@ def places(tmp_path_factory, tfds_dir):
     )
 
 
+def saved_for_the_hub(folder):
+    """The same images as a data set of Hugging Face's library."""
+    from datasets import Dataset, DatasetDict, Features, Image, Value
+
+    images = [{"bytes": encode(picture(i)), "path": None} for i in range(12)]
+    features = Features(image=Image(), label=Value("string"))
+    rows = Dataset.from_dict({"image": images, "label": ["a", "b"] * 6}, features=features)
+    DatasetDict(train=rows).save_to_disk(folder)
+
+
 class Pictures(list):
     labels, classes = tuple(i % 2 for i in range(12)), ("a", "b")
 
 
-@pytest.mark.parametrize("name", [name for name, kind in SOURCES.items() if not issubclass(kind, ObjectSource)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.extra if name == "huggingface" else ())
+        for name, kind in SOURCES.items()
+        if not issubclass(kind, ObjectSource)
+    ],
+)
 def test_every_source_provides_the_same(places, name):
     """A new source has its line in SOURCES, and its place above; test_detection_data.py has those of objects."""
     data = settings(name, **places[name])

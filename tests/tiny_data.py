@@ -17,9 +17,10 @@ def encode(image, suffix=".png"):
     return cv2.imencode(suffix, image[..., ::-1] if image.shape[2] == 3 else image)[1].tobytes()
 
 
-def settings(source, path="", name="", split="train", per_class=0):
+def settings(source, path="", name="", split="train", per_class=0, image_column="", label_column=""):
     """What the sources read of config.data."""
-    return ConfigDict(dict(source=source, path=str(path), name=name, split=split, per_class=per_class))
+    columns = dict(image_column=image_column, label_column=label_column)
+    return ConfigDict(dict(source=source, path=str(path), name=name, split=split, per_class=per_class, **columns))
 
 
 def of_pictures(data):

@@ -200,6 +200,7 @@ IN_PROCESS = [
         ("--config.data.source=records --config.data.path={world}/images", "{world}/images"),
         ("--config.data.source=tfds --config.data.name=", "data.name is '': expected a name"),
         ("--config.data.source=tfds --config.data.name=nowhere --config.data.path={world}", "holds no prepared TFDS"),
+        ("--config.data.source=huggingface --config.data.path=", "data.path is '': expected a folder of save_to_disk"),
         ("--workdir={world}/file", "workdir '{world}/file' "),
         ("--workdir={world}/file/run", "workdir '{world}/file/run' "),
     ),

@@ -12,7 +12,7 @@ from greenjax.backbones.geometry import grid_of, specs_of, visible_of
 from greenjax.backbones.registry import family_of
 from greenjax.backbones.settings import by_stage
 from greenjax.config.settings import KEYS
-from greenjax.data.sources import SOURCES
+from greenjax.data.sources import COLUMNS, SOURCES
 from greenjax.errors import refuse
 
 Values = dict[str, Any]
@@ -75,7 +75,11 @@ def check_data(values: Values) -> None:
             how = "" if channels in (1, 3) else "; `python -m greenjax.data.statistics` measures them"
             refuse(values, key, f"{channels} numbers, one a channel (model.in_channels), or one for all{how}")
     check_pixels(values, channels)
-    SOURCES[values["data.source"]].check(values)
+    source = SOURCES[values["data.source"]]
+    for key in COLUMNS:
+        if values[key] and key not in source.place:
+            refuse(values, key, f"'' for data.source {values['data.source']!r}, which has no such columns")
+    source.check(values)
 
 
 def check_detection(values: Values) -> None:

@@ -79,9 +79,12 @@ KEYS = {
     "mask.pool": count(0, 0).means("number of masks that are drawn once and chosen from; 0 = every mask is new"),
     "data.source": choice("tfds", *SOURCES).means("the kind of data set (docs/data.md)"),
     "data.path": text("").means(
-        "folder, records: a directory; list: a file; tar: a pattern; tfds: a prepared data set or its data_dir"
+        "folder, records: a directory; list: a file; tar: a pattern; tfds: a prepared data set or its data_dir; "
+        "huggingface: a folder, a pattern of Parquet or Arrow files, or a name on the hub"
     ),
-    "data.name": text("").means("tfds: the data set's name"),
+    "data.name": text("").means("tfds: the data set's name; huggingface: its configuration"),
+    "data.image_column": text("").means("huggingface: the column of images; '' = image, or the only one of images"),
+    "data.label_column": text("").means("huggingface: the column of classes; '' = label, or the only one of classes"),
     "data.split": Key(str, "train", "the name of a split", bool).means(
         "the images of training, such as train or all[:98%]"
     ),

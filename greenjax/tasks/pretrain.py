@@ -17,7 +17,7 @@ from greenjax.config import flatten, resolve
 from greenjax.data.loader import Batch, Batches, blank_batch, eval_batches, train_batches
 from greenjax.data.open import open_source
 from greenjax.data.overlap import warn_of_overlap
-from greenjax.data.sources import SOURCES
+from greenjax.data.sources import COLUMNS, SOURCES
 from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.monitor import Monitor
 from greenjax.evaluation.pictures.curve import draw_loss_curve, held_out_line
@@ -100,7 +100,7 @@ def monitor_data(config: ConfigDict) -> ConfigDict:
     keys = ("source", "path", "name", "split", "eval_split")
     given = {f"data.{key}": config.data[f"monitor_{key}"] for key in keys if config.data[f"monitor_{key}"]}
     source = SOURCES[given.get("data.source", config.data.source)]
-    unread = {} if "data.path" in source.place else {"data.path": ""}
+    unread = {key: "" for key in ("data.path", *COLUMNS) if key not in source.place}
     return resolve(flatten(config) | unread | given).data
 
 

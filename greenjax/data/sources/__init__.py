@@ -7,6 +7,7 @@ from greenjax.data.sources.base import Source
 from greenjax.data.sources.coco import CocoSource
 from greenjax.data.sources.digits import DigitsSource
 from greenjax.data.sources.folder import FolderSource
+from greenjax.data.sources.huggingface import HuggingFaceSource
 from greenjax.data.sources.list import ListSource
 from greenjax.data.sources.python import PythonSource
 from greenjax.data.sources.records import RecordsSource
@@ -18,6 +19,7 @@ SOURCES: dict[str, type[Source]] = {  # by data.source
     "coco": CocoSource,
     "digits": DigitsSource,
     "folder": FolderSource,
+    "huggingface": HuggingFaceSource,
     "list": ListSource,
     "python": PythonSource,
     "records": RecordsSource,
@@ -25,3 +27,8 @@ SOURCES: dict[str, type[Source]] = {  # by data.source
     "tar": TarSource,
     "tfds": TfdsSource,
 }
+
+COLUMNS = (
+    "data.image_column",
+    "data.label_column",
+)  # settings that name a column, for sources in whose `place` they are

@@ -28,7 +28,7 @@ class DigitsSource(Source):
     @staticmethod
     def check(values: Mapping[str, Any]) -> None:
         if values["data.path"]:
-            others = "--config.data.source=folder, list, records, tar or tfds takes one"
+            others = "--config.data.source=folder, huggingface, list, records, tar or tfds takes one"
             refuse(values, "data.path", f"'' for data.source 'digits', which reads no path; {others}")
 
     @classmethod

@@ -50,14 +50,7 @@ class FolderSource(Source):
         return len(self.names)
 
     def encoded(self, index: int) -> Encoded:
-        path = self.name_of(index)
-        try:
-            with open(path, "rb", buffering=0) as file:  # one read of the whole file needs no buffer
-                if os.fstat(file.fileno()).st_size < LARGE:
-                    return Encoded(file.read(), path)
-                return Encoded(mmap(file.fileno(), 0, access=ACCESS_READ), path)
-        except OSError as error:
-            raise DecodeError(f"{path} cannot be read: {error.strerror}") from error
+        return read_file(self.name_of(index))
 
     def name_of(self, index: int) -> str:
         return os.path.join(self.root, self.names[index])
@@ -84,6 +77,17 @@ class FolderSource(Source):
 
     def paths(self, rows: Int[np.ndarray, " n"]) -> set[str]:
         return {os.path.abspath(self.name_of(int(row))) for row in rows}
+
+
+def read_file(path: str) -> Encoded:
+    """The image in a file. Raises DecodeError."""
+    try:
+        with open(path, "rb", buffering=0) as file:  # one read of the whole file needs no buffer
+            if os.fstat(file.fileno()).st_size < LARGE:
+                return Encoded(file.read(), path)
+            return Encoded(mmap(file.fileno(), 0, access=ACCESS_READ), path)
+    except OSError as error:
+        raise DecodeError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def split_folder(data: ConfigDict, split: str) -> Path:

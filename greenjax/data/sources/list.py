@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from greenjax.data.encoded import DecodeError, Encoded
 from greenjax.data.labels import Listed, by_name
-from greenjax.data.sources.folder import FolderSource
+from greenjax.data.sources.folder import FolderSource, read_file
 from greenjax.data.sources.names import Names, hashed_order
 from greenjax.errors import InputError, listed, refuse
 from greenjax.runtime.files import expanded
@@ -54,10 +54,7 @@ class ListSource(FolderSource):
         return cls(os.path.abspath(path.parent), Names.of([names[row] for row in order]), in_order)
 
     def encoded(self, index: int) -> Encoded:
-        path = self.name_of(index)
-        if not os.path.isfile(path):  # reading a pipe would wait for ever
-            raise DecodeError(f"{path} cannot be read: there is no such file")
-        return super().encoded(index)
+        return read_listed(self.name_of(index))
 
     def labelled(self, training: bool) -> Listed:
         """Each image with its label in the list."""
@@ -77,6 +74,13 @@ class ListSource(FolderSource):
 
     def in_both(self, rows: Int[np.ndarray, " n"], other: Any, others: Int[np.ndarray, " m"]) -> int:
         return len(self.paths(rows) & other.paths(others))
+
+
+def read_listed(path: str) -> Encoded:
+    """The image in a file that a table names. Raises DecodeError."""
+    if not os.path.isfile(path):  # reading a pipe would wait for ever
+        raise DecodeError(f"{path} cannot be read: there is no such file")
+    return read_file(path)
 
 
 Table = dict[str, Sequence[str]]  # the columns "path", "label" and "split", as far as the file has them

@@ -7,7 +7,6 @@ An index of each tar file is made once, beside it or in the user's cache folder,
 the order of images, resumes and processes are those of every other source.
 """
 
-import glob
 import json
 import os
 import tarfile
@@ -28,13 +27,13 @@ from greenjax.data.encoded import DecodeError, Encoded
 from greenjax.data.labels import Listed, by_name
 from greenjax.data.sources.base import Source
 from greenjax.data.sources.image_files import SUFFIXES
+from greenjax.data.sources.patterns import files_of
 from greenjax.errors import InputError, listed, refuse
 from greenjax.runtime.cache import cache_folder
-from greenjax.runtime.files import expanded, replacing
+from greenjax.runtime.files import replacing
 
 THREADS = 16  # that read tar files
 INDEX = ".index.npz"  # what the name of an index ends with
-SPLIT = "{split}"  # in data.path: the name of the split
 LABELS = ("label", "class", "cls")  # what may hold the class in a JSON file of a sample
 
 
@@ -52,8 +51,7 @@ class Index(NamedTuple):
 class TarSource(Source):
     """The images of the tar files that data.path names, file by file, each in the order of its samples.
 
-    data.path is a pattern: `{000..099}` stands for numbers, `*` for anything, `{split}` for the name of the split.
-    Without `{split}` the only split is "all".
+    data.path is a pattern (patterns.py).
     """
 
     shards: tuple[str, ...]
@@ -67,7 +65,7 @@ class TarSource(Source):
 
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "TarSource":
-        shards = shards_of(data.path, split)
+        shards = files_of(data.path, split, "tar files")
         with ThreadPoolExecutor(THREADS) as pool:
             found = list(pool.map(index_of, shards))
         if without := sum(index.without for index in found):
@@ -115,33 +113,6 @@ class TarSource(Source):
     def in_both(self, rows: Int[np.ndarray, " n"], other: Any, others: Int[np.ndarray, " m"]) -> int:
         """Compares the names of tar files and samples."""
         return len({self.name_of(int(row)) for row in rows} & {other.name_of(int(row)) for row in others})
-
-
-def shards_of(pattern: str, split: str) -> list[str]:
-    """The tar files of a split, sorted. Raises InputError where there are none, or one of a range is missing."""
-    if SPLIT not in pattern and split != "all":
-        what = f"data.path is {pattern!r}, without {SPLIT}"
-        raise InputError(f"{what}: the only split is 'all', not {split!r}")
-    paths = in_ranges(str(expanded(pattern.replace(SPLIT, split))))
-    if missing := [path for path in paths if "*" not in path and not os.path.isfile(path)]:
-        raise InputError(f"data.path is {pattern!r}: there is no {listed(missing)}")
-    found = sorted({shard for path in paths for shard in (glob.glob(path) if "*" in path else [path])})
-    if not found:
-        raise InputError(f"data.path is {pattern!r}: expected tar files, found none of split {split!r}")
-    return found
-
-
-def in_ranges(pattern: str) -> list[str]:
-    """The paths that a pattern with ranges such as {000..099} stands for."""
-    before, brace, rest = pattern.partition("{")
-    inside, end, after = rest.partition("}")
-    first, dots, last = inside.partition("..")
-    if not brace:
-        return [pattern]
-    if not (end and dots and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
-        raise InputError(f"data.path has {{{inside}}}: expected a range of numbers such as {{000..099}}, or {SPLIT}")
-    numbers = (f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1))
-    return [f"{before}{number}{tail}" for number in numbers for tail in in_ranges(after)]
 
 
 # The index of a tar file
