@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from flax import nnx
 from safetensors.torch import load_file
 from small import small_config
 
@@ -81,14 +82,32 @@ def test_convolutions_mean_the_same_in_pytorch(detector, tensors):
     for ours, name, convolve in (
         (detector.roi_heads.mask_head[1], "roi_heads.mask_head.1.0", lambda *a: F.conv2d(*a, padding=1)),
         (detector.fpn.inner_blocks[0], "backbone.fpn.inner_blocks.0.0", F.conv2d),
-        (
-            detector.roi_heads.mask_predictor.conv5_mask,
-            "roi_heads.mask_predictor.conv5_mask",
-            lambda *a: F.conv_transpose2d(*a, stride=2),
-        ),
     ):
         expected = convolve(pixels, tensors[1][f"{name}.weight"], tensors[1][f"{name}.bias"])
         np.testing.assert_allclose(ours(jnp.asarray(x)), expected.permute(0, 2, 3, 1), atol=1e-5)
+
+
+def test_masks_of_the_labels_are_those_among_the_masks_of_all_classes_in_pytorch(detector, tensors):
+    """Their gradients too: those of the classes that no box has are zero."""
+    x, labels = np.random.default_rng(0).normal(size=(3, 5, 4, 8)).astype(np.float32), np.array([2, 0, 2])
+    prefix, predictor = "roi_heads.mask_predictor", detector.roi_heads.mask_predictor
+    names = [f"{prefix}.{layer}.{part}" for layer in ("conv5_mask", "mask_fcn_logits") for part in ("weight", "bias")]
+    pixels, *arrays = [a.requires_grad_() for a in (torch.tensor(x), *(tensors[1][name].clone() for name in names))]
+    upsampled = F.conv_transpose2d(pixels.permute(0, 3, 1, 2), *arrays[:2], stride=2).relu()
+    expected = F.conv2d(upsampled, *arrays[2:])[torch.arange(3), torch.tensor(labels)]
+    expected.square().sum().backward()
+
+    def squares(predictor, x):
+        logits = predictor(x, jnp.asarray(labels))
+        return jnp.square(logits).sum(), logits
+
+    (d_predictor, dx), logits = nnx.grad(squares, argnums=(0, 1), has_aux=True)(predictor, jnp.asarray(x))
+    np.testing.assert_allclose(logits, expected.detach(), atol=1e-5)
+    np.testing.assert_allclose(dx, pixels.grad, atol=1e-4)
+    last = arrays[2].grad[:, :, 0, 0].T
+    np.testing.assert_allclose(d_predictor.mask_fcn_logits.kernel[...][0, 0], last, atol=1e-4)
+    np.testing.assert_allclose(d_predictor.mask_fcn_logits.bias[...], arrays[3].grad, atol=1e-4)
+    assert not last[:, [1, 3]].any() and last[:, [0, 2]].all()
 
 
 def test_the_box_head_reads_a_box_channel_by_channel(detector, tensors):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from greenjax.backbones.initial import scaled_normal, scaled_uniform
 from greenjax.backbones.layers import constant
+from greenjax.ops.primitives import matmul
 
 # Kernels are (row, column, in, out), matrices (in, out). PyTorch's names, with the arguments that torchvision gives.
 normal = scaled_normal(lambda shape: 0.01)
@@ -31,9 +32,8 @@ class Conv(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         x, kernel, bias = (a.astype(self.dtype) for a in (x, self.kernel[...], self.bias[...]))
         if len(kernel) == 1:
-            y = x @ kernel[0, 0]
-        else:
-            y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return matmul(x, kernel[0, 0], bias)
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return y + bias[None, None, None]
 
 
@@ -45,7 +45,8 @@ class Upsampling(nnx.Module):
         self.bias = nnx.Param(constant(0, outputs))
         self.dtype = dtype
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w d"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 2 2 d"]:
+        """The block of each pixel. Moving all channels to their places would cost more than the product."""
         x, kernel, bias = (a.astype(self.dtype) for a in (x, self.kernel[...], self.bias[...]))
-        y = x @ rearrange(kernel, "p q c d -> c (p q d)")
-        return rearrange(y, "b h w (p q d) -> b (h p) (w q) d", p=2, q=2) + bias[None, None, None]
+        y = matmul(x, rearrange(kernel, "p q c d -> c (p q d)"), jnp.tile(bias, 4))
+        return rearrange(y, "b h w (p q d) -> b h w p q d", p=2, q=2)

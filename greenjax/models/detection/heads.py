@@ -79,14 +79,18 @@ class BoxPredictor(nnx.Module):
 
 
 class MaskPredictor(nnx.Module):
-    """Logits of a mask for every class, at twice the resolution of the features."""
+    """Logits of the mask of one class, at twice the resolution of the features."""
 
     def __init__(self, dim: int, classes: int, *, dtype: Any, rngs: nnx.Rngs):
         self.conv5_mask = Upsampling(dim, dim, dtype=dtype, rngs=rngs)
         self.mask_fcn_logits = Conv(dim, classes, 1, init=kaiming_normal, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "n p q d"]) -> Float[Array, "n 2*p 2*q k"]:
-        return self.mask_fcn_logits(jax.nn.relu(self.conv5_mask(x))).astype(jnp.float32)
+    def __call__(self, x: Float[Array, "n h w d"], labels: Int[Array, " n"]) -> Float[Array, "n 2*h 2*w"]:
+        """Of the classes of `labels` alone: all of them would be the largest array of a detector."""
+        x, last = jax.nn.relu(self.conv5_mask(x)), self.mask_fcn_logits
+        kernel, bias = (jnp.take(a[...], labels, axis=-1) for a in (last.kernel, last.bias))
+        logits = jnp.einsum("nhwpqd,dn->nhwpq", x, kernel[0, 0].astype(x.dtype)).astype(jnp.float32)
+        return rearrange(logits, "n h w p q -> n (h p) (w q)") + bias[:, None, None]
 
 
 class RoIHeads(nnx.Module):
@@ -169,8 +173,8 @@ class RoIHeads(nnx.Module):
         x = rearrange(features, "b n ... -> (b n) ...")
         for conv in self.mask_head:
             x = jax.nn.relu(conv(x))
-        logits = jnp.take_along_axis(self.mask_predictor(x), labels.reshape(-1, 1, 1, 1), axis=3)
-        return logits.reshape(*boxes.shape[:2], *logits.shape[1:3])
+        logits = self.mask_predictor(x, labels.reshape(-1))
+        return logits.reshape(*boxes.shape[:2], *logits.shape[1:])
 
 
 def _shapes(
