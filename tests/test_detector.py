@@ -71,6 +71,18 @@ def test_losses_have_the_names_of_torchvision_and_depend_on_the_key_alone(detect
     assert first == again != other
 
 
+def test_bfloat16_gives_the_losses_within_its_precision(images):
+    """All anchors and boxes are taken: a sample would depend on the last bits of scores."""
+    options = SMALL | dict(detect__rpn_samples=4000, detect__box_samples=4000)
+    losses = [
+        Detector(small_config(**options, model__dtype=dtype), rngs=Keys(0)).losses(images, TARGETS)
+        for dtype in ("float32", "bfloat16")
+    ]
+    for name in LOSSES:
+        wide, narrow = (float(found[name]) for found in losses)
+        assert 0 < abs(narrow - wide) < 2**-6 * wide, name  # four times the error of one rounding
+
+
 def test_padding_of_images_reaches_nothing(detector, images):
     """A batch of a smaller image is the same alone, and with anything beyond its true size."""
     sizes = np.array([[26, 21], [26, 21]])
