@@ -9,7 +9,7 @@ import numpy as np
 
 from greenjax.data.encoded import DecodeError, undecoded
 from greenjax.data.undecodable import Fault
-from greenjax.errors import InputError
+from greenjax.errors import InputError, RunError
 
 if TYPE_CHECKING:
     import grain  # imported where it is used: it imports JAX, which workers do without
@@ -35,7 +35,7 @@ class Stream:
 
     Any error of an image counts as damage of that image. In training the next usable image of the order takes its
     place; the places of all others stay. In a pass over images the damaged one is black and not valid. An InputError,
-    which is about settings or labels, is raised at once.
+    which is about settings or labels, and a RunError, of a server that is gone, are raised at once.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Stream:
             number = int(self.order[place])
             try:
                 found = self.seen(undecoded(self.source, number), index)
-            except InputError:
+            except (InputError, RunError):
                 raise
             except Exception as error:  # the one place that catches any error: images are the user's
                 self._blame(number, error)

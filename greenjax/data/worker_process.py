@@ -19,12 +19,14 @@ from typing import Any, BinaryIO
 import cv2
 from absl import logging
 
+from greenjax.data.remote import RemoteError
 from greenjax.errors import InputError
 
 AHEAD = 2  # batches that a worker makes before one is taken
 ALIGNED = 64  # bytes: on a CPU, JAX copies arrays that begin at no multiple of it
 MESSAGE = struct.Struct("<Q?")  # where in the file the pickle begins, and whether it is an error
 LEFT_TO_THE_RUN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a terminal signals all processes of a run at once
+OF_USER = (InputError, RemoteError)  # errors that the run raises as they are
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
@@ -90,9 +92,9 @@ def read_apart(memory: mmap.mmap, begin: int) -> Any:
 
 def fail(run: socket.socket, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Sends an error to the run; nothing is printed here."""
-    is_input = isinstance(error, InputError)
-    text = str(error) if is_input else "".join(traceback.format_exception(kind, error, trace)).rstrip()
-    send(run, (is_input, text), failed=True)
+    of_user = next((known for known in OF_USER if isinstance(error, known)), None)
+    text = "".join(traceback.format_exception(kind, error, trace)).rstrip() if of_user is None else str(error)
+    send(run, (of_user, text), failed=True)
 
 
 def import_grain_alone() -> None:

@@ -60,9 +60,9 @@ class WorkerPool(Iterator[Any]):
     sent by value, its arrays are in memory once for all workers. The arrays of a batch are not copied: each batch has
     memory of its own, which lives as long as one of its arrays and takes one file descriptor of the process.
 
-    `next` raises the error of a worker in place of its batch: InputError as it was, others as WorkerError; and
-    WorkerDied as soon as any worker is dead. The processes end with `close()`, with the pool, or with the run, however
-    it ends.
+    `next` raises the error of a worker in place of its batch: InputError and RemoteError as they were, others as
+    WorkerError; and WorkerDied as soon as any worker is dead. The processes end with `close()`, with the pool, or with
+    the run, however it ends.
     """
 
     def __init__(self, make: Callable[[int], Any], first: int, workers: int):
@@ -213,5 +213,5 @@ class _Message:
         found = read_apart(self.memory, self.begin)
         if not self.failed:
             return found
-        is_input, text = found
-        raise InputError(text) if is_input else WorkerError(f"{sender}:\n{text}")
+        of_user, text = found
+        raise WorkerError(f"{sender}:\n{text}") if of_user is None else of_user(text)

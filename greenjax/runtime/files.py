@@ -84,15 +84,21 @@ def remove_empty(folders: Iterable[Path]) -> None:
 def read_json(path: Path, kind: type, remedy: str) -> Any:
     """The content of a JSON file, a dict or a list by `kind`. Raises InputError with `remedy` where it is damaged."""
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text)
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    return parse_json(str(path), content, kind, remedy)
+
+
+def parse_json(name: str, content: bytes, kind: type, remedy: str) -> Any:
+    """As `read_json`, of the bytes of a file."""
+    try:
+        found = json.loads(content.decode())
     except ValueError as error:
-        what = "is empty" if not path.stat().st_size else "is cut short or damaged"
-        raise InputError(f"{str(path)!r} {what}: {remedy}") from error
+        what = "is cut short or damaged" if content else "is empty"
+        raise InputError(f"{name!r} {what}: {remedy}") from error
     if not isinstance(found, kind):
-        raise InputError(f"{str(path)!r} holds no JSON {'object' if kind is dict else 'array'}: {remedy}")
+        raise InputError(f"{name!r} holds no JSON {'object' if kind is dict else 'array'}: {remedy}")
     return found
 
 

@@ -18,7 +18,7 @@ from greenjax.runtime.processes import leads
 
 # Keys that may change when a run resumes: weights, masks, the order of samples and the schedule do not depend on them.
 HARMLESS = ("log.", "mesh.", "knn.", "monitor", "data.workers", "data.path", "data.eval", "data.monitor")
-HARMLESS += ("model.attention", "model.remat", "optim.max_skipped", "guard.")
+HARMLESS += ("data.cache", "data.fetch", "model.attention", "model.remat", "optim.max_skipped", "guard.")
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless", "pillow")
 LIBRARIES += ("torch",)

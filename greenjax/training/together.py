@@ -20,7 +20,8 @@ from greenjax.runtime.files import expanded
 from greenjax.runtime.lock import held
 from greenjax.runtime.processes import agree, on_first
 
-OWN = ("data.path", "data.workers")  # a process may have its own: where its machine has the data, how many cores it has
+# A process may have its own: where its machine has the data and keeps copies of it, how many cores it has.
+OWN = ("data.path", "data.workers", "data.cache", "data.cache_gb")
 
 T = TypeVar("T")
 

@@ -22,8 +22,9 @@ from greenjax.data.encoded import DecodeError, Encoded, Image, load, size_of, un
 from greenjax.data.listing import listing
 from greenjax.data.open import open_labelled, open_source, parse_split
 from greenjax.data.reading import PICTURE, Box, Reading, Size
+from greenjax.data.remote import is_url
 from greenjax.data.sources.array_record import count_records
-from greenjax.data.sources.records import DESCRIPTION, REMEDY, labels_path, read_description, shard_paths, to_raw
+from greenjax.data.sources.records import DESCRIPTION, REMEDY, labels_path, read_description, shard_names, to_raw
 from greenjax.data.worker_process import keep_freed_memory
 from greenjax.errors import InputError
 from greenjax.runtime.console import rich_console
@@ -100,7 +101,7 @@ def begin(output: Path, how: How, data: ConfigDict, splits: list[Split]) -> dict
     Raises InputError where the directory was begun otherwise, or holds anything else.
     """
     wanted = {"encoding": how.encoding, "size": how.size, "source": data.source, "name": data.name}
-    wanted["path"] = os.path.abspath(expanded(data.path)) if data.path else ""
+    wanted["path"] = os.path.abspath(expanded(data.path)) if data.path and not is_url(data.path) else data.path
     wanted["dtype"] = how.reading.dtype
     if (output / DESCRIPTION).exists():
         description = read_description(output)
@@ -135,7 +136,7 @@ def write_description(output: Path, description: dict[str, Any]) -> None:
 def convert(split: Split, output: Path, how: How, description: dict[str, Any], workers: int) -> str:
     """Writes the missing shards of a split, then records in records.json that the split is whole."""
     count = len(split.images)
-    paths = shard_paths(output, split.name, -(-count // PER_SHARD))
+    paths = [output / name for name in shard_names(output, split.name, -(-count // PER_SHARD))]
     rows = {path: range(i * PER_SHARD, min((i + 1) * PER_SHARD, count)) for i, path in enumerate(paths)}
     missing = [path for path in paths if not path.exists()]
     done, stop = count - sum(len(rows[path]) for path in missing), Event()
@@ -186,7 +187,7 @@ def write_shard(path: Path, split: Split, rows: range, how: How, advance: Callab
         finally:
             writer.close()
         if split.classes is not None:
-            with replacing(labels_path(path)) as labels_draft, labels_draft.open("wb") as file:
+            with replacing(path.with_name(labels_path(path.name))) as labels_draft, labels_draft.open("wb") as file:
                 np.save(file, np.array(labels, np.int32))
 
 

@@ -16,7 +16,7 @@ import sys
 from greenjax.config import flags
 from greenjax.data.prepare import How, prepare
 from greenjax.data.sources.records import ENCODINGS
-from greenjax.errors import InputError
+from greenjax.errors import InputError, RunError
 from greenjax.runtime.console import say
 
 
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
         output, how = arguments.output, How(arguments.size, arguments.encoding)
         for line in prepare(config, output, how, arguments.splits, arguments.unlabelled, arguments.workers):
             say(line)
-    except (InputError, OSError) as error:  # the disk may be full: finished shards stay
+    except (InputError, RunError, OSError) as error:  # the disk may be full: finished shards stay
         parser.error(str(error))
     except KeyboardInterrupt:
         parser.error("stopped; the same command goes on from here")

@@ -1,10 +1,14 @@
 """ArrayRecord files, shared by sources of prepared records and of TFDS: their lengths, and their errors in one line."""
 
+import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
+from typing import Any
 
 from greenjax.data.encoded import DecodeError
 from greenjax.errors import InputError
@@ -31,6 +35,34 @@ def reason(error: Exception) -> str:
     """The message of array_record, without numbers of bytes and hashes."""
     text = " ".join(str(error).split())
     return text.partition(" (")[0].partition("; ")[0] or "its end is damaged"
+
+
+@dataclass
+class Shard:
+    """A file and its length, so that ArrayRecordDataSource need not open every file to count its records."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+class CopiedRecords:
+    """The records of several files at URLs: a file is copied when one of its records is first read."""
+
+    def __init__(self, counts: Sequence[int], copy: Callable[[int], Path]):
+        """`counts` are the records of each file; `copy` gives the local copy of file i."""
+        self._ends, self._counts, self._copy = list(accumulate(counts)), counts, copy
+        self._opened: dict[int, Any] = {}
+
+    def __getitem__(self, index: int) -> bytes:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource  # only these sources need it
+
+        number = bisect_right(self._ends, index)
+        count = self._counts[number]
+        if number not in self._opened:  # of two threads that open one file, one reader is kept
+            self._opened[number] = ArrayRecordDataSource([Shard(os.fspath(self._copy(number)), 0, count, count)])
+        return self._opened[number][index - (self._ends[number] - count)]
 
 
 def count_records(shards: Sequence[str], remedy: str, expected: Sequence[int] | None = None) -> list[int]:

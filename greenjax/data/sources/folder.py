@@ -1,8 +1,8 @@
 """Image files below a directory; with labels, class folders of them."""
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from greenjax.data.encoded import LARGE, DecodeError, Encoded
 from greenjax.data.labels import Listed
+from greenjax.data.remote import Remote, is_url, joined
 from greenjax.data.sources.base import Source
-from greenjax.data.sources.image_files import SUFFIXES, names_below
+from greenjax.data.sources.image_files import SUFFIXES, names_at, names_below
 from greenjax.data.sources.names import Names
 from greenjax.errors import InputError, listed, refuse
 from greenjax.runtime.classes import plain
@@ -32,6 +33,7 @@ class FolderSource(Source):
 
     root: str
     names: Names  # paths relative to root
+    remote: Remote | None = field(default=None, kw_only=True, compare=False)  # where the images have URLs
 
     @staticmethod
     def check(values: Mapping[str, Any]) -> None:
@@ -40,24 +42,35 @@ class FolderSource(Source):
 
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "FolderSource":
-        root = split_folder(data, split)
-        names = names_below(root)
+        remote = Remote.of(data, [data.path]) if is_url(data.path) else None
+        if remote is None:
+            root = split_folder(data, split)
+            names = names_below(root)
+        else:
+            root = data.path.rstrip("/") + ("" if split == "all" else f"/{split}")
+            names = names_at(root, remote)
         if not names:
             raise InputError(f"{str(root)!r} has no images: expected *{', *'.join(SUFFIXES)}, at any depth")
-        return cls(str(root), names)
+        if remote is not None:
+            remote.check_rights([joined(str(root), names[0])])
+        return cls(str(root), names, remote=remote)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def encoded(self, index: int) -> Encoded:
-        return read_file(self.name_of(index))
+        path = self.name_of(index)
+        if self.remote is not None and is_url(path):
+            return Encoded(self.remote.read(path), path)
+        return read_file(path)
 
     def name_of(self, index: int) -> str:
-        return os.path.join(self.root, self.names[index])
+        return joined(self.root, self.names[index])
 
     def labelled(self, training: bool) -> Listed:
         """Each image with the class folder that it lies in."""
-        classes = class_folders(self.root)
+        inside = {name.partition("/")[0] for name in self.names if "/" in name} if is_url(self.root) else None
+        classes = class_folders(self.root, folders_in(Path(self.root)) if inside is None else inside)
         labels = labels_of(self.root, self.names, classes)
         counts = np.bincount(labels, minlength=len(classes))
         if training and not counts.all():
@@ -106,9 +119,9 @@ def split_folder(data: ConfigDict, split: str) -> Path:
 # Class folders
 
 
-def class_folders(root: str) -> dict[str, int]:
-    """The sub-folders of a split, numbered in the order of their names."""
-    folders = sorted(folders_in(Path(root)), key=plain)  # the same order however a file system writes accents
+def class_folders(root: str, inside: Iterable[str]) -> dict[str, int]:
+    """The folders inside of a split, numbered in the order of their names."""
+    folders = sorted(inside, key=plain)  # the same order however a file system writes accents
     if not folders:
         raise InputError(f"{root!r} has no class folders, hence no labels: expected {root}/CLASS/IMAGE")
     for one, other in pairwise(folders):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from absl import logging
 
+from greenjax.data.remote import Remote, refusing
 from greenjax.data.sources import kept_listing
 from greenjax.data.sources.names import Names, hashed_order
 
@@ -40,6 +41,16 @@ def names_below(root: Path) -> Names:
             kept_listing.write(root, SUFFIXES + UNREAD, kept, found.folders, started)
     warn_of_left_out(root, kept.left_out)
     return kept.names
+
+
+def names_at(root: str, remote: Remote) -> Names:
+    """As `names_below`, of a folder at a URL. Raises InputError where it may not be listed."""
+    with refusing():
+        found = remote.names(root)
+    suffixes = [os.path.splitext(name)[1].lower() for name in found]
+    warn_of_left_out(root, Counter(suffix for suffix in suffixes if suffix in UNREAD))
+    images = [name for name, suffix in zip(found, suffixes) if suffix in SUFFIXES]
+    return Names.of([images[i] for i in hashed_order(images)])
 
 
 def find_images(root: Path) -> list[str]:
@@ -117,7 +128,7 @@ def leads_nowhere(entry: os.DirEntry[str]) -> bool:
     return entry.is_symlink() and not os.path.exists(entry.path)
 
 
-def warn_of_left_out(root: Path, left_out: Counter[str]) -> None:
+def warn_of_left_out(root: Path | str, left_out: Counter[str]) -> None:
     counts = [f"{count} {kind}" for kind, count in left_out.most_common()]
     if counts:
         total = left_out.total()

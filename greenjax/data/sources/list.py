@@ -4,6 +4,7 @@ import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO, TextIOWrapper
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from greenjax.data.encoded import DecodeError, Encoded
 from greenjax.data.labels import Listed, by_name
+from greenjax.data.remote import Remote, is_url, joined, refusing
 from greenjax.data.sources.folder import FolderSource, read_file
 from greenjax.data.sources.names import Names, hashed_order
 from greenjax.errors import InputError, listed, refuse
@@ -44,17 +46,21 @@ class ListSource(FolderSource):
 
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "ListSource":
-        path = expanded(data.path)
-        table = read_table(path)
-        chosen = rows_of(path, table, split)
+        root, table = read_list(data)
+        chosen = rows_of(data.path, table, split)
         names = [table["path"][row] for row in chosen]
+        urls = [url for url in (joined(root, name) for name in names) if is_url(url)]
+        remote = Remote.of(data, urls) if urls else None
+        if remote is not None:
+            remote.check_rights(urls)
         labels = [table["label"][row] for row in chosen] if "label" in table else None
         order = hashed_order(names)
         in_order = None if labels is None else Names.of([labels[row] for row in order])
-        return cls(os.path.abspath(path.parent), Names.of([names[row] for row in order]), in_order)
+        return cls(root, Names.of([names[row] for row in order]), in_order, remote=remote)
 
     def encoded(self, index: int) -> Encoded:
-        return read_listed(self.name_of(index))
+        path = self.name_of(index)
+        return super().encoded(index) if is_url(path) else read_listed(path)
 
     def labelled(self, training: bool) -> Listed:
         """Each image with its label in the list."""
@@ -86,61 +92,76 @@ def read_listed(path: str) -> Encoded:
 Table = dict[str, Sequence[str]]  # the columns "path", "label" and "split", as far as the file has them
 
 
-def read_table(path: Path) -> Table:
-    """The columns of a list. Raises InputError where the file is missing, damaged, or has no column of paths."""
-    if path.suffix.lower() not in KINDS or not path.is_file():
-        raise InputError(f"data.path is {str(path)!r}: expected a file of paths, *{', *'.join(KINDS)}")
+def read_list(data: ConfigDict) -> tuple[str, Table]:
+    """The folder that paths are relative to, and the columns of the list. Raises InputError where it cannot be read."""
+    path = data.path if is_url(data.path) else str(expanded(data.path))
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in KINDS or not (is_url(path) or os.path.isfile(path)):
+        raise InputError(f"data.path is {path!r}: expected a file of paths, *{', *'.join(KINDS)}")
+    if is_url(path):
+        with refusing():
+            content = Remote.of(data, [path]).fetch(path)
+        return path.rpartition("/")[0], read_table(path, content)
     try:
-        columns = read_parquet(path) if path.suffix.lower() == ".parquet" else read_text(path)
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"list {path!r} cannot be read: {error}") from error
+    return os.path.dirname(os.path.abspath(path)), read_table(path, content)
+
+
+def read_table(path: str, content: bytes) -> Table:
+    """The columns of a list. Raises InputError where it is damaged, or has no column of paths."""
+    suffix = os.path.splitext(path)[1].lower()
+    try:
+        columns = read_parquet(path, content) if suffix == ".parquet" else read_text(path, content)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"list {str(path)!r} cannot be read: {error}") from error
+        raise InputError(f"list {path!r} cannot be read: {error}") from error
     table = {what: columns[name] for what, names in COLUMNS.items() for name in names if name in columns}
     if not columns:
-        raise InputError(
-            f"list {str(path)!r} has no line: expected a path in each, or the names of columns in the first"
-        )
+        raise InputError(f"list {path!r} has no line: expected a path in each, or the names of columns in the first")
     if "path" not in table:
-        raise InputError(f"list {str(path)!r} has columns {listed(columns)}: expected one of {listed(COLUMNS['path'])}")
+        raise InputError(f"list {path!r} has columns {listed(columns)}: expected one of {listed(COLUMNS['path'])}")
     for row, name in enumerate(table["path"]):
         if not name:
-            raise InputError(f"list {str(path)!r} has no path in row {row + 1}: expected the path of an image")
+            raise InputError(f"list {path!r} has no path in row {row + 1}: expected the path of an image")
     return table
 
 
-def read_text(path: Path) -> Table:
+def read_text(path: str, content: bytes) -> Table:
     """The columns of a text file: of CSV and TSV those that its first line names, else paths alone."""
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        if path.suffix.lower() == ".txt":
+    suffix = os.path.splitext(path)[1].lower()
+    with TextIOWrapper(BytesIO(content), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        if suffix == ".txt":
             return {"path": [line for line in file.read().splitlines() if line]}
-        lines = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        lines = csv.reader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
         header = [name.strip().lower() for name in next(lines, [])]
         rows = [row for row in zip(count(2), lines) if row[1]]
     for number, row in rows:
         if len(row) != len(header):
             raise InputError(
-                f"list {str(path)!r} has {len(row)} values in row {number}: expected {len(header)}, {listed(header)}"
+                f"list {path!r} has {len(row)} values in row {number}: expected {len(header)}, {listed(header)}"
             )
     return dict(zip(header, map(list, zip(*(row for _, row in rows)))))
 
 
-def read_parquet(path: Path) -> Table:
+def read_parquet(path: str, content: bytes) -> Table:
     """The columns of a Parquet file as texts."""
     try:
         import pyarrow.parquet  # an extra: only lists in Parquet need it
     except ImportError as error:
-        raise InputError(f"list {str(path)!r} needs pyarrow, which is not installed: pip install pyarrow") from error
+        raise InputError(f"list {path!r} needs pyarrow, which is not installed: pip install pyarrow") from error
     try:
-        columns = pyarrow.parquet.read_table(path).to_pydict()
+        columns = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pydict()
     except pyarrow.ArrowInvalid as error:
-        raise InputError(f"list {str(path)!r} cannot be read: {error}") from error
+        raise InputError(f"list {path!r} cannot be read: {error}") from error
     return {name.lower(): ["" if value is None else str(value) for value in values] for name, values in columns.items()}
 
 
-def rows_of(path: Path, table: Table, split: str) -> Sequence[int]:
+def rows_of(path: str, table: Table, split: str) -> Sequence[int]:
     """The rows of a split. Raises InputError where it has none."""
     splits = table.get("split", ())
     rows = range(len(table["path"])) if split == "all" else [row for row, name in enumerate(splits) if name == split]
     if not rows:
         available = listed(["all", *sorted(set(splits))])
-        raise InputError(f"list {str(path)!r} has no images of split {split!r}: available are {available}")
+        raise InputError(f"list {path!r} has no images of split {split!r}: available are {available}")
     return rows

@@ -8,9 +8,11 @@ A record is an encoded JPEG, or, in encoding raw, height, width and channels as 
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,10 +23,11 @@ from ml_collections import ConfigDict
 
 from greenjax.data.encoded import DecodeError, Encoded, Image
 from greenjax.data.labels import Listed
-from greenjax.data.sources.array_record import count_records, naming_damage
+from greenjax.data.remote import Remote, Stat, is_url, joined, refusing
+from greenjax.data.sources.array_record import THREADS, CopiedRecords, Shard, count_records, naming_damage
 from greenjax.data.sources.base import Source
 from greenjax.errors import InputError, listed, refuse
-from greenjax.runtime.files import expanded, read_json
+from greenjax.runtime.files import expanded, parse_json, read_json
 
 ENCODINGS = ("raw", "jpeg")
 DESCRIPTION = "records.json"
@@ -44,6 +47,8 @@ class RecordsSource(Source):
     counts: tuple[int, ...]  # images in each shard
     classes: tuple[str, ...] | None = None
     dtype: str = "uint8"  # of raw pixels
+    remote: Remote | None = None  # where the directory is at a URL
+    stats: tuple[Stat, ...] = ()  # of each shard there
 
     @staticmethod
     def check(values: Mapping[str, Any]) -> None:
@@ -52,23 +57,27 @@ class RecordsSource(Source):
 
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "RecordsSource":
-        root = expanded(data.path)
-        description = read_description(root)
+        remote = Remote.of(data, [data.path]) if is_url(data.path) else None
+        root = expanded(data.path) if remote is None else data.path.rstrip("/")
+        description = read_description(root, remote)
         if split not in description["splits"]:
             raise InputError(f"{str(root)!r} has no split {split!r}: available are {listed(description['splits'])}")
         found = description["splits"][split]
         if found["shards"] is None:
             remedy = "the command that began it goes on with it"
             raise InputError(f"split {split!r} of {str(root)!r} is not yet prepared to its end: {remedy}")
-        paths = shard_paths(root, split, len(found["shards"]))
-        missing = [path.name for path in paths if not path.is_file()]
-        if missing:
-            raise InputError(f"{str(root)!r} lacks {listed(missing)}")
-        shards, counts = tuple(map(os.fspath, paths)), tuple(found["shards"])
-        count_records(shards, REMEDY, counts)
+        counts = tuple(found["shards"])
+        shards, stats = tuple(joined(str(root), name) for name in shard_names(root, split, len(counts))), ()
+        if remote is None:
+            missing = [os.path.basename(path) for path in shards if not os.path.isfile(path)]
+            if missing:
+                raise InputError(f"{str(root)!r} lacks {listed(missing)}")
+            count_records(shards, REMEDY, counts)
+        else:
+            stats = stats_of(shards, remote)
         classes = None if found["classes"] is None else tuple(found["classes"])
         dtype = description.get("dtype", "uint8")  # directories of earlier versions have none
-        return cls(str(root), split, description["encoding"], shards, counts, classes, dtype)
+        return cls(str(root), split, description["encoding"], shards, counts, classes, dtype, remote, stats)
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -88,7 +97,7 @@ class RecordsSource(Source):
         if self.classes is None:
             why = "its source had none when it was prepared"
             raise InputError(f"{self.root!r} has no labels of split {self.split!r}: {why}")
-        labels = np.concatenate([read_labels(labels_path(path)) for path in self.shards])
+        labels = np.concatenate([read_labels(labels_path(path), self.remote) for path in self.shards])
         if len(labels) != len(self):
             found = f"{len(labels)} labels of the {len(self)} images"
             raise InputError(f"{self.root!r} has {found} of split {self.split!r}: prepare it anew")
@@ -102,20 +111,13 @@ class RecordsSource(Source):
         """The files, opened at the first read: each worker opens its own."""
         from array_record.python.array_record_data_source import ArrayRecordDataSource  # only this source needs it
 
-        return ArrayRecordDataSource([_Shard(path, 0, n, n) for path, n in zip(self.shards, self.counts) if n])
+        remote = self.remote
+        if remote is not None:
+            return CopiedRecords(self.counts, lambda shard: remote.copy(self.shards[shard], self.stats[shard]))
+        return ArrayRecordDataSource([Shard(path, 0, n, n) for path, n in zip(self.shards, self.counts) if n])
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_records"}
-
-
-@dataclass
-class _Shard:
-    """A file and its length, so that ArrayRecordDataSource need not open every file to count its records."""
-
-    filename: str
-    skip: int
-    take: int
-    examples_in_shard: int
 
 
 def to_raw(image: Num[np.ndarray, "h w c"]) -> bytes:
@@ -134,19 +136,23 @@ def from_raw(record: bytes, name: str, dtype: str = "uint8") -> Num[np.ndarray, 
 # The directory
 
 
-def read_description(root: Path) -> dict[str, Any]:
+def read_description(root: str | Path, remote: Remote | None = None) -> dict[str, Any]:
     """The content of records.json. Raises InputError where it is missing or damaged."""
-    path = root / DESCRIPTION
-    if not path.is_file():
+    path = joined(str(root), DESCRIPTION)
+    if remote is not None:
+        with refusing():
+            found = parse_json(path, remote.fetch(path), dict, ANEW)
+    elif not os.path.isfile(path):
         what = f"data.path is {str(root)!r}: expected a directory made by `python -m greenjax.data.prepare`"
         raise InputError(f"{what}, with a {DESCRIPTION} that can be read")
-    found = read_json(path, dict, ANEW)
+    else:
+        found = read_json(Path(path), dict, ANEW)
     if not isinstance(found.get("splits"), dict) or found.get("encoding") not in ENCODINGS:
-        raise InputError(f"{str(path)!r} does not say what was prepared: {ANEW}")
+        raise InputError(f"{path!r} does not say what was prepared: {ANEW}")
     return found
 
 
-def shard_paths(root: Path, split: str, count: int) -> list[Path]:
+def shard_names(root: str | Path, split: str, count: int) -> list[str]:
     """The files of a split, whose name may have slashes. Raises InputError where array_record cannot name them."""
     try:
         os.fspath(root).encode()
@@ -154,15 +160,28 @@ def shard_paths(root: Path, split: str, count: int) -> list[Path]:
         raise InputError(
             f"{str(root)!r} is no UTF-8: expected a folder with another name, for prepared images"
         ) from error
-    return [root / f"{quote(split, safe='')}-{i:05}-of-{count:05}.array_record" for i in range(count)]
+    return [f"{quote(split, safe='')}-{i:05}-of-{count:05}.array_record" for i in range(count)]
 
 
-def labels_path(shard: str | Path) -> Path:
-    return Path(shard).with_suffix(".labels.npy")
+def stats_of(shards: Sequence[str], remote: Remote) -> tuple[Stat, ...]:
+    """Sizes and versions of files at URLs. Raises InputError where one is missing, or all are too large to be kept."""
+    with ThreadPoolExecutor(THREADS) as pool, refusing():
+        found = tuple(pool.map(remote.stat, shards))
+    limit, size = 0 if remote.store is None else remote.store.limit, sum(stat.size for stat in found)
+    if size > limit:
+        what = f"data.cache_gb is {limit / 1e9:g}: expected at least {size / 1e9:.3g}, as records are read from copies"
+        raise InputError(f"{what}: {os.path.dirname(shards[0])!r} has {size / 1e9:.3g} GB of this split")
+    return found
 
 
-def read_labels(path: Path) -> Int32[np.ndarray, " n"]:
+def labels_path(shard: str) -> str:
+    return f"{shard.removesuffix('.array_record')}.labels.npy"
+
+
+def read_labels(path: str, remote: Remote | None = None) -> Int32[np.ndarray, " n"]:
+    with refusing():
+        content = None if remote is None else BytesIO(remote.fetch(path))
     try:
-        return np.load(path)
+        return np.load(path if content is None else content)
     except (OSError, ValueError) as error:
-        raise InputError(f"labels {str(path)!r} cannot be read: {error}") from error
+        raise InputError(f"labels {path!r} cannot be read: {error}") from error

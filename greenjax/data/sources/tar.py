@@ -4,17 +4,20 @@
     0002.png  0002.json       an image, and {"label": its class}
 
 An index of each tar file is made once, beside it or in the user's cache folder, so that any image is read by itself:
-the order of images, resumes and processes are those of every other source.
+the order of images, resumes and processes are those of every other source. Of a tar file at a URL one request fetches
+one image; its index is in the cache folder.
 """
 
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +28,7 @@ from ml_collections import ConfigDict
 
 from greenjax.data.encoded import DecodeError, Encoded
 from greenjax.data.labels import Listed, by_name
+from greenjax.data.remote import PART, Remote, Seekable, Stat, is_url, refusing
 from greenjax.data.sources.base import Source
 from greenjax.data.sources.image_files import SUFFIXES
 from greenjax.data.sources.patterns import files_of
@@ -57,6 +61,8 @@ class TarSource(Source):
     shards: tuple[str, ...]
     ends: Int64[np.ndarray, " shards"]  # the number of images up to the end of each file
     index: Index
+    remote: Remote | None = None  # where the files have URLs
+    versions: tuple[str, ...] = ()  # of each of them
 
     @staticmethod
     def check(values: Mapping[str, Any]) -> None:
@@ -65,16 +71,22 @@ class TarSource(Source):
 
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "TarSource":
-        shards = files_of(data.path, split, "tar files")
-        with ThreadPoolExecutor(THREADS) as pool:
-            found = list(pool.map(index_of, shards))
+        remote = Remote.of(data, [data.path]) if is_url(data.path) else None
+        shards, versions = files_of(data.path, split, "tar files", remote), ()
+        with ThreadPoolExecutor(THREADS) as pool, refusing():
+            if remote is None:
+                found = list(pool.map(index_of, shards))
+            else:
+                stats = list(pool.map(remote.stat, shards))
+                found = list(pool.map(partial(index_at_url, remote), shards, stats))
+                versions = tuple(stat.version for stat in stats)
         if without := sum(index.without for index in found):
             logging.warning("%s: %s samples have no image and are left out", data.path, f"{without:,}")
         ends = np.cumsum([len(index.start) for index in found])
         if not ends[-1]:
             raise InputError(f"{data.path!r} has no images: expected samples with one of *{', *'.join(SUFFIXES)}")
         start, size, names, labels = (np.concatenate(column) for column in list(zip(*found))[:4])
-        return cls(tuple(shards), ends, Index(start, size, names, labels, without))
+        return cls(tuple(shards), ends, Index(start, size, names, labels, without), remote, versions)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -82,6 +94,9 @@ class TarSource(Source):
     def encoded(self, index: int) -> Encoded:
         shard, start, size = self.shard_of(index), int(self.index.start[index]), int(self.index.size[index])
         name = self.name_of(index)
+        if self.remote is not None:
+            version = self.versions[int(np.searchsorted(self.ends, index, side="right"))]
+            return Encoded(self.remote.read(shard, start, size, version), name)
         try:
             with open(shard, "rb", buffering=0) as file:
                 data = os.pread(file.fileno(), size, start)
@@ -125,11 +140,22 @@ def index_of(shard: str) -> Index:
     except OSError as error:
         raise InputError(f"{shard!r} cannot be read: {error.strerror}") from error
     stamp = np.array([stat.st_size, stat.st_mtime_ns])
-    places = index_paths(shard)
+    return kept_index(index_paths(shard), stamp, lambda: make_index(shard))
+
+
+def index_at_url(remote: Remote, url: str, stat: Stat) -> Index:
+    """As `index_of`; made from requests for all of the tar file, one after the other."""
+    stamp = np.array([stat.size, int.from_bytes(blake2b(stat.version.encode(), digest_size=7).digest())])
+    file = BufferedReader(Seekable(remote, url, stat.size), PART)
+    return kept_index(index_paths(url), stamp, lambda: make_index(url, file))
+
+
+def kept_index(places: list[Path], stamp: np.ndarray, make: Callable[[], Index]) -> Index:
+    """The index in one of the places, or a new one, kept in the first of them that can be written."""
     for path in places:
         if (kept := read_index(path, stamp)) is not None:
             return kept
-    index = make_index(shard)
+    index = make()
     for path in places:
         with suppress(OSError), replacing(path, f".{os.getpid()}") as draft:  # the first folder that can be written
             with draft.open("wb") as file:
@@ -140,9 +166,10 @@ def index_of(shard: str) -> Index:
 
 def index_paths(shard: str) -> list[Path]:
     """Where an index may be kept: beside the tar file, else in the user's cache folder."""
-    places = [Path(f"{shard}{INDEX}")]
+    places = [] if is_url(shard) else [Path(f"{shard}{INDEX}")]
     with suppress(FileNotFoundError):  # a user without a home
-        name = blake2b(os.fsencode(os.path.abspath(shard)), digest_size=16).hexdigest()
+        place = shard if is_url(shard) else os.path.abspath(shard)
+        name = blake2b(os.fsencode(place), digest_size=16).hexdigest()
         places.append(cache_folder() / "tar" / f"{name}{INDEX}")
     return places
 
@@ -159,11 +186,11 @@ def read_index(path: Path, stamp: np.ndarray) -> Index | None:
     return None
 
 
-def make_index(shard: str) -> Index:
-    """Reads the headers of a tar file, and the labels in it."""
+def make_index(shard: str, file: Any = None) -> Index:
+    """Reads the headers of a tar file, opened as `file` where it is at a URL, and the labels in it."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with tarfile.open(shard, "r:", file) as tar:
             for member in tar:
                 folder, _, base = member.name.rpartition("/")
                 key, dot, suffix = base.partition(".")

@@ -15,7 +15,7 @@ import sys
 
 from greenjax.config import flags
 from greenjax.data.statistics import lines, measure
-from greenjax.errors import InputError
+from greenjax.errors import InputError, RunError
 from greenjax.runtime.console import say
 from greenjax.runtime.files import replace_text
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
         for line in lines(found):
             say(line)
         say(f"{found['images']} images of {found['split']}: --config.data.statistics={arguments.output}")
-    except (InputError, OSError) as error:
+    except (InputError, RunError, OSError) as error:
         parser.error(str(error))
 
 

@@ -1,0 +1,292 @@
+"""Objects at URLs (s3://, http://, ...): listings of folders, and the bytes of objects; with retries, kept locally.
+
+The one module that knows fsspec. Connections belong to a process and are opened at its first request, so sources stay
+picklable. Every request ends: within data.fetch_seconds it gives bytes or an error that names the object.
+"""
+
+import html
+import importlib
+import io
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from posixpath import normpath
+from typing import IO, Any, NamedTuple, TypeVar
+from urllib.parse import quote, unquote
+
+from ml_collections import ConfigDict
+
+from greenjax.data.encoded import DecodeError
+from greenjax.data.store import Store
+from greenjax.errors import InputError, RunError, listed
+
+PACKAGES = {  # by scheme: the module that fsspec needs for it, and what installs that
+    "s3": ("s3fs", "'greenjax[s3]'"),
+    "http": ("aiohttp", "'greenjax[http]'"),
+    "https": ("aiohttp", "'greenjax[http]'"),
+    "gs": ("gcsfs", "gcsfs"),
+    "hf": ("huggingface_hub", "huggingface_hub"),
+}
+TRIES = 3  # at least, where a server does not answer: the share of the time that one of them may take
+SHORTEST = 0.1  # seconds of a try
+FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0  # seconds between two tries; each wait is twice the one before
+BOTO = {"config_kwargs": {"retries": {"max_attempts": 1}}}  # by itself it tries for longer than one try may take
+PART = 1 << 24  # bytes of one request for a large file
+VERSIONS = (
+    "ETag",
+    "etag",
+    "Last-Modified",
+    "LastModified",
+    "md5Hash",
+    "last_commit",
+)  # in what fsspec knows of objects
+
+T = TypeVar("T")
+
+
+class RemoteError(RunError):
+    """An object cannot be fetched now, however often it is tried; the message is one line that names it."""
+
+    resumable = True
+
+
+class Refused(DecodeError):
+    """A server does not give an object, and would not give it if asked again."""
+
+
+class Forbidden(Refused):
+    """A server does not give an object to this user."""
+
+
+class Stat(NamedTuple):
+    """What identifies an object's content."""
+
+    size: int  # in bytes
+    version: str  # as far as the server tells it
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def joined(root: str, name: str) -> str:
+    """The place of `name`, a path or URL by itself or relative to the folder `root`."""
+    if is_url(name) or not is_url(root):
+        return name if is_url(name) else os.path.join(root, name)
+    if os.path.isabs(name):
+        return name
+    scheme, _, folder = root.partition("://")
+    if scheme in ("http", "https"):
+        name = quote(name)
+    return f"{scheme}://{normpath(f'{folder}/{name}')}" if "./" in name else f"{root}/{name}"
+
+
+@dataclass(frozen=True)
+class Remote:
+    """How objects are fetched, and where they are kept; picklable."""
+
+    seconds: float  # for one request, with all its tries
+    store: Store | None
+
+    @classmethod
+    def of(cls, data: ConfigDict, urls: Iterable[str]) -> "Remote":
+        """By `data.fetch_seconds` and `data.cache`. Raises InputError for a URL that cannot be read by what is here."""
+        for url in {url.partition("://")[0]: url for url in urls}.values():
+            check_scheme(url)
+        return cls(data.fetch_seconds, Store.of(data))
+
+    def read(self, url: str, start: int = 0, size: int | None = None, version: str = "") -> bytes:
+        """An object, or `size` bytes of it from `start` on, kept under its URL and version.
+
+        Raises Refused, and RemoteError where the server cannot be reached or fails.
+        """
+        if self.store is None:
+            return self.fetch(url, start, size)
+        key = f"{url}\0{version}\0{start}\0{size}"
+        if (found := self.store.get(key)) is None:
+            found = self.fetch(url, start, size)
+            self.store.put(key, found)
+        return found
+
+    def fetch(self, url: str, start: int = 0, size: int | None = None) -> bytes:
+        """As `read`, from the server."""
+        end = None if size is None else start + size
+
+        def get(files: Any, limit: dict[str, float]) -> bytes:
+            data = files.cat_file(url, start=start, end=end, **limit)  # without a start, s3fs asks for the size first
+            if size is not None and len(data) < size:
+                raise EOFError(f"{len(data)} bytes came, of {size}")
+            return data
+
+        data = self._tried(url, get) if size != 0 else b""
+        if size is not None and len(data) > size:
+            raise InputError(f"{url}: its server gives no parts of files (HTTP ranges): expected one that does")
+        return data
+
+    def copy(self, url: str, stat: Stat) -> Path:
+        """A local copy of a large object. Raises as `read`; InputError where it cannot be written."""
+
+        def write(file: IO[bytes]) -> None:
+            for start in range(0, stat.size, PART):
+                file.write(self.fetch(url, start, min(PART, stat.size - start)))
+
+        assert self.store is not None
+        return self.store.copy(f"{url}\0{stat.version}", stat.size, write)
+
+    def stat(self, url: str) -> Stat:
+        found = self._tried(url, lambda files, limit: files.info(url, **limit))
+        if found.get("size") is None or found.get("type") == "directory":
+            raise Refused(f"{url} cannot be read: it is a folder, or its server does not tell its size")
+        return Stat(found["size"], " ".join(str(found[key]) for key in ("size", *VERSIONS) if found.get(key)))
+
+    def names(self, root: str) -> list[str]:
+        """Names of the files below a folder, relative to it, sorted; without hidden ones. Raises as `read`."""
+        if root.startswith("http"):
+            found = [unquote(html.unescape(url[len(root) + 1 :])) for url in self._linked(root)]
+        else:
+            files = self._tried(root, lambda files, _: files.find(root))  # pages, each with s3fs's own limit
+            found = [name[len(root.partition("://")[2]) + 1 :] for name in files]
+        return sorted(name for name in found if name and not any(part.startswith(".") for part in name.split("/")))
+
+    def _linked(self, root: str) -> Iterator[str]:
+        """The URLs of files that the pages of an HTTP server link to, page by page."""
+        folders, seen = [f"{root}/"], set()
+        while folders:
+            folder = folders.pop()
+            seen.add(folder)
+            for entry in self._tried(folder, lambda files, limit, page=folder: files.ls(page, **limit)):
+                if entry["type"] != "directory":
+                    yield entry["name"]
+                elif entry["name"] not in seen and entry["name"].startswith(f"{root}/"):
+                    folders.append(entry["name"])
+
+    def check_rights(self, urls: Iterable[str]) -> None:
+        """Asks for one object of each bucket or server. Raises InputError where this user may not read it."""
+        for url in {tuple(url.split("/")[:3]): url for url in urls}.values():
+            try:
+                self.fetch(url)
+            except Forbidden as error:
+                raise InputError(str(error)) from error
+            except Refused:
+                pass  # a missing object is named, counted and replaced when its turn comes
+
+    def _tried(self, url: str, call: Callable[[Any, dict[str, float]], T]) -> T:
+        """The result of `call`, of a filesystem and the limit of one try; tries again after errors that may pass."""
+        files = filesystem(url.partition("://")[0], os.getpid())
+        begin, wait, tries, said_last = time.monotonic(), FIRST_WAIT, 0, ""
+        while True:
+            left = min(self.seconds / TRIES, self.seconds - (time.monotonic() - begin))
+            tries += 1
+            try:
+                return call(files, {"timeout": max(left, SHORTEST)} if files.async_impl else {})
+            except Exception as error:  # each filesystem has errors of its own
+                kind, reason = judged(error)
+                if kind is not None:
+                    raise kind(f"{url} cannot be read: {reason}") from error
+                if not (said_last and isinstance(error, TimeoutError)):  # the end of the time cuts the last try
+                    said_last = reason
+                passed = time.monotonic() - begin
+                if passed + wait > self.seconds:
+                    count = f"{tries} {'try' if tries == 1 else 'tries'} in {passed:.0f} s (data.fetch_seconds)"
+                    raise RemoteError(f"{url} cannot be read: {said_last}, {count}") from error
+            time.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turns what a server refuses into InputError: at the start, of an object that a run cannot do without."""
+    try:
+        yield
+    except Refused as error:
+        raise InputError(str(error)) from error
+
+
+class Seekable(io.RawIOBase):
+    """An object as a file; wrapped in a BufferedReader of PART bytes, it is read in requests of as many."""
+
+    def __init__(self, remote: Remote, url: str, size: int):
+        self._remote, self._url, self._size, self._place = remote, url, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._size - self._place))
+        buffer[:count] = self._remote.fetch(self._url, self._place, count)
+        self._place += count
+        return count
+
+
+# fsspec
+
+
+def check_scheme(url: str) -> None:
+    """Raises InputError for a kind of URL that is not read, or whose package is not installed."""
+    scheme = url.partition("://")[0]
+    if scheme not in PACKAGES:
+        raise InputError(f"{url!r} is a URL: expected a path, or a URL that begins with one of {listed(PACKAGES)}")
+    module, name = PACKAGES[scheme]
+    try:
+        importlib.import_module("fsspec")
+        importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"{url!r} needs {module}, which is not installed: pip install {name}") from error
+
+
+@cache
+def filesystem(scheme: str, process: int) -> Any:
+    """fsspec's filesystem of a process, shared by its threads."""
+    import fsspec  # an extra: only URLs need it
+    from fsspec.asyn import sync
+    from fsspec.config import conf
+
+    options = BOTO if scheme == "s3" and "config_kwargs" not in conf.get("s3", {}) else {}
+    files: Any = fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **options)
+    if hasattr(files, "set_session"):  # boto reads large files first, which is no part of a request's time
+        sync(files.loop, files.set_session)
+    return files
+
+
+def judged(error: Exception) -> tuple[type[Refused] | None, str]:
+    """What to raise at once, None for an error that may pass; and the reason in words."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and type(cause).__module__.startswith("aiohttp"):
+        assert isinstance(cause, Exception)
+        return judged(cause)  # fsspec's http takes any error of a size for a missing file
+    status = status_of(error)
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return Refused, "there is no such object"
+    if isinstance(error, PermissionError) or status in (401, 403) or type(error).__name__ == "NoCredentialsError":
+        return Forbidden, f"no right to read it ({status or said(error)})"
+    if status is not None and 400 <= status < 500 and status not in (408, 429):
+        return Refused, f"the server answers {status} ({said(error)})"
+    if status is not None:
+        return None, f"the server answers {status}"
+    return None, "no answer in time" if isinstance(error, TimeoutError) else said(error)
+
+
+def status_of(error: Exception) -> int | None:
+    """The status of HTTP that a server answered: of aiohttp's errors, and of boto's below s3fs's."""
+    for each in (error, error.__cause__):
+        if isinstance(status := getattr(each, "status", None), int):
+            return status
+        if isinstance(response := getattr(each, "response", None), dict):
+            return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return None
+
+
+def said(error: Exception) -> str:
+    """The first line of an error."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
