@@ -503,3 +503,9 @@ assert "tensorflow" not in sys.modules
 def test_settings_of_sources_load_no_decoder():
     script = "import sys, greenjax.config; assert not {'cv2', 'PIL', 'jax'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_tfds_that_is_not_installed_is_named_with_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(InputError, match=r"needs the package tensorflow-datasets: `pip install 'greenjax\[tfds\]'`"):
+        open_source(greenjax.load_config("swin_b", {"data.path": "/data"}).data, "train")

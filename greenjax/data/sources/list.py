@@ -149,7 +149,8 @@ def read_parquet(path: str, content: bytes) -> Table:
     try:
         import pyarrow.parquet  # an extra: only lists in Parquet need it
     except ImportError as error:
-        raise InputError(f"list {path!r} needs pyarrow, which is not installed: pip install pyarrow") from error
+        what = f"list {path!r} needs the package pyarrow"
+        raise InputError(f"{what}: `pip install 'greenjax[parquet]'` installs it") from error
     try:
         columns = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pydict()
     except pyarrow.ArrowInvalid as error:

@@ -39,8 +39,7 @@ class TfdsSource(Source):
 
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "TfdsSource":
-        import tensorflow_datasets as tfds  # only this source needs it
-
+        tfds = library()
         folder = find_builder(data.path, data.name)
         builder: Any = tfds.builder_from_directory(folder)
         array_record = tfds.core.FileFormat.ARRAY_RECORD
@@ -84,8 +83,7 @@ class TfdsSource(Source):
 
     def labelled(self, training: bool) -> "TfdsLabelled":
         """The label is the feature `label`, or the only ClassLabel."""
-        import tensorflow_datasets as tfds
-
+        tfds = library()
         features = self.examples.dataset_info.features
         label = named_or_only("label", features_of(features, tfds.features.ClassLabel))
         if label is None:
@@ -169,3 +167,13 @@ def find_builder(path: str, name: str) -> Path:
             " `tfds build NAME --data_dir=PATH --file_format=array_record` prepares one (docs/data.md)"
         )
     return max(prepared, key=lambda version: [int(part) for part in version.name.split(".")])
+
+
+def library() -> Any:
+    """The module `tensorflow_datasets`. Raises InputError with the line that installs it."""
+    try:
+        import tensorflow_datasets  # only this source needs it
+    except ImportError as error:
+        what = "data.source 'tfds' needs the package tensorflow-datasets"
+        raise InputError(f"{what}: `pip install 'greenjax[tfds]'` installs it") from error
+    return tensorflow_datasets
