@@ -187,7 +187,7 @@ def test_images_that_two_splits_share_are_counted(tree, source, split, other, ex
 
 
 def test_held_out_images_that_are_trained_on_are_told(caplog):
-    data = ConfigDict(dict(source="digits", split="all[:90%]", eval_split="all[:99%]"))
+    data = ConfigDict(dict(source="digits", path="", split="all[:90%]", eval_split="all[:99%]"))
     sources = [open_source(data, split) for split in (data.split, data.eval_split)]
     warn_of_overlap(data, *sources)
     warn_of_overlap(data, sources[0], open_source(data, "all[90%:]"))

@@ -12,8 +12,8 @@ from greenjax.backbones.geometry import grid_of, specs_of, visible_of
 from greenjax.backbones.registry import family_of
 from greenjax.backbones.settings import by_stage
 from greenjax.config.settings import KEYS
-from greenjax.data.sources import COLUMNS, SOURCES
-from greenjax.errors import refuse
+from greenjax.data.sources import COLUMNS, SEVERAL, SOURCES
+from greenjax.errors import listed, refuse
 
 Values = dict[str, Any]
 
@@ -75,11 +75,13 @@ def check_data(values: Values) -> None:
             how = "" if channels in (1, 3) else "; `python -m greenjax.data.statistics` measures them"
             refuse(values, key, f"{channels} numbers, one a channel (model.in_channels), or one for all{how}")
     check_pixels(values, channels)
-    source = SOURCES[values["data.source"]]
+    name = values["data.source"]
+    if isinstance(values["data.path"], tuple) and name not in SEVERAL:
+        refuse(values, "data.path", f"one path for data.source {name!r}; several are for {listed(SEVERAL)}")
     for key in COLUMNS:
-        if values[key] and key not in source.place:
-            refuse(values, key, f"'' for data.source {values['data.source']!r}, which has no such columns")
-    source.check(values)
+        if values[key] and key not in SOURCES[name].place:
+            refuse(values, key, f"'' for data.source {name!r}, which has no such columns")
+    SOURCES[name].check(values)
 
 
 def check_detection(values: Values) -> None:

@@ -39,7 +39,7 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
         return settings, ""
     init, task = settings["init"], settings.get("task", "pretrain")
     for key in FIXED:
-        if key in given and not _same(_unset(settings[key]), there.get(key)):
+        if key in given and not same_value(_unset(settings[key]), there.get(key)):
             found = "none" if there.get(key) is None else repr(there[key])
             refuse(settings, key, f"{found}, as the weights of init {init!r} have it")
     wanted = dict.fromkeys(MODEL) | {key: there[key] for key in MODEL if key in there}
@@ -53,11 +53,11 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
         keys += _images(settings, given, there)
         wanted |= {key: there[key] for key in keys if key in there}
     wanted = {key: value for key, value in wanted.items() if key not in given}
-    changed = {key: value for key, value in wanted.items() if not _same(_filled(settings, key), value)}
+    changed = {key: value for key, value in wanted.items() if not same_value(_filled(settings, key), value)}
     named = [f"{key}={value!r}" for key, value in changed.items() if not _follows(key, value, wanted)]
     line = f"settings of init {init!r}: {', '.join(named)}" if named else ""
     size, before = settings.get("image_size"), there.get("image_size")
-    if task in ("finetune", "linear") and "image_size" not in given and before and not _same(size, before):
+    if task in ("finetune", "linear") and "image_size" not in given and before and not same_value(size, before):
         line = f"{line or f'init {init!r}'}; image_size is {size!r}, and was {before!r} there"
     return settings | wanted, line
 
@@ -141,10 +141,10 @@ def _follows(key: str, value: Any, wanted: Settings) -> bool:
     """Whether a setting of the model follows from the model's name."""
     part = key.removeprefix("model.")
     published = ARCHITECTURES.get(wanted.get("model.name", ""), {})
-    return key != "model.name" and key.startswith("model.") and _same(published.get(part), value)
+    return key != "model.name" and key.startswith("model.") and same_value(published.get(part), value)
 
 
-def _same(one: Any, other: Any) -> bool:
+def same_value(one: Any, other: Any) -> bool:
     """JSON has lists for tuples; an image_size may be one side or two, a ratio one or one a stage."""
     one, other = (tuple(value) if isinstance(value, list | tuple) else value for value in (one, other))
     if isinstance(one, tuple) != isinstance(other, tuple) and None not in (one, other):

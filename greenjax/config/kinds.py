@@ -8,6 +8,7 @@ from greenjax.data.reading import is_number
 SIZE = (int, tuple)  # the type of image_size: one side in pixels, or (height, width)
 RATIO = (int, float, tuple)  # the type of model.mlp_ratio: one number, or one a stage
 NAMES = (str, tuple)  # the type of model.sparse_conv: one name, or one a stage
+PATHS = (tuple, str)  # the type of data.path: one path, or several
 PHASES = SIZE  # the type of detect.pre_nms: one count for training and evaluation, or (training, evaluation)
 
 
@@ -58,6 +59,10 @@ def flag(default: bool) -> Key:
 
 def text(default: str) -> Key:
     return Key(str, default, "text")
+
+
+def paths() -> Key:
+    return Key(PATHS, "", "a path, or several folders", lambda value: isinstance(value, str) or all(value))
 
 
 def no_data() -> Key:

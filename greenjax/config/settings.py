@@ -11,6 +11,7 @@ from greenjax.config.kinds import (
     indices,
     low_high,
     no_data,
+    paths,
     phases,
     probability,
     ratio,
@@ -78,9 +79,8 @@ KEYS = {
     ),
     "mask.pool": count(0, 0).means("number of masks that are drawn once and chosen from; 0 = every mask is new"),
     "data.source": choice("tfds", *SOURCES).means("the kind of data set (docs/data.md)"),
-    "data.path": text("").means(
-        "folder, records: a directory; list: a file; tar: a pattern; tfds: a prepared data set or its data_dir; "
-        "huggingface: a folder, a pattern of Parquet or Arrow files, or a name on the hub"
+    "data.path": paths().means(
+        "a directory, a file, a pattern or a name, by data.source; folder: one directory or several (docs/data.md)"
     ),
     "data.name": text("").means("tfds: the data set's name; huggingface: its configuration"),
     "data.image_column": text("").means("huggingface: the column of images; '' = image, or the only one of images"),
@@ -96,7 +96,7 @@ KEYS = {
     "data.monitor_source": choice("", "", *SOURCES, note="; '' = as data.source").means(
         "the kind of data set of the monitor's labelled images"
     ),
-    "data.monitor_path": text("").means("of the monitor's labelled images; '' = as data.path"),
+    "data.monitor_path": paths().means("of the monitor's labelled images; '' = as data.path"),
     "data.monitor_name": text("").means("of the monitor's labelled images; '' = as data.name"),
     "data.monitor_split": text("").means("of the monitor's labelled images, to learn from; '' = as data.split"),
     "data.monitor_eval_split": text("").means("of the monitor's labelled images, to judge by; '' = as data.eval_split"),

@@ -1,9 +1,10 @@
 """Texts of a command line, or of a YAML or JSON file, as values of settings."""
 
 import ast
+import os
 from typing import Any, get_origin
 
-from greenjax.config.kinds import NAMES
+from greenjax.config.kinds import NAMES, PATHS
 from greenjax.config.settings import KEYS
 
 TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
@@ -18,6 +19,10 @@ def read(key: str, text: str) -> Any:
         return text
     if kind == NAMES:
         return tuple(name.strip(" '\"") for name in text.strip("()").split(","))
+    if kind == PATHS and ("," not in text or os.path.exists(os.path.expanduser(text))):
+        return text
+    if kind == PATHS and not text.startswith("("):
+        return tuple(path.strip() for path in text.split(","))
     if kind is bool:
         return TRUTHS.get(text.lower(), text)
     try:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from greenjax.data.encoded import Image, Images, Undecoded
 from greenjax.data.labels import Chosen, LabelledSource, first_of_each_class
-from greenjax.data.sources import SOURCES, Source
+from greenjax.data.sources import SEVERAL, SOURCES, Source
 from greenjax.data.sources.objects import ObjectSource, WithObjects
 from greenjax.errors import InputError, listed
 from greenjax.runtime.classes import Classes
@@ -74,7 +74,8 @@ def open_whole(data: ConfigDict, split: str) -> Source:
     """The whole split of which `split` may be a slice."""
     if data.source not in SOURCES:
         raise InputError(f"data.source is {data.source!r}: expected one of {listed(SOURCES)}")
-    return SOURCES[data.source].open(data, parse_split(split)[0])
+    kinds = SEVERAL if isinstance(data.path, tuple) else SOURCES
+    return kinds[data.source].open(data, parse_split(split)[0])
 
 
 def parse_split(split: str) -> tuple[str, str, str]:

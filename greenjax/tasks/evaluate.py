@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
-from greenjax.config.inherit import PLACE, recorded
+from greenjax.config.inherit import PLACE, recorded, same_value
 from greenjax.data.labels import LabelledSource, check_classes, matched
 from greenjax.data.open import open_labelled, parse_split
 from greenjax.data.overlap import images_in_both
@@ -97,7 +97,7 @@ def warn_of_training_images(config: ConfigDict, each: EvalSet, source: LabelledS
     split, data = there.get("data.split"), {f"data.{key}": value for key, value in each.data.items()}
     if not split or parse_split(split)[0] != parse_split(each.split)[0]:
         return
-    if any(there.get(key) != data[key] for key in PLACE):
+    if not all(same_value(there.get(key), data[key]) for key in PLACE):
         return
     own = resolve(flatten(config) | data | {"data.split": split, "data.per_class": there.get("data.per_class", 0)})
     if common := images_in_both(open_labelled(own.data, split), source):

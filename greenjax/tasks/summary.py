@@ -15,6 +15,7 @@ from greenjax.config import flatten, load_config
 from greenjax.config.flags import started
 from greenjax.config.places import is_name, locate
 from greenjax.data.sources import SOURCES
+from greenjax.data.sources.base import paths_of
 from greenjax.data.sources.objects import ObjectSource
 from greenjax.errors import InputError
 from greenjax.interop.layouts import export_line
@@ -110,7 +111,7 @@ def run_time(run: Run) -> str:
 
 
 def _where(config: ConfigDict) -> str:
-    return config.data.path or config.data.name or config.data.source
+    return ", ".join(paths_of(config.data.path)) or config.data.name or config.data.source
 
 
 def _count(number: int) -> str:
@@ -166,4 +167,6 @@ def _beside(workdir: Path, ending: str) -> Path:
 
 
 def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    """As a command line takes it; a tuple as Python has it where a text in it has a comma."""
+    apart = isinstance(value, tuple) and not any("," in str(item) for item in value)
+    return ",".join(map(str, value)) if apart else str(value)

@@ -24,6 +24,7 @@ from greenjax.data.open import open_labelled, open_source, parse_split
 from greenjax.data.reading import PICTURE, Box, Reading, Size
 from greenjax.data.remote import is_url
 from greenjax.data.sources.array_record import count_records
+from greenjax.data.sources.base import paths_of
 from greenjax.data.sources.records import DESCRIPTION, REMEDY, labels_path, read_description, shard_names, to_raw
 from greenjax.data.worker_process import keep_freed_memory
 from greenjax.errors import InputError
@@ -101,7 +102,8 @@ def begin(output: Path, how: How, data: ConfigDict, splits: list[Split]) -> dict
     Raises InputError where the directory was begun otherwise, or holds anything else.
     """
     wanted = {"encoding": how.encoding, "size": how.size, "source": data.source, "name": data.name}
-    wanted["path"] = os.path.abspath(expanded(data.path)) if data.path and not is_url(data.path) else data.path
+    paths = [path if is_url(path) else os.path.abspath(expanded(path)) for path in paths_of(data.path)]
+    wanted["path"] = paths if len(paths) > 1 else "".join(paths)
     wanted["dtype"] = how.reading.dtype
     if (output / DESCRIPTION).exists():
         description = read_description(output)

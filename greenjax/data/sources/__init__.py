@@ -7,6 +7,7 @@ from greenjax.data.sources.base import Source
 from greenjax.data.sources.coco import CocoSource
 from greenjax.data.sources.digits import DigitsSource
 from greenjax.data.sources.folder import FolderSource
+from greenjax.data.sources.folders import FoldersSource
 from greenjax.data.sources.huggingface import HuggingFaceSource
 from greenjax.data.sources.list import ListSource
 from greenjax.data.sources.python import PythonSource
@@ -26,6 +27,10 @@ SOURCES: dict[str, type[Source]] = {  # by data.source
     "scenes": ScenesSource,
     "tar": TarSource,
     "tfds": TfdsSource,
+}
+
+SEVERAL: dict[str, type[Source]] = {  # by data.source, where data.path names several places
+    "folder": FoldersSource,
 }
 
 COLUMNS = (

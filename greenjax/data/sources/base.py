@@ -11,6 +11,13 @@ from ml_collections import ConfigDict
 from greenjax.data.encoded import Image, Undecoded
 from greenjax.data.labels import LabelledSource
 
+Paths = str | tuple[str, ...]  # data.path: one, or several
+
+
+def paths_of(path: Paths) -> tuple[str, ...]:
+    """All that data.path names; none for ""."""
+    return path if isinstance(path, tuple) else (path,) if path else ()
+
 
 class Source(Undecoded, ABC):
     """One split of a data set: images by index, RGB or grey, as they are stored. Picklable, for data workers."""

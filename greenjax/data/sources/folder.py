@@ -43,17 +43,13 @@ class FolderSource(Source):
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "FolderSource":
         remote = Remote.of(data, [data.path]) if is_url(data.path) else None
-        if remote is None:
-            root = split_folder(data, split)
-            names = names_below(root)
-        else:
-            root = data.path.rstrip("/") + ("" if split == "all" else f"/{split}")
-            names = names_at(root, remote)
+        root = split_folder(data, split)
+        names = names_below(Path(root)) if remote is None else names_at(root, remote)
         if not names:
-            raise InputError(f"{str(root)!r} has no images: expected *{', *'.join(SUFFIXES)}, at any depth")
+            raise InputError(f"{root!r} has no images: expected *{', *'.join(SUFFIXES)}, at any depth")
         if remote is not None:
-            remote.check_rights([joined(str(root), names[0])])
-        return cls(str(root), names, remote=remote)
+            remote.check_rights([joined(root, names[0])])
+        return cls(root, names, remote=remote)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -85,8 +81,7 @@ class FolderSource(Source):
         """Compares paths where one split lies inside the other."""
         if self == other:
             return super().in_both(rows, other, others)
-        roots = [os.path.abspath(source.root) for source in (self, other)]
-        return len(self.paths(rows) & other.paths(others)) if os.path.commonpath(roots) in roots else 0
+        return len(self.paths(rows) & other.paths(others)) if nested(self.root, other.root) else 0
 
     def paths(self, rows: Int[np.ndarray, " n"]) -> set[str]:
         return {os.path.abspath(self.name_of(int(row))) for row in rows}
@@ -103,17 +98,28 @@ def read_file(path: str) -> Encoded:
         raise DecodeError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def split_folder(data: ConfigDict, split: str) -> Path:
-    """The directory of a split. Raises InputError where it is missing."""
+def nested(one: str, other: str) -> bool:
+    """Whether one folder is the other, or lies in it."""
+    roots = [os.path.abspath(root) for root in (one, other)]
+    return is_url(one) == is_url(other) and os.path.commonpath(roots) in roots
+
+
+def split_folder(data: ConfigDict, split: str, verb: str = "is") -> str:
+    """The directory, or the URL, of a split.
+
+    Raises InputError for a directory that is missing, with the `verb` "has" where data.path names several.
+    """
+    if is_url(data.path):
+        return data.path.rstrip("/") + ("" if split == "all" else f"/{split}")
     root = expanded(data.path)
     if not data.path or not root.is_dir():
-        raise InputError(f"data.path is {data.path!r}: expected a directory of images")
+        raise InputError(f"data.path {verb} {data.path!r}: expected a directory of images")
     if split == "all":
-        return root
+        return str(root)
     if not (root / split).is_dir():
         available = listed(["all", *folders_in(root)])
         raise InputError(f"{str(root)!r} has no sub-folder for split {split!r}: available are {available}")
-    return root / split
+    return str(root / split)
 
 
 # Class folders
