@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from greenjax.interop.loading import load, load_torch
     from greenjax.interop.saving import save_torch
     from greenjax.models import build, features
+    from greenjax.tasks.inference.embed import embed
     from greenjax.tasks.python import finetune, pretrain
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ _PUBLIC = {
     "pretrain": "greenjax.tasks.python",
     "finetune": "greenjax.tasks.python",
     "features": "greenjax.models",
+    "embed": "greenjax.tasks.inference.embed",
     "load": "greenjax.interop.loading",
     "load_torch": "greenjax.interop.loading",
     "save_torch": "greenjax.interop.saving",
@@ -33,6 +35,7 @@ __all__ = [
     "__version__",
     "build",
     "default_config",
+    "embed",
     "features",
     "finetune",
     "flatten",

@@ -81,7 +81,7 @@ def to_torch(arguments: argparse.Namespace, _: list[str]) -> None:
     model, step = loading.load_run(arguments.workdir, arguments.step)
     lines: list[str] = []
     if arguments.image_size:
-        model, report = loading.with_image_size(model, image_size(arguments.image_size), arguments.resize)
+        model, report = loading.with_image_size(model, flags.image_size(arguments.image_size), arguments.resize)
         lines += report.lines()
     model = loading.with_rgb(model) if arguments.rgb else model
     lines += saving.save_torch(
@@ -134,14 +134,6 @@ def from_torch(arguments: argparse.Namespace, rest: list[str]) -> None:
     start = shlex.join([*flags.started("main", config.task, script), *again])
     line = f"training goes on from there: {start}"
     _tell(f"{workdir}: {config.model.name} from {arguments.input}, layout {arguments.layout}", [*report.lines(), line])
-
-
-def image_size(text: str) -> tuple[int, ...]:
-    """Pixels, N or HEIGHT,WIDTH."""
-    try:
-        return tuple(map(int, text.split(",")))
-    except ValueError:
-        raise InputError(f"image-size is {text!r}: expected pixels, N or HEIGHT,WIDTH") from None
 
 
 def _tell(first: str, lines: list[str]) -> None:

@@ -49,6 +49,21 @@ COMMANDS = {
         TASKS, "measures a classifier or detector", "greenjax eval --set init=runs/finetune --workdir runs/eval"
     ),
     "detect": Command(TASKS, "trains a detector", "greenjax detect --config detect_swin_b --set init=runs/swin_b"),
+    "embed": Command(
+        "greenjax.commands.embed",
+        "writes vectors of images",
+        "greenjax embed photos/ --model runs/swin_b --out vectors.npy",
+    ),
+    "predict": Command(
+        "greenjax.commands.predict",
+        "writes the classes of images without labels",
+        "greenjax predict photos/ --model runs/finetune --out classes.csv",
+    ),
+    "reconstruct": Command(
+        "greenjax.commands.reconstruct",
+        "draws what a pre-trained model makes of hidden parts",
+        "greenjax reconstruct a.jpg --model runs/swin_b --out pictures",
+    ),
     "convert": Command("greenjax.convert", "takes weights to PyTorch and back"),
     "plan": Command(
         "greenjax.planning.__main__",

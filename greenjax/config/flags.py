@@ -12,7 +12,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -104,22 +104,25 @@ def parse_command(
     argv: Sequence[str],
     whole: argparse.ArgumentParser | None = None,
     task: str | None = None,
+    meant: Callable[[argparse.Namespace, dict[str, Any]], dict[str, Any]] | None = None,
 ) -> tuple[argparse.Namespace, ConfigDict]:
     """Parses `argv`, which begins with the program's name, into flags of `parser` and settings.
 
     Returns the flags, with the path of the config file as `config`, and the resolved config. Prepares the process for
     JAX. A wrong argument ends the program with one line, which suggests flags of `whole`, by default `parser`. The
-    config must have `task` or leave it open; where none is given, one that has the task's name is taken.
+    config must have `task` or leave it open; where none is given, one that has the task's name is taken. `meant` gives
+    all settings that the flags and the given settings stand for.
     """
     try:
         path, overrides, rest = split(argv[1:])
-        arguments, unknown = parser.parse_known_args(rest)
+        arguments, unknown = parser.parse_known_intermixed_args(rest)  # words without a flag may stand anywhere
         if unknown:
             raise InputError(f"argument {unknown[0]!r} is not understood: {flag_hint(whole or parser, unknown[0])}")
         if path is None and task is not None and task in shipped():
             path = task
         if path is None:
             raise InputError("no config given: expected --config FILE, such as configs/digits.py; --help says more")
+        overrides = meant(arguments, overrides) if meant else overrides
         resolved = load_config(path, overrides, tell=console.say, task=task)
     except (InputError, OSError) as error:
         parser.error(str(error))
@@ -148,6 +151,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, at least 1")
     return int(text)
+
+
+def image_size(text: str) -> tuple[int, ...]:
+    """The value of --image-size: pixels, N or HEIGHT,WIDTH."""
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise InputError(f"image-size is {text!r}: expected pixels, N or HEIGHT,WIDTH") from None
 
 
 def folder(text: str) -> Path:

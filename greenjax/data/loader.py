@@ -150,10 +150,28 @@ def labelled_eval_batches(
     return Batches(read_once(config, labelled_maker(config, stream, own)), undecodable, LEFT_OUT)
 
 
-def one_pass(config: ConfigDict, source: Images | LabelledSource, count: int, labelled: bool = False) -> Stream:
+def image_batches(
+    config: ConfigDict,
+    source: Images,
+    first: int = 0,
+    own: range | None = None,
+    undecodable: Undecodable | None = None,
+) -> Batches[LabelledBatch]:
+    """All images from batch `first` on, each once and in order, without labels; otherwise as `labelled_eval_batches`.
+
+    However many images cannot be used, the pass goes on.
+    """
+    stream = one_pass(config, source, len(source), patient=True)
+    make = Maker(stream, config.data.batch_size, own or range(config.data.batch_size), without_labels)
+    return Batches(read_once(config, make, first), undecodable, LEFT_OUT)
+
+
+def one_pass(
+    config: ConfigDict, source: Images | LabelledSource, count: int, labelled: bool = False, patient: bool = False
+) -> Stream:
     """The first `count` images in order, then black ones up to whole batches."""
     length = -(-count // config.data.batch_size) * config.data.batch_size
-    return Stream(source, range(count), CentreView.from_config(config), labelled, length)
+    return Stream(source, range(count), CentreView.from_config(config), labelled, length, patient)
 
 
 @dataclass(frozen=True)
@@ -207,6 +225,12 @@ def with_labels(step: int, rows: tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     return LabelledBatch(images, labels, undecodable.astype(np.int32), valid)
 
 
+def without_labels(step: int, rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> LabelledBatch:
+    """The rows of a step as a batch for a classifier that nobody judges: all labels are -1."""
+    images, undecodable, valid = rows
+    return LabelledBatch(images, np.full(len(images), -1, np.int32), undecodable.astype(np.int32), valid)
+
+
 def read_ahead(config: ConfigDict, make: Maker, first: int) -> Any:
     """Batches of training and their damaged images, starting at step `first`, made ahead by worker processes."""
     if config.data.workers:
@@ -217,14 +241,14 @@ def read_ahead(config: ConfigDict, make: Maker, first: int) -> Any:
     return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)))
 
 
-def read_once(config: ConfigDict, make: Maker) -> "grain.DatasetIterator":
-    """The batches of one pass and their damaged images.
+def read_once(config: ConfigDict, make: Maker, first: int = 0) -> "grain.DatasetIterator":
+    """The batches of one pass, from batch `first` on, and their damaged images.
 
     As many threads as training has workers decode images: a pass is too short to start processes for it.
     """
     import grain
 
     threads, each = max(1, config.data.workers), len(make.rows)
-    rows = grain.MapDataset.range(len(make.stream) // make.batch_size * each).map(make.row)
+    rows = grain.MapDataset.range(first * each, len(make.stream) // make.batch_size * each).map(make.row)
     batches = rows.to_iter_dataset(grain.ReadOptions(threads, 4 * threads)).batch(each, drop_remainder=True)
     return iter(batches.map_with_index(make.finish).map(lambda batch: (batch, make.stream.new_faults())))

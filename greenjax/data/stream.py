@@ -45,12 +45,15 @@ class Stream:
         view: Any,
         labelled: bool = False,
         length: int | None = None,
+        patient: bool = False,
     ):
         """Image i of the stream is image `order[i]` of `source`.
 
-        `length` is that of a pass, with the black images at its end; without it the stream is endless.
+        `length` is that of a pass, with the black images at its end; without it the stream is endless. `patient`: goes
+        on however many images cannot be used.
         """
         self.source, self.order, self.view, self.labelled, self.length = source, order, view, labelled, length
+        self.patient = patient
         self.blank = self.nothing()
         self._last: deque[Exception | None] = deque(maxlen=min(LOOKED_AT, len(order)))  # errors of images, None if fine
         self._faults: deque[Fault] = deque()  # filled by several threads in evaluation
@@ -94,7 +97,7 @@ class Stream:
         traceback.clear_frames(error.__traceback__)  # frees pixels
         self._last.append(error)
         raised = [each for each in self._last.copy() if each is not None]
-        if len(self._last) < (self._last.maxlen or 0) or 2 * len(raised) <= len(self._last):
+        if self.patient or len(self._last) < (self._last.maxlen or 0) or 2 * len(raised) <= len(self._last):
             return
         ((kind, _),) = Counter(map(type, raised)).most_common(1)
         first = next(each for each in raised if type(each) is kind)

@@ -45,7 +45,7 @@ class Undecodable:
 
     def add(self, faults: Iterable[Fault], remedy: str) -> None:
         """Warns of the images that are new; `remedy` says what happens in their place."""
-        for name, reason in (map(_on_one_line, fault) for fault in faults):
+        for name, reason in (map(on_one_line, fault) for fault in faults):
             if name in self._names:
                 continue
             self._names.add(name)
@@ -67,6 +67,6 @@ class Undecodable:
             logging.warning("%s cannot be written: %s", self._path, error.strerror)
 
 
-def _on_one_line(text: str) -> str:
+def on_one_line(text: str) -> str:
     """The text with line breaks, control characters and bytes that are no UTF-8 escaped: file names may have them."""
     return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]", lambda found: repr(found[0])[1:-1], text)

@@ -139,20 +139,25 @@ def read_run(workdir: str | Path, step: int | None = None) -> tuple[Weights, Con
     return folded(weights), config, step
 
 
-def initial_model(config: ConfigDict) -> tuple[Any, Report] | None:
-    """The model that `config.init` names weights for: a run, or a file or folder of weights; None for "none"."""
+def initial_model(config: ConfigDict, step: int | None = None) -> tuple[Any, Report] | None:
+    """The model that `config.init` names weights for: a run, or a file or folder of weights; None for "none".
+
+    `step` is that of a run's checkpoint, by default the latest.
+    """
     init = expanded(config.init)
     if config.init == "none":
         return None
     named = init.suffix in SAFETENSORS + PICKLES and not init.is_dir()  # a workdir may have any name
     if init.is_file() or named or weights_of(init):
+        if step is not None:
+            raise InputError(f"step is {step}: expected none, as {config.init!r} is no run, which has checkpoints")
         return _from_foreign(init, config)
     if not (init / "config.json").is_file():
         raise InputError(
             f"init, as a workdir {config.init!r}: expected the folder of a run, with config.json and checkpoints, or"
             " weights: a file, or a folder of transformers"
         )
-    weights, of, _ = read_run(init)
+    weights, of, _ = read_run(init, step)
     if family_of(of.model.name) is not family_of(config.model.name):
         raise InputError(f"init is {config.init!r}, a {of.model.name}: expected a {config.model.name}")
     report, blank = Report(), blank_model(config)

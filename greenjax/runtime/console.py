@@ -11,6 +11,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from absl import logging as absl_logging
@@ -51,6 +53,17 @@ def rich_console(stderr: bool = False) -> "Console":
     from rich.console import Console  # 50 ms, and not every command draws
 
     return Console(file=_OUTPUTS["stderr" if stderr else "stdout"])  # type: ignore[arg-type]
+
+
+@contextmanager
+def progress_bar(name: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal, `done` of `total` long; yields a function that makes it longer, from any thread."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=rich_console(stderr=True)) as bar:
+        task = bar.add_task(name, total=total, completed=done)
+        yield lambda count: bar.advance(task, count)
 
 
 def set_up() -> None:

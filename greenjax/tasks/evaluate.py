@@ -131,12 +131,12 @@ def other_names(config: ConfigDict, name: str) -> str:
     return f"; where they are the same under other names, write the names of {name} {where}"
 
 
-def given_model(config: ConfigDict, mesh: Mesh) -> tuple[nnx.GraphDef, Params]:
-    """The model of `config.init` (none: a fresh one), its weights on every device.
+def given_model(config: ConfigDict, mesh: Mesh, step: int | None = None) -> tuple[nnx.GraphDef, Params]:
+    """The model of `config.init` (none: a fresh one), its weights on every device; `step` as in `initial_model`.
 
     Raises InputError for task "eval" where the head is missing.
     """
-    found = initial_model(config)
+    found = initial_model(config, step)
     if found is None:
         graphdef, params = model_graph(config), drawn_parameters(config)
     else:

@@ -73,10 +73,15 @@ def same_weights(name: str, params: Any) -> None:
     """Raises InputError, on every process, unless all have read the same arrays."""
     if jax.process_count() == 1:
         return
+    agree({f"weights of {name} with the digest": weights_digest(params)})
+
+
+def weights_digest(params: Any) -> str:
+    """A digest of a tree of arrays."""
     digest = hashlib.blake2b(digest_size=8)
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf).tobytes())
-    agree({f"weights of {name} with the digest": digest.hexdigest()})
+    return digest.hexdigest()
 
 
 def code_digest() -> str:

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -15,7 +14,6 @@ import numpy as np
 from absl import logging
 from jaxtyping import Num
 from ml_collections import ConfigDict
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from greenjax.data.augment import reading_of, resize
 from greenjax.data.encoded import DecodeError, Encoded, Image, load, size_of, undecoded
@@ -28,7 +26,7 @@ from greenjax.data.sources.base import paths_of
 from greenjax.data.sources.records import DESCRIPTION, REMEDY, labels_path, read_description, shard_names, to_raw
 from greenjax.data.worker_process import keep_freed_memory
 from greenjax.errors import InputError
-from greenjax.runtime.console import rich_console
+from greenjax.runtime.console import progress_bar
 from greenjax.runtime.files import expanded, replace_text, replacing
 from greenjax.runtime.lock import LOCK, held
 
@@ -142,7 +140,7 @@ def convert(split: Split, output: Path, how: How, description: dict[str, Any], w
     rows = {path: range(i * PER_SHARD, min((i + 1) * PER_SHARD, count)) for i, path in enumerate(paths)}
     missing = [path for path in paths if not path.exists()]
     done, stop = count - sum(len(rows[path]) for path in missing), Event()
-    with progress(split.name, count, done) as advance, ThreadPoolExecutor(workers) as pool:
+    with progress_bar(split.name, count, done) as advance, ThreadPoolExecutor(workers) as pool:
         tasks = [pool.submit(write_shard, path, split, rows[path], how, advance, stop) for path in missing]
         try:
             for task in as_completed(tasks):
@@ -159,16 +157,7 @@ def convert(split: Split, output: Path, how: How, description: dict[str, Any], w
     return f"{split.name}: {sum(shards)} images in {size / 1e6:.1f} MB, {count - sum(shards)} left out; {output}"
 
 
-@contextmanager
-def progress(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on the terminal; yields a function that counts one more image, from any thread."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=rich_console(stderr=True)) as bar:
-        task = bar.add_task(name, total=total, completed=done)
-        yield lambda: bar.advance(task)
-
-
-def write_shard(path: Path, split: Split, rows: range, how: How, advance: Callable[[], None], stop: Event) -> None:
+def write_shard(path: Path, split: Split, rows: range, how: How, advance: Callable[[int], None], stop: Event) -> None:
     """Writes some images of a split, in order: their labels first, so that a shard never lacks them."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -185,7 +174,7 @@ def write_shard(path: Path, split: Split, rows: range, how: How, advance: Callab
                     labels.append(label)
                 except DecodeError as error:
                     logging.warning("%s; it is left out", error)
-                advance()
+                advance(1)
         finally:
             writer.close()
         if split.classes is not None:

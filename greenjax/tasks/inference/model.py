@@ -1,0 +1,82 @@
+"""A model that is applied to images, and its outputs for each of them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from greenjax.backbones.attention import runnable
+from greenjax.config import flatten, resolve
+from greenjax.config.inherit import READING
+from greenjax.data.loader import image_batches
+from greenjax.data.undecodable import Undecodable
+from greenjax.evaluation.outputs import model_outputs
+from greenjax.runtime.placement import Placement
+from greenjax.tasks.evaluate import given_model
+from greenjax.training.sharding import make_mesh
+from greenjax.training.state import Params, parameters
+
+BATCH = 256  # images of one call, as in configs/knn.py
+
+Forward = Callable[[Any, Any], Any]  # (parameters, images [b, h, w, c]) -> outputs [b, ...]
+
+
+class Model(NamedTuple):
+    """The structure and the weights of a model, on every device of a mesh; `data.batch_size` is that of every call."""
+
+    config: ConfigDict
+    graphdef: nnx.GraphDef
+    params: Params
+    mesh: Mesh
+
+
+def model_of_init(config: ConfigDict, images: int, step: int | None = None) -> Model:
+    """The model of `config.init`, for so many images. Raises InputError as an evaluation does."""
+    mesh = make_mesh(config)
+    config = with_batch(config, images, mesh)
+    return Model(config, *given_model(config, mesh, step), mesh)
+
+
+def model_of(model: Any, images: int) -> Model:
+    """A model of Python for so many images. The caller's own stays as it is."""
+    kept = ("image_size", "data.mean", "data.std", "data.scale", "data.eval_crop", *READING)
+    there = flatten(model.config)
+    settings = {key: value for key, value in there.items() if key in kept or key.startswith("model.")}
+    given = {"task": "knn", "init": "none", "data.source": "python", "data.batch_size": BATCH}
+    config = resolve(settings | given)
+    mesh = make_mesh(config)
+    own = nnx.merge(*nnx.split(model))
+    own.floats_are_raw = True  # the images come from files, or are pixels as in files
+    params = Placement(mesh).everywhere(jax.tree.map(np.asarray, parameters(own)))
+    return Model(with_batch(config, images, mesh), nnx.graphdef(own), params, mesh)
+
+
+def with_batch(config: ConfigDict, images: int, mesh: Mesh) -> ConfigDict:
+    """The configuration with a batch that is no larger than the images need; the devices divide it.
+
+    Where its attention kernel cannot run, XLA computes the same, as in a model of `greenjax.load`.
+    """
+    needed = -(-images // mesh.size) * mesh.size
+    here = {"data.batch_size": min(config.data.batch_size, needed), "model.attention": runnable(config.model.attention)}
+    return resolve(flatten(config) | here)
+
+
+def outputs(
+    model: Model, forward: Forward, source: Any, first: int = 0, undecodable: Undecodable | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """By batch, from batch `first` on: the numbers of the images that can be used, in order, and their outputs.
+
+    Call it inside `jax.set_mesh(model.mesh)`: kernels need it (ops/fused_attention.py).
+    """
+    place, size = Placement(model.mesh), model.config.data.batch_size
+    batches = image_batches(model.config, source, first, place.own(size), undecodable)
+    try:
+        for batch, (output, _, valid) in enumerate(model_outputs(forward, model.params, batches, place), first):
+            rows = np.flatnonzero(valid)
+            yield batch * size + rows, output[rows]
+    finally:
+        batches.close()

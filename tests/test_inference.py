@@ -1,0 +1,273 @@
+"""A trained model on any images: embed, predict and reconstruct, from the command line and from Python."""
+
+import csv
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.numpy import load_file
+from small import ONE_STAGE, small_config
+
+import greenjax
+from greenjax import commands
+from greenjax.data.augment import CentreView
+from greenjax.data.encoded import Encoded
+from greenjax.runtime.draft import Draft
+from greenjax.tasks.inference.reconstruct import listed_mask, mask_of_file
+from greenjax.training.start import write_start
+
+transformers.logging.set_verbosity_error()
+
+SIDE = 16  # pixels: the files are as high, so that no library has to resize them
+CLASSES = ("ant", "bee", "cat")
+RGB = dict(ONE_STAGE, model__in_channels=3, data__mean=(0.4, 0.5, 0.6), data__std=(0.2, 0.3, 0.4))
+RGB |= dict(image_size=SIDE, data__batch_size=16, data__source="python")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of pre-training and a run of a classifier, neither trained; 19 files, two of which are no images."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, changes in (("mim", {}), ("classifier", dict(task="finetune", model__num_classes=3))):
+        model = greenjax.build(small_config(**RGB | changes), seed=1)
+        if name == "classifier":
+            model.classes = CLASSES
+            model.head.kernel[...] = 30 * model.head.kernel[...]  # probabilities that differ
+        write_start(root / name, model, greenjax.resolve(model.config))
+    rng = np.random.default_rng(0)
+    for number in range(19):
+        path = root / "photos" / "ab"[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number in (3, 10):
+            path.write_text("no image")
+        else:
+            cv2.imwrite(str(path), rng.integers(0, 256, (SIDE, SIDE + number, 3), np.uint8))
+    return root
+
+
+def files_of(runs):
+    """The images of the folder, in the order of their paths, without those that are none."""
+    return [str(path) for path in sorted((runs / "photos").rglob("*.png")) if path.stem not in ("03", "10")]
+
+
+def said(capsys, *words):
+    """What `greenjax WORDS` prints, its exit code, and its errors."""
+    code = 0
+    try:
+        commands.main(["greenjax", *map(str, words)])
+    except SystemExit as end:
+        code = end.code or 0
+    out, err = capsys.readouterr()
+    return (out, code, err) if isinstance(code, int) else (out, 1, f"{err}{code}\n")
+
+
+def opened(file):
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
+def pixels_of(model, files):
+    view = CentreView.from_config(model.config)
+    return np.stack([view(Encoded(Path(file).read_bytes(), file), 0) for file in files])
+
+
+def test_vectors_are_the_pooled_features_of_transformers(runs, tmp_path, capsys):
+    """Of the same files, through the preprocessor of the export; the export's own file gives them, too."""
+    assert (
+        said(capsys, "convert", "to-torch", "--workdir", runs / "mim", "--layout=hf", f"--output={tmp_path / 'hf'}")[1]
+        == 0
+    )
+    out, code, err = said(capsys, "embed", runs / "photos", "--model", runs / "mim", "--out", tmp_path / "a.npy")
+    assert (
+        code == 0
+        and "17 of 19 images" in out
+        and f"2 cannot be used and are left out: {tmp_path}/a.left_out.txt" in out
+    )
+    warned = [re.search(r"(\d\d)\.png: (.*)", line) for line in err.splitlines() if line.startswith("warning")]
+    assert sorted(found.groups() for found in warned) == [
+        (number, "cannot be decoded as an image; it is left out") for number in ("03", "10")
+    ]
+    found, files = np.load(tmp_path / "a.npy"), files_of(runs)
+    assert (tmp_path / "a.names.txt").read_text().splitlines() == files and not list(tmp_path.glob(".*"))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "hf").eval()
+    with torch.no_grad():
+        there = [model(**processor(opened(file), return_tensors="pt")).pooler_output[0].numpy() for file in files]
+    np.testing.assert_allclose(found, there, atol=1e-4)
+    words = ["--model", tmp_path / "hf" / "model.safetensors", "--out", tmp_path / "b.safetensors"]
+    assert said(capsys, "embed", *files[:5], *words)[1] == 0
+    np.testing.assert_allclose(load_file(tmp_path / "b.safetensors")["vectors"], found[:5], atol=1e-6)
+
+
+def test_a_killed_command_goes_on_and_its_file_is_the_same(runs, tmp_path, capsys, monkeypatch):
+    """Killed behind the second of three batches, of which only the first is in the record."""
+    words = ["embed", runs / "photos", "--model", runs / "mim", "--set=data.batch_size=8", "--dtype=float16"]
+    assert said(capsys, *words, "--out", tmp_path / "whole.npy")[1] == 0
+    append = Draft.append
+
+    def killed(draft, rows, names):
+        append(draft, rows, names)
+        if draft.batches == 1:
+            draft.record()
+        else:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Draft, "append", killed)
+        out, code, err = said(capsys, *words, "--out", tmp_path / "resumed.npy")
+        assert code == 1 and err.endswith("greenjax embed: stopped; the same command goes on from here\n")
+    assert not (tmp_path / "resumed.npy").exists()
+    other = said(capsys, *words, "--stage=0", "--out", tmp_path / "resumed.npy")
+    assert other[1] == 1 and other[2].endswith(
+        "was begun with stage None: expected that, not 0; --overwrite begins anew\n"
+    )
+    out, code, _ = said(capsys, *words, "--out", tmp_path / "resumed.npy")
+    assert code == 0 and "going on after 8 images ...\n" in out
+    for name in (".npy", ".names.txt", ".left_out.txt"):
+        assert (tmp_path / f"resumed{name}").read_bytes() == (tmp_path / f"whole{name}").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_python_gives_the_vectors_and_maps_of_files_pixels_and_models(runs):
+    files = files_of(runs)[:3]
+    vectors, names = greenjax.embed(runs / "mim", files)
+    assert names == files
+    (runs / "list.txt").write_text(f"{files[2]}\nnowhere.png\n{Path(files[0]).relative_to(runs)}\n")
+    found, names = greenjax.embed(runs / "mim", runs / "list.txt")
+    assert names == [files[2], files[0]]
+    np.testing.assert_allclose(found, vectors[[2, 0]], atol=1e-6)
+    model = greenjax.load(runs / "mim")
+    pixels = pixels_of(model, files)
+    maps = np.asarray(greenjax.features(model, (pixels / 255 - RGB["data__mean"]) / RGB["data__std"])[0])
+    np.testing.assert_allclose(greenjax.embed(model, list(pixels), stage=0)[0], maps, atol=1e-5)
+    np.testing.assert_allclose(greenjax.embed(model, [opened(file) for file in files])[0], vectors, atol=1e-5)
+    assert greenjax.embed(model, list(pixels))[1] == ["source[0]", "source[1]", "source[2]"]
+    assert not model.floats_are_raw
+
+
+@pytest.mark.extra
+def test_parquet_has_the_same_rows(runs, tmp_path, capsys):
+    import pyarrow.parquet
+
+    words = [*files_of(runs)[:5], "--model", runs / "classifier", "--out"]
+    for name in ("a.npy", "a.parquet"):
+        assert said(capsys, "embed", *words, tmp_path / name, "--stage=0", "--dtype=float16")[1] == 0
+    table, vectors = pyarrow.parquet.read_table(tmp_path / "a.parquet"), np.load(tmp_path / "a.npy")
+    assert table["file"].to_pylist() == files_of(runs)[:5] and table.schema.metadata == {b"shape": b"8,8,8"}
+    np.testing.assert_array_equal(np.stack(table["vectors"].to_numpy()).reshape(vectors.shape), vectors)
+    for name in ("p.csv", "p.parquet"):
+        assert said(capsys, "predict", *words, tmp_path / name, "--top=2")[1] == 0
+    table = pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pylist()
+    with (tmp_path / "p.csv").open(newline="") as file:
+        for row, expected in zip(csv.DictReader(file), table, strict=True):
+            assert {k: v if isinstance(v, str) else f"{v:.6f}" for k, v in expected.items()} == row
+
+
+def test_predictions_are_those_of_the_classifier(runs, tmp_path, capsys):
+    out, code, _ = said(
+        capsys, "predict", runs / "photos", "--model", runs / "classifier", "--out", tmp_path / "p.csv", "--top=2"
+    )
+    assert code == 0 and "17 of 19 images" in out
+    model, files = greenjax.load(runs / "classifier"), files_of(runs)
+    odds = np.exp(np.asarray(model(pixels_of(model, files)), np.float64))
+    probability = odds / odds.sum(axis=1, keepdims=True)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == files
+    for row, expected in zip(rows, probability, strict=True):
+        best = np.argsort(-expected)
+        assert [row["class"], row["class_2"]] == [CLASSES[index] for index in best[:2]]
+        found = [float(row["probability"]), float(row["probability_2"])]
+        np.testing.assert_allclose(found, expected[best[:2]], atol=2e-5)
+    assert len({row["class"] for row in rows}) > 1
+
+
+def test_reconstructions_show_the_visible_units_of_each_file(runs, tmp_path, capsys):
+    """Each picture is a sheet of three; the units of the given mask are the original's in the second and the third."""
+    files = [files_of(runs)[0], str(runs / "photos" / "b" / "03.png"), files_of(runs)[0]]
+    words = ["reconstruct", *files, "--model", runs / "mim", "--out", tmp_path / "p"]
+    out, code, err = said(capsys, *words, "--visible=0,9,63")
+    assert code == 0 and "pictures of 2 of 3 images, 3 of 64 units visible" in out and err.count("it is left out") == 1
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["00.png", "00_2.png"]
+    sheet = np.asarray(opened(tmp_path / "p" / "00.png"))
+    scale, gap, top = 10, 6, 24  # 160 pixels for a picture of 16
+    original, visible, reconstruction = (
+        sheet[top : top + 160 : scale, left : left + 160 : scale] for left in range(gap, gap + 3 * 166, 166)
+    )
+    np.testing.assert_array_equal(original, pixels_of(greenjax.load(runs / "mim"), files[:1])[0])
+    seen = listed_mask((8, 8), "0,9,63").repeat(2, axis=0).repeat(2, axis=1)
+    for picture in (visible, reconstruction):
+        np.testing.assert_array_equal(picture[seen], original[seen])
+    assert (visible[~seen] == 128).all() and (reconstruction[~seen] != original[~seen]).any()
+    assert said(capsys, *words)[2].endswith("00.png' is there: expected a new folder, or --overwrite\n")
+
+
+def test_masks_from_files(tmp_path):
+    mask = np.arange(64).reshape(8, 8) % 3 == 0
+    np.save(tmp_path / "m.npy", mask)
+    cv2.imwrite(str(tmp_path / "units.png"), mask.astype(np.uint8) * 255)
+    cv2.imwrite(str(tmp_path / "pixels.png"), mask.repeat(2, 0).repeat(2, 1).astype(np.uint8) * 255)
+    for name in ("m.npy", "units.png", "pixels.png"):
+        np.testing.assert_array_equal(mask_of_file(str(tmp_path / name), (8, 8), (16, 16)), mask)
+    with pytest.raises(ValueError, match=r"m\.npy' is 8 x 8: expected 4 x 4, a value a unit, or 16 x 16 pixels$"):
+        mask_of_file(str(tmp_path / "m.npy"), (4, 4), (16, 16))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["embed", "{photos}", "--model={mim}", "--out=v.txt"], "out is 'v.txt': expected a file named *.npy or"),
+        (["embed", "{photos}", "--model={mim}", "--out={there}"], "is there: expected a new file, or --overwrite"),
+        (
+            ["embed", "{photos}", "--model={mim}", "--stage=1", "--out=v.npy"],
+            "stage is 1: expected 0 to 0 for a swin_t",
+        ),
+        (
+            ["embed", "s3://bucket/photos", "--model={mim}", "--out=v.npy"],
+            "a URL goes into settings, --set data.source",
+        ),
+        (["embed", "{photos}/nowhere", "--model={mim}", "--out=v.npy"], "nowhere': no such file or folder"),
+        (["embed", "{photos}/a", "{deep}", "--model={photos}", "--out=v.npy"], "init, as a workdir "),
+        (
+            ["embed", "{deep}", "--model={mim}", "--out=v.npy"],
+            "deep.npy: it has 5 channels: expected 3 (model.in_channels",
+        ),
+        (["embed", "{photos}/b/03.png", "--model={mim}", "--out=v.npy"], "cannot be decoded as an image"),
+        (["embed", "{photos}", "--model={mim}", "--step=7", "--out=v.npy"], "step"),
+        (
+            ["embed", "{photos}", "--model={mim}", "--out=v.npy", "--set=data.path=x"],
+            "data.path is 'x': expected none beside",
+        ),
+        (["predict", "{photos}", "--model={mim}", "--out=v.csv"], "mim', which has no head: expected a classifier"),
+        (
+            ["predict", "{photos}", "--model={classifier}", "--top=4", "--out=v.csv"],
+            "top is 4: expected 1 to 3, the classes",
+        ),
+        (
+            ["reconstruct", "{photos}", "--model={classifier}", "--out=p"],
+            "task 'finetune': expected a pre-training run",
+        ),
+        (
+            ["reconstruct", "{photos}", "--model={mim}", "--out=p", "--visible=64"],
+            "visible is '64': expected units from 0 to 63",
+        ),
+        (
+            ["reconstruct", "{photos}", "--model={mim}", "--out=p", "--ratio=1"],
+            "mask.ratio is 1.0: expected one that leaves",
+        ),
+    ],
+)
+def test_what_the_commands_refuse_in_one_line(words, expected, runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save(tmp_path / "deep.npy", np.zeros((SIDE, SIDE, 5), np.uint8))
+    (tmp_path / "there.npy").touch()
+    places = {name: runs / name for name in ("photos", "mim", "classifier")}
+    places |= {name: tmp_path / f"{name}.npy" for name in ("deep", "there")}
+    _, code, err = said(capsys, *(word.format(**places) for word in words))
+    assert code == 1 and err.count("\n") == 1 and expected in err and err.startswith(f"greenjax {words[0]}: ")
+    assert {path.name for path in tmp_path.iterdir()} == {"deep.npy", "there.npy"}
