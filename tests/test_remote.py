@@ -9,6 +9,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from test_data_loader import assert_equal, take, tiny_config
 from test_data_tar import pack
 from tiny_data import encode, picture
@@ -214,6 +215,31 @@ def test_what_may_not_be_read_is_refused_at_the_start(folder, serve, config, kin
 
 
 @extra
+@pytest.mark.parametrize("names", [{}, {"AWS_PROFILE": "nobody"}])
+def test_a_user_without_keys_is_told_at_once(folder, serve, config, monkeypatch, names):
+    server = serve("s3", folder)
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(folder))
+    for key, value in names.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(InputError, match=r"^s3://images/.* cannot be read: no right to read it \((NoCred|Profile)"):
+        open_source(config("folder", f"{server.url}/images", fetch_seconds=60.0).data, "train")
+
+
+@extra
+@kinds
+def test_a_server_that_is_not_there_is_named_at_the_start(folder, serve, config, kind):
+    server = serve(kind, folder)
+    server.stop()
+    with pytest.raises(
+        InputError, match=rf"^{server.url}/images.* cannot be read: .* in \d+ s \(data.fetch_seconds\)$"
+    ):
+        open_source(config("folder", f"{server.url}/images", fetch_seconds=2.0).data, "train")
+
+
+@extra
 @kinds
 @pytest.mark.parametrize(
     "source, path, line",
@@ -227,12 +253,23 @@ def test_what_may_not_be_read_is_refused_at_the_start(folder, serve, config, kin
         ("records", "images", "/images/records.json cannot be read: there is no such object"),
         ("coco", "images", "is a URL: expected a path of this machine"),
         ("tfds", "images", "is a URL: expected a path of this machine"),
+        ("huggingface", "images", "is a URL: expected a path of this machine"),
     ],
 )
 def test_what_is_not_there_is_one_line(folder, serve, config, kind, source, path, line):
     with pytest.raises(InputError, match=line) as caught:
         open_source(config(source, f"{serve(kind, folder).url}/{path}").data, "all")
     assert "\n" not in str(caught.value)
+
+
+@extra
+def test_a_folder_here_and_one_at_a_url_are_one_set(folder, serve, config):
+    """Class folders of one name are one class; a split lies in each."""
+    server = serve("s3", folder)
+    data = dict(config("folder", "x").data) | {"path": (str(folder / "images"), f"{server.url}/images")}
+    found = open_labelled(ConfigDict(data), "train")
+    assert len(found) == 2 * COUNT and found.classes == ("a", "b", "c")
+    assert sorted(values_of(found)) == sorted(2 * [(20 * i, i % 3) for i in range(COUNT)])
 
 
 @extra

@@ -35,6 +35,7 @@ TRIES = 3  # at least, where a server does not answer: the share of the time tha
 SHORTEST = 0.1  # seconds of a try
 FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0  # seconds between two tries; each wait is twice the one before
 BOTO = {"config_kwargs": {"retries": {"max_attempts": 1}}}  # by itself it tries for longer than one try may take
+NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")  # boto's
 PART = 1 << 24  # bytes of one request for a large file
 VERSIONS = (
     "ETag",
@@ -159,29 +160,31 @@ class Remote:
             folder = folders.pop()
             seen.add(folder)
             for entry in self._tried(folder, lambda files, limit, page=folder: files.ls(page, **limit)):
+                if not entry["name"].startswith(f"{root}/"):
+                    continue  # of another place
                 if entry["type"] != "directory":
                     yield entry["name"]
-                elif entry["name"] not in seen and entry["name"].startswith(f"{root}/"):
+                elif entry["name"] not in seen:
                     folders.append(entry["name"])
 
     def check_rights(self, urls: Iterable[str]) -> None:
-        """Asks for one object of each bucket or server. Raises InputError where this user may not read it."""
+        """Asks for one object of each bucket or server. Raises InputError where it may not, or cannot, be read."""
         for url in {tuple(url.split("/")[:3]): url for url in urls}.values():
             try:
                 self.fetch(url)
-            except Forbidden as error:
+            except (Forbidden, RemoteError) as error:
                 raise InputError(str(error)) from error
             except Refused:
                 pass  # a missing object is named, counted and replaced when its turn comes
 
     def _tried(self, url: str, call: Callable[[Any, dict[str, float]], T]) -> T:
         """The result of `call`, of a filesystem and the limit of one try; tries again after errors that may pass."""
-        files = filesystem(url.partition("://")[0], os.getpid())
         begin, wait, tries, said_last = time.monotonic(), FIRST_WAIT, 0, ""
         while True:
             left = min(self.seconds / TRIES, self.seconds - (time.monotonic() - begin))
             tries += 1
             try:
+                files = filesystem(url.partition("://")[0], os.getpid())
                 return call(files, {"timeout": max(left, SHORTEST)} if files.async_impl else {})
             except Exception as error:  # each filesystem has errors of its own
                 kind, reason = judged(error)
@@ -199,10 +202,10 @@ class Remote:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Turns what a server refuses into InputError: at the start, of an object that a run cannot do without."""
+    """Turns errors into InputError: at the start, of an object that a run cannot do without."""
     try:
         yield
-    except Refused as error:
+    except (Refused, RemoteError) as error:
         raise InputError(str(error)) from error
 
 
@@ -254,7 +257,7 @@ def filesystem(scheme: str, process: int) -> Any:
 
     options = BOTO if scheme == "s3" and "config_kwargs" not in conf.get("s3", {}) else {}
     files: Any = fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **options)
-    if hasattr(files, "set_session"):  # boto reads large files first, which is no part of a request's time
+    if hasattr(files, "set_session"):  # reading boto's files takes up to seconds: a cancelled try would begin anew
         sync(files.loop, files.set_session)
     return files
 
@@ -268,7 +271,7 @@ def judged(error: Exception) -> tuple[type[Refused] | None, str]:
     status = status_of(error)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return Refused, "there is no such object"
-    if isinstance(error, PermissionError) or status in (401, 403) or type(error).__name__ == "NoCredentialsError":
+    if isinstance(error, PermissionError) or status in (401, 403) or type(error).__name__ in NO_KEYS:
         return Forbidden, f"no right to read it ({status or said(error)})"
     if status is not None and 400 <= status < 500 and status not in (408, 429):
         return Refused, f"the server answers {status} ({said(error)})"
