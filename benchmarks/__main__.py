@@ -35,12 +35,14 @@ SUITES = {  # by name: the module
     "families": "families",
     "detection": "detection",
     "input": "inputs",
+    "sources": "sources",
+    "formats": "formats",
     "ahead": "ahead",
     "scaling": "scaling",
     "study": "study",
     "sweep": "sweep",
 }
-WITHOUT_CONFIG = ("sparse", "input")
+WITHOUT_CONFIG = ("sparse", "input", "sources", "formats")
 ABSENT_DEVICES = ("ahead", "scaling")  # compile for devices that are not here
 TRAINING = {"study", "sweep"}  # measure no time
 

@@ -23,7 +23,7 @@ from greenjax.data.encoded import Images
 from greenjax.data.labels import LabelledSource, check_classes
 from greenjax.data.randaugment import labelled_view
 from greenjax.data.stream import Stream, shuffled
-from greenjax.data.undecodable import Fault, Undecodable
+from greenjax.data.undecodable import Fault, Remark, Undecodable
 from greenjax.data.workers import WorkerPool, look_after_workers
 from greenjax.planning import Plan, Planner
 
@@ -183,8 +183,8 @@ class Maker:
     rows: range
     finish: Callable[..., Any]  # of the step and its stacked rows
 
-    def __call__(self, step: int) -> tuple[Any, list[Fault]]:
-        """The batch, and the damaged images that were met."""
+    def __call__(self, step: int) -> tuple[Any, list[Fault | Remark]]:
+        """The batch, the damaged images that were met, and remarks."""
         each = len(self.rows)
         rows = map(self.row, range(step * each, (step + 1) * each))
         return self.finish(step, tuple(map(np.stack, zip(*rows)))), self.stream.new_faults()

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from greenjax.data.encoded import DecodeError, undecoded
-from greenjax.data.undecodable import Fault
+from greenjax.data.encoded import DecodeError, Encoded, undecoded
+from greenjax.data.frames import has_more
+from greenjax.data.reading import PICTURE
+from greenjax.data.undecodable import Fault, Remark
 from greenjax.errors import InputError, RunError
 
 if TYPE_CHECKING:
     import grain  # imported where it is used: it imports JAX, which workers do without
 
+FIRST = "has more than one frame or page: of all such images the first is taken"
 LOOKED_AT = 100  # images: a run ends when more than half of the last ones that a stream met cannot be used
 
 
@@ -56,7 +59,9 @@ class Stream:
         self.patient = patient
         self.blank = self.nothing()
         self._last: deque[Exception | None] = deque(maxlen=min(LOOKED_AT, len(order)))  # errors of images, None if fine
-        self._faults: deque[Fault] = deque()  # filled by several threads in evaluation
+        self._faults: deque[Fault | Remark] = deque()  # filled by several threads in evaluation
+        reading = getattr(view, "reading", PICTURE)  # detection reads pictures alone
+        self._looks_for_frames = reading.page == 0  # until it has found some
 
     def __len__(self) -> int:
         return self.length or len(self.order)
@@ -67,13 +72,16 @@ class Stream:
         for place in (index,) if self.length else count_from(index):
             number = int(self.order[place])
             try:
-                found = self.seen(undecoded(self.source, number), index)
+                item = undecoded(self.source, number)
+                found = self.seen(item, index)
             except (InputError, RunError):
                 raise
             except Exception as error:  # the one place that catches any error: images are the user's
                 self._blame(number, error)
             else:
                 self._last.append(None)
+                if self._looks_for_frames:
+                    self._look_for_frames(item)
                 return *found, place > index, True
         return *self.blank, True, False
 
@@ -87,9 +95,16 @@ class Stream:
         black = np.zeros((*self.view.size, self.view.channels), self.view.reading.dtype)
         return (black, np.int32(-1)) if self.labelled else (black,)
 
-    def new_faults(self) -> list[Fault]:
-        """The damaged images met since the last call."""
+    def new_faults(self) -> list[Fault | Remark]:
+        """The damaged images met since the last call, and what is to be said of others."""
         return [self._faults.popleft() for _ in range(len(self._faults))]
+
+    def _look_for_frames(self, item: Any) -> None:
+        """Remarks on an image with more than one frame, and looks no further."""
+        image = item[0] if isinstance(item, tuple) else item
+        if isinstance(image, Encoded) and has_more(image.data):
+            self._looks_for_frames = False
+            self._faults.append(Remark(image.name, FIRST))
 
     def _blame(self, number: int, error: Exception) -> None:
         """Records the error of an image. Raises where too many images have one."""

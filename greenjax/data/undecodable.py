@@ -19,6 +19,13 @@ class Fault(NamedTuple):
     reason: str
 
 
+class Remark(NamedTuple):
+    """Something about an image that holds for many: a run says it once, of the first such image."""
+
+    name: str
+    what: str
+
+
 class Undecodable:
     """The images of a run that cannot be used. A warning names each when it is first met."""
 
@@ -28,6 +35,7 @@ class Undecodable:
         `writes`: this process writes for all.
         """
         self._path, self._writes, self._names = workdir and workdir / FILE, writes, set()
+        self._remarks: set[str] = set()
         if self._path is None:
             return
         if resuming and self._path.exists():
@@ -43,9 +51,15 @@ class Undecodable:
     def __len__(self) -> int:
         return len(self._names)
 
-    def add(self, faults: Iterable[Fault], remedy: str) -> None:
-        """Warns of the images that are new; `remedy` says what happens in their place."""
-        for name, reason in (map(on_one_line, fault) for fault in faults):
+    def add(self, faults: Iterable[Fault | Remark], remedy: str) -> None:
+        """Warns of the images that are new; `remedy` says what happens in their place. Makes each remark once."""
+        for fault in faults:
+            name, reason = map(on_one_line, fault)
+            if isinstance(fault, Remark):
+                if reason not in self._remarks:
+                    self._remarks.add(reason)
+                    logging.warning("%s %s", name, reason)
+                continue
             if name in self._names:
                 continue
             self._names.add(name)

@@ -17,12 +17,14 @@ from ml_collections import ConfigDict
 
 from greenjax.data.augment import reading_of, resize
 from greenjax.data.encoded import DecodeError, Encoded, Image, load, size_of, undecoded
+from greenjax.data.frames import has_more
 from greenjax.data.listing import listing
 from greenjax.data.open import open_labelled, open_source, parse_split
 from greenjax.data.reading import PICTURE, Box, Reading, Size
 from greenjax.data.remote import is_url
 from greenjax.data.sources.array_record import count_records
 from greenjax.data.sources.base import paths_of
+from greenjax.data.sources.image_files import warn_once
 from greenjax.data.sources.records import DESCRIPTION, REMEDY, labels_path, read_description, shard_names, to_raw
 from greenjax.data.worker_process import keep_freed_memory
 from greenjax.errors import InputError
@@ -172,6 +174,8 @@ def write_shard(path: Path, split: Split, rows: range, how: How, advance: Callab
                     image, label = (item, -1) if split.classes is None else item
                     writer.write(to_record(image, how))
                     labels.append(label)
+                    if how.reading.page == 0 and isinstance(image, Encoded) and has_more(image.data):
+                        warn_once(f"some images of {path.parent} have several frames or pages: the first is taken")
                 except DecodeError as error:
                     logging.warning("%s; it is left out", error)
                 advance(1)
