@@ -14,7 +14,7 @@ from greenjax.backbones.geometry import token_grid, visible_units
 from greenjax.config import flatten, load_config
 from greenjax.config.flags import started
 from greenjax.config.places import is_name, locate
-from greenjax.data.sources import SOURCES
+from greenjax.data.sources import COLUMNS, SOURCES
 from greenjax.data.sources.base import paths_of
 from greenjax.data.sources.objects import ObjectSource
 from greenjax.errors import InputError
@@ -28,7 +28,7 @@ from greenjax.training.start import HELD_OUT, TRAINING, Run
 from greenjax.training.state import abstract_state
 
 # Settings of the images, which a fine-tuning takes over where its config has others.
-DATA = ("data.source", "data.path", "data.name", "data.split", "data.eval_split", "data.mean", "data.std")
+DATA = ("data.source", "data.path", "data.name", *COLUMNS, "data.split", "data.eval_split", "data.mean", "data.std")
 RESULTS = ("results.json", "predictions_*.csv", "detections_*.json")
 FAVOURITE = "timm"  # the layout that the export command names where it fits
 
