@@ -99,7 +99,7 @@ def test_vectors_are_the_pooled_features_of_transformers(runs, tmp_path, capsys)
     with torch.no_grad():
         there = [model(**processor(opened(file), return_tensors="pt")).pooler_output[0].numpy() for file in files]
     np.testing.assert_allclose(found, there, atol=1e-4)
-    words = ["--model", tmp_path / "hf" / "model.safetensors", "--out", tmp_path / "b.safetensors"]
+    words = ["--model", tmp_path / "hf", "--out", tmp_path / "b.safetensors"]
     assert said(capsys, "embed", *files[:5], *words)[1] == 0
     np.testing.assert_allclose(load_file(tmp_path / "b.safetensors")["vectors"], found[:5], atol=1e-6)
 

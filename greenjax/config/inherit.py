@@ -63,10 +63,12 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
 
 
 def recorded(init: str) -> Settings:
-    """The flat settings that a workdir or a file of greenjax keeps beside its weights; {} where there are none."""
+    """The flat settings that a workdir, a file or a folder of greenjax keeps beside its weights; {} of others."""
     if init == "none":
         return {}
     path = expanded(init)
+    exported = path / "model.safetensors"  # the export for transformers, whose config.json is theirs
+    path = exported if exported.is_file() else path
     if path.suffix == ".safetensors" and path.is_file():
         return _described(read_metadata(path))
     config = path / "config.json"

@@ -74,7 +74,8 @@ def fill(
     with jax.set_mesh(model.mesh), progress_bar("images", len(source), done) as advance:
         for numbers, output in outputs(model, forward, source, draft.batches, undecodable):
             draft.append(take(output), [on_one_line(source.name_of(int(number))) for number in numbers])
-            advance(size)
+            done, before = min(len(source), draft.batches * size), done
+            advance(done - before)
 
 
 def tell(draft: Draft, images: int, files: Outputs) -> None:

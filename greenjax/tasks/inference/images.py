@@ -70,7 +70,7 @@ def listed_in(path: Path) -> list[str]:
         raise InputError(f"list {str(path)!r} cannot be read: {error.strerror}") from error
     if any(map(is_url, names)):
         raise InputError(f"list {str(path)!r} has URLs: expected --set data.source=list --set data.path={path}")
-    return [os.path.join(path.parent, name) for name in names]
+    return [os.path.join(os.path.dirname(path), name) for name in names]
 
 
 def check_images(config: ConfigDict, source: Any) -> None:
