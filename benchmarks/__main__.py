@@ -37,12 +37,13 @@ SUITES = {  # by name: the module
     "input": "inputs",
     "sources": "sources",
     "formats": "formats",
+    "listing": "listing",
     "ahead": "ahead",
     "scaling": "scaling",
     "study": "study",
     "sweep": "sweep",
 }
-WITHOUT_CONFIG = ("sparse", "input", "sources", "formats")
+WITHOUT_CONFIG = ("sparse", "input", "sources", "formats", "listing")
 ABSENT_DEVICES = ("ahead", "scaling")  # compile for devices that are not here
 TRAINING = {"study", "sweep"}  # measure no time
 

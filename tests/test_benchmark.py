@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import pytest
 from small import ONE_STAGE, small_config
 
-from benchmarks import __main__, families, inputs, measure, peers, precision, programs, sparse, step, whole_run
+from benchmarks import __main__, families, inputs, listing, measure, peers, precision, programs, sparse, step, whole_run
 from greenjax.backbones import geometry
+from greenjax.data.sources import image_files, kept_listing
 from greenjax.errors import InputError
 from greenjax.planning.plan import GroupLayout
 
@@ -95,6 +96,16 @@ def test_the_input_suite_compares_all_ways(monkeypatch, tmp_path, capsys):
     assert all(row["images_per_second"] > 0 for row in [*report["rows"], *report["loader"]])
     assert {(row["source"], row["workers"]) for row in report["loader"]} == {("JPEG files", 0), ("raw records", 0)}
     assert "greenjax, raw records" in capsys.readouterr().out
+
+
+def test_the_listing_suite_starts_from_what_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(listing, "SETTLED", -1)
+    monkeypatch.setattr(kept_listing, "SETTLED", -1)
+    monkeypatch.setattr(image_files, "WORTH_KEEPING", 0)
+    __main__.main(["", "listing", "--images=30", "--folders=3", f"--json={tmp_path / 'figures.json'}"])
+    nothing, *rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert nothing["worker"] > 1 << 20 and [row["way"] for row in rows] == ["images", "images and labels"]
+    assert all(row["first"] > 0 and row["later"] > 0 and row["worker"] > 1 << 20 for row in rows)
 
 
 def test_the_step_suite_compares_with_the_dense_step_and_pytorch(monkeypatch, capsys):
