@@ -7,7 +7,7 @@ from greenjax.data.reading import is_number
 
 SIZE = (int, tuple)  # the type of image_size: one side in pixels, or (height, width)
 RATIO = (int, float, tuple)  # the type of model.mlp_ratio: one number, or one a stage
-NAMES = (str, tuple)  # the type of model.sparse_conv: one name, or one a stage
+NAMES = (str, tuple)  # the type of model.sparse_conv and log.to: one name, or a tuple
 PATHS = (tuple, str)  # the type of data.path: one path, or several
 PHASES = SIZE  # the type of detect.pre_nms: one count for training and evaluation, or (training, evaluation)
 
@@ -77,3 +77,9 @@ def ratio() -> Key:
 def backend(*names: str) -> Key:
     allowed = f"{' or '.join(names)}, for all stages or one a stage"
     return Key(NAMES, names[0], allowed, lambda v: set(v if isinstance(v, tuple) else [v]) <= {*names}, by_stage=True)
+
+
+def several(default: str, *names: str) -> Key:
+    """One of these names, or a tuple of them."""
+    allowed = f"{', '.join(names[:-1])} or {names[-1]}, or several of them"
+    return Key(NAMES, default, allowed, lambda v: v and set(v if isinstance(v, tuple) else [v]) <= {*names})

@@ -15,6 +15,7 @@ from greenjax.config.kinds import (
     phases,
     probability,
     ratio,
+    several,
     share,
     size,
     text,
@@ -170,6 +171,7 @@ KEYS = {
         "devices that the batch is split over"
     ),
     "mesh.fsdp": count(1).means("devices that parameters are split over"),
+    "log.to": several("tensorboard", "tensorboard", "wandb", "mlflow").means("trackers, beside metrics.jsonl"),
     "log.every": count(50).means("steps between two lines of metrics"),
     "log.eval_every": count(1000, 0).means("steps between two held-out evaluations; 0 = first and last step only"),
     "log.picture_every": count(5000, 0).means("steps between two pictures; 0 = first and last step only"),

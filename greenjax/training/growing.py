@@ -62,7 +62,8 @@ class Board:
         image = b"".join(_field(number, value) for number, value in enumerate(shape, 1))
         self._summary(step, [_field(1, tag.encode()) + _field(4, image)])
 
-    def close(self) -> None:
+    def close(self, done: bool = True) -> None:
+        del done
         self._file.close()
 
     def _summary(self, step: int, values: list[bytes]) -> None:

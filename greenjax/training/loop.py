@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from greenjax.config import flatten
 from greenjax.data.loader import Batches
 from greenjax.data.workers import look_after_workers
 from greenjax.errors import InterruptedRun
@@ -22,6 +23,7 @@ from greenjax.training.metrics import MetricsWriter
 from greenjax.training.start import Run
 from greenjax.training.state import State, abstract_state
 from greenjax.training.step import Metrics
+from greenjax.training.trackers import trackers_of
 
 BatchesFrom = Callable[[int], Batches]  # a position in the stream -> this process's part of each batch from there on
 CountsAt = Callable[[int], dict[str, int]]  # a position in the stream -> more numbers of a line of metrics
@@ -73,7 +75,7 @@ def _to_the_end(
     skipped = rollbacks.skipped(start)  # batches
     with (
         Checkpointer(run.workdir, log.keep, log.keep_every) as checkpointer,
-        MetricsWriter(run.workdir, total, start) as writer,
+        MetricsWriter(run.workdir, total, start, trackers_of(log.to), flatten(run.config)) as writer,
         jax.transfer_guard("disallow"),
         jax.set_mesh(run.mesh),  # for callbacks: ops/spconv_bridge.py
         closing(batches(start + skipped)) as stream,  # closing ends the workers

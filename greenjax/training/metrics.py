@@ -1,25 +1,35 @@
-"""Metrics of a run: lines of metrics.jsonl, events for TensorBoard, and the display."""
+"""Metrics of a run: lines of metrics.jsonl, trackers, and the display."""
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from greenjax.runtime.files import read_metrics, replace_text
 from greenjax.runtime.processes import leads
-from greenjax.training.growing import Board, GrowingFile
+from greenjax.training.growing import GrowingFile
 from greenjax.training.progress import Values, make_display
+from greenjax.training.trackers import Tracked, open_trackers
 
 
 class MetricsWriter(AbstractContextManager):
     """Writes and shows the metrics of a run from step `start` (0: from its beginning) to step `total`.
 
     Lines of steps after `start` are dropped: these steps are repeated. Process 0 alone writes and shows anything.
+    `to` names the trackers, which are also told the flat `settings`.
     """
 
-    def __init__(self, workdir: Path, total: int, start: int = 0):
+    def __init__(
+        self,
+        workdir: Path,
+        total: int,
+        start: int = 0,
+        to: Sequence[str] = ("tensorboard",),
+        settings: Mapping[str, Any] = MappingProxyType({}),
+    ):
         self.hours_before = 0.0  # of all devices, spent on this run before; repeated steps included
         self._writes, self._start = leads(), start
         if not self._writes:
@@ -31,7 +41,7 @@ class MetricsWriter(AbstractContextManager):
             kept = [line for line in lines if start and line["step"] <= start]
             replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._lines = GrowingFile(path)
-        self._board = Board(workdir / "tensorboard", purge_step=start + 1 if start else 0)
+        self._trackers = open_trackers(to, Tracked(workdir, start, settings))
         self._display = make_display(total, start)
 
     def phase(self, text: str) -> None:
@@ -52,16 +62,18 @@ class MetricsWriter(AbstractContextManager):
         # JSON knows no NaN.
         finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
         self._lines.add(json.dumps({"step": step} | finite).encode() + b"\n")
-        self._board.scalars(step, numbers)
+        for tracker in self._trackers:
+            tracker.scalars(step, numbers)
         self._display.line(step, numbers)
 
     def image(self, step: int, picture: Path) -> None:
-        """Adds a PNG to TensorBoard, under the name of its folder."""
-        if self._writes:
-            self._board.image(step, picture.parent.name, picture)
+        """Gives a PNG to the trackers, under the name of its folder."""
+        for tracker in self._trackers if self._writes else ():
+            tracker.image(step, picture.parent.name, picture)
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
         if self._writes:
             self._display.close()
-            self._board.close()
+            for tracker in self._trackers:
+                tracker.close(done=error is None)
             self._lines.close()

@@ -31,6 +31,7 @@ from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import Params, State, abstract_state, init_state, parameters
 from greenjax.training.step import Task, make_update
 from greenjax.training.together import same_start
+from greenjax.training.trackers import trackers_of
 
 TRAINING, HELD_OUT = "training images", "held-out images"  # keys of Run.sources
 
@@ -78,6 +79,7 @@ def begin(
     began, config, images = monotonic(), task.config, sources[TRAINING]
     if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
         raise InputError(f"config.deterministic: XLA_FLAGS lacks {DETERMINISTIC}, to be set before JAX starts")
+    trackers_of(config.log.to)  # may lack their libraries
     total, warmup = run_length(config, len(images))
     checkpointer = Checkpointer(workdir)
     last = checkpointer.latest_intact_step()
