@@ -72,6 +72,16 @@ def test_the_index_is_made_once_and_anew_for_another_file(shards, monkeypatch):
     assert values(open_source(data, "train")) == [0, 1, 2, 3, 30, 8, 9, 10, 11]
 
 
+def test_a_damaged_index_is_made_anew(shards):
+    path, data = shards / "train-00.tar.index.npz", settings("tar", shards / "{split}-*.tar")
+    expected = values(open_source(data, "train"))
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 41):
+        for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :]):
+            path.write_bytes(damaged)
+            assert values(open_source(data, "train")) == expected
+
+
 def test_an_index_that_cannot_stand_beside_its_file_is_cached(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     beside = tar.index_paths

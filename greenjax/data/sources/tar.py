@@ -20,6 +20,7 @@ from hashlib import blake2b
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from absl import logging
@@ -177,11 +178,11 @@ def index_paths(shard: str) -> list[Path]:
 def read_index(path: Path, stamp: np.ndarray) -> Index | None:
     """A kept index; None where there is none, where it is damaged, or where the tar file has changed since."""
     try:
-        with np.load(path) as kept:
+        with path.open("rb") as file, np.load(file) as kept:
             if np.array_equal(kept["stamp"], stamp):
                 start, size, names, labels = (kept[name] for name in Index._fields[:4])
                 return Index(start, size, names, labels, int(kept["without"]))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, RuntimeError):  # what damage of an .npz may raise
         pass
     return None
 
