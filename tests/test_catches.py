@@ -1,4 +1,5 @@
-"""Where the package may catch errors of any class: nowhere but where an image is replaced, unless it raises again."""
+"""Where the package may catch errors of any class, unless it raises again: where an image is replaced or left out, and
+where a tracker is given up."""
 
 import ast
 from collections.abc import Iterator
@@ -54,8 +55,11 @@ with contextlib.suppress(OSError, Exception): pass
     assert silent(ast.parse(text)) == [3, 5, 9, 13]
 
 
-def test_any_error_is_caught_only_where_an_image_is_replaced():
+ALLOWED = {"data/stream.py": 1, "tasks/inference/images.py": 1, "training/trackers.py": 1}
+
+
+def test_any_error_is_caught_only_where_it_is_said():
     found = {
         path.relative_to(PACKAGE).as_posix(): silent(ast.parse(path.read_text())) for path in PACKAGE.rglob("*.py")
     }
-    assert {name: len(lines) for name, lines in found.items() if lines} == {"data/stream.py": 1}
+    assert {name: len(lines) for name, lines in found.items() if lines} == ALLOWED
