@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
@@ -96,11 +97,10 @@ class WeightsAndBiases:
     """Its project, mode and server are those of its environment variables, WANDB_PROJECT and the like."""
 
     def __init__(self, run: Tracked):
-        import wandb  # an extra
-
         identity = run.before("wandb") or uuid.uuid4().hex[:8]
-        self._wandb: Any = wandb
-        self._run: Any = wandb.init(
+        wandb: Any = import_module("wandb")  # an extra
+        self._wandb = wandb
+        self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             id=identity,
             name=run.workdir.name,
@@ -129,11 +129,8 @@ class MLflow:
     """Its server and experiment are those of MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME."""
 
     def __init__(self, run: Tracked):
-        from mlflow import MlflowClient  # an extra
-        from mlflow.entities import Metric
-
-        self._client: Any = MlflowClient()
-        self._metric: Any = Metric
+        mlflow: Any = import_module("mlflow")  # an extra
+        self._client, self._metric = mlflow.MlflowClient(), mlflow.entities.Metric
         self._run = run.before("mlflow")
         if self._run is not None:
             self._client.update_run(self._run, status="RUNNING")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,7 @@ def splits_of(data: ConfigDict, split: str) -> dict[str, Any]:
 def library() -> Any:
     """The module `datasets`, which prints no errors of its own. Raises InputError with the line that installs it."""
     try:
-        import datasets  # only this source needs it
+        datasets: Any = import_module("datasets")  # only this source needs it
     except ImportError as error:
         what = "data.source 'huggingface' needs the package datasets"
         raise InputError(f"{what}: `pip install 'greenjax[huggingface]'` installs it") from error
@@ -244,9 +245,7 @@ def name_damage(paths: Iterable[Path]) -> None:
 
 def image_column(data: ConfigDict, features: Any) -> str:
     """The column of images: data.image_column, `image`, or the only one. Raises InputError where there is none."""
-    from datasets import Image
-
-    found = [name for name, feature in features.items() if isinstance(feature, Image)]
+    found = [name for name, feature in features.items() if isinstance(feature, library().Image)]
     found = found or [field.name for field in features.arrow_schema if holds_images(field.type)]  # of other programs
     name = data.image_column or ("image" if "image" in found or len(found) != 1 else found[0])
     if name in found:
@@ -257,9 +256,7 @@ def image_column(data: ConfigDict, features: Any) -> str:
 
 def declared(features: Mapping[str, Any]) -> dict[str, list[str]]:
     """The names of the classes of each column that declares them."""
-    from datasets import ClassLabel
-
-    return {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
+    return {name: feature.names for name, feature in features.items() if isinstance(feature, library().ClassLabel)}
 
 
 def in_a_line(error: BaseException) -> str:
