@@ -185,7 +185,7 @@ def read_whole(path: str) -> tuple[float, int]:
 
 
 def peak() -> int:
-    """The most bytes of memory that the process has had; `resource` would count those of its parent, too."""
+    """The peak memory of this process, in bytes. `resource` would begin at that of its parent."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024

@@ -38,7 +38,7 @@ COLUMNS: list[Column] = [
 
 
 def run(batch: int, repeats: int) -> dict[str, Any]:
-    """Times every source: reading an image as it is stored, and the whole way to a training view of it."""
+    """Times each source twice: reading a stored image, and making a training view of it."""
     cv2.setNumThreads(0)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:

@@ -28,6 +28,11 @@ def refuse(values: Mapping[str, Any], key: str, expected: str) -> NoReturn:
     raise InputError(f"{key} is {values[key]!r}: expected {expected}")
 
 
+def in_a_line(error: BaseException) -> str:
+    """The message of an error of a library on one line, or the error's class where there is none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def listed(names: Iterable[str]) -> str:
     """The names as an error shows them: the first ten, and the number of the others."""
     names = list(names)

@@ -133,7 +133,8 @@ def twice(workdir, name):
 @pytest.mark.extra
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow asks its database in an old way
 def test_mlflow_has_settings_curves_and_pictures_of_a_resumed_run(tmp_path, monkeypatch, caplog):
-    mlflow = pytest.importorskip("mlflow")
+    import mlflow
+
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)  # artifacts
     identity = twice(tmp_path / "run", "mlflow")
@@ -151,7 +152,6 @@ def test_mlflow_has_settings_curves_and_pictures_of_a_resumed_run(tmp_path, monk
 
 @pytest.mark.extra
 def test_wandb_offline_has_settings_curves_and_pictures_of_a_resumed_run(tmp_path, monkeypatch, caplog):
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     workdir = tmp_path / "run"
     identity = twice(workdir, "wandb")

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from absl import logging
 
-from greenjax.errors import InputError
+from greenjax.errors import InputError, in_a_line
 from greenjax.runtime.console import say
 from greenjax.runtime.files import replace_text
 from greenjax.training.growing import Board
@@ -89,8 +89,7 @@ class Aside:
                 call(tracker)
         except BaseException as error:  # whatever a library raises, SystemExit included
             self._failed = True
-            what = " ".join(str(error).split()) or type(error).__name__
-            logging.warning("log.to: %s failed (%s); the run goes on without it", self._name, what)
+            logging.warning("log.to: %s failed (%s); the run goes on without it", self._name, in_a_line(error))
 
 
 class WeightsAndBiases:

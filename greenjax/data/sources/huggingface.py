@@ -25,7 +25,7 @@ from greenjax.data.labels import Listed, by_name
 from greenjax.data.sources.base import Source
 from greenjax.data.sources.list import read_listed
 from greenjax.data.sources.patterns import files_of
-from greenjax.errors import InputError, listed, refuse
+from greenjax.errors import InputError, in_a_line, listed, refuse
 from greenjax.runtime.files import expanded
 
 KINDS = {".arrow": "arrow", ".parquet": "parquet"}  # the library's names of files, by suffix
@@ -245,7 +245,8 @@ def name_damage(paths: Iterable[Path]) -> None:
 
 def image_column(data: ConfigDict, features: Any) -> str:
     """The column of images: data.image_column, `image`, or the only one. Raises InputError where there is none."""
-    found = [name for name, feature in features.items() if isinstance(feature, library().Image)]
+    kind = library().Image
+    found = [name for name, feature in features.items() if isinstance(feature, kind)]
     found = found or [field.name for field in features.arrow_schema if holds_images(field.type)]  # of other programs
     name = data.image_column or ("image" if "image" in found or len(found) != 1 else found[0])
     if name in found:
@@ -256,8 +257,5 @@ def image_column(data: ConfigDict, features: Any) -> str:
 
 def declared(features: Mapping[str, Any]) -> dict[str, list[str]]:
     """The names of the classes of each column that declares them."""
-    return {name: feature.names for name, feature in features.items() if isinstance(feature, library().ClassLabel)}
-
-
-def in_a_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    kind = library().ClassLabel
+    return {name: feature.names for name, feature in features.items() if isinstance(feature, kind)}
