@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from greenjax.config import default_config, flatten, load_config, resolve
+    from greenjax.config.file import load_config
+    from greenjax.config.resolve import default_config, flatten, resolve  # the site's tool reads this: not the module
     from greenjax.interop.loading import load, load_torch
     from greenjax.interop.saving import save_torch
     from greenjax.models import build, features

@@ -16,11 +16,17 @@ def described(keys: Iterable[str]) -> list[str]:
     lines = []
     for key in keys:
         entry = KEYS[key]
-        default = "by model.name" if key.removeprefix("model.") in SIZE_SETTINGS else "not given"
-        lines.append(f"  {key:24} {default if entry.default is None else repr(entry.default)}")
+        lines.append(f"  {key:24} {default_text(key)}")
         for text in (entry.meaning, f"allowed: {entry.allowed}"):
             lines += textwrap.wrap(text, 100, initial_indent=_INDENT, subsequent_indent=_INDENT)
     return lines
+
+
+def default_text(key: str) -> str:
+    """The default of a key, as a person reads it."""
+    if KEYS[key].default is not None:
+        return repr(KEYS[key].default)
+    return "by model.name" if key.removeprefix("model.") in SIZE_SETTINGS else "not given"
 
 
 def found(words: Sequence[str]) -> list[str]:
