@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from greenjax.config.file import load_config
     from greenjax.config.resolve import default_config, flatten, resolve  # the site's tool reads this: not the module
     from greenjax.interop.loading import load, load_torch
+    from greenjax.interop.pretrained import load_pretrained
     from greenjax.interop.saving import save_torch
     from greenjax.models import build, features
     from greenjax.tasks.inference.embed import embed
@@ -28,6 +29,7 @@ _PUBLIC = {
     "features": "greenjax.models",
     "embed": "greenjax.tasks.inference.embed",
     "load": "greenjax.interop.loading",
+    "load_pretrained": "greenjax.interop.pretrained",
     "load_torch": "greenjax.interop.loading",
     "save_torch": "greenjax.interop.saving",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "flatten",
     "load",
     "load_config",
+    "load_pretrained",
     "load_torch",
     "pretrain",
     "resolve",

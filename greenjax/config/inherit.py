@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS, family_of
 from greenjax.config.resolve import flatten
 from greenjax.config.settings import KEYS
+from greenjax.config.transformers import described
+from greenjax.config.values import same_value
 from greenjax.data.sources import SOURCES
 from greenjax.errors import refuse
 from greenjax.runtime.files import expanded, read_json, read_metadata
@@ -23,7 +25,8 @@ Settings = dict[str, Any]
 FREE = tuple(part for part in SIZE_SETTINGS if KEYS[f"model.{part}"].free)  # weights fit others, too
 SIZES = (*(part for part in SIZE_SETTINGS if part not in FREE), "in_channels")
 FIXED = ("model.name", *(f"model.{part}" for part in SIZES))  # weights fit no others
-MODEL = (*FIXED, *(f"model.{part}" for part in FREE), "data.mean", "data.std", "data.scale")
+COLOURS = ("data.mean", "data.std")
+MODEL = (*FIXED, *(f"model.{part}" for part in FREE), *COLOURS, "data.scale")
 DECODER = ("decoder.dim", "decoder.depth", "decoder.num_heads")
 PLACE = ("data.source", "data.path", "data.name")
 READING = ("data.dtype", "data.channels", "data.alpha", "data.page", "data.no_data")
@@ -42,7 +45,7 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
         if key in given and not same_value(_unset(settings[key]), there.get(key)):
             found = "none" if there.get(key) is None else repr(there[key])
             refuse(settings, key, f"{found}, as the weights of init {init!r} have it")
-    wanted = dict.fromkeys(MODEL) | {key: there[key] for key in MODEL if key in there}
+    wanted = {key: there.get(key) for key in MODEL if key in there or key not in COLOURS}
     wanted["data.statistics"] = ""  # of other images than those of the weights
     if task == "pretrain" and there.get("task") == "pretrain":
         wanted |= {key: there[key] for key in DECODER if key in there}
@@ -63,25 +66,32 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
 
 
 def recorded(init: str) -> Settings:
-    """The flat settings that a workdir, a file or a folder of greenjax keeps beside its weights; {} of others."""
+    """The flat settings that a workdir, a file or a folder keeps beside its weights; {} where it does not say them.
+
+    Raises InputError for a model of transformers that greenjax has not.
+    """
     if init == "none":
         return {}
     path = expanded(init)
-    exported = path / "model.safetensors"  # the export for transformers, whose config.json is theirs
-    path = exported if exported.is_file() else path
-    if path.suffix == ".safetensors" and path.is_file():
-        return _described(read_metadata(path))
+    exported = path / "model.safetensors"  # beside a config.json of transformers
+    file = exported if exported.is_file() else path
+    if file.suffix == ".safetensors" and file.is_file():
+        settings = _described(read_metadata(file))
+        if settings or file == path:
+            return settings
     config = path / "config.json"
     if not config.is_file():
         return {}
-    found = read_json(config, dict, "expected the settings of a run")
-    return flatten(found) if isinstance(found.get("model"), dict) else {}  # transformers has a config.json, too
+    found = read_json(config, dict, "expected the settings of a run, or of transformers")
+    return flatten(found) if isinstance(found.get("model"), dict) else described(path, found).settings
 
 
 def describe(config: ConfigDict) -> dict[str, str]:
     """The metadata that a file of weights has of its model."""
     model = {key: value for key, value in config.model.to_dict().items() if value is not None}
-    return {
+    more = {"scale": json.dumps(config.data.scale)} if config.data.scale else {}
+    more |= {"decoder": json.dumps(config.decoder.to_dict())} if config.task == "pretrain" else {}
+    return more | {
         "architecture": config.model.name,
         "window": str(config.model.window),
         "image_size": "x".join(map(str, config.image_size)),
@@ -90,14 +100,15 @@ def describe(config: ConfigDict) -> dict[str, str]:
         "crop_pct": str(config.data.eval_crop),  # timm's name for it, as the next
         "interpolation": "bicubic",
         "model": json.dumps(model),
-    } | ({"scale": json.dumps(config.data.scale)} if config.data.scale else {})
+    }
 
 
 def _described(metadata: Mapping[str, str]) -> Settings:
     """The flat settings in the metadata of a file; {} where greenjax did not write it."""
     if "greenjax_version" not in metadata:
         return {}
-    found = {f"model.{key}": value for key, value in json.loads(metadata["model"]).items()}
+    sections = [section for section in ("model", "decoder") if section in metadata]
+    found = {f"{section}.{key}": value for section in sections for key, value in json.loads(metadata[section]).items()}
     keys = {"mean": "data.mean", "std": "data.std", "scale": "data.scale", "crop_pct": "data.eval_crop"}
     found |= {ours: json.loads(metadata[key]) for key, ours in keys.items() if key in metadata}
     return found | {"image_size": tuple(map(int, metadata["image_size"].split("x")))}
@@ -144,12 +155,3 @@ def _follows(key: str, value: Any, wanted: Settings) -> bool:
     part = key.removeprefix("model.")
     published = ARCHITECTURES.get(wanted.get("model.name", ""), {})
     return key != "model.name" and key.startswith("model.") and same_value(published.get(part), value)
-
-
-def same_value(one: Any, other: Any) -> bool:
-    """JSON has lists for tuples; an image_size may be one side or two, a ratio one or one a stage."""
-    one, other = (tuple(value) if isinstance(value, list | tuple) else value for value in (one, other))
-    if isinstance(one, tuple) != isinstance(other, tuple) and None not in (one, other):
-        many, single = (one, other) if isinstance(one, tuple) else (other, one)
-        return all(item == single for item in many)
-    return one == other

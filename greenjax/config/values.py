@@ -1,4 +1,4 @@
-"""Texts of a command line, or of a YAML or JSON file, as values of settings."""
+"""Values of settings: read from the text of a command line, YAML or JSON, and compared."""
 
 import ast
 import os
@@ -32,3 +32,12 @@ def read(key: str, text: str) -> Any:
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
     return (value,) if get_origin(kind) is tuple and not isinstance(value, tuple | list) else value
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """JSON has lists for tuples; an image_size may be one side or two, a ratio one or one a stage."""
+    one, other = (tuple(value) if isinstance(value, list | tuple) else value for value in (one, other))
+    if isinstance(one, tuple) != isinstance(other, tuple) and None not in (one, other):
+        many, single = (one, other) if isinstance(one, tuple) else (other, one)
+        return all(item == single for item in many)
+    return one == other

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
-from greenjax.config.inherit import PLACE, recorded, same_value
+from greenjax.config.inherit import PLACE, recorded
+from greenjax.config.values import same_value
 from greenjax.data.labels import LabelledSource, check_classes, matched
 from greenjax.data.open import open_labelled, parse_split
 from greenjax.data.overlap import images_in_both

@@ -1,0 +1,156 @@
+"""The settings of a folder of transformers, as its config.json and preprocessor_config.json say them.
+
+The config.json that greenjax would write for the same model tells whether the model there is one that greenjax has.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from greenjax.backbones.registry import FAMILIES
+from greenjax.config.resolve import resolve
+from greenjax.config.values import same_value
+from greenjax.errors import InputError
+from greenjax.runtime.files import read_json
+
+LAYOUT, PROCESSOR = "hf", "preprocessor_config.json"
+
+# Settings of the section `model` by transformers' name, or the first of its names that is there.
+NAMES = {
+    "patch": ("patch_stride", "patch_size"),
+    "in_channels": ("num_channels",),
+    "embed_dim": ("embed_dim",),
+    "embed_dims": ("hidden_sizes",),
+    "depths": ("depths",),
+    "num_heads": ("num_heads",),
+    "window": ("window_size",),
+    "mlp_ratio": ("mlp_ratio",),
+}
+# Entries of config.json that weights do not fix, or that training alone reads.
+FREE = ("architectures", "image_size", "layer_norm_eps", "dtype", "encoder_stride")
+FREE += ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
+SQUEEZED_FROM = 384  # pixels: ConvNextImageProcessor crops smaller images only
+
+
+class Described(NamedTuple):
+    """What a folder says: flat settings, and how greenjax differs from transformers, a line each."""
+
+    settings: dict[str, Any]
+    notes: list[str]
+
+
+class View(NamedTuple):
+    """How a preprocessor cuts an image: to which size, and the crop's share of the shorter side."""
+
+    size: tuple[int, int]
+    crop: float = 1.0
+    squeezed: bool = False  # the whole image is resized to the size, whatever its shape
+
+
+def families() -> list[str]:
+    """The model_type of every family that transformers has, too."""
+    return [name for name, family in FAMILIES.items() if (hf := family.layouts.get(LAYOUT)) and hf.folder]
+
+
+def described(folder: Path, found: Mapping[str, Any]) -> Described:
+    """The settings in a config.json, and in the preprocessor beside it; none for a model_type of no family here.
+
+    Raises InputError for a model that greenjax cannot compute, and for entries that are missing.
+    """
+    kind = found.get("model_type")
+    if kind not in families():
+        return Described({}, [])
+    family = FAMILIES[kind]
+    layout = family.layouts[LAYOUT]
+    entries = {part: next((found[name] for name in names if name in found), None) for part, names in NAMES.items()}
+    sizes = {part: _plain(value) for part, value in entries.items() if value is not None}
+    if isinstance(sizes.get("patch"), tuple):
+        sizes["patch"] = sizes["patch"][0]
+    published = next(iter(family.sizes.values()))
+    if missing := [part for part in ("in_channels", *published) if part not in (*sizes, "mlp_ratio", "norm_epsilon")]:
+        names = " and ".join(NAMES[part][-1] for part in missing)
+        raise InputError(f"{str(folder / 'config.json')!r} has no {names}: expected the config.json of a {kind}")
+    sizes = {part: value for part, value in sizes.items() if part in (*published, "in_channels")}
+    sizes["norm_epsilon"] = layout.epsilon
+    name = max(family.sizes, key=lambda name: sum(family.sizes[name].get(part) == sizes[part] for part in sizes))
+    settings = {"model.name": name} | {f"model.{part}": value for part, value in sizes.items()}
+    view = processed(folder)
+    image_size = view.get("image_size") or _plain(found.get("image_size", 224))
+    _check(folder, found, layout, settings | {"image_size": image_size})
+    notes = []
+    if (epsilon := found.get("layer_norm_eps", layout.epsilon)) != layout.epsilon:
+        notes.append(f"layer_norm_eps is {epsilon:g} in config.json; every norm here has {layout.epsilon:g}")
+    if view.pop("squeezed", False):
+        size = " x ".join(map(str, image_size))
+        notes.append(f"transformers squeezes an image that is not square to {size}; greenjax cuts out its centre")
+    return Described(settings | view | {"image_size": image_size}, notes)
+
+
+def _check(folder: Path, found: Mapping[str, Any], layout: Any, settings: Mapping[str, Any]) -> None:
+    """Raises InputError where greenjax would describe a model of these settings otherwise."""
+    colours = dict.fromkeys(("data.mean", "data.std"), (0.5,) * settings["model.in_channels"])
+    expected = layout.folder(resolve({"task": "knn", "data.source": "python"} | colours | dict(settings)), set())
+    for key in expected:
+        if key in found and key not in FREE and not _same(found[key], expected[key]):
+            where = f"{str(folder / 'config.json')!r}: {key} is {found[key]!r}"
+            only = f"{expected[key]!r}, which is all that a {expected['model_type']} has here"
+            raise InputError(f"{where}: expected {only}")
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """transformers reads no more entries of a list than the model has stages."""
+    both_lists = isinstance(found, list) and isinstance(expected, list)
+    return same_value(found[: len(expected)] if both_lists else found, expected)
+
+
+def processed(folder: Path) -> dict[str, Any]:
+    """The settings of images in the preprocessor of a folder, and "squeezed"; {} where there is none."""
+    path = folder / PROCESSOR
+    if not path.is_file():
+        return {}
+    found = read_json(path, dict, "expected the preprocessor of transformers")
+    try:
+        settings = _colours(found)
+        if view := _view(found):
+            settings |= {"image_size": view.size, "data.eval_crop": view.crop, "squeezed": view.squeezed}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{str(path)!r} cannot be read: {error!r}") from error
+    return settings
+
+
+def _colours(found: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {}
+    if not found.get("do_normalize", True):
+        settings |= {"data.mean": (0.0,), "data.std": (1.0,)}
+    elif "image_mean" in found:
+        settings |= {"data.mean": _plain(found["image_mean"]), "data.std": _plain(found["image_std"])}
+    scale = 1.0 / found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 1.0
+    return settings | ({} if math.isclose(scale, 255, rel_tol=1e-6) else {"data.scale": scale})
+
+
+def _view(found: Mapping[str, Any]) -> View | None:
+    """None where the preprocessor neither resizes nor crops."""
+    size, crop = found.get("size"), found.get("crop_size") if found.get("do_center_crop") else None
+    resizes = found.get("do_resize", True) and size is not None
+    if crop is not None:
+        cut = _pair(crop)
+        shorter = (size.get("shortest_edge") if isinstance(size, dict) else size) if resizes else None
+        return View(cut, min(1.0, min(cut) / (shorter or min(_pair(size)))) if resizes else 1.0)
+    if not resizes:
+        return None
+    short = size.get("shortest_edge") if isinstance(size, dict) else size if "crop_pct" in found else None
+    if short is None:
+        return View(_pair(size), squeezed=True)
+    if "crop_pct" in found and short >= SQUEEZED_FROM:
+        return View((short, short), squeezed=True)
+    return View((short, short), found.get("crop_pct") or 1.0)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
+
+
+def _plain(value: Any) -> Any:
+    """A list of JSON as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
