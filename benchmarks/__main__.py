@@ -39,6 +39,7 @@ SUITES = {  # by name: the module
     "formats": "formats",
     "listing": "listing",
     "ahead": "ahead",
+    "batches": "batches",
     "scaling": "scaling",
     "study": "study",
     "sweep": "sweep",

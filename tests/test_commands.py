@@ -14,6 +14,8 @@ from greenjax import __version__, commands
 from greenjax.config import KEYS, flatten, load_config
 from greenjax.config.flags import split
 from greenjax.errors import InputError
+from greenjax.evaluation.pictures import curve
+from greenjax.evaluation.pictures.canvas import save_png
 from greenjax.tasks.summary import next_lines
 
 ROOT = Path(__file__).parents[1]
@@ -223,3 +225,22 @@ def test_runs_are_compared_by_what_differs(tmp_path, capsys):
     }
     out, code, err = said(capsys, "compare", str(tmp_path))
     assert (out, code) == ("", 1) and f"{str(tmp_path)!r} is no run: expected a folder with" in err
+
+
+def test_losses_of_several_runs_are_drawn_into_one_picture(tmp_path, capsys, monkeypatch):
+    lines = [{"step": 0, "held_out_loss": 2.0}, {"step": 1, "loss": 9.0}, {"step": 20, "loss": 0.5}]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(load_config("digits").to_json())
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    runs, plot = [str(tmp_path / name) for name in ("a", "b")], str(tmp_path / "losses.png")
+    drawn = []
+    monkeypatch.setattr(curve, "save_png", lambda figure, path: drawn.append(figure) or save_png(figure, path))
+    assert said(capsys, "compare", *runs, "--plot", plot)[1:] == (0, "")
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    (axes,) = drawn[0].axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == runs
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 9], [20, 0.5]], [[0, 2]]] * 2
+    assert "expected a file named *.png" in said(capsys, "compare", *runs, "--plot", str(tmp_path / "a.txt"))[2]
+    (tmp_path / "b" / "metrics.jsonl").unlink()
+    assert f"{runs[1]!r} has no losses" in said(capsys, "compare", *runs, "--plot", plot)[2]

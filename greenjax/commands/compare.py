@@ -1,6 +1,6 @@
 """Shows runs side by side: the settings in which they differ, their last measurements and their results.
 
-greenjax compare runs/a runs/b
+greenjax compare runs/a runs/b --plot losses.png
 """
 
 import argparse
@@ -10,6 +10,7 @@ from typing import Any
 
 from greenjax.config import KEYS, flatten
 from greenjax.errors import InputError
+from greenjax.evaluation.pictures.curve import draw_losses
 from greenjax.runtime.console import rich_console, say
 from greenjax.runtime.files import expanded, read_json, read_metrics, replace_text
 
@@ -23,14 +24,27 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(argv[0], description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="WORKDIR", help="the folder of a run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also writes the table into a file")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draws the losses of all runs into one picture")
     arguments = parser.parse_args(argv[1:])
     try:
         table = compared([expanded(run) for run in arguments.runs])
         if arguments.json:
             replace_text(arguments.json, json.dumps({"runs": arguments.runs, **table}, indent=1) + "\n")
+        if arguments.plot:
+            plot_losses(arguments.plot, arguments.runs)
     except InputError as error:
         raise SystemExit(f"{argv[0]}: {error}") from None
     draw(arguments.runs, table)
+
+
+def plot_losses(path: Path, runs: list[str]) -> None:
+    """Draws the losses of these runs into a PNG. Raises InputError for another file and for a run without losses."""
+    if path.suffix != ".png" or not path.absolute().parent.is_dir():
+        raise InputError(f"--plot is {str(path)!r}: expected a file named *.png in a folder that is there")
+    lines = {run: read_metrics(expanded(run)) for run in runs}
+    if without := [run for run in runs if not any("loss" in line for line in lines[run])]:
+        raise InputError(f"--plot: {without[0]!r} has no losses in metrics.jsonl: expected runs that train")
+    draw_losses(path, lines)
 
 
 def compared(workdirs: list[Path]) -> Table:

@@ -27,6 +27,17 @@ def draw_loss_curve(path: Path, lines: list[dict[str, Any]]) -> None:
     save_png(figure, path)
 
 
+def draw_losses(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
+    """Writes a PNG of several runs, by name their lines: the loss on training batches, dots on held-out images."""
+    figure = make_figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    for number, (name, lines) in enumerate(runs.items()):
+        _draw(axes, lines, (("loss", name, f"C{number % 10}-"),))
+        _draw(axes, lines, ((key, "_", f"C{number % 10}o") for key in ("held_out_loss", "eval_loss")))
+    _legend(axes)
+    save_png(figure, path)
+
+
 def draw_accuracy_curve(path: Path, lines: list[dict[str, Any]]) -> None:
     """Writes a PNG of a classifier's training: its loss, and its accuracy on held-out images, by step."""
     figure = make_figure(figsize=(11, 4), layout="constrained")
