@@ -92,6 +92,7 @@ def to_torch(arguments: argparse.Namespace, _: list[str]) -> None:
         encoder_only=arguments.encoder_only,
         prefix=arguments.prefix,
         step=step,
+        workdir=arguments.workdir,
     )
     _tell(f"{output}: {model.config.model.name} of step {step}, layout {arguments.layout}", lines)
 

@@ -4,29 +4,38 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from greenjax.config.transformers import PROCESSOR
+from greenjax.interop.card import CARD
 from greenjax.interop.files import write_tensors
 from greenjax.runtime.classes import Classes
 from greenjax.runtime.files import replace_text
 
-PROCESSOR = "preprocessor_config.json"
 UNNAMED = "LABEL_"  # transformers' names of classes without a name begin so
 
 
-def write_folder(
-    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], described: Any, config: ConfigDict
-) -> list[str]:
-    """Writes the weights, `described` as config.json, and preprocessor_config.json; a new folder whole or not at all.
+class Folder(NamedTuple):
+    """The files of a folder beside the weights."""
 
-    Returns a line that says why, where transformers has no preprocessor for the model.
+    described: dict[str, Any]  # config.json
+    processor: dict[str, Any] | str  # preprocessor_config.json, or why there is none
+    card: str  # README.md
+
+
+def write_folder(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], beside: Folder
+) -> list[str]:
+    """Writes the weights and the files beside them; a new folder whole or not at all. A README.md that is there stays.
+
+    Returns a line for each file that is not written.
     """
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
-        return _write_files(path, tensors, metadata, described, config)
+        return _write_files(path, tensors, metadata, beside)
     except BaseException:
         if made:
             shutil.rmtree(made[-1], ignore_errors=True)
@@ -34,16 +43,21 @@ def write_folder(
 
 
 def _write_files(
-    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], described: Any, config: ConfigDict
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], beside: Folder
 ) -> list[str]:
+    notes = []
     write_tensors(path / "model.safetensors", tensors, metadata)
-    replace_text(path / "config.json", json.dumps(described, indent=2) + "\n")
-    processor = image_processor(config)
-    if isinstance(processor, str):
+    replace_text(path / "config.json", json.dumps(beside.described, indent=2) + "\n")
+    if isinstance(beside.processor, str):
         (path / PROCESSOR).unlink(missing_ok=True)  # of an earlier export
-        return [f"no {PROCESSOR}: {processor}"]
-    replace_text(path / PROCESSOR, json.dumps(processor, indent=2) + "\n")
-    return []
+        notes.append(f"no {PROCESSOR}: {beside.processor}")
+    else:
+        replace_text(path / PROCESSOR, json.dumps(beside.processor, indent=2) + "\n")
+    if (path / CARD).exists():
+        notes.append(f"{CARD} stays as it is: without it, the same command writes a new one")
+    else:
+        replace_text(path / CARD, beside.card)
+    return notes
 
 
 def labels(classes: Classes, count: int) -> dict[str, Any]:

@@ -8,13 +8,15 @@ import numpy as np
 from greenjax import __version__
 from greenjax.config.inherit import describe
 from greenjax.errors import InputError
+from greenjax.interop.card import Origin, model_card
 from greenjax.interop.entries import part_of
 from greenjax.interop.files import check_output, read_weights, to_array, write_tensors
-from greenjax.interop.huggingface import labels, write_folder
+from greenjax.interop.huggingface import Folder, image_processor, labels, write_folder
 from greenjax.interop.layouts import MERGE_ORDERS, check_geometry, find_layout
 from greenjax.interop.tensors import to_tensors
 from greenjax.interop.weights import flat_weights, folded
 from greenjax.models import Backbone
+from greenjax.runtime.files import expanded
 
 
 def save_torch(
@@ -26,11 +28,13 @@ def save_torch(
     encoder_only: bool = False,
     prefix: str = "",
     step: int | None = None,
+    workdir: str | Path | None = None,
 ) -> list[str]:
     """Writes a model for PyTorch: *.safetensors, *.pth, or for "hf" a folder that from_pretrained opens.
 
-    `prefix` goes before every name; the metadata has `step`. Returns, a line each, what was left out and what the
-    library computes otherwise. Raises InputError where the library cannot hold the model, and writes nothing.
+    `prefix` goes before every name; the metadata has `step`. The model card of a folder tells the data and the
+    results of the run in `workdir`, where the model comes from one. Returns, a line each, what was left out and what
+    the library computes otherwise. Raises InputError where the library cannot hold the model, and writes nothing.
     """
     config = model.config
     found = find_layout(layout, config, merge_order)
@@ -54,7 +58,9 @@ def save_torch(
     else:
         described = found.folder(config, parts)
         described |= labels(classes, config.model.num_classes) if "head" in parts else {}
-        notes += write_folder(path, tensors, metadata, described, config)
+        processor, origin = image_processor(config), Origin(step, None if workdir is None else expanded(workdir))
+        card = model_card(path.resolve().name, described, config, classes, origin, isinstance(processor, dict))
+        notes += write_folder(path, tensors, metadata, Folder(described, processor, card))
     return ([f"left out: {', '.join(left_out)}"] if left_out else []) + notes
 
 
