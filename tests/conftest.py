@@ -1,5 +1,6 @@
 """Eight CPU devices and strict shapes, set before anything imports JAX; skips what the machine lacks."""
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -8,14 +9,18 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # JAX_PLATFORMS=cuda runs the tests on a GPU
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
-_DEVICES = "--xla_force_host_platform_device_count=8"
-if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+_FLAGS = ["--xla_force_host_platform_device_count=8"]
 
-# XLA's passes stay as they are: the same programs, memory and bits from run to run. LLVM makes machine code of them
-# without its expensive passes, which take half of the suite's time. JAX_DISABLE_MOST_OPTIMIZATIONS=0 brings them back.
-if os.environ["JAX_PLATFORMS"] == "cpu":
-    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# XLA's passes stay as they are: the same programs, memory and bits from run to run. Machine code is made of them
+# without LLVM's expensive passes and without MLIR, which take two thirds of the time to compile.
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 brings both back.
+if os.environ["JAX_PLATFORMS"] == "cpu" and os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+_GIVEN = os.environ.get("XLA_FLAGS", "").split()
+os.environ["XLA_FLAGS"] = " ".join(_GIVEN + [flag for flag in _FLAGS if flag not in _GIVEN])
+
+# A traced program is a million of small objects that live: the collector would look through them again and again.
+gc.set_threshold(100_000)
 
 # Equal programs are compiled once for all tests, workers and child processes: XLA is slow on two cores.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
