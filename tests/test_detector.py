@@ -64,6 +64,19 @@ def test_detections_have_a_fixed_number_of_places_by_falling_score(detector, ima
     assert ((np.asarray(out.masks) >= 0) & (np.asarray(out.masks) <= 1)).all()
 
 
+def test_a_run_sees_pixels_as_the_loaded_detector_does(detector):
+    """A run's images come from files, and its model says so. Their pixels are normalised once."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
+    of_run = nnx.merge(*nnx.split(detector))
+    of_run.floats_are_raw = True
+    sizes = jnp.full((2, 2), 32)
+    normal = (pixels.astype(np.float32) / 255 - 0.3) / 0.4
+    expected = detector.pyramid(jnp.asarray(normal), sizes)
+    for model in (of_run, detector):
+        for found, level in zip(model.pyramid(jnp.asarray(pixels), sizes), expected, strict=True):
+            np.testing.assert_allclose(found, level, rtol=0, atol=1e-5)
+
+
 def test_losses_have_the_names_of_torchvision_and_depend_on_the_key_alone(detector, images):
     first, again, other = (detector.losses(images, TARGETS, key=jax.random.key(seed)) for seed in (0, 0, 1))
     assert set(first) == set(LOSSES)
