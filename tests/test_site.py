@@ -90,6 +90,10 @@ def test_every_setting_is_on_its_page(site):
         assert entry.allowed.strip() in page.text
 
 
+def test_settings_in_the_text_lead_to_their_rows(site):
+    assert "../settings/#data.batch_size" in Page(site / "your_images" / "index.html").links
+
+
 def test_every_public_name_has_its_docstring(site):
     text = (site / "api" / "index.html").read_text()
     anchors = [anchor for anchor in Page(site / "api" / "index.html").anchors if anchor.startswith("greenjax.")]
@@ -108,10 +112,13 @@ def test_links_out_of_docs_lead_to_the_repository_or_say_the_path(site, hooks):
             "[a](https://example.org/me/blob/main/launch/docs.sh#x)",
         ),
         ("[a](../CHANGELOG.md#changes)", None, "[a](changes.md#changes)"),
-        ("[a](data.md#b)", None, "[a](data.md#b)"),
+        ("[data.md](data.md#b)", None, "[Images](data.md#b)"),
         ("tables[key](value)", None, "tables[key](value)"),
     ):
-        assert hooks.led(hooks.LINK.search(text), "docs/install.md", address) == expected.removeprefix("tables")
+        link = hooks.LINK.search(text)
+        assert (
+            link.string.replace(link[0], hooks.led(link, "docs/install.md", address, {"data.md": "Images"})) == expected
+        )
 
 
 def test_no_page_asks_another_host(site):
