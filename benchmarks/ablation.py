@@ -41,6 +41,10 @@ def gelu(x):
     return jax.nn.gelu(x, approximate=False)
 
 
+def gelu_matmul(x, kernel, bias=None):
+    return primitives.matmul(gelu(x), kernel, bias)
+
+
 def attend(q, k, v, bias, window):
     wide = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("bgksd,bgktd->bgkst", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
@@ -82,6 +86,7 @@ PIECES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "global_norm": (optim.global_norm, optax.tree.norm),
     "layer_norm": (primitives.layer_norm, layer_norm),
     "gelu": (primitives.gelu, gelu),
+    "gelu_matmul": (primitives.gelu_matmul, gelu_matmul),
     "matmul": (primitives.matmul, matmul),
     "permute": (primitives.permute, primitives.permute.fun),
     "product": (primitives.product, product),

@@ -111,8 +111,8 @@ def joints_flops(config: ConfigDict, planner: Planner) -> int:
 
 def block_kept(block: Attention) -> int:
     """Numbers, one image: the residual stream and its norm, both twice, queries, keys, values, weights, what is
-    projected, and the hidden layer before and behind its activation function."""
-    by_token = block.tokens * (5 * block.channels + 2 * block.hidden)
+    projected, and the hidden layer before its activation function."""
+    by_token = block.tokens * (5 * block.channels + block.hidden)
     return by_token + block.groups * block.slots * (3 * block.channels + block.heads * block.slots)
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from greenjax.backbones import initial
 from greenjax.backbones.layers import Keys, checkpointed, drop_path, traced_once
-from greenjax.ops.primitives import gelu, layer_norm, permute
+from greenjax.ops.primitives import gelu, gelu_matmul, layer_norm, permute
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,18 @@ def test_layer_norm():
 def test_gelu():
     x = jnp.linspace(-8, 8, 60).reshape(2, 5, 6)
     assert_same_function(gelu, lambda x: jax.nn.gelu(x, approximate=False), x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gelu_matmul(bias):
+    shapes = ((2, 5, 6), (6, 3), (3,))[: 3 if bias else 2]
+    operands = [jax.random.normal(jax.random.key(i), shape, jnp.float64) for i, shape in enumerate(shapes)]
+
+    def reference(x, kernel, bias=None):
+        y = jax.nn.gelu(x, approximate=False) @ kernel
+        return y if bias is None else y + bias[None, None]
+
+    assert_same_function(gelu_matmul, reference, *operands)
 
 
 def test_permute_into_padded_slots_and_back():

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from greenjax.backbones.initial import xavier
 from greenjax.backbones.settings import by_stage
-from greenjax.ops.primitives import after, gelu, layer_norm, matmul
+from greenjax.ops.primitives import after, gelu_matmul, layer_norm, matmul
 from greenjax.planning import Plan, TokenGrid
 from greenjax.planning.tokens import to_unit_major
 
@@ -46,8 +46,15 @@ class Linear(nnx.Linear):
 
     def __call__(self, inputs: Float[Array, "*b c"], out_sharding: None = None) -> Float[Array, "*b d"]:
         del out_sharding
+        return matmul(*self._operands(inputs))
+
+    def of_gelu(self, inputs: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
+        """The layer of gelu(inputs), which is not stored for the backward pass."""
+        return gelu_matmul(*self._operands(inputs))
+
+    def _operands(self, inputs: Array) -> tuple[Array, Array, Array | None]:
         bias = None if self.bias is None else self.bias[...]
-        return matmul(inputs.astype(self.dtype), self.kernel[...].astype(self.dtype), bias)
+        return inputs.astype(self.dtype), self.kernel[...].astype(self.dtype), bias
 
 
 def linear(
@@ -78,7 +85,7 @@ class Mlp(nnx.Module):
         self.fc2 = linear(hidden, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        return self.fc2(gelu(self.fc1(x)))
+        return self.fc2.of_gelu(self.fc1(x))
 
 
 class PatchEmbed(nnx.Module):

@@ -28,7 +28,6 @@ from greenjax.backbones.layers import (
     linear,
     traced_once,
 )
-from greenjax.ops.primitives import gelu
 from greenjax.planning import Plan
 from greenjax.planning.sites import ConvIndex
 
@@ -65,7 +64,7 @@ class ConvNeXtBlock(Block):
         self.layer_scale = nnx.Param(np.full(dim, INITIAL_SCALE, np.float32))
 
     def mlp(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        y = self.fc2(gelu(self.fc1(x)))
+        y = self.fc2.of_gelu(self.fc1(x))
         return y * self.layer_scale[...].astype(y.dtype)[None, None]
 
 
