@@ -63,8 +63,8 @@ def test_wrong_settings_and_a_missing_compiler_end_before_anything_is_compiled(m
 @pytest.mark.gpu_compiler
 @pytest.mark.slow
 def test_an_update_for_an_h100_keeps_what_the_backward_pass_reads_and_no_more():
-    """Such as float32 logits, which XLA for GPUs kept beside the weights of attention: 1.38 of it here. The fused
-    kernel, machine code by now, keeps less, and moves less."""
+    """For one block more. Float32 logits, which XLA for GPUs once kept beside the weights of attention, would be more.
+    The fused kernel, machine code by now, keeps less, and moves less."""
     script = f"""
         import json, sys
         sys.path.insert(0, {str(ROOT / "tests")!r})
@@ -74,25 +74,25 @@ def test_an_update_for_an_h100_keeps_what_the_backward_pass_reads_and_no_more():
         from benchmarks.hlo import read_kernels
         from benchmarks.programs import compile_part, sized
         device = described(CARDS["h100"])
-        programs = {{}}
-        for attention, batch in (("xla", 64), ("xla", 256), ("pallas", 256)):
+        found = []
+        for attention, depth in (("xla", 2), ("xla", 3), ("pallas", 3)):
             config = small_config(
-                model__dtype="bfloat16", model__embed_dim=32, model__depths=(2, 1), model__attention=attention
+                model__dtype="bfloat16", model__embed_dim=32, model__depths=(depth, 1), model__attention=attention
             )
-            config = sized(config, batch, mask__groups=1, mesh__data=1)
+            config = sized(config, 256, mask__groups=1, mesh__data=1)
             program = compile_part(config, "update", devices=[device])
             kernels = read_kernels(program.compiled.as_text())
             moved, ours = (sum(k.bytes for k in kernels.values()), sum("pallas" in k.op_name for k in kernels.values()))
-            programs[f"{{attention}} {{batch}}"] = program.temporary, moved, ours
-        print(json.dumps(programs | {{"kept": forecast(config).kept / 256}}))
+            found.append((program.temporary, forecast(config).kept, moved, ours))
+        print(json.dumps(found))
     """
     path = os.pathsep.join([str(GPU_COMPILER), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     command = [sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    kept, moved, kernels = zip(found["xla 64"], found["xla 256"], found["pallas 256"])
-    slope = (kept[1] - kept[0]) / (256 - 64)
-    assert 0.9 * found["kept"] < slope < 1.3 * found["kept"], slope / found["kept"]
-    assert kept[2] < kept[1] and moved[2] < moved[1] and kernels == (0, 0, 6)  # of 3 blocks, forward and backward
+    temporary, kept, moved, kernels = zip(*json.loads(done.stdout.splitlines()[-1]))
+    more = (temporary[1] - temporary[0]) / (kept[1] - kept[0])
+    assert 0.95 < more < 1.05, more
+    assert temporary[2] < temporary[1] and moved[2] < moved[1]
+    assert kernels == (0, 0, 8)  # of 4 blocks, forward and backward
