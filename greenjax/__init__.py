@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from greenjax.interop.saving import save_torch
     from greenjax.models import build, features
     from greenjax.tasks.inference.embed import embed
+    from greenjax.tasks.inference.reconstruct import show
     from greenjax.tasks.python import finetune, pretrain
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ _PUBLIC = {
     "finetune": "greenjax.tasks.python",
     "features": "greenjax.models",
     "embed": "greenjax.tasks.inference.embed",
+    "show": "greenjax.tasks.inference.reconstruct",
     "load": "greenjax.interop.loading",
     "load_pretrained": "greenjax.interop.pretrained",
     "load_torch": "greenjax.interop.loading",
@@ -49,6 +51,7 @@ __all__ = [
     "pretrain",
     "resolve",
     "save_torch",
+    "show",
 ]
 
 

@@ -11,12 +11,14 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.numpy import load_file
+from sklearn.datasets import load_sample_image
 from small import ONE_STAGE, small_config
 
 import greenjax
 from greenjax import commands
 from greenjax.data.augment import CentreView
 from greenjax.data.encoded import Encoded
+from greenjax.errors import InputError
 from greenjax.runtime.draft import Draft
 from greenjax.tasks.inference.reconstruct import listed_mask, mask_of_file
 from greenjax.training.start import write_start
@@ -148,6 +150,79 @@ def test_python_gives_the_vectors_and_maps_of_files_pixels_and_models(runs):
     np.testing.assert_allclose(greenjax.embed(model, [opened(file) for file in files])[0], vectors, atol=1e-5)
     assert greenjax.embed(model, list(pixels))[1] == ["source[0]", "source[1]", "source[2]"]
     assert not model.floats_are_raw
+
+
+def pictures(folder):
+    """A photograph as a JPEG that EXIF turns, as a PNG, with a palette, with opacity, and in grey."""
+    photo = Image.fromarray(load_sample_image("china.jpg")).resize((40, 24))
+    exif = Image.Exif()
+    exif[274] = 6
+    made = {"turned.jpg": photo, "plain.png": photo, "palette.png": photo.quantize(16), "clear.png": photo.copy()}
+    made["clear.png"].putalpha(photo.convert("L"))
+    made["grey.png"] = photo.convert("L")
+    for name, image in made.items():
+        image.save(folder / name, **({"exif": exif, "quality": 95} if name == "turned.jpg" else {}))
+    return [folder / name for name in made]
+
+
+def test_a_model_embeds_images_of_python_as_the_command_does_their_files(runs, tmp_path, capsys):
+    files = pictures(tmp_path)
+    words = ["--model", runs / "mim", "--out", tmp_path / "v.npy"]
+    assert said(capsys, "embed", *files, *words)[1] == 0
+    expected, model = np.load(tmp_path / "v.npy"), greenjax.load(runs / "mim")
+    images = [Image.open(file) for file in files]
+    sizes = [image.size for image in images]
+    np.testing.assert_allclose(model.embed(images), expected, atol=1e-5)
+    np.testing.assert_allclose(greenjax.embed(model, images)[0], expected, atol=1e-5)
+    assert [image.size for image in images] == sizes  # the caller's own are not turned
+    np.testing.assert_allclose(model.embed([file.read_bytes() for file in files]), expected, atol=1e-6)
+    one = model.embed(images[1])
+    assert one.shape == (8,) and one.dtype == np.float32
+    pixels = np.asarray(images[1])
+    np.testing.assert_allclose(model.embed(pixels), one, atol=1e-6)
+    np.testing.assert_allclose(model.embed(np.stack([pixels])), one[None], atol=1e-6)
+    np.testing.assert_allclose(model.embed(pixels[..., 0]), model.embed(images[1].getchannel(0)), atol=1e-6)
+
+
+def test_a_model_of_floats_embeds_pixels_as_in_files(tmp_path):
+    """They are normalised here; floats of a call are normalised by the caller."""
+    model = greenjax.build(small_config(**RGB | dict(data__dtype="float32", data__scale=10.0)), seed=1)
+    pixels = np.random.default_rng(0).uniform(0, 10, (SIDE, SIDE, 3)).astype(np.float32)
+    normal = (pixels / 10 - RGB["data__mean"]) / RGB["data__std"]
+    np.testing.assert_allclose(model.embed(pixels), model.pooled(normal[None].astype(np.float32))[0], atol=1e-5)
+
+
+def test_show_draws_the_picture_that_the_command_writes(runs, tmp_path, capsys):
+    file = pictures(tmp_path)[1]
+    words = ["--model", runs / "mim", "--out", tmp_path / "p", "--ratio=0.6", "--seed=3"]
+    assert said(capsys, "reconstruct", file, *words)[1] == 0
+    with Image.open(tmp_path / "p" / "plain.png") as image:
+        written = np.asarray(image.convert("RGB"))
+    model = greenjax.load(runs / "mim")
+    shown = greenjax.show(model, Image.open(file), ratio=0.6, seed=3)
+    assert isinstance(shown, Image.Image)
+    np.testing.assert_array_equal(np.asarray(shown), written)
+    two = greenjax.show(runs / "mim", [Image.open(file)] * 2, ratio=0.6, seed=3)
+    assert two.size[0] == shown.size[0] and two.size[1] > shown.size[1]
+
+
+def test_what_a_model_cannot_embed_or_show_is_refused_in_one_line(runs):
+    mim, classifier = (greenjax.load(runs / name) for name in ("mim", "classifier"))
+    five = np.zeros((SIDE, SIDE, 5), np.uint8)
+    for call, expected in (
+        (lambda: mim.embed("photo.jpg"), r"images is 'photo\.jpg': expected a PIL image, pixels, or the bytes"),
+        (lambda: mim.embed(five), r"the image cannot be used: it has 5 channels: expected 3 \(model\.in_channels"),
+        (lambda: mim.embed([five[..., :3], five]), "image 1 cannot be used: it has 5 channels"),
+        (lambda: mim.embed(np.zeros((SIDE, SIDE, 3))), r"float64 \[16, 16, 3\]: expected uint8 or"),
+        (lambda: mim.embed(b"no image"), "the image cannot be used: cannot be decoded as an image"),
+        (lambda: mim.embed([]), "source, a list, is empty: expected at least 1 image"),
+        (lambda: greenjax.show(classifier, five), "model is a Classifier: expected one with a decoder, of a pre-train"),
+        (lambda: greenjax.show(mim, five), "the image cannot be used: it has 5 channels"),
+        (lambda: greenjax.show(mim, five[..., :3], ratio=1.0), r"mask\.ratio is 1\.0: expected one that leaves"),
+    ):
+        with pytest.raises(InputError, match=expected) as error:
+            call()
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.extra

@@ -152,6 +152,14 @@ def pixels_of(image: PIL.Image.Image, alpha: bool) -> Decoded:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels, False
 
 
+def by_opened(image: PIL.Image.Image, reading: Reading) -> Num[np.ndarray, "h w c"]:
+    """The pixels of an image in Python, as `decode` gives those of its file; the image stays as it is."""
+    if reading.dtype != "uint8":
+        return np.atleast_3d(np.asarray(image))
+    pixels, transparent = pixels_of(image.copy(), reading.alpha != "drop")
+    return composed(pixels, reading.alpha) if transparent else pixels
+
+
 # Others
 
 

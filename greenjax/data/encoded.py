@@ -62,6 +62,22 @@ class Encoded:
             raise DecodeError(f"{self.name} cannot be decoded as an image: {error}") from error
 
 
+@dataclass(frozen=True)
+class Opened(Encoded):
+    """An image that Pillow opened, read as its file would be."""
+
+    image: Any = None
+
+    def decode(self, factor: int = 1, rows: int | None = None, reading: Reading = PICTURE) -> Num[np.ndarray, "h w c"]:
+        """As of a file, but whole and as large as it is."""
+        from greenjax.data import decoding
+
+        try:
+            return taken(decoding.by_opened(self.image, reading), reading)
+        except ValueError as error:
+            raise DecodeError(f"{self.name} cannot be used: {error}") from error
+
+
 Image = Num[np.ndarray, "h w c"] | Encoded
 
 

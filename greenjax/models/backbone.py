@@ -12,11 +12,14 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from greenjax.backbones.geometry import stage_channels, stage_specs, token_grid
 from greenjax.backbones.registry import family_of
+from greenjax.data.centre_views import centre_views
 from greenjax.errors import InputError
 from greenjax.planning import Plan, dense_plan
 from greenjax.planning.tokens import to_grid, to_unit_major
 
 Images = Num[Array | np.ndarray, "b h w c"]  # integers are raw pixels; floats are normalised, see `floats_are_raw`
+
+EMBEDDED = 64  # images of one call of the encoder
 
 
 class Backbone(nnx.Module):
@@ -61,6 +64,25 @@ class Backbone(nnx.Module):
         if family_of(self.config.model.name).norms_pooled:
             return self.encoder.norm(widened(stages[-1]).mean(axis=1))
         return widened(normed).mean(axis=1)
+
+    def embed(self, images: Any) -> Float[np.ndarray, "*n latent"]:
+        """The pooled features of one image [latent], or of several [n, latent], float32, as `greenjax embed` has them.
+
+        An image is a PIL image, pixels [h, w] or [h, w, c] as in files, or the bytes of a file; several are a sequence,
+        or an array [n, h, w, c]. They are resized and cropped as in evaluation. Raises InputError for an image that
+        cannot be used.
+        """
+        pixels, single = centre_views(self.config, images)
+        graphdef, params = nnx.split(self.for_files())
+        batches = (pixels[first : first + EMBEDDED] for first in range(0, len(pixels), EMBEDDED))
+        vectors = np.concatenate([np.asarray(_pooled(graphdef, params, batch)) for batch in batches])
+        return vectors[0] if single else vectors
+
+    def for_files(self) -> Any:
+        """A copy that takes pixels as in files, floats too."""
+        own = nnx.merge(*nnx.split(self))
+        own.floats_are_raw = True
+        return own
 
     def check_images(self, images: Any) -> tuple[int, ...]:
         """The shape of `images`. Raises InputError for images that the model cannot take."""
@@ -112,6 +134,11 @@ class Backbone(nnx.Module):
         b, u, _ = units.shape
         pixels = self._normalise(units).reshape(b, u, self.grid.unit, self.grid.unit, len(self.mean))
         return self.encoder.patch_embed(pixels, plan)
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _pooled(graphdef: nnx.GraphDef, params: Any, images: Array) -> Array:
+    return nnx.merge(graphdef, params).pooled(images)
 
 
 @partial(jax.jit, static_argnames="graphdef")

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from greenjax.data.encoded import DecodeError, Encoded, Image
+from greenjax.data.encoded import DecodeError, Encoded, Image, Opened
 from greenjax.data.labels import Listed
 from greenjax.data.reading import DTYPES
 from greenjax.data.sources.base import Source
@@ -51,6 +51,8 @@ class PythonSource(Source):
         item = self.images[index]
         if isinstance(item, bytes):
             return Encoded(item, self.name_of(index))
+        if hasattr(item, "getexif"):  # of Pillow
+            return Opened(b"", self.name_of(index), item)
         pixels = np.asarray(item)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if pixels.ndim != 3 or pixels.dtype.name not in DTYPES:

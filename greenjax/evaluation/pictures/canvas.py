@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from jaxtyping import Float, Num, UInt8
 
 from greenjax.runtime.files import replacing
@@ -32,6 +33,14 @@ class Canvas:
         x, y = left / self._width, 1 - top / self._height
         # A dollar in the name of a class or a file begins no formula.
         self._figure.text(x, y, text, fontsize=size, parse_math=False, **{"va": "top", **style})
+
+    def image(self) -> PIL.Image.Image:
+        """The sheet as an image, which notebooks show."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        drawn = FigureCanvasAgg(self._figure)
+        drawn.draw()
+        return PIL.Image.fromarray(np.asarray(drawn.buffer_rgba())[..., :3].copy())
 
     def save(self, path: str | Path) -> None:
         """Writes a PNG. Raises OSError."""

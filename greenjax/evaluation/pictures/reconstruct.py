@@ -39,7 +39,20 @@ def draw_reconstructions(
     colours: Colours,
     normalised: bool,
 ) -> None:
-    """Writes a PNG with three pictures an image; arguments as in `paste`.
+    """Writes a PNG of `sheet`, whose arguments it takes. Raises OSError."""
+    sheet(images, visible, prediction, unit=unit, colours=colours, normalised=normalised).save(path)
+
+
+def sheet(
+    images: Num[np.ndarray, "n h w c"],
+    visible: Bool[np.ndarray, "n uh uw"],
+    prediction: Float[np.ndarray, "n u p"],
+    *,
+    unit: int,
+    colours: Colours,
+    normalised: bool,
+) -> Canvas:
+    """Three pictures an image; arguments as in `paste`.
 
     The text below says which channels are shown, and that mean and variance are not predicted.
     """
@@ -52,7 +65,7 @@ def draw_reconstructions(
     if images.dtype != np.uint8:
         images = np.where(is_there(images, colours.no_data), images, np.nan)
     original, pasted = (coloured(column, colours.shown, images) for column in (images, reconstruction))
-    _draw(Path(path), np.stack([original, hide(original, visible, unit), pasted], axis=1), " ".join(notes))
+    return _laid_out(np.stack([original, hide(original, visible, unit), pasted], axis=1), " ".join(notes))
 
 
 def hide(
@@ -99,7 +112,7 @@ def _pixels(visible: Bool[np.ndarray, "n uh uw"], unit: int) -> Bool[np.ndarray,
     return visible.repeat(unit, axis=1).repeat(unit, axis=2)[..., None]
 
 
-def _draw(path: Path, pictures: UInt8[np.ndarray, "n three h w 3"], caption: str) -> None:
+def _laid_out(pictures: UInt8[np.ndarray, "n three h w 3"], caption: str) -> Canvas:
     """Draws every picture on whole pixels of the sheet: a triple a row, or two for more than four images."""
     n, _, h, w, _ = pictures.shape
     scale = -(-_SIDE // max(h, w))
@@ -119,4 +132,4 @@ def _draw(path: Path, pictures: UInt8[np.ndarray, "n three h w 3"], caption: str
             if row == 0:
                 canvas.text(left + (cell_w - _GAP) / 2, head - 5, _COLUMNS[column], 9, ha="center", va="bottom")
     canvas.text(_GAP, height - foot, "\n".join(lines))
-    canvas.save(path)
+    return canvas

@@ -49,8 +49,7 @@ def model_of(model: Any, images: int) -> Model:
     given = {"task": "knn", "init": "none", "data.source": "python", "data.batch_size": BATCH}
     config = resolve(settings | given)
     mesh = make_mesh(config)
-    own = nnx.merge(*nnx.split(model))
-    own.floats_are_raw = True  # the images come from files, or are pixels as in files
+    own = model.for_files()
     params = Placement(mesh).everywhere(jax.tree.map(np.asarray, parameters(own)))
     return Model(with_batch(config, images, mesh), nnx.graphdef(own), params, mesh)
 

@@ -5,17 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
+from greenjax.data.centre_views import centre_views
 from greenjax.data.encoded import DecodeError, Encoded
 from greenjax.data.loader import image_batches
 from greenjax.data.reading import scale_of
 from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError
-from greenjax.evaluation.pictures.reconstruct import Colours, draw_reconstructions
+from greenjax.evaluation.pictures.reconstruct import Colours, draw_reconstructions, sheet
 from greenjax.interop.loading import load_run, with_image_size
+from greenjax.interop.pretrained import load_pretrained
+from greenjax.models import MaskedImageModel
 from greenjax.planning.masking import draw_visible, visible_count
 from greenjax.runtime.console import say
 from greenjax.runtime.files import expanded
@@ -38,8 +42,6 @@ def reconstruct_files(
     if there and not overwrite:
         raise InputError(f"out {str(there[0])!r} is there: expected a new folder, or --overwrite")
     drawn, undecodable = 0, Undecodable()
-    data, channels = config.data, config.log.picture_channels
-    colours = Colours(data.mean, data.std, scale_of(data), data.no_data, channels)
     batches = image_batches(config, source, undecodable=undecodable)
     for first, batch in zip(range(0, len(source), config.data.batch_size), batches):
         prediction = np.asarray(model(batch.images, visible).prediction)
@@ -49,12 +51,33 @@ def reconstruct_files(
                 batch.images[row : row + 1],
                 visible[None],
                 prediction[row : row + 1],
-                unit=model.grid.unit,
-                colours=colours,
-                normalised=config.method == "green",
+                **drawing(model),
             )
             drawn += 1
     say(f"{out}: pictures of {drawn:,} of {len(source):,} images, {visible.sum()} of {visible.size} units visible")
+
+
+def show(model: Any, images: Any, *, ratio: float | None = None, seed: int = 0) -> PIL.Image.Image:
+    """Original, visible part and reconstruction of one image or of several, as a picture that a notebook shows.
+
+    `model` is a masked image model, or what `greenjax.load_pretrained` makes one of. Images as in `model.embed`. All
+    are seen under one random mask, drawn by `seed`, that hides the share `ratio` of the units; by default that of the
+    pre-training. Raises InputError for a model without a decoder, and for an image that cannot be used.
+    """
+    model = load_pretrained(model) if isinstance(model, str | Path) else model
+    if not isinstance(model, MaskedImageModel):
+        raise InputError(f"model is a {type(model).__name__}: expected one with a decoder, of a pre-training run")
+    pixels, _ = centre_views(model.config, images)
+    mask = drawn_mask(model.grid.units, model.config.mask.ratio if ratio is None else ratio, seed)
+    prediction = np.asarray(model.for_files()(pixels, mask).prediction)
+    return sheet(pixels, np.stack([mask] * len(pixels)), prediction, **drawing(model)).image()
+
+
+def drawing(model: Any) -> dict[str, Any]:
+    """How reconstructions of a model are drawn."""
+    data = model.config.data
+    colours = Colours(data.mean, data.std, scale_of(data), data.no_data, model.config.log.picture_channels)
+    return dict(unit=model.grid.unit, colours=colours, normalised=model.config.method == "green")
 
 
 def pretrained(workdir: str, step: int | None, size: tuple[int, ...] | None) -> Any:
