@@ -33,7 +33,7 @@ FLAGS = {
 COLUMNS: list[Column] = [
     ("`model.name`", "name", 1, ""),
     ("numbers", "variant", 1, ""),
-    ("GB + ", "constant", 1e9, ".1f"),
+    ("GB", "constant", 1e9, ".1f"),
     ("MB an image", "slope", 1e6, ".1f"),
     *[(f"{size} GB", f"batch_{size}", 1, "d") for size in CARDS_GB],
 ]
