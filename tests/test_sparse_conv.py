@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sparse_cases import (
-    GRID,
     SHAPE,
     STRIDED,
     arrays,
@@ -25,10 +24,8 @@ from sparse_cases import (
 
 from greenjax.errors import InputError
 from greenjax.ops.sparse_conv import (
-    avg_pool,
     block_conv,
     check_backend,
-    max_pool,
     strided_conv,
     submanifold_conv,
 )
@@ -100,24 +97,8 @@ def test_block_conv_is_a_matrix_product(side, channels):
     assert_same(native, results(lambda *a: strided_conv(*a, index, stride=side), args), 1e-12)
 
 
-@pytest.mark.parametrize("pool", [avg_pool, max_pool])
-@pytest.mark.parametrize("kernel, stride, padding, stage", [*STRIDED, (3, 1, 1, 0)])
-def test_pooling_native_is_masked(pool, kernel, stride, padding, stage):
-    rng = np.random.default_rng(3)
-    index = strided_index(*visible_tokens(rng, (0, stage)), kernel, stride, padding)
-    how = dict(kernel=kernel, stride=stride, padding=padding, shape=SHAPE)
-    for channels in (1, 5):
-        args = arrays(rng, (2, len(index.inputs), channels))
-        native = results(lambda x, **more: pool(x, index, **how, **more), args, backend="native")
-        assert_same(native, results(lambda x, **more: pool(x, index, **how, **more), args, backend="masked"), 1e-12)
-        taps = np.asarray(index.taps)
-        seen = [np.asarray(args[0])[:, row[row < len(index.inputs)]] for row in taps]
-        reduce = np.max if pool is max_pool else np.mean
-        assert_same(native[:1], [np.stack([reduce(s, axis=1) for s in seen], axis=1)], 1e-12)
-
-
 @pytest.mark.parametrize("backend", ["native", "masked"])
-def test_a_site_that_reads_nothing_pools_to_zero_and_convolves_to_the_bias(backend):
+def test_a_site_that_reads_nothing_convolves_to_the_bias(backend):
     """A kernel may lie between visible tokens; nothing becomes NaN or infinite."""
     index = strided_index(np.array([[0, 0]]), np.array([[0, 0], [3, 3]]), 2, 2)
     args = arrays(np.random.default_rng(0), (1, 1, 2), (2, 2, 2, 3), (3,))
@@ -125,38 +106,18 @@ def test_a_site_that_reads_nothing_pools_to_zero_and_convolves_to_the_bias(backe
     y, dx, *_ = results(lambda *a: strided_conv(*a, index, **how), args)
     np.testing.assert_allclose(y[0, 1], args[2], rtol=1e-12)
     assert np.isfinite(dx).all()
-    for pool in (avg_pool, max_pool):
-        y, dx = results(lambda x, pool=pool: pool(x, index, kernel=2, **how), args[:1])
-        np.testing.assert_array_equal(y[0], [args[0][0, 0], [0, 0]])
-        assert np.isfinite(dx).all() and dx.any()
-
-
-def test_max_pool_gives_a_tie_to_one_token():
-    index = strided_index(GRID.coordinates(0)[0], GRID.coordinates(1)[0], 2, 2)
-    x = jnp.ones((1, 64, 1))
-
-    def pooled(x, backend):
-        return max_pool(x, index, kernel=2, stride=2, shape=SHAPE, backend=backend).sum()
-
-    grads = [jax.grad(pooled)(x, backend) for backend in ("native", "masked")]
-    np.testing.assert_array_equal(*grads)
-    assert grads[0].sum() == 16
 
 
 def native_layers():
     depthwise, args, _ = submanifold_case(3, (6, 6), 6)
     dense, dense_args, _ = submanifold_case(3, (6, 4))
-    strided, strided_args, index = strided_case(3, 2, 1, 1, (6, 4))
+    strided, strided_args, _ = strided_case(3, 2, 1, 1, (6, 4))
     block, block_args, _ = block_case(4, (6, 4))
-    pools = {
-        pool.__name__: (lambda x, pool=pool: pool(x, index, kernel=3, stride=2, padding=1), strided_args[:1])
-        for pool in (avg_pool, max_pool)
-    }
     layers = {"depthwise": (depthwise, args), "dense": (dense, dense_args), "strided": (strided, strided_args)}
-    return layers | {"block": (block, block_args)} | pools
+    return layers | {"block": (block, block_args)}
 
 
-@pytest.mark.parametrize("name", ["depthwise", "dense", "strided", "block", "avg_pool", "max_pool"])
+@pytest.mark.parametrize("name", ["depthwise", "dense", "strided", "block"])
 def test_native_only_gathers(name):
     """Values and gradients, in what JAX asks for and in what XLA makes of it."""
     f, args = native_layers()[name]
@@ -223,5 +184,3 @@ def test_wrong_uses_are_refused():
         block_conv(x, kernel, bias)
     with pytest.raises(InputError, match="sites is None: the masked backend"):
         block_conv(x, kernel[:2, :2], bias, backend="masked")
-    with pytest.raises(InputError, match="backend of a pooling is 'spconv'"):
-        avg_pool(x, index, kernel=3, stride=1, padding=1, backend="spconv")

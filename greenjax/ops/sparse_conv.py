@@ -1,4 +1,4 @@
-"""Convolution and pooling over visible tokens (paper, section 3.2): one signature, three backends.
+"""Convolution over visible tokens (paper, section 3.2): one signature, three backends.
 
     native    greenjax's own (sparse_native.py): gathers visible tokens and multiplies; reads and writes nothing else
     spconv    the spconv library through a JAX callback (spconv_bridge.py)
@@ -98,49 +98,6 @@ def block_conv(
     return _conv(x, kernel, bias, index, Footprint((s, s), (s, s)), backend, 1, shape, callback)
 
 
-def avg_pool(
-    x: Tokens,
-    index: ConvIndex,
-    *,
-    kernel: Pair,
-    stride: Pair,
-    padding: Pair = 0,
-    backend: str = "native",
-    shape: Grid | None = None,
-) -> Float[Array, "b n_out c"]:
-    """The mean of the visible tokens under the kernel (not of the masked ones as zeros); 0 where there are none."""
-    footprint = Footprint(pair(kernel), pair(stride), pair(padding))
-    ones = jnp.ones((*footprint.kernel, 1, x.shape[2]), x.dtype)
-    sums = _conv(x, ones, None, index, footprint, _pooling(backend), x.shape[2], shape, "pure")
-    if backend == "native":
-        counts = (jnp.asarray(index.taps) < x.shape[1]).sum(axis=1)[None, :, None]
-    else:
-        seen, one = jnp.ones((1, x.shape[1], 1), x.dtype), ones[..., :1]
-        counts = _conv(seen, one, None, index, footprint, backend, 1, shape, "pure")
-    return sums / jnp.maximum(counts, 1).astype(x.dtype)
-
-
-def max_pool(
-    x: Tokens,
-    index: ConvIndex,
-    *,
-    kernel: Pair,
-    stride: Pair,
-    padding: Pair = 0,
-    backend: str = "native",
-    shape: Grid | None = None,
-) -> Float[Array, "b n_out c"]:
-    """The largest visible token under the kernel, by channel; 0 where there is none. Ties: the first tap's gradient."""
-    if _pooling(backend) == "native":
-        return sparse_native.max_pool(x, jnp.asarray(index.taps), _uses(index, False))
-    (kh, kw), stride, (ph, pw) = pair(kernel), pair(stride), pair(padding)
-    grid = _on_grid(x, index.inputs, shape, -jnp.inf)
-    pads = ((0, 0), (ph, ph), (pw, pw), (0, 0))
-    largest = jax.lax.reduce_window(grid, -jnp.inf, jax.lax.max, (1, kh, kw, 1), (1, *stride, 1), pads)
-    y = _from_grid(largest, index.outputs)
-    return jnp.where(y == -jnp.inf, jnp.zeros_like(y), y)
-
-
 def check_backend(backend: str, callback: str = "pure") -> None:
     """Raises InputError for an unknown backend, and where spconv or its callback is missing."""
     if _checked(backend) == "spconv":
@@ -185,12 +142,6 @@ def _checked(backend: str) -> str:
     return backend
 
 
-def _pooling(backend: str) -> str:
-    if backend not in ("native", "masked"):
-        raise InputError(f"backend of a pooling is {backend!r}: expected native or masked")
-    return backend
-
-
 def _given(value: Any, name: str) -> Any:
     if value is None:
         raise InputError(f"{name} is None: this backend of the sparse convolution needs it")
@@ -210,7 +161,7 @@ def _plus(y: Array, bias: Bias | None) -> Array:
 def _masked(
     x: Tokens, kernel: Kernel, index: ConvIndex, footprint: Footprint, groups: int, shape: Grid | None
 ) -> Array:
-    grid = _on_grid(x, index.inputs, shape, 0.0)
+    grid = _on_grid(x, index.inputs, shape)
     layout = ("NHWC", "HWIO", "NHWC")
     pads = [(p, p) for p in footprint.padding]
     y = jax.lax.conv_general_dilated(
@@ -219,9 +170,9 @@ def _masked(
     return _from_grid(y, index.outputs)
 
 
-def _on_grid(x: Tokens, sites: Any, shape: Grid | None, filler: float) -> Float[Array, "b h w c"]:
+def _on_grid(x: Tokens, sites: Any, shape: Grid | None) -> Float[Array, "b h w c"]:
     row, column = jnp.asarray(_given(sites, "inputs")).T
-    grid = jnp.full((x.shape[0], *_given(shape, "shape"), x.shape[2]), filler, x.dtype)
+    grid = jnp.zeros((x.shape[0], *_given(shape, "shape"), x.shape[2]), x.dtype)
     return grid.at[:, row, column].set(x, unique_indices=True)
 
 

@@ -113,34 +113,9 @@ def _by_row(reads: Int[Array, "m taps"], kernel: Array) -> Int[Array, "kh m kw"]
     return reads.reshape(-1, *kernel.shape[:2]).swapaxes(0, 1)
 
 
-@jax.custom_vjp
-def max_pool(x: Tokens, taps: Int[Array, "n_out taps"], uses: Int[Array, "n taps"]) -> Float[Array, "b n_out c"]:
-    """The largest token that the taps read, by channel, and 0 where they read none."""
-    return _max_fwd(x, taps, uses)[0]
-
-
-def _max_fwd(x, taps, uses):
-    read = _take(x, taps.reshape(-1), -jnp.inf).reshape(x.shape[0], *taps.shape, x.shape[2])
-    winner = read.argmax(axis=2)
-    y = read.max(axis=2)
-    return jnp.where(y == -jnp.inf, jnp.zeros_like(y), y), (winner, uses)
-
-
-def _max_bwd(saved, dy):
-    winner, uses = saved
-    won = [
-        jnp.where(_take(winner, reads, -1) == tap, _take(dy, reads), jnp.zeros((), dy.dtype))
-        for tap, reads in enumerate(uses.T)
-    ]
-    return reduce(add, won), None, None
-
-
-max_pool.defvjp(_max_fwd, _max_bwd)
-
-
-def _take(x: Array, index: Int[Array, " m"], fill: float | int = 0) -> Array:
-    """x[:, index], and `fill` where index is x.shape[1]."""
-    return jnp.take(x, index, axis=1, mode="fill", fill_value=fill)
+def _take(x: Array, index: Int[Array, " m"]) -> Array:
+    """x[:, index], and 0 where index is x.shape[1]."""
+    return jnp.take(x, index, axis=1, mode="fill", fill_value=0)
 
 
 def _patches(x: Tokens, reads: Int[Array, "m taps"], groups: int) -> Float[Array, "b m taps g i"]:
