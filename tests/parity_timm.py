@@ -36,6 +36,7 @@ FULL = {  # names of timm and of greenjax
     "convnext_base": "convnext_b",
     "convnextv2_base": "convnextv2_base",
     "hiera_base_224": "hiera_b",
+    "pvt_v2_b2": "pvt_v2_b2",
 }
 
 
@@ -81,6 +82,8 @@ def cases() -> Iterator[Case]:
     yield timm_named("narrow", "convnext_tiny", "convnext_t", dict(depths=(1, 1, 2, 1)), dims)
     yield timm_named("narrow", "convnextv2_atto", "convnextv2_atto", dict(depths=(1, 1, 2, 1)), dims)
     yield timm_named("narrow", "hiera_tiny_224", "hiera_t", dict(embed_dim=16, depths=(1, 2, 2, 1)))
+    dims = dict(embed_dims=(16, 32, 48, 64), depths=(1, 1, 2, 1), num_heads=(1, 2, 3, 4))
+    yield timm_named("narrow", "pvt_v2_b0", "pvt_v2_b0", dims)
 
     swin_t = dict(embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24))
     swin_b = dict(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32))
@@ -111,7 +114,7 @@ def timm_named(label: str, theirs: str, name: str, shape: dict[str, Any], dims: 
         return timm.create_model(theirs, features_only=True, pretrained=True, pretrained_cfg_overlay=overlay, **own)
 
     model = timm.create_model(theirs, num_classes=CLASSES, **own)
-    official = next((layout for layout in ("convnext", "hiera") if theirs.startswith(layout)), None)
+    official = next((layout for layout in ("convnext", "hiera", "pvt_v2") if theirs.startswith(layout)), None)
     return Case(f"timm, {label} {theirs}", model, "timm", settings, features, official)
 
 

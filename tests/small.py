@@ -12,6 +12,7 @@ FAMILIES = {
     "convnext": {"model.name": "convnext_t", **_CONVNEXT},
     "convnextv2": {"model.name": "convnextv2_atto", **_CONVNEXT},
     "hiera": {"model.name": "hiera_t", "model.window": 0, "model.depths": (1, 1, 2), "model.num_heads": (1, 2, 4)},
+    "pvt_v2": {"model.name": "pvt_v2_b0", "model.window": 0, "model.mlp_ratio": (4, 2), **_TWINS},
     "pcpvt": {"model.name": "pcpvt_s", "model.window": 0, "model.mlp_ratio": (4, 2), **_TWINS},
 }
 

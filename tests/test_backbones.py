@@ -58,16 +58,16 @@ def test_nothing_outside_backbones_names_a_family():
     assert found == []
 
 
-def test_nothing_outside_backbones_reads_a_setting_of_one_family():
-    """Such as model.sr_ratios: whether it is None would stand for a family. config/names.py has words for the keys."""
+def test_nothing_outside_backbones_reads_a_setting_of_few_families():
+    """Whether model.sr_ratios is None would stand for two. config/ has the names of keys in other programs."""
     published = [{part for size in family.sizes.values() for part in size} for family in FAMILIES.values()]
-    own = {part for settings in published for part in settings if sum(part in other for other in published) == 1}
+    own = {part for settings in published for part in settings if sum(part in other for other in published) < 3}
     assert "sr_ratios" in own
     found = []
     for path in outside():
         tree = ast.parse(path.read_text())
         read = [(node.lineno, node.attr) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-        if path != PACKAGE / "config" / "names.py":
+        if path.parent.name != "config" or path.stem not in ("names", "transformers"):
             read += list(strings(path))
         found += [f"{path.relative_to(PACKAGE)}:{line}" for line, name in read if name.removeprefix("model.") in own]
     assert found == []

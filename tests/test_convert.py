@@ -242,7 +242,7 @@ def test_a_workdir_may_be_named_like_a_file(run, tmp_path):
 
 def test_layouts_of_the_command_are_those_there_are():
     of_libraries = {"timm", "hf", "mmdet", "torchvision"}
-    official = {"swin", "twins", "convnext", "fcmae", "hiera", "hiera_mae", "greenmim", "simmim"}
+    official = {"swin", "twins", "convnext", "fcmae", "hiera", "hiera_mae", "pvt_v2", "greenmim", "simmim"}
     assert set(layout_names()) == of_libraries | official
 
 

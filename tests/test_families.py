@@ -11,7 +11,7 @@ from test_step import BASE, assert_trained_alike, train
 import greenjax
 from greenjax import tasks
 
-FAMILIES = ("swinv2", "convnextv2", "hiera")  # ConvNeXt has the convolutions of its V2
+FAMILIES = ("swinv2", "convnextv2", "hiera", "pvt_v2")  # ConvNeXt has the convolutions of its V2
 
 
 def config_of(family, **overrides):

@@ -94,6 +94,14 @@ def test_twins_has_its_embeddings_and_encodings_beside_their_blocks():
     assert found["head/kernel"] == found["encoder/norm/scale"] == 1
 
 
+def test_pvt_v2_has_its_norms_beside_their_last_blocks():
+    found = multipliers_of("finetune_pvt_v2_b2", (3, 4, 6, 3))
+    assert found["encoder/patch_embed/norm/scale"] == 0.5**17
+    assert found["encoder/stages/0/norm/scale"] == found["encoder/stages/0/blocks/2/mlp/conv/kernel"] == 0.5**14
+    assert found["encoder/stages/1/patch_embed/proj/kernel"] == found["encoder/stages/0/norm/scale"]
+    assert found["head/kernel"] == found["encoder/norm/scale"] == 1
+
+
 def test_three_blocks_of_convnext_are_a_layer_as_its_official_code_groups_them():
     """Twelve layers: one for each of the stages of three blocks, nine for the third stage."""
     found = multipliers_of("finetune_convnextv2_base", (3, 3, 27, 3))

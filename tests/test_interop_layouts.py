@@ -27,6 +27,7 @@ TWINS = dict(
     model__sr_ratios=(4, 2, 1),
     model__mlp_ratio=(4, 2, 3),
 )
+PVT = dict(COLOURS, model__patch=4)  # the only one of its libraries
 KINDS = {
     "green": dict(),
     "simmim": dict(method="simmim"),
@@ -36,7 +37,8 @@ KINDS = {
 
 def random_model(family, kind, seed=0, **overrides):
     """A model of random weights everywhere: a constant would hide a mistaken place."""
-    base = {"swin": SWIN, "twins": TWINS, "pcpvt": dict(TWINS, model__window=0)}.get(family, COLOURS)
+    base = {"swin": SWIN, "twins": TWINS, "pcpvt": dict(TWINS, model__window=0), "pvt_v2": PVT}
+    base = base.get(family, COLOURS)
     model = greenjax.build(small_config(family, **base | KINDS[kind] | overrides))
     rng = np.random.default_rng(seed)
     params = nnx.state(model, nnx.Param)

@@ -30,12 +30,15 @@ SWIN = dict(image_size=32, patch_size=2, embed_dim=8, depths=[2, 1], num_heads=[
 CONVNEXT = dict(image_size=32, hidden_sizes=[8, 12], depths=[1, 2], num_stages=2)
 HIERA = dict(image_size=[48, 48], embed_dim=8, depths=[1, 1, 2], num_heads=[1, 2, 4], num_query_pool=2)
 HIERA |= dict(masked_unit_size=[4, 4], masked_unit_attention=[True, False, False])
+PVT = dict(image_size=32, num_encoder_blocks=2, hidden_sizes=[8, 12], depths=[1, 2], num_attention_heads=[2, 4])
+PVT |= dict(sr_ratios=[2, 1], mlp_ratios=[3, 2], patch_sizes=[7, 3], strides=[4, 2])
 FAMILIES = {
     "Swin": SWIN,
     "Swinv2": SWIN,
     "ConvNext": CONVNEXT,
     "ConvNextV2": CONVNEXT,
     "Hiera": HIERA,
+    "PvtV2": PVT,
 }
 # As microsoft/swin-*, facebook/convnext-* and the rest have it on the hub.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,6 +56,7 @@ PROCESSORS = {
         do_center_crop=True,
         crop_size={"height": 48, "width": 48},
     ),
+    "PvtV2": dict(COLOURS, image_processor_type="PvtImageProcessor", size={"height": 32, "width": 32}),
 }
 CROPS = {"ConvNext": 0.875, "Hiera": 0.5}
 
@@ -88,7 +92,7 @@ def test_a_folder_of_transformers_needs_no_config(family, tmp_path, caplog):
     data = model.config.data
     assert (data.mean, data.std, data.eval_crop) == (MEAN, STD, CROPS.get(family, 1.0))
     squeezed = ["squeezes an image that is not square to 32 x 32" in record.message for record in caplog.records]
-    assert any(squeezed) == (family in ("Swin", "Swinv2"))
+    assert any(squeezed) == (family in ("Swin", "Swinv2", "PvtV2"))
 
     reference.base_model.save_pretrained(tmp_path / "encoder")
     encoder = greenjax.load_pretrained(str(tmp_path / "encoder"))
@@ -106,6 +110,7 @@ def test_a_folder_of_transformers_needs_no_config(family, tmp_path, caplog):
         ("ConvNext", "convnext_t"),
         ("ConvNextV2", "convnextv2_tiny"),
         ("Hiera", "hiera_b"),
+        ("PvtV2", "pvt_v2_b0"),
     ],
 )
 def test_published_sizes_have_their_names(family, name):

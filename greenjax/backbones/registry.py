@@ -17,6 +17,7 @@ FAMILIES: dict[str, Family] = {
     "convnext": _stated("convnext"),
     "convnextv2": _stated("convnextv2"),
     "hiera": _stated("hiera"),
+    "pvt_v2": _stated("pvt_v2"),
 }
 
 # The published settings of every model.name. A key set in a config overrides its part; other parts cannot be set.

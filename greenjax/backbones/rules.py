@@ -3,7 +3,7 @@
 A table says which module here has which name in a library, and how its arrays change on the way (transforms.py). It
 covers every parameter of an encoder (but for what its layout says is `lacking`), a classifier's head, a decoder or a
 detector. In names, {i} is the stage and {j} the block; {next}, {odd} and {even} stand for i + 1, 2 i + 1 and 2 i + 2,
-{last} for the last stage, {n} for the block counted through all stages.
+{last} for the last stage, {stages} for their number, {n} for the block counted through all stages.
 """
 
 from collections.abc import Callable, Iterable, Mapping

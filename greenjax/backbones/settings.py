@@ -52,3 +52,4 @@ WINDOW = count(None, 0, UNSET)._replace(free=True).means("side of a window of at
 EMBED_DIM = count(None, 0, UNSET).means("channels of the first stage, doubled at each later stage")
 EMBED_DIMS = counts(UNSET).means("channels of every stage")
 NUM_HEADS = counts(UNSET).means("attention heads of every stage")
+SR_RATIOS = counts(UNSET).means("side of the block that is sub-sampled to one key, tokens")

@@ -18,14 +18,15 @@ LAYOUT, PROCESSOR = "hf", "preprocessor_config.json"
 
 # Settings of the section `model` by transformers' name, or the first of its names that is there.
 NAMES = {
-    "patch": ("patch_stride", "patch_size"),
+    "patch": ("patch_stride", "patch_size", "strides"),
     "in_channels": ("num_channels",),
     "embed_dim": ("embed_dim",),
     "embed_dims": ("hidden_sizes",),
     "depths": ("depths",),
-    "num_heads": ("num_heads",),
+    "num_heads": ("num_heads", "num_attention_heads"),
     "window": ("window_size",),
-    "mlp_ratio": ("mlp_ratio",),
+    "mlp_ratio": ("mlp_ratio", "mlp_ratios"),
+    "sr_ratios": ("sr_ratios",),
 }
 # Entries of config.json that weights do not fix, or that training alone reads.
 FREE = ("architectures", "image_size", "layer_norm_eps", "dtype", "encoder_stride")

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -71,11 +71,11 @@ def _entries(rule: Rule, module: str, arrays: set[str], stem: str, config: Confi
     match = re.fullmatch(pattern, module)
     if match is None:
         return
-    at: dict[str, Any] = {key: int(value) for key, value in match.groupdict().items()}
+    depths, at = config.model.depths, {key: int(value) for key, value in match.groupdict().items()}
     if "i" in at:
         at |= dict(next=at["i"] + 1, odd=2 * at["i"] + 1, even=2 * at["i"] + 2)
-        at["n"] = sum(config.model.depths[: at["i"]]) + at.get("j", 0)
-    name = stem + rule.theirs.format(last=len(config.model.depths) - 1, **at)
+        at["n"] = sum(depths[: at["i"]]) + at.get("j", 0)
+    name = stem + rule.theirs.format(last=len(depths) - 1, stages=len(depths), **at)
     for part in rule.kind:
         if arrays.issuperset(part.ours):
             ours = tuple(f"{module}/{suffix}".lstrip("/") for suffix in part.ours)

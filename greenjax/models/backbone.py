@@ -147,7 +147,8 @@ def _feature_maps(graphdef: nnx.GraphDef, params: Any, images: Array) -> list[Ar
 
 
 def features(model: Backbone, images: Any) -> list[Float[Array, "b _ _ _"]]:
-    """The dense feature pyramid: every stage's output, before merging and without the final norm, on its grid."""
+    """The dense feature pyramid: every stage's output on its grid, before merging and, unless stages end with norms of
+    their own, without the final norm."""
     model.check_images(images)
     return _feature_maps(*nnx.split(model), jnp.asarray(images))
 

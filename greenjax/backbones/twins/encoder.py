@@ -31,12 +31,11 @@ from greenjax.backbones.layers import (
     linear,
     traced_once,
 )
+from greenjax.backbones.twins.family import EPSILON
 from greenjax.ops.group_attention import attend, merge_heads
 from greenjax.ops.sparse_conv import block_conv
 from greenjax.planning import Plan
 from greenjax.planning.sites import ConvIndex
-
-EPSILON = 1e-5  # of the norms behind convolutions; all other norms have model.norm_epsilon
 
 
 class Sites(NamedTuple):

@@ -3,9 +3,11 @@
 from typing import Any
 
 from greenjax.backbones.family import Family, check_heads, refuse_part, square_windows
-from greenjax.backbones.settings import EMBED_DIMS, NUM_HEADS, UNSET, WINDOW, counts
+from greenjax.backbones.settings import EMBED_DIMS, NUM_HEADS, SR_RATIOS, WINDOW
 from greenjax.errors import InputError
 from greenjax.planning import StageSpec, TokenGrid, Windows
+
+EPSILON = 1e-5  # of the norms behind convolutions; all other norms have model.norm_epsilon
 
 
 def _svt(embed_dims: tuple[int, ...], depths: tuple[int, ...], num_heads: tuple[int, ...]) -> dict[str, Any]:
@@ -61,7 +63,7 @@ FAMILY = Family(
         "window": WINDOW,
         "embed_dims": EMBED_DIMS,
         "num_heads": NUM_HEADS,
-        "sr_ratios": counts(UNSET).means("side of the block that is sub-sampled to one key, tokens"),
+        "sr_ratios": SR_RATIOS,
     },
     channels=channels,
     stages=stages,
