@@ -24,6 +24,7 @@ KINDS = {
     "encoder": dict(),
     "grey": dict(model__in_channels=1, data__mean=(0.3,), data__std=(0.4,)),
     "simmim": dict(method="simmim"),
+    "pvt_v2": dict(family="pvt_v2", model__depths=(1, 1), model__num_heads=(2, 4)),
 }
 
 
@@ -93,26 +94,26 @@ def test_the_card_of_a_classifier_tells_its_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("kind", "how", "tag", "said"),
+    ("kind", "how", "said"),
     [
-        ("encoder", "green masked image modelling: swin_t, `SwinModel`", "image-feature-extraction", "(1, 8"),
-        ("grey", "green masked image modelling: swin_t, `SwinModel`", "image-feature-extraction", "(1, 8"),
-        ("simmim", "SimMIM: swin_t, `SwinForMaskedImageModeling`", None, "reconstruction"),
+        ("encoder", "green masked image modelling: swin_t, `SwinModel`", "[1, 64, 8]"),
+        ("grey", "green masked image modelling: swin_t, `SwinModel`", "[1, 64, 8]"),
+        ("pvt_v2", "green masked image modelling: pvt_v2_b0, `PvtV2Model`", "[1, 16, 4, 4]"),
+        ("simmim", "SimMIM: swin_t, `SwinForMaskedImageModeling`", "reconstruction"),
     ],
 )
-def test_the_cards_of_encoders_load_them(kind, how, tag, said, tmp_path, monkeypatch, capsys):
+def test_the_cards_of_encoders_load_them(kind, how, said, tmp_path, monkeypatch, capsys):
     text, _ = exported(kind, tmp_path)
     front = ModelCard(text).data
-    assert front.pipeline_tag == tag and front.tags == ["greenjax", "swin", "masked-image-modeling"]
-    assert (
-        f"\nAn encoder pre-trained without labels, by {how}" in text
-        and "| `mask.ratio` | 0.75 |" in text
-        and "`optim.label_smoothing`" not in text
-    )
+    family = "pvt_v2" if kind == "pvt_v2" else "swin"
+    assert front.pipeline_tag == (None if kind == "simmim" else "image-feature-extraction")
+    assert front.tags == ["greenjax", family, "masked-image-modeling"]
+    assert f"\nAn encoder pre-trained without labels, by {how}" in text
+    assert "| `mask.ratio` | 0.75 |" in text and "`optim.label_smoothing`" not in text
     cv2.imwrite(str(tmp_path / "photo.jpg"), np.zeros((16, 24, 3), np.uint8))
     monkeypatch.chdir(tmp_path)
     exec(blocks(text)[0], {})
-    assert said in capsys.readouterr().out.replace("Size([", "(")
+    assert said in capsys.readouterr().out
 
 
 def test_weights_without_a_run_tell_no_settings(tmp_path):

@@ -155,7 +155,7 @@ def how_to_load(name: str, architecture: str, config: ConfigDict, processor: boo
     last_line = "print(model.config.id2label[int(outputs.logits.argmax())])"
     if kind == "AutoModel":
         kind = architecture if not architecture.endswith("Model") else kind
-        last_line = "print(outputs.pooler_output.shape)" if kind == "AutoModel" else "print(outputs.keys())"
+        last_line = "print(outputs.last_hidden_state.shape)" if kind == "AutoModel" else "print(outputs.keys())"
     shape = f"1, {config.model.in_channels}, {height}, {width}"
     names = f"AutoImageProcessor, {kind}" if processor else kind
     return [
