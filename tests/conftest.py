@@ -29,6 +29,14 @@ os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / ".pytest_cache" /
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub of Hugging Face
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_chunks():
+    """Models of tests have small arrays: of the 65,536 values that a program draws at once they would use a few."""
+    from greenjax.backbones import initial
+
+    initial.CHUNK = 1 << 12
+
+
 def process_state():
     """What a test can leave behind in its process without a trace in the test itself."""
     import jax

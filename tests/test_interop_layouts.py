@@ -4,14 +4,13 @@ import jax
 import numpy as np
 import pytest
 import torch_names
-from flax import nnx
 from small import small_config
 
 import greenjax
 from greenjax.backbones.registry import FAMILIES
 from greenjax.interop.loading import blank_model
 from greenjax.interop.tensors import to_tensors
-from greenjax.interop.weights import flat_weights, parameter_shapes
+from greenjax.interop.weights import flat_weights, parameter_shapes, put_weights
 
 SIZE, CLASSES = 64, 5
 COLOURS = dict(model__in_channels=3, data__mean=(0.5,) * 3, data__std=(0.2,) * 3)
@@ -39,10 +38,9 @@ def random_model(family, kind, seed=0, **overrides):
     """A model of random weights everywhere: a constant would hide a mistaken place."""
     base = {"swin": SWIN, "twins": TWINS, "pcpvt": dict(TWINS, model__window=0), "pvt_v2": PVT}
     base = base.get(family, COLOURS)
-    model = greenjax.build(small_config(family, **base | KINDS[kind] | overrides))
-    rng = np.random.default_rng(seed)
-    params = nnx.state(model, nnx.Param)
-    nnx.update(model, jax.tree.map(lambda x: jax.numpy.asarray(rng.normal(size=x.shape).astype(np.float32)), params))
+    model, rng = blank_model(small_config(family, **base | KINDS[kind] | overrides)), np.random.default_rng(seed)
+    shapes = parameter_shapes(model)
+    put_weights(model, {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
     return model
 
 
