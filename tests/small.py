@@ -13,6 +13,7 @@ FAMILIES = {
     "convnextv2": {"model.name": "convnextv2_atto", **_CONVNEXT},
     "hiera": {"model.name": "hiera_t", "model.window": 0, "model.depths": (1, 1, 2), "model.num_heads": (1, 2, 4)},
     "pvt_v2": {"model.name": "pvt_v2_b0", "model.window": 0, "model.mlp_ratio": (4, 2), **_TWINS},
+    "vit": {"model.name": "vit_s", "model.window": 0, "model.patch": 4, "model.depths": (2,), "model.num_heads": (2,)},
     "pcpvt": {"model.name": "pcpvt_s", "model.window": 0, "model.mlp_ratio": (4, 2), **_TWINS},
 }
 

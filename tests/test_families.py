@@ -11,12 +11,12 @@ from test_step import BASE, assert_trained_alike, train
 import greenjax
 from greenjax import tasks
 
-FAMILIES = ("swinv2", "convnextv2", "hiera", "pvt_v2")  # ConvNeXt has the convolutions of its V2
+FAMILIES = ("swinv2", "convnextv2", "hiera", "pvt_v2", "vit")  # ConvNeXt has the convolutions of its V2
 
 
 def config_of(family, **overrides):
-    depths = dict(model__depths=(1, 1, 1)) if family == "hiera" else {}
-    return small_config(family, **BASE | depths | overrides)
+    depths = {"hiera": (1, 1, 1), "vit": (1,)}.get(family, BASE["model__depths"])
+    return small_config(family, **BASE | dict(model__depths=depths) | overrides)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -43,6 +43,21 @@ def test_the_model_is_that_of_the_weights_whatever_the_file_says(run, name):
     assert line.endswith("; image_size is 224, and was [32, 32] there") == (config.task != "pretrain")
 
 
+def test_a_config_keeps_what_is_no_part_of_the_weights(tmp_path):
+    """How a ViT pools, and whether its positions are trained: the file's own, where it has one, else those of init."""
+    there = small_config("vit", model__pool="mean", model__positions="sincos")
+    (tmp_path / "config.json").write_text(json.dumps(there.to_dict()))
+    file = tmp_path / "config.py"
+    for own, expected in (("learned", ("mean", "learned")), (None, ("mean", "sincos"))):
+        file.write_text(
+            "from small import small_config\n\n\ndef get_config():\n    import greenjax\n"
+            f"    config = greenjax.default_config()\n    config.steps = 1\n    config.model.positions = {own!r}\n"
+            f"    config.init = {str(tmp_path)!r}\n    return config\n"
+        )
+        config = load_config(file, {"task": "finetune", "data.source": "digits"})
+        assert (config.model.pool, config.model.positions) == expected
+
+
 def test_what_follows_from_the_name_is_not_told(tmp_path):
     there = load_config(CONFIGS / "swin_t.py")
     (tmp_path / "config.json").write_text(json.dumps(there.to_dict()))

@@ -105,6 +105,15 @@ def test_twins_has_the_names_and_shapes_of_the_library(family):
     assert shapes_of(encoder, "mmdet")[0] == torch_names.twins_mm(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("token", "pool", "last"), [(True, "token", "norm"), (True, "mean", "fc_norm"), (False, "mean", "fc_norm")]
+)
+def test_vit_has_the_names_and_shapes_of_timm(token, pool, last):
+    model = random_model("vit", "classifier", model__class_token=token, model__pool=pool)
+    expected = torch_names.vit_timm(32, 4, 3, 8, 2, class_token=token, norm_name=last, num_classes=CLASSES)
+    assert shapes_of(model, "timm") == (expected, [])
+
+
 def test_simmim_has_the_names_and_shapes_of_the_library():
     model = random_model("swin", "simmim")
     assert shapes_of(model, "simmim") == (torch_names.simmim_official(**swin_arguments(model.config)), [])

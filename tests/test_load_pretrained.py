@@ -32,6 +32,7 @@ HIERA = dict(image_size=[48, 48], embed_dim=8, depths=[1, 1, 2], num_heads=[1, 2
 HIERA |= dict(masked_unit_size=[4, 4], masked_unit_attention=[True, False, False])
 PVT = dict(image_size=32, num_encoder_blocks=2, hidden_sizes=[8, 12], depths=[1, 2], num_attention_heads=[2, 4])
 PVT |= dict(sr_ratios=[2, 1], mlp_ratios=[3, 2], patch_sizes=[7, 3], strides=[4, 2])
+VIT = dict(image_size=32, patch_size=4, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
 FAMILIES = {
     "Swin": SWIN,
     "Swinv2": SWIN,
@@ -39,12 +40,14 @@ FAMILIES = {
     "ConvNextV2": CONVNEXT,
     "Hiera": HIERA,
     "PvtV2": PVT,
+    "ViT": VIT,
 }
 # As microsoft/swin-*, facebook/convnext-* and the rest have it on the hub.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COLOURS = dict(do_normalize=True, do_resize=True, image_mean=MEAN, image_std=STD, resample=3)
 EDGE = {"shortest_edge": 32}
 PROCESSORS = {
+    "ViT": dict(COLOURS, image_processor_type="ViTImageProcessor", size={"height": 32, "width": 32}),
     "Swin": dict(COLOURS, feature_extractor_type="ViTFeatureExtractor", size=32),
     "Swinv2": dict(COLOURS, image_processor_type="ViTImageProcessor", size={"height": 32, "width": 32}),
     "ConvNext": dict(COLOURS, feature_extractor_type="ConvNextFeatureExtractor", size=32, crop_pct=0.875),
@@ -92,7 +95,7 @@ def test_a_folder_of_transformers_needs_no_config(family, tmp_path, caplog):
     data = model.config.data
     assert (data.mean, data.std, data.eval_crop) == (MEAN, STD, CROPS.get(family, 1.0))
     squeezed = ["squeezes an image that is not square to 32 x 32" in record.message for record in caplog.records]
-    assert any(squeezed) == (family in ("Swin", "Swinv2", "PvtV2"))
+    assert any(squeezed) == (family in ("Swin", "Swinv2", "PvtV2", "ViT"))
 
     reference.base_model.save_pretrained(tmp_path / "encoder")
     encoder = greenjax.load_pretrained(str(tmp_path / "encoder"))
@@ -111,6 +114,7 @@ def test_a_folder_of_transformers_needs_no_config(family, tmp_path, caplog):
         ("ConvNextV2", "convnextv2_tiny"),
         ("Hiera", "hiera_b"),
         ("PvtV2", "pvt_v2_b0"),
+        ("ViT", "vit_b"),
     ],
 )
 def test_published_sizes_have_their_names(family, name):
@@ -132,6 +136,26 @@ def test_a_masked_image_model_of_transformers_is_simmim(tmp_path):
         expected = reference(torch.tensor(images).permute(0, 3, 1, 2), bool_masked_pos=removed).reconstruction
     pixels = np.asarray(model(images, visible).prediction).reshape(2, 8, 8, 4, 4, 3).transpose(0, 5, 1, 3, 2, 4)
     np.testing.assert_allclose(pixels.reshape(2, 3, 32, 32), expected, atol=1e-5)
+
+
+def test_a_masked_autoencoder_of_transformers_has_its_decoder(tmp_path):
+    decoder = dict(decoder_hidden_size=8, decoder_num_hidden_layers=1, decoder_num_attention_heads=4)
+    config = transformers.ViTMAEConfig(
+        **VIT | decoder, decoder_intermediate_size=32, norm_pix_loss=False, layer_norm_eps=1e-6
+    )
+    reference = transformers.ViTMAEForPreTraining(config).eval()
+    reference.decoder.initialize_weights(64)  # the positions of published files; those of a new model are zeros
+    reference.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSORS["ViT"]))
+    model = greenjax.load_pretrained(tmp_path)
+    assert isinstance(model, GreenMIM) and model.config.decoder.num_heads == 4
+    images, visible = some_images(model), np.arange(64).reshape(8, 8) % 4 == 0
+    with torch.no_grad():
+        noise = torch.tensor(~visible.reshape(1, -1)).float().expand(2, -1)
+        expected = reference(torch.tensor(images).permute(0, 3, 1, 2), noise=noise)
+    found = model(images, visible)
+    np.testing.assert_allclose(found.prediction, expected.logits, atol=1e-5)
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
 
 
 def same_weights(one, other):
@@ -215,7 +239,7 @@ def test_only_the_files_of_one_kind_of_weights_are_downloaded(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
-        ({"model_type": "vit"}, "model_type is 'vit' in config.json: expected swin or swinv2 or "),
+        ({"model_type": "clip"}, "model_type is 'clip' in config.json: expected swin or swinv2 or "),
         ({"hidden_act": "relu"}, "hidden_act is 'relu': expected 'gelu', which is all that a swin has here"),
         ({"use_absolute_embeddings": True}, "use_absolute_embeddings is True: expected False"),
         ({"window_size": None}, "has no window_size: expected the config.json of a swin"),

@@ -8,7 +8,7 @@ from flax import nnx
 from small import small_config
 
 import greenjax
-from greenjax.models.decoder import sine_cosine_positions
+from greenjax.backbones.positions import sine_cosine_positions
 from greenjax.planning import Plan
 
 

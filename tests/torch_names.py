@@ -219,6 +219,23 @@ def twins_official(
     return joined(embeds, blocks, *encodings, norm("norm", last), head("head", last, num_classes))
 
 
+def vit_timm(
+    image_size, patch, in_chans, embed_dim, depth, mlp_ratio=4.0, class_token=True, norm_name="norm", num_classes=0
+) -> Shapes:
+    """timm 1.0.31, timm.models.vision_transformer.VisionTransformer, blocks of the class Block with qkv_bias.
+
+    `norm_name` is "norm", or "fc_norm" with global_pool="avg". `pos_embed` has a place for the class token.
+    """
+    rows, columns = stage_grid(image_size, patch, 0)
+    tokens = {"pos_embed": (1, rows * columns + class_token, embed_dim)}
+    tokens |= {"cls_token": (1, 1, embed_dim)} if class_token else {}
+    attention = joined(linear("qkv", embed_dim, 3 * embed_dim), linear("proj", embed_dim, embed_dim))
+    one = block(embed_dim, int(embed_dim * mlp_ratio), "mlp.fc1", "mlp.fc2", attention)
+    blocks = [under(f"blocks.{j}", one) for j in range(depth)]
+    embed = conv("patch_embed.proj", in_chans, embed_dim, patch)
+    return joined(tokens, embed, *blocks, norm(norm_name, embed_dim), head("head", embed_dim, num_classes))
+
+
 def twins_timm(*args, **kwargs) -> Shapes:
     """timm 1.0.31, timm.models.twins.Twins: the official names, without exception."""
     return twins_official(*args, **kwargs)

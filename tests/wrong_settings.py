@@ -131,6 +131,21 @@ IN_PROCESS = [
             "--config.task=finetune --config.model.border=pad --config.model.name=hiera_t --config.model.window=0",
             "model.border is 'pad': expected cut for hiera_t, which has no windows",
         ),
+        (
+            "--config.task=detect --config.model.name=vit_s --config.model.window=0 --config.model.depths=(1,)"
+            " --config.model.num_heads=(1,)",
+            "task is 'detect': expected another for vit_s, which has one stage",
+        ),
+        (
+            "--config.model.name=vit_s --config.model.window=0",
+            r"model.depths is \(1, 1\): expected one number: vit_s has one stage",
+        ),
+        (
+            "--config.model.name=vit_s --config.model.window=0 --config.model.depths=(1,) --config.model.num_heads=(1,)"
+            " --noconfig.model.class_token",
+            "model.pool is 'token': expected mean where model.class_token is False",
+        ),
+        ("--config.model.pool=mean", "model.pool is 'mean': expected none for swin_t"),
         ("--config.image_size=8", "mask.ratio is 0.75: expected one that leaves visible and masked units"),
         ("--config.mask.ratio=0.99", "mask.ratio is 0.99: expected one that leaves visible and masked units"),
         ("--config.mask.ratio=1e-9", "mask.ratio is 1e-09: expected one that leaves visible and masked units"),

@@ -38,6 +38,8 @@ class Family:
     pads: bool = False  # model.border may be "pad": zeros fill up windows at the border, and attend
     overlapping: bool = False  # embeddings whose kernels are larger than their strides, beside the kernels of `stages`
     norms_pooled: bool = False  # a classifier pools the tokens before the last norm, not behind it
+    # Does a classifier read the normed token behind those of the last stage, a class token, and pool none?
+    reads_token: Callable[[Any], bool] = lambda model: False
 
     @property
     def encoder(self) -> Any:
@@ -45,8 +47,8 @@ class Family:
 
         Its `patch_embed` takes (units, plan), the colour-normalised pixels [b, v, side, side, c] of the plan's visible
         units, to their tokens [b, n, c] in unit-major order. A call (tokens, plan, drop-path key or None) takes these
-        to the normed tokens of the last stage and a tuple of every stage's tokens. Blocks are
-        `stages/{stage}/blocks/{block}`.
+        to the normed tokens of the last stage and a tuple of every stage's tokens. A class token attends with them,
+        and stands behind the normed tokens alone. Blocks are `stages/{stage}/blocks/{block}`.
         """
         return import_module(f"{self.package}.encoder").Encoder
 

@@ -89,20 +89,21 @@ class Mlp(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
-    """A convolution of the pixels of units whose kernel equals its stride, and a norm.
+    """A convolution of the pixels of units whose kernel equals its stride, and a norm where `epsilon` is given.
 
     Source: Swin Transformer (arXiv 2103.14030), section 3.1.
     """
 
-    def __init__(self, patch: int, inputs: int, dim: int, *, epsilon: float, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, patch: int, inputs: int, dim: int, *, epsilon: float | None, dtype: Any, rngs: nnx.Rngs):
         self.patch = patch
         self.proj = linear(patch**2 * inputs, dim, dtype=dtype, rngs=rngs)
-        self.norm = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
+        self.norm = None if epsilon is None else LayerNorm(dim, epsilon=epsilon, rngs=rngs)
 
     def __call__(self, units: Float[Array, "b u side side c"], plan: Plan) -> Float[Array, "b n d"]:
         b, _, side, _, c = units.shape
         patches = to_unit_major(units.reshape(-1, side, side, c), side, self.patch)
-        return self.norm(self.proj(patches.reshape(b, -1, self.patch**2 * c)))
+        x = self.proj(patches.reshape(b, -1, self.patch**2 * c))
+        return x if self.norm is None else self.norm(x)
 
 
 def filled_up(x: Float[Array, "b n c"], grid: TokenGrid, stage: int) -> Float[Array, "b n c"]:

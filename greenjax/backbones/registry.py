@@ -18,6 +18,7 @@ FAMILIES: dict[str, Family] = {
     "convnextv2": _stated("convnextv2"),
     "hiera": _stated("hiera"),
     "pvt_v2": _stated("pvt_v2"),
+    "vit": _stated("vit"),
 }
 
 # The published settings of every model.name. A key set in a config overrides its part; other parts cannot be set.

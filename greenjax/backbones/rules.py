@@ -41,6 +41,14 @@ class Fault(NamedTuple):
         return self.because + self.then
 
 
+class OtherName(NamedTuple):
+    """A module that has another name in the files of some models. Files with either name are read."""
+
+    name: str  # in the table
+    other: str
+    taken: Callable[[ConfigDict], bool]  # by the files of a resolved config
+
+
 class Layout(NamedTuple):
     """How one library names the weights of one family of encoders, and how it computes with them.
 
@@ -54,9 +62,12 @@ class Layout(NamedTuple):
     head: Table = ()  # of a classifier; () = the library has none
     lacking: tuple[str, ...] = ()  # modules of the encoder here that the library's files do not have
     ignored: tuple[str, ...] = ()  # how the names of tensors begin that the library's files have, and no model here
+    other_names: tuple[OtherName, ...] = ()
     detector: Table = ()  # of a detector beside its encoder; () = the library has none, or other ones
     detector_prefix: str = ""  # the `model_prefix` in a detector's file
     decoders: Mapping[str, Table] = {}  # by config.method
+    # Of a green decoder's fixed positions: the tensor, and its rows of zeros before them, as for a class token.
+    decoder_positions: tuple[str, int] = ("decoder_pos_embed", 0)
     merge_orders: Mapping[str, Table] = {}  # the encoder in files of other orders of patch merging
     # Tensors that a strict load needs beside the model's parameters, named without a prefix.
     fixed: Callable[[ConfigDict], Tensors] = lambda config: {}
@@ -66,6 +77,9 @@ class Layout(NamedTuple):
     epsilon: float = 1e-5  # of the library's norms
     sets_epsilon: bool = False  # a model that takes such a file's weights takes `epsilon`, too
     folder: Callable[[ConfigDict, set[str]], dict[str, Any]] | None = None
+    # The model_type in config.json of a masked autoencoder, where it has its own, and settings that it brings.
+    autoencoder: str = ""
+    of_autoencoder: Mapping[str, Any] = {}
 
 
 class Resizing(NamedTuple):

@@ -20,6 +20,7 @@ class Key(NamedTuple):
     ok: Callable[[Any], bool] = lambda value: True
     by_stage: bool = False  # a tuple has one entry a stage
     free: bool = False  # weights of a model fit other values, too
+    own: bool = False  # as `free`, and a config's value goes before that of the weights of `init`
     meaning: str = ""  # a line for `greenjax settings`
 
     def means(self, meaning: str) -> "Key":
@@ -27,7 +28,8 @@ class Key(NamedTuple):
 
 
 def choice(default: str | None, *names: str, note: str = "") -> Key:
-    return Key(str, default, " or ".join(names) + note, lambda value: value in names)
+    """One of the names; with the note `UNSET`, "0" is taken too."""
+    return Key(str, default, " or ".join(names) + note, lambda value: value in names or (note, value) == (UNSET, "0"))
 
 
 def count(default: int | None, least: int = 1, note: str = "", most: int = 0) -> Key:

@@ -86,6 +86,8 @@ def check_data(values: Values) -> None:
 
 def check_detection(values: Values) -> None:
     levels = len(values["model.depths"]) + 1
+    if levels == 2:
+        refuse(values, "task", f"another for {values['model.name']}, which has one stage and so no feature pyramid")
     if len(values["detect.anchor_sizes"]) != levels:
         refuse(values, "detect.anchor_sizes", f"{levels} sizes: one a stage of {values['model.name']}, and one above")
     if max(values["detect.shorter_sides"], default=0) > min(values["image_size"]):

@@ -23,11 +23,12 @@ from greenjax.runtime.files import expanded, read_json, read_metadata
 Settings = dict[str, Any]
 
 FREE = tuple(part for part in SIZE_SETTINGS if KEYS[f"model.{part}"].free)  # weights fit others, too
+OWN = tuple(f"model.{part}" for part in FREE if KEYS[f"model.{part}"].own)
 SIZES = (*(part for part in SIZE_SETTINGS if part not in FREE), "in_channels")
 FIXED = ("model.name", *(f"model.{part}" for part in SIZES))  # weights fit no others
 COLOURS = ("data.mean", "data.std")
 MODEL = (*FIXED, *(f"model.{part}" for part in FREE), *COLOURS, "data.scale")
-DECODER = ("decoder.dim", "decoder.depth", "decoder.num_heads")
+DECODER = ("decoder.dim", "decoder.depth", "decoder.num_heads", "decoder.norm_pixels")
 PLACE = ("data.source", "data.path", "data.name")
 READING = ("data.dtype", "data.channels", "data.alpha", "data.page", "data.no_data")
 
@@ -55,7 +56,8 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
         keys = ["image_size", "data.eval_crop", "model.border", *(["model.num_classes"] if task == "eval" else [])]
         keys += _images(settings, given, there)
         wanted |= {key: there[key] for key in keys if key in there}
-    wanted = {key: value for key, value in wanted.items() if key not in given}
+    own = [key for key in OWN if settings.get(key) is not None and there.get(key) is not None]
+    wanted = {key: value for key, value in wanted.items() if key not in (*given, *own)}
     changed = {key: value for key, value in wanted.items() if not same_value(_filled(settings, key), value)}
     named = [f"{key}={value!r}" for key, value in changed.items() if not _follows(key, value, wanted)]
     line = f"settings of init {init!r}: {', '.join(named)}" if named else ""

@@ -158,7 +158,8 @@ def _checked(key: str, value: Any) -> Any:
         good = False
     if not good:
         refuse({key: value}, key, entry.allowed)
-    unset = entry.default is None and not (any(value) if isinstance(value, tuple) else value or value is False)
+    some = any(value) if isinstance(value, tuple) else (value and value != "0") or value is False
+    unset = entry.default is None and not some
     return None if unset else value  # 0 unsets a placeholder from the command line
 
 

@@ -72,6 +72,9 @@ KEYS = {
     "decoder.dim": count(512).means("channels of the decoder of pre-training"),
     "decoder.depth": count(1).means("its transformer blocks"),
     "decoder.num_heads": count(16).means("its attention heads"),
+    "decoder.norm_pixels": flag(True).means(
+        "green predicts the pixels of each unit less their mean and over their deviation; False: the pixels"
+    ),
     "mask.ratio": Key(float, 0.75, "above 0 and below 1", lambda value: 0 < value < 1).means(
         "the masked share of the units"
     ),

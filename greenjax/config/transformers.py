@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from greenjax.backbones.family import Family
 from greenjax.backbones.registry import FAMILIES
 from greenjax.config.resolve import resolve
 from greenjax.config.values import same_value
@@ -20,17 +21,23 @@ LAYOUT, PROCESSOR = "hf", "preprocessor_config.json"
 NAMES = {
     "patch": ("patch_stride", "patch_size", "strides"),
     "in_channels": ("num_channels",),
-    "embed_dim": ("embed_dim",),
+    "embed_dim": ("embed_dim", "hidden_size"),
     "embed_dims": ("hidden_sizes",),
-    "depths": ("depths",),
+    "depths": ("depths", "num_hidden_layers"),
     "num_heads": ("num_heads", "num_attention_heads"),
     "window": ("window_size",),
     "mlp_ratio": ("mlp_ratio", "mlp_ratios"),
     "sr_ratios": ("sr_ratios",),
 }
+DECODER = {
+    "decoder.dim": "decoder_hidden_size",
+    "decoder.depth": "decoder_num_hidden_layers",
+    "decoder.num_heads": "decoder_num_attention_heads",
+    "decoder.norm_pixels": "norm_pix_loss",
+}
 # Entries of config.json that weights do not fix, or that training alone reads.
 FREE = ("architectures", "image_size", "layer_norm_eps", "dtype", "encoder_stride")
-FREE += ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
+FREE += ("mask_ratio", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
 SQUEEZED_FROM = 384  # pixels: ConvNextImageProcessor crops smaller images only
 
 
@@ -49,9 +56,13 @@ class View(NamedTuple):
     squeezed: bool = False  # the whole image is resized to the size, whatever its shape
 
 
-def families() -> list[str]:
-    """The model_type of every family that transformers has, too."""
-    return [name for name, family in FAMILIES.items() if (hf := family.layouts.get(LAYOUT)) and hf.folder]
+def families() -> dict[str, Family]:
+    """The families that transformers has, too, by model_type; one of masked autoencoders may have a type of its own."""
+    found = {}
+    for name, family in FAMILIES.items():
+        if (hf := family.layouts.get(LAYOUT)) and hf.folder:
+            found |= {name: family} | ({hf.autoencoder: family} if hf.autoencoder else {})
+    return found
 
 
 def described(folder: Path, found: Mapping[str, Any]) -> Described:
@@ -59,26 +70,36 @@ def described(folder: Path, found: Mapping[str, Any]) -> Described:
 
     Raises InputError for a model that greenjax cannot compute, and for entries that are missing.
     """
-    kind = found.get("model_type")
-    if kind not in families():
+    kind = str(found.get("model_type"))
+    family = families().get(kind)
+    if family is None:
         return Described({}, [])
-    family = FAMILIES[kind]
     layout = family.layouts[LAYOUT]
     entries = {part: next((found[name] for name in names if name in found), None) for part, names in NAMES.items()}
     sizes = {part: _plain(value) for part, value in entries.items() if value is not None}
     if isinstance(sizes.get("patch"), tuple):
         sizes["patch"] = sizes["patch"][0]
     published = next(iter(family.sizes.values()))
-    if missing := [part for part in ("in_channels", *published) if part not in (*sizes, "mlp_ratio", "norm_epsilon")]:
+    for part in ("depths", "num_heads"):  # of one stage
+        sizes |= {part: (sizes[part],)} if isinstance(sizes.get(part), int) else {}
+    if "mlp_ratio" not in sizes and "intermediate_size" in found:
+        sizes["mlp_ratio"] = found["intermediate_size"] / found["hidden_size"]
+    needed = [part for part in ("in_channels", *published) if part in NAMES and part != "mlp_ratio"]
+    if missing := [part for part in needed if part not in sizes]:
         names = " and ".join(NAMES[part][-1] for part in missing)
         raise InputError(f"{str(folder / 'config.json')!r} has no {names}: expected the config.json of a {kind}")
     sizes = {part: value for part, value in sizes.items() if part in (*published, "in_channels")}
     sizes["norm_epsilon"] = layout.epsilon
     name = max(family.sizes, key=lambda name: sum(family.sizes[name].get(part) == sizes[part] for part in sizes))
     settings = {"model.name": name} | {f"model.{part}": value for part, value in sizes.items()}
+    of_autoencoder = kind == layout.autoencoder
+    if of_autoencoder:
+        settings |= {key: found[entry] for key, entry in DECODER.items() if entry in found}
+        settings |= layout.of_autoencoder
     view = processed(folder)
     image_size = view.get("image_size") or _plain(found.get("image_size", 224))
-    _check(folder, found, layout, settings | {"image_size": image_size})
+    parts = {"decoder"} if of_autoencoder else set()
+    _check(folder, found, layout, settings | {"image_size": image_size}, parts)
     notes = []
     if (epsilon := found.get("layer_norm_eps", layout.epsilon)) != layout.epsilon:
         notes.append(f"layer_norm_eps is {epsilon:g} in config.json; every norm here has {layout.epsilon:g}")
@@ -88,10 +109,10 @@ def described(folder: Path, found: Mapping[str, Any]) -> Described:
     return Described(settings | view | {"image_size": image_size}, notes)
 
 
-def _check(folder: Path, found: Mapping[str, Any], layout: Any, settings: Mapping[str, Any]) -> None:
+def _check(folder: Path, found: Mapping[str, Any], layout: Any, settings: Mapping[str, Any], parts: set[str]) -> None:
     """Raises InputError where greenjax would describe a model of these settings otherwise."""
     colours = dict.fromkeys(("data.mean", "data.std"), (0.5,) * settings["model.in_channels"])
-    expected = layout.folder(resolve({"task": "knn", "data.source": "python"} | colours | dict(settings)), set())
+    expected = layout.folder(resolve({"task": "knn", "data.source": "python"} | colours | dict(settings)), parts)
     for key in expected:
         if key in found and key not in FREE and not _same(found[key], expected[key]):
             where = f"{str(folder / 'config.json')!r}: {key} is {found[key]!r}"

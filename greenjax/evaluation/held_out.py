@@ -122,5 +122,5 @@ class Pictures:
             prediction[self.shown],
             unit=self.unit,
             colours=Colours(data.mean, data.std, scale_of(data), data.no_data, self.config.log.picture_channels),
-            normalised=self.config.method == "green",
+            normalised=self.config.method == "green" and self.config.decoder.norm_pixels,
         )

@@ -3,26 +3,34 @@
 import re
 
 import numpy as np
+from jaxtyping import Float32
 from ml_collections import ConfigDict
 
+from greenjax.backbones.geometry import token_grid
+from greenjax.backbones.positions import sine_cosine_positions
+from greenjax.backbones.rules import Layout
 from greenjax.errors import InputError
-from greenjax.models.decoder import sine_cosine_positions
-
-POSITIONS = "decoder_pos_embed"  # the tensor of fixed positions
 
 
-def positions_transposed(found: np.ndarray, config: ConfigDict) -> bool:
+def decoder_positions(layout: Layout, config: ConfigDict) -> Float32[np.ndarray, "1 rows c"]:
+    """The positions of a decoder as the files of a layout have them."""
+    positions = sine_cosine_positions(*token_grid(config).units, config.decoder.dim)
+    return np.pad(positions, ((layout.decoder_positions[1], 0), (0, 0)))[None]
+
+
+def positions_transposed(found: np.ndarray, layout: Layout, config: ConfigDict) -> bool:
     """Has a file's tensor of positions the row's half first? Raises InputError for other positions than MAE's."""
-    dim, side = config.decoder.dim, round((found.shape[1] if found.ndim == 3 else 0) ** 0.5)
-    if found.shape == (1, side * side, dim):
-        expected = sine_cosine_positions(side, side, dim)
-        if np.allclose(found[0], expected, atol=1e-5):
+    (name, before), dim = layout.decoder_positions, config.decoder.dim
+    side = round(max(found.shape[1] - before if found.ndim == 3 else 0, 0) ** 0.5)
+    if found.shape == (1, before + side * side, dim) and np.allclose(found[0, :before], 0, atol=1e-5):
+        expected, positions = sine_cosine_positions(side, side, dim), found[0, before:]
+        if np.allclose(positions, expected, atol=1e-5):
             return False
-        if np.allclose(np.roll(found[0], dim // 2, axis=1), expected, atol=1e-5):
+        if np.allclose(np.roll(positions, dim // 2, axis=1), expected, atol=1e-5):
             return True
     raise InputError(
-        f"{POSITIONS} {list(found.shape)} in the file is not made of sines and cosines as here: expected"
-        f" [1, units, {dim}], a half of the channels for the column, one for the row"
+        f"{name} {list(found.shape)} in the file is not made of sines and cosines as here: expected"
+        f" [1, {'1 + ' if before else ''}units, {dim}], a half of the channels for the column, one for the row"
     )
 
 

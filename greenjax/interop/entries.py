@@ -7,10 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from greenjax.backbones.geometry import token_grid
 from greenjax.backbones.rules import Layout, Rule, Shape
-from greenjax.interop.decoders import POSITIONS
-from greenjax.models.decoder import sine_cosine_positions
 
 # Name prefixes of the layers with outputs for classes: a classifier's head, and the predictors of a detector.
 PREDICTORS = ("head/", "roi_heads/box_predictor/", "roi_heads/mask_predictor/mask_fcn_logits/")
@@ -66,7 +63,8 @@ def _stem(layout: Layout, whole: bool) -> str:
 
 
 def _entries(rule: Rule, module: str, arrays: set[str], stem: str, config: ConfigDict) -> Iterable[Entry]:
-    """The entries of one rule for one module; none where the rule is about other modules."""
+    """The entries of one rule for one module; none where the rule is about other modules. The first part of the rule
+    that takes an array has it."""
     pattern = rule.ours.replace("{i}", r"(?P<i>\d+)").replace("{j}", r"(?P<j>\d+)")
     match = re.fullmatch(pattern, module)
     if match is None:
@@ -75,9 +73,10 @@ def _entries(rule: Rule, module: str, arrays: set[str], stem: str, config: Confi
     if "i" in at:
         at |= dict(next=at["i"] + 1, odd=2 * at["i"] + 1, even=2 * at["i"] + 2)
         at["n"] = sum(depths[: at["i"]]) + at.get("j", 0)
-    name = stem + rule.theirs.format(last=len(depths) - 1, stages=len(depths), **at)
+    name, taken = stem + rule.theirs.format(last=len(depths) - 1, stages=len(depths), **at), set()
     for part in rule.kind:
-        if arrays.issuperset(part.ours):
+        if arrays.issuperset(part.ours) and taken.isdisjoint(part.ours):
+            taken.update(part.ours)
             ours = tuple(f"{module}/{suffix}".lstrip("/") for suffix in part.ours)
             theirs = tuple(f"{name}.{suffix}".lstrip(".") for suffix in part.theirs)
             yield Entry(ours, theirs, part.to_torch, part.from_torch)
@@ -85,10 +84,7 @@ def _entries(rule: Rule, module: str, arrays: set[str], stem: str, config: Confi
 
 def fixed_tensors(layout: Layout, config: ConfigDict, *, whole: bool) -> dict[str, np.ndarray]:
     """The tensors that a strict load needs besides the model's parameters."""
-    fixed = {_stem(layout, whole) + name: value for name, value in layout.fixed(config).items()}
-    if whole and "green" in layout.decoders:
-        fixed[POSITIONS] = sine_cosine_positions(*token_grid(config).units, config.decoder.dim)[None]
-    return fixed
+    return {_stem(layout, whole) + name: value for name, value in layout.fixed(config).items()}
 
 
 class Expected(NamedTuple):

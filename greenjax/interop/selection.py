@@ -110,7 +110,7 @@ def select(
 
     `key` and `prefix` name the place, or how it begins. Raises InputError where the file has no such key or prefix.
     """
-    containers = {name: _unwrapped(tensors) for name, tensors in containers.items()}
+    containers = {name: _unwrapped(tensors, layout) for name, tensors in containers.items()}
     if key is not None:
         containers = _with_key(containers, key)
     if prefix is not None:
@@ -166,9 +166,20 @@ def name_kinds(table: Table, prefix: str = "") -> set[str]:
     }
 
 
-def _unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors named without PyTorch's wrappers; as they are where two would then have one name."""
-    short = {_WRAPPERS.sub("", name): value for name, value in tensors.items()}
+def renamed(name: str, module: str, other: str) -> str:
+    """The name of a tensor after its module, anywhere in the name, is called `other`."""
+    return re.sub(rf"(?<![^.]){re.escape(module)}\.", f"{other}.", name)
+
+
+def _unwrapped(tensors: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    """The tensors named without PyTorch's wrappers, and as the layout's tables have them; as they are where two would
+    then have one name."""
+    short: dict[str, Any] = {}
+    for whole, value in tensors.items():
+        name = _WRAPPERS.sub("", whole)
+        for module, other, _ in layout.other_names:
+            name = renamed(name, other, module)
+        short[name] = value
     return short if len(short) == len(tensors) else dict(tensors)
 
 

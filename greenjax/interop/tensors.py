@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 from greenjax.backbones.registry import family_of
 from greenjax.backbones.rules import Layout, Resizing
 from greenjax.errors import InputError, listed
-from greenjax.interop.decoders import POSITIONS, positions_transposed, turned
+from greenjax.interop.decoders import decoder_positions, positions_transposed, turned
 from greenjax.interop.entries import Expected, entries, expected_tensors, fixed_tensors, of_classes, part_of
 from greenjax.interop.files import Contents, to_array
 from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
-from greenjax.interop.selection import best_selection, fitting_layouts, has_place, look_alike
+from greenjax.interop.selection import best_selection, fitting_layouts, has_place, look_alike, renamed
 from greenjax.interop.weights import Report, Weights, fits, misfits_text, parameter_shapes
 from greenjax.models import Backbone
 
@@ -53,7 +53,12 @@ def to_tensors(
     for entry in entries(layout, kept, config, whole=whole):
         tensors |= zip(entry.theirs, entry.to_torch(config, *(kept[ours] for ours in entry.ours)), strict=True)
         covered.update(entry.ours)
+    if any(part_of(key) == "decoder" for key in kept):
+        tensors[layout.decoder_positions[0]] = decoder_positions(layout, config)
     assert covered == set(kept), f"layout {name} does not cover {sorted(set(kept) - covered)}"
+    for name_here, other, taken in layout.other_names:
+        if taken(config):
+            tensors = {renamed(key, name_here, other): value for key, value in tensors.items()}
     left_out = sorted({part_of(key) for key in weights.keys() - kept} - {"encoder"}) + [*layout.lacking]
     return tensors | fixed_tensors(layout, config, whole=whole), left_out
 
@@ -69,7 +74,8 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
     notes = [*selection.notes, *(f"files of layout {name!r} have no {module}" for module in layout.lacking)]
     report = Report(notes=notes, left_out=selection.others, prefix=selection.prefix)
     given = _checked({key: to_array(selection.prefix + key, value) for key, value in selection.tensors.items()}, layout)
-    positions = given.pop(POSITIONS, None)
+    codes = layout.decoder_positions[0]
+    positions = given.pop(codes, None)
 
     whole = bool(layout.model_prefix) and any(key.startswith(layout.model_prefix) for key in given)
     wanted = entries(layout, shapes, config, whole=whole)
@@ -96,8 +102,8 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
     for entry in needed:
         arrays = entry.from_torch(config, *(given[theirs] for theirs in entry.theirs))
         weights |= {ours: np.asarray(value, np.float32) for ours, value in zip(entry.ours, arrays, strict=True)}
-    if "decoder" in present and positions is not None and positions_transposed(positions, config):
-        report.notes.append(f"{POSITIONS} has the row first: the decoder's channels were turned to match")
+    if "decoder" in present and positions is not None and positions_transposed(positions, layout, config):
+        report.notes.append(f"{codes} has the row first: the decoder's channels were turned to match")
         weights = {key: turned(key, value) for key, value in weights.items()}
     return weights, report
 

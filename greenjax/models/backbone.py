@@ -43,9 +43,10 @@ class Backbone(nnx.Module):
 
     def dense(
         self, images: Images, key: Key[Array, ""] | None = None
-    ) -> tuple[Float[Array, "b units latent"], tuple[Float[Array, "b _ _"], ...]]:
+    ) -> tuple[Float[Array, "b tokens latent"], tuple[Float[Array, "b _ _"], ...]]:
         """The normed tokens of the last stage and the tokens of every stage, unit-major, with every unit visible.
 
+        A class token stands behind the normed tokens.
         Where the grid is not whole, tokens that do not exist have values without a meaning; the last stage has none."""
         plan = dense_plan(self.grid, self.specs)
         return self.encoder(self._embedded(self._units(images), plan), plan, key)
@@ -59,9 +60,12 @@ class Backbone(nnx.Module):
         return maps
 
     def pooled(self, images: Images, key: Key[Array, ""] | None = None) -> Float[Array, "b latent"]:
-        """The mean over the tokens of the last stage, with every unit visible, normed before or after it; float32."""
-        normed, stages = self.dense(images, key)
-        if family_of(self.config.model.name).norms_pooled:
+        """The mean over the tokens of the last stage, with every unit visible, normed before or after it, or the normed
+        class token, as the family states; float32."""
+        family, (normed, stages) = family_of(self.config.model.name), self.dense(images, key)
+        if family.reads_token(self.config.model):
+            return widened(normed[:, -1])
+        if family.norms_pooled:
             return self.encoder.norm(widened(stages[-1]).mean(axis=1))
         return widened(normed).mean(axis=1)
 

@@ -1,28 +1,15 @@
 """The decoder of green MIM: plain transformer blocks over visible tokens and mask tokens (paper, section 4.1)."""
 
-from functools import cache
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from greenjax.backbones.attention import SelfAttention
 from greenjax.backbones.initial import token_normal
 from greenjax.backbones.layers import Block, LayerNorm, linear
-
-
-@cache
-def sine_cosine_positions(rows: int, columns: int, dim: int) -> Float32[np.ndarray, "u c"]:
-    """Fixed 2-D position codes of units in raster order: half of the channels for the column, half for the row.
-
-    Each half is [sin | cos] with frequencies omega_i = 10000 ** (-i / (dim / 4)). Source: MAE (arXiv 2111.06377).
-    """
-    row, column = np.divmod(np.arange(rows * columns), columns)
-    omega = 10000.0 ** (-np.arange(dim // 4) / (dim / 4))
-    angles = [axis[:, None] * omega for axis in (column, row)]
-    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+from greenjax.backbones.positions import sine_cosine_positions
 
 
 class Decoder(nnx.Module):
@@ -54,18 +41,22 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        latent: Float[Array, "b v latent"],
+        latent: Float[Array, "b tokens latent"],
         visible_units: Int[Array | np.ndarray, " v"],
         masked_units: Int[Array | np.ndarray, " w"],
     ) -> tuple[Float[Array, "b v out"], Float[Array, "b w out"]]:
-        """Predicted pixels of the visible and of the masked units, in the order of the indices."""
+        """Predicted pixels of the visible and of the masked units, in the order of the indices.
+
+        Tokens behind the visible units', such as a class token, attend without a position.
+        """
         positions = jnp.asarray(sine_cosine_positions(*self.units, self.dim)).astype(latent.dtype)
-        b, v, _ = latent.shape
+        b, v, w = len(latent), len(visible_units), len(masked_units)
         mask_tokens = self.mask_token[...].astype(latent.dtype)[None] + positions[masked_units]
         mask_tokens = jnp.broadcast_to(mask_tokens[None], (b, *mask_tokens.shape))
-        x = jnp.concatenate([self.embed(latent) + positions[visible_units][None], mask_tokens], axis=1)
+        x = self.embed(latent)
+        x = jnp.concatenate([x[:, :v] + positions[visible_units][None], mask_tokens, x[:, v:]], axis=1)
         for block in self.blocks:
             x = block(x, None, None)
         x = self.norm(x)
         # Training uses the second result only, and the compiler drops the first call.
-        return self.head(x[:, :v]), self.head(x[:, v:])
+        return self.head(x[:, :v]), self.head(x[:, v : v + w])

@@ -27,8 +27,8 @@ class Output(NamedTuple):
     """What a masked image model returns.
 
     `prediction` holds every unit in raster order, each (row, column, channel), in the space of the target: per-unit
-    normalised pixels (green) or colour-normalised pixels (SimMIM). `latent` follows the final norm; `stages` are the
-    tokens at the end of each stage, before merging or embedding for the next.
+    normalised pixels, or colour-normalised pixels (`predicts_normalised`). `latent` follows the final norm, and has no
+    class token; `stages` are the tokens at the end of each stage, before merging or embedding for the next.
     """
 
     loss: Float[Array, ""]  # mean over the images
@@ -36,6 +36,14 @@ class Output(NamedTuple):
     prediction: Float[Array, "b units pixels"]
     latent: Float[Array, "b v latent"]
     stages: tuple[Float[Array, "b _ _"], ...]
+
+
+def predicts_normalised(config: Any) -> bool:
+    """Does the model of a config of pre-training predict the pixels of each unit less their mean, over their deviation?
+
+    Otherwise it predicts colour-normalised pixels.
+    """
+    return config.method == "green" and config.decoder.norm_pixels
 
 
 class MaskedImageModel(Backbone):
@@ -46,6 +54,7 @@ class MaskedImageModel(Backbone):
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         self.unit_pixels = self.grid.unit**2 * config.model.in_channels
+        self.predicts_normalised = predicts_normalised(config)
 
     def __call__(self, images: Any, visible: Any) -> Output:
         """Images under one mask, or under m masks with m dividing b, each for b / m images in turn.
@@ -124,7 +133,7 @@ class MaskedImageModel(Backbone):
 class GreenMIM(MaskedImageModel):
     """Encodes visible units only, decodes with mask tokens, predicts per-unit normalised pixels.
 
-    Source: paper, sections 3.1 and 4.1; target and loss as in MAE (arXiv 2111.06377).
+    Source: paper, sections 3.1 and 4.1; target and loss as in MAE (arXiv 2111.06377), which this is with a ViT.
     """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
@@ -135,15 +144,20 @@ class GreenMIM(MaskedImageModel):
         units = self._units(images)
         # Masked pixels are cut out before any computation.
         visible = jnp.take(units, plan.visible_units, axis=1, unique_indices=True)
-        latent, stages = self.encoder(self._embedded(visible, plan), plan, key)
-        seen, predicted = self.decoder(latent, plan.visible_units, plan.masked_units)
+        tokens, stages = self.encoder(self._embedded(visible, plan), plan, key)
+        seen, predicted = self.decoder(tokens, plan.visible_units, plan.masked_units)
         losses = self.losses(jnp.square, predicted, images, plan)
         order = jnp.argsort(jnp.concatenate([plan.visible_units, plan.masked_units]))
         prediction = widened(jnp.concatenate([seen, predicted], axis=1))[:, order]
-        return Output(losses.mean(), losses, prediction, latent, stages)
+        return Output(losses.mean(), losses, prediction, tokens[:, : visible.shape[1]], stages)
 
     def target(self, pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
-        """Every unit with mean 0 and (unbiased) variance 1 over the values that count; flat units become 0."""
+        """Every unit with mean 0 and (unbiased) variance 1 over the values that count; flat units become 0.
+
+        Without `decoder.norm_pixels`, the pixels as they are.
+        """
+        if not self.predicts_normalised:
+            return pixels
         if there is None:
             centred = pixels - pixels.mean(axis=-1, keepdims=True)
             return centred * jax.lax.rsqrt(pixels.var(axis=-1, ddof=1, keepdims=True) + TARGET_EPSILON)
@@ -173,7 +187,8 @@ class SimMIM(MaskedImageModel):
         x = self._embedded(jnp.where(masked[None, :, None], 0, self._normalise(units)), dense)
         masked_tokens = jnp.repeat(masked, self.grid.tokens_per_unit(0))[None, :, None]
         x = jnp.where(masked_tokens, self.mask_token[...].astype(x.dtype)[None, None], x)
-        latent, stages = self.encoder(x, dense, key)
+        tokens, stages = self.encoder(x, dense, key)
+        latent = tokens[:, : units.shape[1]]
         prediction = widened(self.pixel_head(latent))
         losses = self.losses(jnp.abs, jnp.take(prediction, plan.masked_units, axis=1), images, plan)
         return Output(losses.mean(), losses, prediction, latent, stages)

@@ -8,6 +8,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
+from greenjax.models.mim import predicts_normalised
 from greenjax.runtime.files import read_metrics
 from greenjax.runtime.processes import leads
 from greenjax.training.optim import peak_rate
@@ -51,4 +52,4 @@ def _without_images(config: ConfigDict, lines: Sequence[dict[str, Any]]) -> tupl
         if line.get("best_constant_loss") is not None:
             return line["best_constant_loss"], "the best constant"
     # The targets of a unit have mean 0 and variance 1, or less where it is flat.
-    return (1.0, "predicting each unit's mean") if config.method == "green" else (None, "")
+    return (1.0, "predicting each unit's mean") if predicts_normalised(config) else (None, "")

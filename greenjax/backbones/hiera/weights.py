@@ -1,41 +1,21 @@
-"""The names of Hiera in PyTorch, a table a layout, and its positions for images of another size."""
+"""The names of Hiera in PyTorch, a table a layout."""
 
-import math
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import token_grid
 from greenjax.backbones.hiera.family import is_local
-from greenjax.backbones.rules import Layout, Resizing, Rule, Shape, Table, head
+from greenjax.backbones.positions import POSITIONS, RESIZING, positions_from_torch, positions_to_torch
+from greenjax.backbones.rules import Layout, Rule, Table, head
 from greenjax.backbones.transforms import CONV, LINEAR, NORM, Kind, one
 from greenjax.errors import InputError
 
 BLOCK = "encoder/stages/{i}/blocks/{j}"
-POSITIONS = "positions"
-
-
-def _positions_to_torch(config: ConfigDict, x: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "1 n c"]:
-    return x.reshape(1, -1, x.shape[2])
-
-
-def _positions_from_torch(config: ConfigDict, x: Float[np.ndarray, "1 n c"]) -> Float[np.ndarray, "h w c"]:
-    """Raises InputError for positions neither of this grid nor of a square one: their number tells no other grid."""
-    n, (rows, columns) = x.shape[1], token_grid(config).shape(0)
-    if n != rows * columns:
-        rows = columns = math.isqrt(n)
-    if n != rows * columns:
-        raise InputError(
-            f"the file has {n} positions, of a grid that is not square, and image_size is {config.image_size}:"
-            " expected the image_size of the file, or a file of a square grid"
-        )
-    return x.reshape(rows, columns, -1)
 
 
 def _positions(name: str) -> Kind:
-    return (one(POSITIONS, name, _positions_to_torch, _positions_from_torch),)
+    return (one(POSITIONS, name, positions_to_torch, positions_from_torch),)
 
 
 def _blocks(block: str, norm1: str, norm2: str) -> Table:
@@ -100,37 +80,11 @@ def _folder(config: ConfigDict, parts: set[str]) -> dict[str, Any]:
     }
 
 
+__all__ = ["LAYOUTS", "RESIZING"]
+
 LAYOUTS: dict[str, Layout] = {
     "hiera": Layout(_official("norm"), head=head("head.projection"), epsilon=1e-6),
     "hiera_mae": Layout(_official("encoder_norm"), ignored=_MAE_PARTS, epsilon=1e-6),
     "timm": Layout(_official("head.norm"), head=head("head.fc"), epsilon=1e-6),
     "hf": Layout(_HF, model_prefix="hiera.", head=head("classifier"), epsilon=1e-6, folder=_folder),
 }
-
-
-def _fits(found: Shape, wanted: Shape) -> bool:
-    return len(found) == 3 and found[2] == wanted[2]
-
-
-def _resized(positions: Float[np.ndarray, "h w c"], wanted: Shape, method: str) -> Float[np.ndarray, "h2 w2 c"]:
-    """Bicubic with antialiasing, as timm's resample_abs_pos_embed. Raises InputError for method "none"."""
-    import jax  # the command line knows the layouts without it
-
-    if method == "none":
-        raise InputError(
-            f"the grid of tokens is {_named(positions.shape)} in the weights, {_named(wanted)} here, and resize is"
-            " 'none': expected the same"
-        )
-    return np.asarray(jax.image.resize(positions, wanted, jax.image.ResizeMethod.CUBIC, antialias=True))
-
-
-def _line(found: Shape, wanted: Shape, method: str) -> str:
-    del method
-    return f"positions resized (bicubic) from {_named(found)} to {_named(wanted)} tokens"
-
-
-def _named(shape: Shape) -> str:
-    return f"{shape[0]} x {shape[1]}"
-
-
-RESIZING = Resizing(POSITIONS, _fits, _resized, _line)

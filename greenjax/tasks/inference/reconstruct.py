@@ -77,7 +77,7 @@ def drawing(model: Any) -> dict[str, Any]:
     """How reconstructions of a model are drawn."""
     data = model.config.data
     colours = Colours(data.mean, data.std, scale_of(data), data.no_data, model.config.log.picture_channels)
-    return dict(unit=model.grid.unit, colours=colours, normalised=model.config.method == "green")
+    return dict(unit=model.grid.unit, colours=colours, normalised=model.predicts_normalised)
 
 
 def pretrained(workdir: str, step: int | None, size: tuple[int, ...] | None) -> Any:
