@@ -45,7 +45,7 @@ def report(tmp_path_factory):
         patch.setattr(growth, "LONGEST", 2.2)
         folder = tmp_path_factory.mktemp("growth")
         files = [f"--json={folder / 'figures.json'}", f"--plot={folder / 'figure.png'}"]
-        config = config_file(folder / "config.py")
+        config = config_file(folder / "config.py", model__depths=(1, 1))
         __main__.main(["", "growth", f"--config={config}", "--batch=8", "--repeats=2", *files])
         assert (folder / "figure.png").read_bytes().startswith(PNG)
         return json.loads((folder / "figures.json").read_text())
@@ -86,7 +86,7 @@ def test_lines_and_exponents_of_known_curves():
 def test_families_without_a_forecast_or_windows_grow_too(monkeypatch, tmp_path):
     """Their own figures stand without expected ones, in a figure beside another run's."""
     monkeypatch.setattr(growth, "AXES", {"mask_ratio": (0.5, 0.75), "window": (2, 4)})
-    report = growth.run(small_config("convnext"), 8, 1)
+    report = growth.run(small_config("convnext", model__depths=(1, 1)), 8, 1)
     (tmp_path / "other.json").write_text(json.dumps(report | {"dtype": "bfloat16"}))
     plot = tmp_path / "figure.png"
     growth.growth_figure(report, json.loads((tmp_path / "other.json").read_text())).savefig(plot)

@@ -47,7 +47,8 @@ def spawned(count, *command, **environment):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    told = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}", "PYTHONPATH": str(ROOT / "tests")}
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={8 // count}")
+    told = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT / "tests")}
     told |= {processes.ADDRESS: address, processes.COUNT: str(count)} | environment
     return [
         subprocess.Popen(
