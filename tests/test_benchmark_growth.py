@@ -45,7 +45,7 @@ def report(tmp_path_factory):
         patch.setattr(growth, "LONGEST", 2.2)
         folder = tmp_path_factory.mktemp("growth")
         files = [f"--json={folder / 'figures.json'}", f"--plot={folder / 'figure.png'}"]
-        config = config_file(folder / "config.py", model__depths=(1, 1))
+        config = config_file(folder / "config.py")
         __main__.main(["", "growth", f"--config={config}", "--batch=8", "--repeats=2", *files])
         assert (folder / "figure.png").read_bytes().startswith(PNG)
         return json.loads((folder / "figures.json").read_text())
