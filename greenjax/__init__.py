@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from greenjax.config.file import load_config
     from greenjax.config.resolve import default_config, flatten, resolve  # the site's tool reads this: not the module
     from greenjax.interop.loading import load, load_torch
+    from greenjax.interop.onnx.saving import save_onnx
     from greenjax.interop.pretrained import load_pretrained
     from greenjax.interop.saving import save_torch
     from greenjax.models import build, features
@@ -33,6 +34,7 @@ _PUBLIC = {
     "load": "greenjax.interop.loading",
     "load_pretrained": "greenjax.interop.pretrained",
     "load_torch": "greenjax.interop.loading",
+    "save_onnx": "greenjax.interop.onnx.saving",
     "save_torch": "greenjax.interop.saving",
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "load_torch",
     "pretrain",
     "resolve",
+    "save_onnx",
     "save_torch",
     "show",
 ]

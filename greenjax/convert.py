@@ -1,12 +1,13 @@
-"""Weights to PyTorch and back.
+"""Weights to PyTorch and back, and models to ONNX.
 
     greenjax convert to-torch   --workdir DIR [--step N] --layout L --output FILE.safetensors|.pth
+    greenjax convert to-onnx    --model RUN [--outputs logits,features,maps] --output FILE.onnx
     greenjax convert from-torch --config NAME --layout L --input FILE --workdir DIR [--set KEY=VALUE ...]
     greenjax convert extract    --input FILE --output FILE.safetensors|.pth [--trust]
 
 `python -m greenjax.convert` does the same.
 
-docs/interop.md has three lines for each library.
+docs/interop.md has three lines for each library, docs/onnx.md is about ONNX.
 """
 
 import argparse
@@ -48,6 +49,12 @@ def make_parser(prog: str = "python -m greenjax.convert") -> flags.Parser:
     out.add_argument("--image-size", help="pixels, N or HEIGHT,WIDTH: buffers and bias tables for such images")
     out.add_argument("--rgb", action="store_true", help="a classifier of grey images as one that takes RGB")
     out.add_argument("--prefix", default="", help="before every name, such as 'backbone.'")
+    onnx = commands.add_parser("to-onnx", help="a model -> a file for onnxruntime and other runtimes")
+    onnx.add_argument("--model", required=True, metavar="RUN", help="a run's workdir, or a file or folder of weights")
+    onnx.add_argument("--step", type=int, help="a checkpoint's step; default: the latest")
+    onnx.add_argument("--output", required=True, help="*.onnx")
+    onnx.add_argument("--outputs", default="", help="some of logits,features,maps,pyramid; docs/onnx.md")
+    onnx.add_argument("--overwrite", action="store_true", help="replaces a file that is there")
     into = commands.add_parser("from-torch", help="a file of PyTorch -> the workdir of a run that starts from it")
     into.add_argument("--input", required=True, help="the file, or a folder of transformers")
     into.add_argument("--workdir", required=True, help="a folder without checkpoints")
@@ -59,7 +66,7 @@ def make_parser(prog: str = "python -m greenjax.convert") -> flags.Parser:
     take.add_argument("--input", required=True, help="the file")
     take.add_argument("--output", required=True, help="*.safetensors or *.pth, a new file")
     take.add_argument("--trust", action="store_true", help="let the file run code: only for files that you trust")
-    for command, run in ((out, to_torch), (into, from_torch), (take, extract)):
+    for command, run in ((out, to_torch), (onnx, to_onnx), (into, from_torch), (take, extract)):
         command.set_defaults(parser=command, run=run)
     for command in (out, into):
         command.add_argument("--layout", required=True, choices=layout_names())
@@ -95,6 +102,26 @@ def to_torch(arguments: argparse.Namespace, _: list[str]) -> None:
         workdir=arguments.workdir,
     )
     _tell(f"{output}: {model.config.model.name} of step {step}, layout {arguments.layout}", lines)
+
+
+def to_onnx(arguments: argparse.Namespace, _: list[str]) -> None:
+    """Writes a model as ONNX, the moving average of its weights where there is one."""
+    from greenjax.interop.loading import load_run
+    from greenjax.interop.onnx.saving import check_onnx, save_onnx
+    from greenjax.interop.pretrained import load_pretrained
+    from greenjax.runtime.processes import find_devices
+
+    find_devices()
+    output, step = check_onnx(arguments.output, arguments.overwrite), None
+    if (expanded(arguments.model) / "checkpoints").is_dir():
+        model, step = load_run(arguments.model, arguments.step)
+    elif arguments.step is not None:
+        raise InputError(f"step is {arguments.step}: expected none, as {arguments.model!r} is no run")
+    else:
+        model = load_pretrained(arguments.model)
+    outputs = tuple(filter(None, arguments.outputs.split(",")))
+    lines = save_onnx(model, output, outputs=outputs, step=step, overwrite=arguments.overwrite)
+    _tell(f"{output}: {model.config.model.name}" + ("" if step is None else f" of step {step}"), lines)
 
 
 def extract(arguments: argparse.Namespace, _: list[str]) -> None:

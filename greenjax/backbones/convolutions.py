@@ -104,7 +104,7 @@ class OverlappingEmbed(nnx.Module):
 
     def __call__(self, x: Float[Array, "b *places c"], plan: Plan) -> Float[Array, "b m d"]:
         kernel, stride = self.kernel[...], self.stride
-        x = x.reshape(len(x), -1, x.shape[-1]).astype(self.dtype)
+        x = x.reshape(x.shape[0], -1, x.shape[-1]).astype(self.dtype)
         index = overlapping_index(self.grid, plan, self.stage, len(kernel), stride)
         options = dict(self.backend._asdict(), stride=stride, padding=len(kernel) // 2)
         return strided_conv(x, kernel, self.bias[...], index, **options)

@@ -64,7 +64,7 @@ COMMANDS = {
         "draws what a pre-trained model makes of hidden parts",
         "greenjax reconstruct a.jpg --model runs/swin_b --out pictures",
     ),
-    "convert": Command("greenjax.convert", "takes weights to PyTorch and back"),
+    "convert": Command("greenjax.convert", "takes weights to PyTorch and back, and to ONNX"),
     "plan": Command(
         "greenjax.planning.__main__",
         "shows how masks are packed, and what that costs",

@@ -197,16 +197,21 @@ def check_output(path: str | Path, folder: bool = False) -> Path:
         raise InputError(f"output {str(path)!r}: expected a file named *.safetensors or *.pth{also}")
     if path.suffix == ".pth":
         require_torch(path)
-    if path.suffix and path.is_dir():
-        raise InputError(f"output {str(path)!r} is a folder: expected a file")
     if not path.suffix and (path / "checkpoints").is_dir():  # the export's config.json would replace the run's
         raise InputError(f"output {str(path)!r} is the workdir of a run: expected another folder")
+    check_place(path)
+    return path
+
+
+def check_place(path: Path) -> None:
+    """Raises InputError where a file, or without a suffix a folder, cannot be written."""
+    if path.suffix and path.is_dir():
+        raise InputError(f"output {str(path)!r} is a folder: expected a file")
     there = next(parent for parent in ((path.parent if path.suffix else path), *path.parents) if parent.exists())
     if not there.is_dir():
         raise InputError(f"output {str(path)!r} cannot be written: {str(there)!r} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"output {str(path)!r} cannot be written: no permission to write in {str(there)!r}")
-    return path
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

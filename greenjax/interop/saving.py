@@ -14,7 +14,7 @@ from greenjax.interop.files import check_output, read_weights, to_array, write_t
 from greenjax.interop.huggingface import Folder, image_processor, labels, write_folder
 from greenjax.interop.layouts import MERGE_ORDERS, check_geometry, find_layout
 from greenjax.interop.tensors import to_tensors
-from greenjax.interop.weights import flat_weights, folded
+from greenjax.interop.weights import finite_weights, folded
 from greenjax.models import Backbone
 from greenjax.runtime.files import expanded
 
@@ -40,12 +40,7 @@ def save_torch(
     found = find_layout(layout, config, merge_order)
     path = check_output(path, folder=found.folder is not None)
     notes = check_geometry(layout, found, config)
-    weights = folded(flat_weights(model))
-    bad = [name for name, value in weights.items() if not np.isfinite(value).all()]
-    if bad:
-        raise InputError(
-            f"{len(bad)} of {len(weights)} arrays of the model are not finite, such as {bad[0]}: nothing written"
-        )
+    weights = folded(finite_weights(model))
     tensors, left_out = to_tensors(weights, config, layout, merge_order, encoder_only=encoder_only)
     tensors = {prefix + name: value for name, value in tensors.items()}
     metadata = describe(config) | {"layout": layout, "greenjax_version": __version__}

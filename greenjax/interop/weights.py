@@ -52,6 +52,16 @@ def flat_weights(model: Backbone) -> Weights:
     return {name: np.asarray(value) for name, value in flat.items()}
 
 
+def finite_weights(model: Backbone) -> Weights:
+    """As `flat_weights`. Raises InputError for weights that are not finite, which no file gets."""
+    weights = flat_weights(model)
+    if bad := [name for name, value in weights.items() if not np.isfinite(value).all()]:
+        raise InputError(
+            f"{len(bad)} of {len(weights)} arrays of the model are not finite, such as {bad[0]}: nothing written"
+        )
+    return weights
+
+
 def parameter_shapes(model: Backbone) -> dict[str, Shape]:
     """The shape of every parameter, by its name in `flat_weights`; the model may be one of shapes alone."""
     flat = flatten_tree(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
