@@ -31,6 +31,19 @@ def test_the_first_lines_say_what_is_going_to_happen(tmp_path):
     assert lines["exports to"].startswith("swin")
 
 
+@pytest.mark.parametrize(
+    ("place", "where"),
+    [
+        ({}, "digits"),
+        ({"data__source": "tfds"}, "imagenet2012"),
+        ({"data__source": "folder", "data__path": ("/a", "/b")}, "/a, /b"),
+    ],
+)
+def test_the_data_set_goes_by_what_its_source_reads(tmp_path, place, where):
+    config = small_config(data__name="imagenet2012", mesh__data=1, **place)
+    assert f" ({where}), " in said(config, tmp_path)["images"]
+
+
 def test_a_classifier_tells_its_classes_and_no_masks(tmp_path):
     config = small_config(task="finetune", model__num_classes=10, init="runs/before")
     lines = said(config, tmp_path, classes=tuple(map(str, range(10))))

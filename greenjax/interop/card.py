@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from greenjax import __version__
 from greenjax.config import flatten
+from greenjax.config.data_set import data_set
 from greenjax.evaluation.results import read_results
 from greenjax.runtime.classes import Classes
 from greenjax.runtime.files import read_json, read_metrics
@@ -109,12 +110,11 @@ def data(config: ConfigDict, classes: Classes, origin: Origin) -> list[str]:
     """The images of the training, and the classes."""
     lines = [f"What the images show, and who may use them: {YOURS}."]
     if origin.trained:
-        place = config.data.path or config.data.name
-        places = ", ".join(f"`{last(each)}`" for each in (place if isinstance(place, tuple) else (place,)) if each)
+        found = ", ".join(f"`{last(each)}`" for each in data_set(config.data))
         listed = origin.workdir / "data.json" if origin.workdir else None
         count = read_json(listed, dict, "remove it").get("images") if listed and listed.is_file() else None
         images = "Images" if count is None else f"{count:,} images"
-        lines.insert(0, f"{images}: {places or config.data.source}, split `{last(config.data.split)}`.")
+        lines.insert(0, f"{images}: {found}, split `{last(config.data.split)}`.")
     if classes:
         more = f" and {len(classes) - SHOWN:,} more, in config.json" if len(classes) > SHOWN else ""
         lines.append(f"{len(classes):,} classes: {', '.join(map(plain, classes[:SHOWN]))}{more}.")

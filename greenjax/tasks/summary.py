@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import token_grid, visible_units
 from greenjax.config import flatten, load_config
+from greenjax.config.data_set import data_set
 from greenjax.config.flags import started
 from greenjax.config.places import is_name, locate
 from greenjax.data.sources import COLUMNS, SOURCES
-from greenjax.data.sources.base import paths_of
 from greenjax.data.sources.objects import ObjectSource
 from greenjax.errors import InputError
 from greenjax.interop.layouts import export_line
@@ -111,7 +111,7 @@ def run_time(run: Run) -> str:
 
 
 def _where(config: ConfigDict) -> str:
-    return ", ".join(paths_of(config.data.path)) or config.data.name or config.data.source
+    return ", ".join(data_set(config.data))
 
 
 def _count(number: int) -> str:
