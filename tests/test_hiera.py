@@ -11,7 +11,7 @@ from masked_dense import attention, check, convolution, dense, mlp, moved, norm,
 from small import small_config
 
 import greenjax
-from greenjax.interop.loading import blank_model
+from greenjax.interop.loading import blank_model, with_image_size
 from greenjax.interop.weights import Report, adapt, flat_weights
 
 EPSILON = 1e-6
@@ -121,6 +121,19 @@ def test_positions_of_a_file_are_of_this_grid_or_a_square_one(tmp_path, model):
     np.testing.assert_array_equal(again.encoder.patch_embed.positions, widened.encoder.patch_embed.positions)
     with pytest.raises(ValueError, match=r"the file has 512 positions, of a grid that is not square, and .*\(48, 48\)"):
         greenjax.load_torch(file, small_config("hiera", image_size=48), "timm")
+
+
+def test_positions_of_another_grid_with_as_many_tokens_are_not_taken_for_ones_of_this(tmp_path):
+    """16 x 16 and 32 x 8: a file of greenjax says which, others are refused."""
+    square, wide = small_config("hiera"), small_config("hiera", image_size=(64, 16))
+    model = moved(greenjax.build(square))
+    greenjax.save_torch(model, tmp_path / "told.safetensors", layout="timm")
+    resized, _ = with_image_size(model, (64, 16))
+    found = greenjax.load_torch(tmp_path / "told.safetensors", wide, "timm")
+    np.testing.assert_array_equal(found.encoder.patch_embed.positions, resized.encoder.patch_embed.positions)
+    greenjax.save_torch(model, tmp_path / "silent.pth", layout="timm")
+    with pytest.raises(ValueError, match=r"256 positions, .* of 16 x 16 or of 32 x 8 tokens: expected another image_s"):
+        greenjax.load_torch(tmp_path / "silent.pth", wide, "timm")
 
 
 def test_simmim_does_not_see_masked_pixels():

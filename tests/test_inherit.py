@@ -120,7 +120,7 @@ def test_weights_that_say_nothing_change_nothing(tmp_path):
     before = flatten(greenjax.load_config(CONFIGS / "finetune_swin_b.py"))
     for init in (tmp_path, tmp_path / "nowhere", tmp_path / "none.safetensors"):
         assert inherit(before | {"init": str(init)}, ()) == (before | {"init": str(init)}, "")
-    (tmp_path / "config.json").write_text('{"model_type": "vit"}')  # a folder of transformers
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')  # a folder of transformers
     assert inherit(before | {"init": str(tmp_path)}, ())[1] == ""
     (tmp_path / "config.json").write_text('{"model": {')
     with pytest.raises(ValueError, match=r"config\.json' is cut short or damaged: expected the settings of a run"):

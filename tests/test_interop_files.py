@@ -625,10 +625,10 @@ def test_a_refused_export_leaves_no_folder(tmp_path, output):
 
 
 def test_a_folder_that_cannot_be_finished_is_removed(model, tmp_path, monkeypatch):
-    def fail(_):
+    def fail(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(huggingface, "image_processor", fail)
+    monkeypatch.setattr(huggingface, "replace_text", fail)
     with pytest.raises(OSError, match="No space left"):
         greenjax.save_torch(model, tmp_path / "new" / "hf", "hf")
     assert not list(tmp_path.iterdir())

@@ -43,6 +43,19 @@ def simmim_twins():
     return greenjax.build(small_config("twins", model__depths=(2, 1), method="simmim"), seed=0)
 
 
+@pytest.mark.parametrize("name", ["green", "simmim"])
+def test_pixels_are_normalised_once_in_a_run_as_outside_of_one(name, request):
+    model = request.getfixturevalue(name)
+    shape = (2, model.grid.height, model.grid.width, len(model.mean))
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    visible = random_mask(model, 0.3)
+    normal = ((images / 255 - model.mean) / model.std).astype(np.float32)
+    expected = model(normal, visible)
+    for found in (model(images, visible), model.for_files()(images, visible)):
+        np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
+        np.testing.assert_allclose(found.latent, expected.latent, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["green", "green_twins"])
 def test_masked_pixels_reach_neither_the_latent_nor_its_gradient(name, request):
     green = request.getfixturevalue(name)

@@ -52,7 +52,7 @@ class Linear(nnx.Linear):
         """The layer of gelu(inputs), which is not stored for the backward pass."""
         return gelu_matmul(*self._operands(inputs))
 
-    def _operands(self, inputs: Array) -> tuple[Array, Array, Array | None]:
+    def _operands(self, inputs: Array) -> tuple[Any, ...]:
         bias = None if self.bias is None else self.bias[...]
         return inputs.astype(self.dtype), self.kernel[...].astype(self.dtype), bias
 

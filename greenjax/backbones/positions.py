@@ -46,6 +46,17 @@ def positions_from_torch(config: ConfigDict, x: Float[np.ndarray, "1 n c"]) -> F
     return x.reshape(rows, columns, -1)
 
 
+def check_grid(name: str, x: Float[np.ndarray, "h w c"]) -> None:
+    """Raises InputError for positions of a file that does not say their grid, where a square one has as many."""
+    rows, columns = x.shape[:2]
+    side = math.isqrt(rows * columns)
+    if rows != columns and side**2 == rows * columns:
+        raise InputError(
+            f"{name} are {side**2} positions, and the file does not say whether of {side} x {side} or of"
+            f" {rows} x {columns} tokens: expected another image_size, or a file of greenjax, *.safetensors, which says"
+        )
+
+
 def _fits(found: Shape, wanted: Shape) -> bool:
     return len(found) == 3 and found[2] == wanted[2]
 

@@ -5,11 +5,13 @@ to the last tensor. A decoder or head that the file lacks stays as initialised, 
 report names both.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from greenjax.backbones.positions import POSITIONS, check_grid
 from greenjax.backbones.registry import family_of
 from greenjax.backbones.rules import Layout, Resizing
 from greenjax.errors import InputError, listed
@@ -99,13 +101,27 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
         raise InputError(misfits_text(first, misfits, _hint(contents, model, name)))
 
     weights: Weights = {}
+    told = _as_told(config, contents.metadata)
     for entry in needed:
-        arrays = entry.from_torch(config, *(given[theirs] for theirs in entry.theirs))
+        arrays = entry.from_torch(told or config, *(given[theirs] for theirs in entry.theirs))
         weights |= {ours: np.asarray(value, np.float32) for ours, value in zip(entry.ours, arrays, strict=True)}
+    for ours, value in () if told else weights.items():
+        if ours.endswith(f"/{POSITIONS}"):
+            check_grid(ours, value)
     if "decoder" in present and positions is not None and positions_transposed(positions, layout, config):
         report.notes.append(f"{codes} has the row first: the decoder's channels were turned to match")
         weights = {key: turned(key, value) for key, value in weights.items()}
     return weights, report
+
+
+def _as_told(config: ConfigDict, metadata: Mapping[str, str]) -> ConfigDict | None:
+    """The config with the image_size that the file was written with; None where it does not say."""
+    if "image_size" not in metadata:
+        return None
+    told = ConfigDict(config)
+    with told.unlocked():
+        told.image_size = tuple(map(int, metadata["image_size"].split("x")))
+    return told
 
 
 def _checked(tensors: Weights, layout: Layout) -> Weights:

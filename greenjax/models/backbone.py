@@ -49,7 +49,7 @@ class Backbone(nnx.Module):
         A class token stands behind the normed tokens.
         Where the grid is not whole, tokens that do not exist have values without a meaning; the last stage has none."""
         plan = dense_plan(self.grid, self.specs)
-        return self.encoder(self._embedded(self._units(images), plan), plan, key)
+        return self.encoder(self._embedded(self._normalise(self._units(images)), plan), plan, key)
 
     def feature_maps(self, images: Images, key: Key[Array, ""] | None = None) -> list[Float[Array, "b _ _ _"]]:
         """The tokens of every stage on its grid, with every unit visible."""
@@ -134,9 +134,9 @@ class Backbone(nnx.Module):
         return measured & (pixels != float(no_data)) if self.floats_are_raw else measured
 
     def _embedded(self, units: Array, plan: Plan) -> Float[Array, "b n c"]:
-        """The plan's visible units -> the tokens that the encoder takes."""
+        """The plan's visible units, colour-normalised -> the tokens that the encoder takes."""
         b, u, _ = units.shape
-        pixels = self._normalise(units).reshape(b, u, self.grid.unit, self.grid.unit, len(self.mean))
+        pixels = units.reshape(b, u, self.grid.unit, self.grid.unit, len(self.mean))
         return self.encoder.patch_embed(pixels, plan)
 
 

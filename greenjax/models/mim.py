@@ -144,7 +144,7 @@ class GreenMIM(MaskedImageModel):
         units = self._units(images)
         # Masked pixels are cut out before any computation.
         visible = jnp.take(units, plan.visible_units, axis=1, unique_indices=True)
-        tokens, stages = self.encoder(self._embedded(visible, plan), plan, key)
+        tokens, stages = self.encoder(self._embedded(self._normalise(visible), plan), plan, key)
         seen, predicted = self.decoder(tokens, plan.visible_units, plan.masked_units)
         losses = self.losses(jnp.square, predicted, images, plan)
         order = jnp.argsort(jnp.concatenate([plan.visible_units, plan.masked_units]))
