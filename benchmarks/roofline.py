@@ -33,12 +33,13 @@ SHOWN = 25  # kinds of kernel in the printed table; the report has all
 # Pattern of a Python call that a kernel was traced in -> part of the update. The innermost matching call decides, but
 # all calls of the decoder belong to the decoder. A fusion has the calls of its last operation.
 DECODER = "models/decoder.py"
+GELU = "activation functions"  # a layer of a GELU has products, too
 PARTS = {
+    r"Linear\.of_gelu|Mlp\.|primitives\.py:_gelu": GELU,
     r"(linear|layers)\.py:Linear\.|primitives\.py:_?(matmul|rows|d_kernel)": "projections and MLPs",
     r"LayerNorm\.|layer_norm": "norms",
     r"enter_groups|leave_groups|primitives\.py:_permute": "gathers",
     r"ops/sparse|BlockEmbed\.|PositionalEncoding\.": "convolutions",
-    r"Mlp\.|primitives\.py:_(gelu|normal)": "activation functions",
     r"ops/(group|fused)_attention(_kernel)?\.py|(Local|Global)Attention\.": "attention",
     # Shared primitives belong to their callers.
     r"greenjax/(models|backbones|ops)/(?!primitives)": "the rest of the model",
@@ -152,7 +153,7 @@ def part(kernel: Kernel | None) -> str:
     if any(DECODER in call for call in stack):
         return "decoder"
     parts = (name for call in stack for pattern, name in PARTS.items() if re.search(pattern, call))
-    return next(parts, "other")
+    return next((name for name in parts if name != GELU or not kernel.flops), "other")
 
 
 def kind(name: str, kernel: Kernel | None) -> tuple[str, str, str]:

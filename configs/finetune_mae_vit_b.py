@@ -3,7 +3,8 @@
     python -m greenjax.main --config configs/finetune_mae_vit_b.py --config.init=runs/mae_vit_b
 
 Source: MAE, appendix A.1, table 9; 83.6 top-1 after 1600 epochs of pre-training, as its table 3 prints. The classifier
-reads the mean of the tokens. Its last norm starts as that of the pre-training; MAE's is new.
+reads the mean of the tokens. The appendix has the class token, and says that the mean works as well
+(--config.model.pool=token). Its last norm starts as that of the pre-training.
 
 `init` is the workdir of the pre-training, or a file of weights, such as one of timm's or a folder of transformers;
 positions are resized where images have another size. Without it the same recipe trains from scratch.

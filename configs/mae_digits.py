@@ -5,7 +5,7 @@
 Hardware: two CPU cores. Result: masked loss of 0.41 on the held-out digits, 1.51
 before training, 0.94 for the best constant; accuracies in docs/digits.md.
 Digits of 8 x 8 pixels are enlarged to 32 x 32. Patches, which are the mask units, have 8 pixels a side; 4 of 16 stay
-visible, and every image has its own mask.
+visible, and every image has its own mask: another --config.data.batch_size=N needs --config.mask.groups=N, too.
 """
 
 import greenjax

@@ -3,7 +3,8 @@
     python -m greenjax.main --config configs/mae_vit_b.py --workdir runs/mae_vit_b
 
 Source: MAE, section 4 and appendix A.1, table 8; 83.6 top-1 after 1600 epochs and fine-tuning, as its table 3 prints.
-Every image has its own mask. Positions are sines and cosines in the encoder and in the decoder.
+Every image has its own mask: another --config.data.batch_size=N needs --config.mask.groups=N, too. Positions are sines
+and cosines in the encoder and in the decoder.
 
 Data: TFDS's imagenet2012, prepared as ArrayRecord (docs/imagenet.md). --config.data.path=DIR names the folder where it
 is not TFDS's own.

@@ -75,7 +75,7 @@ def test_swin_equals_pytorch_in_values_and_gradients(size, window, tmp_path):
     (gradients, of_images), maps = ours(state, jnp.asarray(images))
     for found, again, expected in zip(maps, greenjax.features(model, images), stages, strict=True):
         np.testing.assert_allclose(found, expected.detach(), atol=1e-5)
-        np.testing.assert_allclose(again, found, atol=1e-6)
+        np.testing.assert_allclose(again, found, atol=1e-6 * np.abs(found).max())  # two programs
     largest = pixels.grad.abs().max()
     np.testing.assert_allclose(of_images, pixels.grad.permute(0, 2, 3, 1), atol=1e-5 * largest)
     for i, j in ((0, 0), (0, 1), (1, 2), (2, 1)):  # regular and shifted; zeros get their values from these biases

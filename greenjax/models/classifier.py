@@ -1,4 +1,4 @@
-"""The classifier of fine-tuning and linear probes: dense encoder, mean over tokens, one linear layer."""
+"""The classifier of fine-tuning and linear probes: dense encoder, pooled features, one linear layer."""
 
 from functools import partial
 from typing import Any
