@@ -152,6 +152,30 @@ def test_python_gives_the_vectors_and_maps_of_files_pixels_and_models(runs):
     assert not model.floats_are_raw
 
 
+def test_python_reads_images_as_the_run_does(tmp_path, capsys):
+    """Pixels without data stay unseen, of a run and of its export alike; a picture hides as much as the run did."""
+    settings = RGB | dict(data__no_data="0", mask__ratio=0.5)
+    model = greenjax.build(small_config(**settings), seed=1)
+    write_start(tmp_path / "run", model, greenjax.resolve(model.config))
+    greenjax.save_torch(model, tmp_path / "file.safetensors", "greenmim")
+    pixels = np.random.default_rng(0).integers(1, 256, (2, SIDE, SIDE, 3), np.uint8)
+    pixels[:, :5] = 0  # missing
+    expected, _ = greenjax.embed(greenjax.load(tmp_path / "run"), list(pixels))
+    blind = greenjax.build(small_config(**settings | dict(data__no_data="none")), seed=1)
+    assert np.abs(greenjax.embed(blind, list(pixels))[0] - expected).max() > 1e-3
+    for place in (tmp_path / "run", tmp_path / "file.safetensors"):
+        np.testing.assert_allclose(greenjax.embed(place, list(pixels))[0], expected, atol=1e-6)
+        np.testing.assert_allclose(greenjax.load_pretrained(place).embed(pixels), expected, atol=1e-6)
+    cv2.imwrite(str(tmp_path / "image.png"), np.ascontiguousarray(pixels[0, ..., ::-1]))
+    for place in (tmp_path / "run", tmp_path / "file.safetensors"):
+        words = ["--model", place, "--out", tmp_path / "v.npy", "--overwrite"]
+        assert said(capsys, "embed", tmp_path / "image.png", *words)[1] == 0
+        np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected[:1], atol=1e-6)
+    shown = [np.asarray(greenjax.show(tmp_path / name, pixels[0])) for name in ("run", "file.safetensors")]
+    np.testing.assert_array_equal(*shown)
+    np.testing.assert_array_equal(shown[1], greenjax.show(tmp_path / "run", pixels[0], ratio=0.5))
+
+
 def pictures(folder):
     """A photograph as a JPEG that EXIF turns, as a PNG, with a palette, with opacity, and in grey."""
     photo = Image.fromarray(load_sample_image("china.jpg")).resize((40, 24))

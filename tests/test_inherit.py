@@ -95,6 +95,23 @@ def test_a_file_that_names_its_images_keeps_them(run, tmp_path):
     assert (config.data.path, config.data.split, config.data.eval_split) == ("/mine", "train", "")
 
 
+def test_images_of_an_evaluation_are_read_as_those_of_the_run_unless_its_file_says_how(tmp_path):
+    there = small_config(**SMALL, task="finetune", model__num_classes=4, data__dtype="int16", data__no_data="-5")
+    (tmp_path / "config.json").write_text(json.dumps(there.to_dict()))
+    own = tmp_path / "own.yaml"
+    for text, given, expected in (
+        ("{}", {}, ("int16", "-5")),
+        ("{}", {"data.source": "python"}, ("int16", "-5")),
+        ("{}", {"data.dtype": "uint8", "data.no_data": "none"}, ("uint8", "none")),
+        ("data: {source: folder, path: /mine}", {}, ("int16", "-5")),
+        ("data: {source: folder, path: /mine, dtype: uint16}", {}, ("uint16", "none")),
+    ):
+        own.write_text(text)
+        config = load_config(own, {"init": str(tmp_path)} | given, task="eval")
+        assert (config.data.dtype, config.data.no_data) == expected
+        assert config.data.path == ("/mine" if "mine" in text else "" if "data.source" in given else "/data/mine")
+
+
 def test_the_command_line_goes_before_where_weights_allow_it(run):
     folder, _ = run
     config, _ = loaded("finetune_swin_b", {"model.window": 8, "data.mean": (0.0, 0.0, 0.0)}, folder)

@@ -141,15 +141,15 @@ def test_a_masked_image_model_of_transformers_is_simmim(tmp_path):
 def test_a_masked_autoencoder_of_transformers_has_its_decoder(tmp_path):
     decoder = dict(decoder_hidden_size=8, decoder_num_hidden_layers=1, decoder_num_attention_heads=4)
     config = transformers.ViTMAEConfig(
-        **VIT | decoder, decoder_intermediate_size=32, norm_pix_loss=False, layer_norm_eps=1e-6
+        **VIT | decoder, decoder_intermediate_size=32, norm_pix_loss=False, layer_norm_eps=1e-6, mask_ratio=0.5
     )
     reference = transformers.ViTMAEForPreTraining(config).eval()
     reference.decoder.initialize_weights(64)  # the positions of published files; those of a new model are zeros
     reference.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSORS["ViT"]))
     model = greenjax.load_pretrained(tmp_path)
-    assert isinstance(model, GreenMIM) and model.config.decoder.num_heads == 4
-    images, visible = some_images(model), np.arange(64).reshape(8, 8) % 4 == 0
+    assert isinstance(model, GreenMIM) and model.config.decoder.num_heads == 4 and model.config.mask.ratio == 0.5
+    images, visible = some_images(model), np.arange(64).reshape(8, 8) % 2 == 0
     with torch.no_grad():
         noise = torch.tensor(~visible.reshape(1, -1)).float().expand(2, -1)
         expected = reference(torch.tensor(images).permute(0, 3, 1, 2), noise=noise)
@@ -167,7 +167,9 @@ def same_weights(one, other):
 def test_runs_and_files_of_greenjax_come_back_whole(kind, tmp_path):
     """With decoder or head, and the view of the run."""
     layout = {"green": "greenmim", "classifier": "timm"}[kind]
-    own = random_model("swin", kind, data__eval_crop=0.75, data__scale=100.0, decoder__num_heads=4)
+    view = dict(data__eval_crop=0.75, data__scale=100.0, data__dtype="uint16", data__no_data="0")
+    view |= dict(data__channels=(2, 0, 1), data__alpha="keep", data__page=1)
+    own = random_model("swin", kind, **view, decoder__num_heads=4, mask__ratio=0.5)
     own.classes = tuple("abcde") if kind == "classifier" else ()
     greenjax.save_torch(own, tmp_path / "file.safetensors", layout)
     write_start(tmp_path / "run", own, greenjax.resolve(own.config))
@@ -177,8 +179,9 @@ def test_runs_and_files_of_greenjax_come_back_whole(kind, tmp_path):
         assert model.classes == own.classes and model.config.image_size == own.config.image_size
         for section in ("model", *(["decoder"] if kind == "green" else [])):
             assert model.config[section].to_dict() == own.config[section].to_dict()
-        for key in ("mean", "std", "scale", "eval_crop"):
-            assert model.config.data[key] == own.config.data[key]
+        for key in ("mean", "std", "scale", "eval_crop", "dtype", "no_data", "channels", "alpha", "page"):
+            assert model.config.data[key] == own.config.data[key], key
+        assert kind != "green" or model.config.mask.ratio == 0.5
         same_weights(own, model)
 
 

@@ -2,7 +2,7 @@
 
 Weights fit a model of their own size only, so the model's size is that of `init`, whatever a config file says. The
 command line, or the overrides of `load_config`, go before `init`. An evaluation takes the images of `init`, too, unless
-it names images of its own.
+it names images of its own; these are read as those of `init`, unless its config file says how to read them.
 """
 
 import json
@@ -55,6 +55,7 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
     if task in ("eval", "knn"):
         keys = ["image_size", "data.eval_crop", "model.border", *(["model.num_classes"] if task == "eval" else [])]
         keys += _images(settings, given, there)
+        keys += READING if all(key in given or _is_default(settings, key) for key in READING) else ()
         wanted |= {key: there[key] for key in keys if key in there}
     own = [key for key in OWN if settings.get(key) is not None and there.get(key) is not None]
     wanted = {key: value for key, value in wanted.items() if key not in (*given, *own)}
@@ -92,8 +93,11 @@ def describe(config: ConfigDict) -> dict[str, str]:
     """The metadata that a file of weights has of its model."""
     model = {key: value for key, value in config.model.to_dict().items() if value is not None}
     more = {"scale": json.dumps(config.data.scale)} if config.data.scale else {}
-    more |= {"decoder": json.dumps(config.decoder.to_dict())} if config.task == "pretrain" else {}
+    if config.task == "pretrain":
+        more |= {"decoder": json.dumps(config.decoder.to_dict()), "mask_ratio": json.dumps(config.mask.ratio)}
+    reading = {key.removeprefix("data."): config.data[key.removeprefix("data.")] for key in READING}
     return more | {
+        "reading": json.dumps(reading),
         "architecture": config.model.name,
         "window": str(config.model.window),
         "image_size": "x".join(map(str, config.image_size)),
@@ -109,9 +113,11 @@ def _described(metadata: Mapping[str, str]) -> Settings:
     """The flat settings in the metadata of a file; {} where greenjax did not write it."""
     if "greenjax_version" not in metadata:
         return {}
-    sections = [section for section in ("model", "decoder") if section in metadata]
-    found = {f"{section}.{key}": value for section in sections for key, value in json.loads(metadata[section]).items()}
+    sections = {"model": "model", "decoder": "decoder", "reading": "data"}
+    parts = {ours: json.loads(metadata[section]) for section, ours in sections.items() if section in metadata}
+    found = {f"{section}.{key}": value for section, values in parts.items() for key, value in values.items()}
     keys = {"mean": "data.mean", "std": "data.std", "scale": "data.scale", "crop_pct": "data.eval_crop"}
+    keys |= {"mask_ratio": "mask.ratio"}
     found |= {ours: json.loads(metadata[key]) for key, ours in keys.items() if key in metadata}
     return found | {"image_size": tuple(map(int, metadata["image_size"].split("x")))}
 
@@ -130,12 +136,17 @@ def differences(metadata: Mapping[str, str], config: ConfigDict) -> list[str]:
 
 def _images(settings: Settings, given: Collection[str], there: Settings) -> tuple[str, ...]:
     """The keys by which an evaluation takes the images of `init`: none where the config names images of its own."""
-    own = [key for key in PLACE if key not in given and settings.get(key) != KEYS[key].default]
+    own = [key for key in PLACE if key not in given and not _is_default(settings, key)]
     if own or ("data.source" in given and settings["data.source"] != there.get("data.source")):
         return ()
     source = SOURCES.get(there.get("data.source", ""))
-    taken = ("data.source", *(source.place if source else ()), "data.split", "data.eval_split", *READING)
-    return tuple(key for key in taken if settings.get(key) == KEYS[key].default)
+    taken = ("data.source", *(source.place if source else ()), "data.split", "data.eval_split")
+    return tuple(key for key in taken if _is_default(settings, key))
+
+
+def _is_default(settings: Settings, key: str) -> bool:
+    """Whether a config leaves a key as it is; one in JSON or YAML says only some of them."""
+    return same_value(settings.get(key, KEYS[key].default), KEYS[key].default)
 
 
 def _unset(value: Any) -> Any:

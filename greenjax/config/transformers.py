@@ -34,6 +34,7 @@ DECODER = {
     "decoder.depth": "decoder_num_hidden_layers",
     "decoder.num_heads": "decoder_num_attention_heads",
     "decoder.norm_pixels": "norm_pix_loss",
+    "mask.ratio": "mask_ratio",
 }
 # Entries of config.json that weights do not fix, or that training alone reads.
 FREE = ("architectures", "image_size", "layer_norm_eps", "dtype", "encoder_stride")

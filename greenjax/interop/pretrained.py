@@ -40,7 +40,7 @@ def load_pretrained(name: str | Path, *, revision: str | None = None) -> Any:
     if "model.name" not in there:
         _refuse(name, path)
     settings, _ = inherit({"task": "knn", "init": str(path), "data.source": "python"}, ())
-    settings |= {key: there[key] for key in DECODER if key in there}
+    settings |= {key: there[key] for key in (*DECODER, "mask.ratio") if key in there}
     contents = read_weights(path)
     layout = contents.metadata.get("layout", LAYOUT)
     found = family_of(settings["model.name"]).layouts[layout]
