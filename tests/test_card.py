@@ -1,5 +1,6 @@
 """The model card of an exported folder: what the hub reads, what a reader needs, and nothing of the machine."""
 
+import ast
 import json
 import re
 
@@ -12,7 +13,8 @@ from small import small_config
 
 import greenjax
 from greenjax import convert
-from greenjax.interop.card import CARD
+from greenjax.evaluation.results import write_results
+from greenjax.interop.card import CARD, Origin, last, model_card, plain
 
 transformers.logging.set_verbosity_error()
 
@@ -76,7 +78,7 @@ def test_the_card_of_a_classifier_tells_its_run(tmp_path, monkeypatch, capsys):
         "| `data.batch_size` | 16 |",
         "| `optim.label_smoothing` | 0.1 |",
         "| held-out loss | 0.2500 |",
-        "| top1, all[90%:] | 0.7500 |",
+        r"| top1, all\[90%:\] | 0.7500 |",
         "| top1, other@test | 0.5000 |",
     ):
         assert line in text.splitlines(), line
@@ -124,6 +126,54 @@ def test_weights_without_a_run_tell_no_settings(tmp_path):
         text = (tmp_path / f"at {step}" / CARD).read_text()
         assert "## Settings" not in text and "## Results" not in text and "12,345" not in text
         assert "\nWhat the images show, and who may use them: *yours to fill in*." in text
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        ("/home/me/train.tar", "train.tar"),
+        ("https://host/train.tar?X-Amz-Signature=SECRET", "train.tar"),
+        ("https://host/train.tar?next=https://other/SECRET#SECRET", "train.tar"),
+        ("https://user:SECRET@host/", "host"),
+        ("https://user:SECRET@host", "host"),
+        ("simplecache::https://user:SECRET@host/?SECRET", "host"),
+        ("https://[SECRET", "a URL"),
+        ("s3://bucket/a/b/", "b"),
+        ("x\n---\nlicense: mit\x00", "x --- license: mit"),
+    ],
+)
+def test_a_place_is_one_line_without_keys(place, shown, tmp_path):
+    """Neither the front matter nor the text tells a key of a URL, and no name adds a line to them."""
+    assert last(place) == shown
+    text, _ = exported("encoder", tmp_path, data__path=(place,), init=place)
+    assert "SECRET" not in text and "\nlicense:" not in text
+    assert ModelCard(text).data.license is None
+
+
+def test_names_are_text_and_no_links(tmp_path):
+    """Of classes and of the folder; a folder of any name is a string of Python in the lines that load it."""
+    assert plain("[x](http://a)\\|\n`<b>`") == r"\[x\](http://a)\\\| '&lt;b>'"
+    model, _ = run_of("encoder", tmp_path)
+    name = 'it"s [mine](http:é)'
+    config = {"architectures": ["SwinModel"], "model_type": "swin"}
+    text = model_card(name, config, model.config, (), Origin(), True)
+    assert r'# it"s \[mine\](http:é)' in text.splitlines()
+    for block in blocks(text):
+        (found,) = (node.value for node in ast.walk(ast.parse(block)) if getattr(node, "value", "") == name)
+        assert found == name
+
+
+def test_results_of_other_weights_are_not_told(tmp_path):
+    """An evaluation may be told to write beside another run, and its entries have no step."""
+    model, workdir = run_of("classifier", tmp_path)
+    found = {"top1": 0.125, "images": 10}
+    for task, split in (("eval", "test"), ("knn", "test k=20")):
+        write_results(workdir, f"other {split}", dict(task=task, init=str(tmp_path / "other"), split=split) | found)
+        write_results(workdir, f"own {split}", dict(task=task, init=f"{workdir}/", split=split) | found)
+    greenjax.save_torch(model, tmp_path / "mine", "hf", step=4, workdir=workdir)
+    lines = (tmp_path / "mine" / CARD).read_text().splitlines()
+    told = [line for line in lines if line.endswith("| 0.1250 |")]
+    assert told == ["| top1, own test | 0.1250 |", "| top1, own test k=20 | 0.1250 |"]
 
 
 def test_a_card_that_is_there_stays(tmp_path, monkeypatch, capsys):

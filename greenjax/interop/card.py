@@ -1,11 +1,14 @@
 """The model card of an exported folder: README.md with the front matter that the hub of Hugging Face reads.
 
-It says nothing of the machine: of every path the last component alone.
+It says nothing of the machine, and no key of a URL: of every path the last component alone.
 """
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import yaml
 from ml_collections import ConfigDict
@@ -69,7 +72,7 @@ def model_card(
             f" what not, which follows from the images and from the weights they started from: {YOURS}.",
         ],
     }
-    text = [front_matter(described, config, architecture), f"# {name}"]
+    text = [front_matter(described, config, architecture), f"# {plain(name)}"]
     for title, lines in sections.items():
         text += ([f"## {title}"] if title and lines else []) + (["\n".join(lines)] if lines else [])
     return "\n\n".join(text) + "\n"
@@ -101,7 +104,7 @@ def about(described: Mapping[str, Any], config: ConfigDict, origin: Origin) -> l
     by = f"{config.data.scale:g}" if config.data.scale else "the largest value of their type"
     channels = "1 channel" if model.in_channels == 1 else f"{model.in_channels} channels"
     images = f"Images: {height} x {width} pixels, {channels}, {colours} of pixels divided by {by}."
-    began = f"It began with the weights of `{last(config.init)}`." if config.init != "none" else ""
+    began = f"It began with the weights of {code(last(config.init))}." if config.init != "none" else ""
     first = f"{kind}: {model.name}, `{architecture}` in transformers."
     return [first, images, *filter(None, [began]), made]
 
@@ -110,11 +113,11 @@ def data(config: ConfigDict, classes: Classes, origin: Origin) -> list[str]:
     """The images of the training, and the classes."""
     lines = [f"What the images show, and who may use them: {YOURS}."]
     if origin.trained:
-        found = ", ".join(f"`{last(each)}`" for each in data_set(config.data))
+        found = ", ".join(code(last(each)) for each in data_set(config.data))
         listed = origin.workdir / "data.json" if origin.workdir else None
         count = read_json(listed, dict, "remove it").get("images") if listed and listed.is_file() else None
         images = "Images" if count is None else f"{count:,} images"
-        lines.insert(0, f"{images}: {found}, split `{last(config.data.split)}`.")
+        lines.insert(0, f"{images}: {found}, split {code(last(config.data.split))}.")
     if classes:
         more = f" and {len(classes) - SHOWN:,} more, in config.json" if len(classes) > SHOWN else ""
         lines.append(f"{len(classes):,} classes: {', '.join(map(plain, classes[:SHOWN]))}{more}.")
@@ -141,16 +144,23 @@ def results(origin: Origin) -> list[str]:
     rows |= {names[key]: value for key, value in losses.items()}
     for name, entry in read_results(origin.workdir).items():
         where, at, split = name.rpartition("@")
-        for key, value in entry.items() if entry.get("step") in (None, origin.step) else ():
+        for key, value in entry.items() if measures(entry, origin.workdir, origin.step) else ():
             if isinstance(value, float) and key not in NO_RESULTS:
                 rows[f"{key}, {last(where) + at + last(split)}"] = value
     table = [f"| {plain(name)} | {value:.4f} |" for name, value in rows.items() if value is not None]
     return ["| measure | value |", "|---|---|", *table] if table else []
 
 
+def measures(entry: Mapping[str, Any], workdir: Path, step: int | None) -> bool:
+    """Whether an entry of results.json is of a run's own weights; tasks that train nothing may have taken others."""
+    if entry.get("task") in ("eval", "knn"):
+        return Path(entry.get("init", "")).expanduser().resolve() == workdir.resolve()
+    return entry.get("step") in (None, step)
+
+
 def how_to_load(name: str, architecture: str, config: ConfigDict, processor: bool) -> list[str]:
     """Lines for transformers and for greenjax."""
-    height, width = config.image_size
+    quoted, (height, width) = json.dumps(name, ensure_ascii=False), config.image_size
     kind = f"AutoModel{CLASSIFIER}" if architecture.endswith(CLASSIFIER) else "AutoModel"
     last_line = "print(model.config.id2label[int(outputs.logits.argmax())])"
     if kind == "AutoModel":
@@ -163,7 +173,7 @@ def how_to_load(name: str, architecture: str, config: ConfigDict, processor: boo
         "from PIL import Image" if processor else "import torch",
         f"from transformers import {names}",
         "",
-        f'place = "{name}"  # this folder, or OWNER/NAME on the hub',
+        f"place = {quoted}  # this folder, or OWNER/NAME on the hub",
         f"model = {kind}.from_pretrained(place).eval()",
         *(
             [
@@ -179,15 +189,22 @@ def how_to_load(name: str, architecture: str, config: ConfigDict, processor: boo
         "```python",
         "import greenjax",
         "",
-        f'model = greenjax.load_pretrained("{name}")',
+        f"model = greenjax.load_pretrained({quoted})",
         'vectors, files = greenjax.embed(model, ["photo.jpg"])',
         "```",
     ]
 
 
 def last(path: str) -> str:
-    """The last component of a path or URL."""
-    return Path(path.rstrip("/")).name or path
+    """The last component of a path or URL, on one line. Queries, fragments and users of URLs are left out: secrets."""
+    if "://" in path:
+        try:
+            bare = re.split("[?#]", path)[0].rpartition("://")[2]  # behind the last scheme: fsspec chains them
+            url = urlsplit(f"//{bare}")
+            path = url.path.strip("/") or url.hostname or "a URL"
+        except ValueError:
+            path = "a URL"
+    return one_line(Path(path.rstrip("/")).name or path)
 
 
 def numbers(values: Sequence[float]) -> str:
@@ -195,5 +212,15 @@ def numbers(values: Sequence[float]) -> str:
 
 
 def plain(text: str) -> str:
-    """A name from the user's data as text of Markdown, on one line and in one cell of a table."""
-    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;").replace("`", "'")
+    """A name from the user's data as text of Markdown, on one line and in one cell of a table; nothing in it links."""
+    return re.sub(r"([\\\[\]|])", r"\\\1", one_line(text)).replace("<", "&lt;").replace("`", "'")
+
+
+def code(text: str) -> str:
+    """A name as code of Markdown."""
+    return "`" + one_line(text).replace("`", "'") + "`"
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and characters that steer a terminal or a parser of YAML."""
+    return "".join(filter(str.isprintable, " ".join(text.split())))
