@@ -17,6 +17,7 @@ import greenjax
 from greenjax.config import flatten
 from greenjax.config.inherit import inherit
 from greenjax.config.transformers import described
+from greenjax.errors import InputError
 from greenjax.interop.weights import flat_weights
 from greenjax.models import Classifier, GreenMIM, SimMIM
 from greenjax.training.start import write_start
@@ -220,6 +221,17 @@ def test_a_name_of_the_hub_is_asked_of_its_library(tmp_path, monkeypatch):
     assert "\n" not in str(error.value) and isinstance(error.value.__cause__, errors.LocalEntryNotFoundError)
 
 
+def test_any_fault_of_the_download_is_a_line(monkeypatch):
+    """The HTTP client's errors are neither OSError nor ValueError."""
+
+    def snapshot_download(*_, **__):
+        raise RuntimeError("x\ny")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(InputError, match=r"'owner/tiny': no such file or folder, and the hub does not give it: x y$"):
+        greenjax.load_pretrained("owner/tiny")
+
+
 def test_only_the_files_of_one_kind_of_weights_are_downloaded(tmp_path, monkeypatch):
     asked = []
     published(tmp_path / "model", "Swin")
@@ -257,6 +269,47 @@ def test_what_greenjax_has_not_is_refused_in_a_line(entries, expected, tmp_path)
     with pytest.raises(ValueError) as error:
         greenjax.load_pretrained(tmp_path)
     assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "entries", "expected"),
+    [
+        ("config", {"hidden_size": ...}, "has no hidden_size: expected the config.json of a vit"),
+        ("config", {"hidden_size": None}, "has no hidden_size: expected the config.json of a vit"),
+        ("config", {"hidden_size": 0}, "cannot be read: ZeroDivisionError("),
+        ("config", {"intermediate_size": "24"}, "cannot be read: TypeError("),
+        ("config", {"patch_size": []}, "cannot be read: IndexError("),
+        ("config", {"layer_norm_eps": "1e-5"}, "cannot be read: ValueError("),
+        ("preprocessor_config", {"rescale_factor": 0}, "cannot be read: ZeroDivisionError("),
+        ("preprocessor_config", {"size": {"width": 3}}, "cannot be read: KeyError('height')"),
+    ],
+)
+def test_damaged_entries_are_refused_in_a_line(file, entries, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    """`...` stands for an entry that is not there."""
+    files = {"config": dict(VIT, model_type="vit", num_channels=3), "preprocessor_config": PROCESSORS["ViT"]}
+    files[file] = {key: value for key, value in (files[file] | entries).items() if value is not ...}
+    Path("preprocessor_config.json").write_text(json.dumps(files["preprocessor_config"]))
+    with pytest.raises(InputError) as error:
+        described(Path(), files["config"])
+    assert str(error.value).startswith(f"'{file}.json' ") and expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "notes"),
+    [
+        ({}, ["squeezes an image that is not square to 32 x 32"]),
+        ({"size": {"height": 40, "width": 40}, "do_center_crop": True, "crop_size": 32}, ["not square to 40 x 40"]),
+        ({"size": EDGE, "do_center_crop": True, "crop_size": 32}, []),
+        ({"size": EDGE, "resample": 2}, ["resample is 2 in preprocessor_config.json; greenjax resizes bicubically"]),
+        ({"do_resize": False, "resample": 2}, ["at their own size (do_resize is false); greenjax resizes them"]),
+    ],
+)
+def test_preprocessors_unlike_greenjax_are_told(entries, notes, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSORS["ViT"] | entries))
+    found = described(tmp_path, dict(VIT, model_type="vit", num_channels=3)).notes
+    assert len(found) == len(notes) and all(map(str.__contains__, found, notes))
 
 
 def test_windows_of_another_pretraining_are_refused(tmp_path):

@@ -4,7 +4,7 @@ The config.json that greenjax would write for the same model tells whether the m
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,9 @@ DECODER = {
 # Entries of config.json that weights do not fix, or that training alone reads.
 FREE = ("architectures", "image_size", "layer_norm_eps", "dtype", "encoder_stride")
 FREE += ("mask_ratio", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
+BICUBIC = 3  # PIL's number
 SQUEEZED_FROM = 384  # pixels: ConvNextImageProcessor crops smaller images only
+DAMAGED = (KeyError, TypeError, ValueError, IndexError, ArithmeticError)  # what entries of other kinds end in
 
 
 class Described(NamedTuple):
@@ -54,7 +56,7 @@ class View(NamedTuple):
 
     size: tuple[int, int]
     crop: float = 1.0
-    squeezed: bool = False  # the whole image is resized to the size, whatever its shape
+    squeezed: tuple[int, int] | None = None  # the size that the whole image is resized to, whatever its shape
 
 
 def families() -> dict[str, Family]:
@@ -69,12 +71,21 @@ def families() -> dict[str, Family]:
 def described(folder: Path, found: Mapping[str, Any]) -> Described:
     """The settings in a config.json, and in the preprocessor beside it; none for a model_type of no family here.
 
-    Raises InputError for a model that greenjax cannot compute, and for entries that are missing.
+    Raises InputError for a model that greenjax cannot compute, and for entries that are missing or damaged.
     """
     kind = str(found.get("model_type"))
     family = families().get(kind)
     if family is None:
         return Described({}, [])
+    try:
+        return _described(folder, found, kind, family)
+    except InputError:
+        raise
+    except DAMAGED as error:
+        raise InputError(f"{str(folder / 'config.json')!r} cannot be read: {error!r}") from error
+
+
+def _described(folder: Path, found: Mapping[str, Any], kind: str, family: Family) -> Described:
     layout = family.layouts[LAYOUT]
     entries = {part: next((found[name] for name in names if name in found), None) for part, names in NAMES.items()}
     sizes = {part: _plain(value) for part, value in entries.items() if value is not None}
@@ -83,12 +94,12 @@ def described(folder: Path, found: Mapping[str, Any]) -> Described:
     published = next(iter(family.sizes.values()))
     for part in ("depths", "num_heads"):  # of one stage
         sizes |= {part: (sizes[part],)} if isinstance(sizes.get(part), int) else {}
-    if "mlp_ratio" not in sizes and "intermediate_size" in found:
-        sizes["mlp_ratio"] = found["intermediate_size"] / found["hidden_size"]
     needed = [part for part in ("in_channels", *published) if part in NAMES and part != "mlp_ratio"]
     if missing := [part for part in needed if part not in sizes]:
         names = " and ".join(NAMES[part][-1] for part in missing)
         raise InputError(f"{str(folder / 'config.json')!r} has no {names}: expected the config.json of a {kind}")
+    if "mlp_ratio" not in sizes and "intermediate_size" in found:
+        sizes["mlp_ratio"] = found["intermediate_size"] / found["hidden_size"]
     sizes = {part: value for part, value in sizes.items() if part in (*published, "in_channels")}
     sizes["norm_epsilon"] = layout.epsilon
     name = max(family.sizes, key=lambda name: sum(family.sizes[name].get(part) == sizes[part] for part in sizes))
@@ -101,12 +112,9 @@ def described(folder: Path, found: Mapping[str, Any]) -> Described:
     image_size = view.get("image_size") or _plain(found.get("image_size", 224))
     parts = {"decoder"} if of_autoencoder else set()
     _check(folder, found, layout, settings | {"image_size": image_size}, parts)
-    notes = []
+    notes = view.pop("notes", [])
     if (epsilon := found.get("layer_norm_eps", layout.epsilon)) != layout.epsilon:
         notes.append(f"layer_norm_eps is {epsilon:g} in config.json; every norm here has {layout.epsilon:g}")
-    if view.pop("squeezed", False):
-        size = " x ".join(map(str, image_size))
-        notes.append(f"transformers squeezes an image that is not square to {size}; greenjax cuts out its centre")
     return Described(settings | view | {"image_size": image_size}, notes)
 
 
@@ -128,7 +136,7 @@ def _same(found: Any, expected: Any) -> bool:
 
 
 def processed(folder: Path) -> dict[str, Any]:
-    """The settings of images in the preprocessor of a folder, and "squeezed"; {} where there is none."""
+    """The settings of images in the preprocessor of a folder, and "notes", lines; {} where there is none."""
     path = folder / PROCESSOR
     if not path.is_file():
         return {}
@@ -136,8 +144,9 @@ def processed(folder: Path) -> dict[str, Any]:
     try:
         settings = _colours(found)
         if view := _view(found):
-            settings |= {"image_size": view.size, "data.eval_crop": view.crop, "squeezed": view.squeezed}
-    except (KeyError, TypeError, ValueError) as error:
+            settings |= {"image_size": view.size, "data.eval_crop": view.crop}
+        settings["notes"] = list(_unlike(found, view))
+    except DAMAGED as error:
         raise InputError(f"{str(path)!r} cannot be read: {error!r}") from error
     return settings
 
@@ -159,15 +168,27 @@ def _view(found: Mapping[str, Any]) -> View | None:
     if crop is not None:
         cut = _pair(crop)
         shorter = (size.get("shortest_edge") if isinstance(size, dict) else size) if resizes else None
-        return View(cut, min(1.0, min(cut) / (shorter or min(_pair(size)))) if resizes else 1.0)
+        squeezed = _pair(size) if resizes and shorter is None else None
+        return View(cut, min(1.0, min(cut) / (shorter or min(_pair(size)))) if resizes else 1.0, squeezed)
     if not resizes:
         return None
     short = size.get("shortest_edge") if isinstance(size, dict) else size if "crop_pct" in found else None
     if short is None:
-        return View(_pair(size), squeezed=True)
+        return View(_pair(size), squeezed=_pair(size))
     if "crop_pct" in found and short >= SQUEEZED_FROM:
-        return View((short, short), squeezed=True)
+        return View((short, short), squeezed=(short, short))
     return View((short, short), found.get("crop_pct") or 1.0)
+
+
+def _unlike(found: Mapping[str, Any], view: View | None) -> Iterator[str]:
+    """How a preprocessor differs from greenjax, a line each."""
+    if not found.get("do_resize", True):
+        yield "transformers takes images at their own size (do_resize is false); greenjax resizes them"
+    elif (resample := found.get("resample", BICUBIC)) != BICUBIC:
+        yield f"resample is {resample!r} in {PROCESSOR}; greenjax resizes bicubically, which is {BICUBIC}"
+    if view and view.squeezed:
+        size = " x ".join(map(str, view.squeezed))
+        yield f"transformers squeezes an image that is not square to {size}; greenjax cuts out its centre"
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -71,7 +71,7 @@ def folder_of(name: str | Path, revision: str | None = None) -> Path:
             found = Path(hub.snapshot_download(str(name), revision=revision, allow_patterns=[*FILES, *weights, shards]))
             if weights_of(found):
                 return found
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the HTTP client under the hub's library has errors of its own
         what = f"pretrained {str(name)!r}: no such file or folder, and the hub does not give it"
         raise InputError(f"{what}: {in_a_line(error)}") from error
     raise InputError(f"pretrained {str(name)!r}: the hub has no {' or '.join(IN_FOLDER)} there")
