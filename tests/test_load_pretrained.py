@@ -123,6 +123,7 @@ def test_published_sizes_have_their_names(family, name):
     found = getattr(transformers, f"{family}Config")()
     settings, _ = described(Path("nowhere"), json.loads(found.to_json_string(use_diff=False)))
     expected = {"model.name": name, "model.window": settings.get("model.window")}
+    expected |= {"model.norm_epsilon": found.layer_norm_eps} if family == "ViT" else {}
     found, expected = (flatten(greenjax.resolve(ANY | each)) for each in (settings, expected))
     assert found == expected
 
@@ -191,6 +192,18 @@ def test_an_export_of_another_epsilon_comes_back_as_it_is(tmp_path):
     own = greenjax.build(small_config(task="finetune", model__num_classes=3, model__norm_epsilon=1e-3))
     greenjax.save_torch(own, tmp_path / "hf", "hf")
     assert greenjax.load_pretrained(tmp_path / "hf").config.model.to_dict() == own.config.model.to_dict()
+
+
+def test_every_norm_of_a_vit_has_the_epsilon_of_its_folder(tmp_path, caplog):
+    """So large that another one would be seen; and there is nothing to tell, on the way in or out."""
+    reference = published(tmp_path / "theirs", "ViT", layer_norm_eps=0.5)
+    model = greenjax.load_pretrained(tmp_path / "theirs")
+    images = some_images(model)
+    np.testing.assert_allclose(model(images), theirs(reference, images).logits, atol=1e-5)
+    assert not any("epsilon" in record.message or "eps" in record.message for record in caplog.records)
+    assert greenjax.save_torch(model, tmp_path / "own", "hf") == []
+    own = transformers.ViTForImageClassification.from_pretrained(tmp_path / "own").eval()
+    np.testing.assert_allclose(model(images), theirs(own, images).logits, atol=1e-5)
 
 
 def test_a_training_takes_the_model_of_a_folder_of_transformers(tmp_path):
@@ -279,20 +292,20 @@ def test_what_greenjax_has_not_is_refused_in_a_line(entries, expected, tmp_path)
         ("config", {"hidden_size": 0}, "cannot be read: ZeroDivisionError("),
         ("config", {"intermediate_size": "24"}, "cannot be read: TypeError("),
         ("config", {"patch_size": []}, "cannot be read: IndexError("),
-        ("config", {"layer_norm_eps": "1e-5"}, "cannot be read: ValueError("),
+        ("config", {"layer_norm_eps": "1e-5"}, "layer_norm_eps is '1e-5': expected a number"),
         ("preprocessor_config", {"rescale_factor": 0}, "cannot be read: ZeroDivisionError("),
         ("preprocessor_config", {"size": {"width": 3}}, "cannot be read: KeyError('height')"),
     ],
 )
 def test_damaged_entries_are_refused_in_a_line(file, entries, expected, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
     """`...` stands for an entry that is not there."""
+    monkeypatch.chdir(tmp_path)
     files = {"config": dict(VIT, model_type="vit", num_channels=3), "preprocessor_config": PROCESSORS["ViT"]}
     files[file] = {key: value for key, value in (files[file] | entries).items() if value is not ...}
     Path("preprocessor_config.json").write_text(json.dumps(files["preprocessor_config"]))
     with pytest.raises(InputError) as error:
         described(Path(), files["config"])
-    assert str(error.value).startswith(f"'{file}.json' ") and expected in str(error.value)
+    assert str(error.value).startswith(f"'{file}.json'") and expected in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -76,6 +76,7 @@ class Layout(NamedTuple):
     faults: Callable[[ConfigDict], Iterable[Fault]] = lambda config: ()
     epsilon: float = 1e-5  # of the library's norms
     sets_epsilon: bool = False  # a model that takes such a file's weights takes `epsilon`, too
+    any_epsilon: bool = False  # every norm of the library's has the epsilon in config.json, as here model.norm_epsilon
     folder: Callable[[ConfigDict, set[str]], dict[str, Any]] | None = None
     # The model_type in config.json of a masked autoencoder, where it has its own, and settings that it brings.
     autoencoder: str = ""

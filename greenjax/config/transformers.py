@@ -101,7 +101,12 @@ def _described(folder: Path, found: Mapping[str, Any], kind: str, family: Family
     if "mlp_ratio" not in sizes and "intermediate_size" in found:
         sizes["mlp_ratio"] = found["intermediate_size"] / found["hidden_size"]
     sizes = {part: value for part, value in sizes.items() if part in (*published, "in_channels")}
-    sizes["norm_epsilon"] = layout.epsilon
+    epsilon = found.get("layer_norm_eps", layout.epsilon)
+    if not isinstance(epsilon, float):
+        raise InputError(
+            f"{str(folder / 'config.json')!r}: layer_norm_eps is {epsilon!r}: expected a number such as 1e-6"
+        )
+    sizes["norm_epsilon"] = epsilon if layout.any_epsilon else layout.epsilon
     name = max(family.sizes, key=lambda name: sum(family.sizes[name].get(part) == sizes[part] for part in sizes))
     settings = {"model.name": name} | {f"model.{part}": value for part, value in sizes.items()}
     of_autoencoder = kind == layout.autoencoder
@@ -113,7 +118,7 @@ def _described(folder: Path, found: Mapping[str, Any], kind: str, family: Family
     parts = {"decoder"} if of_autoencoder else set()
     _check(folder, found, layout, settings | {"image_size": image_size}, parts)
     notes = view.pop("notes", [])
-    if (epsilon := found.get("layer_norm_eps", layout.epsilon)) != layout.epsilon:
+    if epsilon != sizes["norm_epsilon"]:
         notes.append(f"layer_norm_eps is {epsilon:g} in config.json; every norm here has {layout.epsilon:g}")
     return Described(settings | view | {"image_size": image_size}, notes)
 

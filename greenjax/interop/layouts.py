@@ -38,7 +38,7 @@ def check_geometry(name: str, layout: Layout, config: ConfigDict) -> list[str]:
         if fault.kind == "refused":
             raise InputError(f"layout {name!r}: {fault}")
     notes = [str(fault) for fault in faults]
-    if abs(config.model.norm_epsilon - layout.epsilon) > 1e-12:
+    if not layout.any_epsilon and abs(config.model.norm_epsilon - layout.epsilon) > 1e-12:
         notes.insert(
             0, f"the library's norms have epsilon {layout.epsilon:g}, the model's {config.model.norm_epsilon:g}"
         )

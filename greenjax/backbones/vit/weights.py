@@ -158,6 +158,7 @@ LAYOUTS: dict[str, Layout] = {
         decoder_positions=("decoder.decoder_pos_embed", 1),
         faults=_hf_faults,
         epsilon=1e-6,
+        any_epsilon=True,
         folder=_folder,
         autoencoder=_AUTOENCODER,
         of_autoencoder={"model.positions": "sincos"},
