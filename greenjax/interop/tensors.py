@@ -118,7 +118,7 @@ def _as_told(config: ConfigDict, metadata: Mapping[str, str]) -> ConfigDict | No
     """The config with the image_size that the file was written with; None where it does not say."""
     if "image_size" not in metadata:
         return None
-    told = ConfigDict(config)
+    told = ConfigDict(config.to_dict())
     with told.unlocked():
         told.image_size = tuple(map(int, metadata["image_size"].split("x")))
     return told
