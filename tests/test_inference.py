@@ -109,7 +109,7 @@ def test_vectors_are_the_pooled_features_of_transformers(runs, tmp_path, capsys)
 def test_a_killed_command_goes_on_and_its_file_is_the_same(runs, tmp_path, capsys, monkeypatch):
     """Killed behind the second of three batches, of which only the first is in the record."""
     words = ["embed", runs / "photos", "--model", runs / "mim", "--set=data.batch_size=8", "--dtype=float16"]
-    assert said(capsys, *words, "--out", tmp_path / "whole.npy")[1] == 0
+    assert said(capsys, *words, "--output", tmp_path / "whole.npy")[1] == 0  # as of `convert`
     append = Draft.append
 
     def killed(draft, rows, names):

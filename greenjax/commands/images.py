@@ -21,7 +21,7 @@ def add_images(parser: flags.Parser, out: str, least: str = "*") -> None:
     """The flags that all of them have; `least` is "+" where images have to be named."""
     parser.add_argument("images", nargs=least, metavar="IMAGES", help="files, folders, or lists of files")
     parser.add_argument("--model", required=True, metavar="RUN", help="a run's workdir, or a file or folder of weights")
-    parser.add_argument("--out", required=True, help=out)
+    parser.add_argument("--out", "--output", required=True, help=out)
     parser.add_argument("--step", type=int, help="a checkpoint's step; default: the latest")
     parser.add_argument("--image-size", metavar="N|H,W", help="pixels; default: the model's")
     parser.add_argument("--overwrite", action="store_true", help="replaces files that are there")
