@@ -48,13 +48,20 @@ class Backbone(nnx.Module):
 
         A class token stands behind the normed tokens.
         Where the grid is not whole, tokens that do not exist have values without a meaning; the last stage has none."""
+        return self._encoded(self._normalise(jnp.asarray(images)), key)
+
+    def _encoded(self, normal: Float[Array, "b h w c"], key: Key[Array, ""] | None) -> tuple[Any, tuple[Any, ...]]:
+        """As `dense`, of colour-normalised images."""
         plan = dense_plan(self.grid, self.specs)
-        return self.encoder(self._embedded(self._normalise(self._units(images)), plan), plan, key)
+        return self.encoder(self._embedded(self._units(normal), plan), plan, key)
 
     def feature_maps(self, images: Images, key: Key[Array, ""] | None = None) -> list[Float[Array, "b _ _ _"]]:
         """The tokens of every stage on its grid, with every unit visible."""
+        return self._on_grids(self.dense(images, key)[1])
+
+    def _on_grids(self, stages: tuple[Array, ...]) -> list[Float[Array, "b _ _ _"]]:
         maps = []
-        for stage, x in enumerate(self.dense(images, key)[1]):
+        for stage, x in enumerate(stages):
             rows, columns = self.grid.shape(stage)
             maps.append(to_grid(x, self.grid.units, self.grid.side(stage))[:, :rows, :columns])
         return maps

@@ -15,7 +15,7 @@ from greenjax.backbones.geometry import stage_channels
 from greenjax.backbones.layers import LayerNorm
 from greenjax.data.detection.targets import Targets, packed
 from greenjax.errors import InputError
-from greenjax.models.backbone import Backbone, Images, widened
+from greenjax.models.backbone import Backbone, Images
 from greenjax.models.detection.anchors import anchors
 from greenjax.models.detection.heads import Detections, RoIHeads
 from greenjax.models.detection.proposals import RegionProposals
@@ -102,7 +102,7 @@ class Detector(Backbone):
 
     def pyramid(self, images: Images, sizes: Sizes, key: Key[Array, ""] | None = None) -> list[Float[Array, "b _ _ d"]]:
         """The levels of the feature pyramid: one a stage, and one above."""
-        stages = self.feature_maps(self._cleared(images, sizes), key)
+        stages = self._on_grids(self._encoded(self._cleared(images, sizes), key)[1])
         return self.fpn([norm(stage) for norm, stage in zip(self.norms, stages, strict=True)])
 
     def _cleared(self, images: Images, sizes: Sizes) -> Float[Array, "b h w c"]:
@@ -110,10 +110,6 @@ class Detector(Backbone):
         row, column = jnp.arange(images.shape[1])[None, :, None, None], jnp.arange(images.shape[2])[None, None, :, None]
         inside = (row < sizes[:, 0, None, None, None]) & (column < sizes[:, 1, None, None, None])
         return jnp.where(inside, self._normalise(jnp.asarray(images)), 0)
-
-    def _normal(self, pixels: Array) -> Float[Array, "..."]:
-        """Files of a detector hold integers: floats are those that `_cleared` has normalised."""
-        return super()._normal(pixels) if jnp.issubdtype(pixels.dtype, jnp.integer) else widened(pixels)
 
     def _anchors(self, levels: Sequence[Array]) -> list[Float32[np.ndarray, "_ 4"]]:
         grids = [(level.shape[1], level.shape[2]) for level in levels]
