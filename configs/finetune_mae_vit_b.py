@@ -19,7 +19,7 @@ def get_config():
     config = greenjax.default_config()
     config.task = "finetune"
     config.model.name = "vit_b"  # 768 channels, 12 blocks, patches of 16 pixels
-    config.model.positions = "learned"  # from those of the pre-training
+    config.model.positions = "learned"  # they start as the sines and cosines of the pre-training
     config.model.pool = "mean"
     config.model.drop_path = 0.1
     config.image_size = 224

@@ -1,7 +1,7 @@
 """Files of ONNX in onnxruntime: equal to the model for every family, output and batch, and refused in one line."""
 
 import json
-import sys
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -164,7 +164,7 @@ def test_the_command_takes_runs_and_files(tmp_path, capsys):
 
 
 def test_what_cannot_be_written_is_one_line_and_no_file(tmp_path, monkeypatch):
-    saving = sys.modules["greenjax.interop.onnx.saving"]
+    saving = import_module("greenjax.interop.onnx.saving")
     model, path = model_of("swin", **SHORT), tmp_path / "a.onnx"
     with pytest.raises(InputError, match="outputs has 'pyramid': expected logits or features or maps of a classifier"):
         greenjax.save_onnx(model, path, outputs=("pyramid",))
@@ -175,8 +175,8 @@ def test_what_cannot_be_written_is_one_line_and_no_file(tmp_path, monkeypatch):
         patch.setattr(saving, "find_spec", lambda name: None)
         greenjax.save_onnx(model, path)
     with monkeypatch.context() as patch, pytest.raises(InputError, match="a swin_t: JAX's erf has no rule"):
-        patch.delitem(sys.modules["greenjax.interop.onnx.operators"].FUNCTIONS, "gelu")
-        patch.delitem(sys.modules["greenjax.interop.onnx.operators"].BROADCASTING, "erf")
+        patch.delitem(import_module("greenjax.interop.onnx.functions").FUNCTIONS, "gelu")
+        patch.delitem(import_module("greenjax.interop.onnx.operators").BROADCASTING, "erf")
         greenjax.save_onnx(model, path)
     with monkeypatch.context() as patch, pytest.raises(RunError, match=r"output logits differs by .* nothing written"):
         patch.setattr(saving, "TOLERANCE", -1)

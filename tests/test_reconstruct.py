@@ -104,7 +104,7 @@ def test_a_batch_of_any_size_is_drawn(groups, batch, shown, tmp_path, monkeypatc
     config = small_config(mask__groups=groups, data__batch_size=batch, mesh__data=1)
     planner, source = make_planner(config), open_source(config.data, "test")
     first, unit = next(eval_batches(config, source, planner)), planner.grid.unit
-    pictures = Pictures(config, first, model_graph(config), lambda batch: batch, unit)
+    pictures = Pictures(config, first, model_graph(config), lambda batch: batch, unit, True)
     assert len(pictures.images) == len(pictures.visible) == len(pictures.shown) == shown
     units = planner.grid.units[0] * planner.grid.units[1]
     prediction = np.zeros((groups, shown // groups, units, unit**2), np.float32)

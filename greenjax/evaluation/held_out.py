@@ -85,16 +85,19 @@ class HeldOut:
 class Pictures:
     """Draws reconstructions of the same few images under the same masks again and again."""
 
-    def __init__(self, config: ConfigDict, batch: Batch, graphdef: nnx.GraphDef, place: Place, unit: int):
+    def __init__(
+        self, config: ConfigDict, batch: Batch, graphdef: nnx.GraphDef, place: Place, unit: int, normalised: bool
+    ):
         """Takes the first images of a whole batch, equally many of each of its mask groups.
 
-        `place` puts a copy on every device. `unit`: the side of a mask unit in pixels.
+        `place` puts a copy on every device. `unit`: the side of a mask unit in pixels. `normalised`: as in `paste`.
         """
         groups = min(PICTURES, len(batch.images))
         each = min(-(-PICTURES // groups), batch.images.shape[1])
         few = jax.tree.map(lambda leaf: leaf[:groups], batch)
         few = few._replace(images=few.images[:, :each], valid=few.valid[:, :each])
         self.config, self.batch, self.shown, self.unit = config, place(few), few.valid.ravel(), unit
+        self.normalised = normalised
         self.images = few.images.reshape(-1, *few.images.shape[2:])
         rows, columns = (side // unit for side in config.image_size)
         visible = np.zeros((groups, each, rows * columns), bool)
@@ -122,5 +125,5 @@ class Pictures:
             prediction[self.shown],
             unit=self.unit,
             colours=Colours(data.mean, data.std, scale_of(data), data.no_data, self.config.log.picture_channels),
-            normalised=self.config.method == "green" and self.config.decoder.norm_pixels,
+            normalised=self.normalised,
         )

@@ -21,6 +21,7 @@ from greenjax.data.sources import COLUMNS, SOURCES
 from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.monitor import Monitor
 from greenjax.evaluation.pictures.curve import draw_loss_curve, held_out_line
+from greenjax.models.mim import predicts_normalised
 from greenjax.runtime.console import say
 from greenjax.runtime.files import read_metrics, unless_full
 from greenjax.runtime.placement import BATCH_AXES, Placement
@@ -149,7 +150,7 @@ def pictures_hook(run: Run, batch: Callable[[], Batch]) -> Hook:
     """Reconstructions of the first images of a batch."""
     say("reading the images of the pictures ...")
     unit, everywhere = token_grid(run.config).unit, Placement(run.mesh).everywhere
-    pictures = Pictures(run.config, batch(), run.task.graphdef, everywhere, unit)
+    pictures = Pictures(run.config, batch(), run.task.graphdef, everywhere, unit, predicts_normalised(run.config))
 
     def draw(step: int, state: State, writer: MetricsWriter) -> None:
         writer.phase("drawing reconstructions")

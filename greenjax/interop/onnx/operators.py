@@ -1,4 +1,4 @@
-"""The nodes of each operation: of JAX's primitives, and of functions of greenjax that ONNX has operators for.
+"""The nodes of each primitive of JAX.
 
 A rule takes the graph, the equation of the traced function and the values that it reads. Weights, and indices that say
 where tokens are, are constants.
@@ -6,13 +6,11 @@ where tokens are, are constants.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from jax.export import is_symbolic_dim
-from jax.extend.core import Literal
 from jax.lax import GatherScatterMode
 
 from greenjax.errors import InputError
@@ -166,12 +164,13 @@ def gather(graph: Graph, eqn: Any, x: Value, index: Value) -> Value:
     places = constant_places(index, axes, x.shape)
     rest = [axis for axis in range(len(shape)) if not 0 <= axis - axes[0] < places.ndim]
     rows = all(axis in axes or size == sizes[axis] for axis, size in enumerate(x.shape))
-    kept = places.min() >= 0 or eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP
+    filler = eqn.params["fill_value"]
+    kept = places.min() >= 0 or (eqn.params["mode"] == GatherScatterMode.FILL_OR_DROP and filler is not None)
     rows &= numbers.start_index_map == axes and list(numbers.offset_dims) == rest
     covered(rows and kept, "a gather of other things than rows")
     size = math.prod(x.shape[axis] for axis in axes)
     joined = reshape(graph, x, (*x.shape[: axes[0]], size, *x.shape[axes[-1] + 1 :]))
-    return take(graph, joined, axes[0], places, eqn.params["fill_value"] or 0)
+    return take(graph, joined, axes[0], places, filler)
 
 
 def scatter(graph: Graph, eqn: Any, x: Value, index: Value, updates: Value) -> Value:
@@ -181,7 +180,8 @@ def scatter(graph: Graph, eqn: Any, x: Value, index: Value, updates: Value) -> V
     rows = numbers.scatter_dims_to_operand_dims == axes and len(fillers) == 1
     covered(rows, "a scatter of other things than rows into one number")
     places, inverse = constant_places(index, axes, shape), np.full(math.prod(shape[axis] for axis in axes), -1)
-    inverse[places] = np.arange(len(places))
+    inside = places >= 0
+    inverse[places[inside]] = np.flatnonzero(inside)
     return reshape(graph, take(graph, updates, axes[0], inverse, fillers[0]), shape)
 
 
@@ -257,46 +257,3 @@ WHOLE: dict[str, Callable[..., Value]] = {
     "squeeze": other_shape,
     "transpose": lambda graph, eqn, x: transpose(graph, x, eqn.params["permutation"]),
 }
-
-
-def matmul(graph: Graph, eqn: Any, x: Value, kernel: Value, bias: Value = None) -> Tensor:
-    """ops.primitives.matmul."""
-    y = graph.node("MatMul", [x, kernel], eqn.outvars[0].aval.shape, x.dtype)
-    return y if bias is None else elementwise(graph, "Add", y, bias)
-
-
-def gelu(graph: Graph, eqn: Any, x: Value) -> Tensor:
-    """ops.primitives.gelu, in the steps that runtimes join into one."""
-    root, one, half = (np.asarray(number, x.dtype) for number in (2**0.5, 1, 0.5))
-    erf = elementwise(graph, "Erf", elementwise(graph, "Div", x, root))
-    return elementwise(graph, "Mul", elementwise(graph, "Mul", x, elementwise(graph, "Add", erf, one)), half)
-
-
-def layer_norm(graph: Graph, eqn: Any, x: Value, scale: Value, bias: Value) -> Tensor:
-    """ops.primitives.layer_norm, whose epsilon is the one number that it adds."""
-    adds = [inner for inner in eqn.params["call_jaxpr"].jaxpr.eqns if inner.primitive.name == "add"]
-    (epsilon,) = (float(read.val) for add in adds for read in add.invars if isinstance(read, Literal))
-    return graph.node("LayerNormalization", [x, scale, bias], x.shape, x.dtype, axis=-1, epsilon=epsilon)
-
-
-def attend(graph: Graph, eqn: Any, q: Value, k: Value, v: Value, *rest: Value) -> Tensor:
-    """ops.group_attention.attend, with or without a bias [g, k, s, t] and windows [g, s]; slots of padding, which
-    nobody reads, get other values."""
-    scaled = elementwise(graph, "Mul", q, np.asarray(q.shape[-1] ** -0.5, q.dtype))
-    keys = transpose(graph, k, (0, 1, 2, 4, 3))
-    logits = graph.node("MatMul", [scaled, keys], (*q.shape[:-1], k.shape[3]), q.dtype)
-    added = [hidden(np.asarray(given)) if len(given.shape) == 2 else given for given in rest]
-    added = [value for value in added if isinstance(value, Tensor) or value.any()]
-    if added:  # the sum of bias and mask first: a runtime computes it once, when it loads the file
-        logits = elementwise(graph, "Add", logits, reduce(partial(elementwise, graph, "Add"), added))
-    p = graph.node("Softmax", [logits], logits.shape, q.dtype, axis=-1)
-    return graph.node("MatMul", [p, v], q.shape, q.dtype)
-
-
-def hidden(window: np.ndarray) -> np.ndarray:
-    """0 for pairs of slots that see each other, else -inf: [g, 1, s, s]. A slot of padding sees all."""
-    seen = (window[:, :, None] == window[:, None, :]) | (window[:, :, None] < 0)
-    return np.where(seen, 0, -np.inf).astype(np.float32)[:, None]
-
-
-FUNCTIONS = {"attend": attend, "gelu": gelu, "layer_norm": layer_norm, "matmul": matmul}

@@ -10,8 +10,9 @@ import numpy as np
 from jax.export import symbolic_shape
 from jax.extend.core import Literal
 
+from greenjax.interop.onnx.functions import FUNCTIONS
 from greenjax.interop.onnx.graph import Graph, Tensor, Value
-from greenjax.interop.onnx.operators import BROADCASTING, FUNCTIONS, WHOLE, covered, whole
+from greenjax.interop.onnx.operators import BROADCASTING, WHOLE, covered, whole
 
 # Constants that need no program of XLA, which would compile one for each operation and shape.
 IN_NUMPY: dict[str, Callable[..., Any]] = {
