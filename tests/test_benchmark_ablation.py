@@ -42,5 +42,5 @@ def test_each_piece_has_a_row_of_ratios(capsys, monkeypatch):
     report = ablation.run(config, jax.device_count(), 1, ["gelu_matmul"])
     (row,) = report["rows"]
     for dtype in ablation.DTYPES:
-        assert row[f"memory_{dtype}"] > 1 and row[f"bytes_{dtype}"] > 0 and row[f"time_{dtype}"] > 0
+        assert row[f"memory_{dtype}"] > 1 and row[f"bytes_{dtype}"] != 1 and row[f"time_{dtype}"] > 0
     assert "| gelu_matmul |" in capsys.readouterr().out
