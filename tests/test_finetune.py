@@ -559,7 +559,7 @@ def test_a_class_folder_added_later_is_refused(insects, tmp_path):
     [
         (dict(model__num_classes=5), r"model.num_classes is 5: expected at least the 10 classes of the data"),
         (dict(data__eval_split="test[:0]"), r"split 'test\[:0\]' is empty"),
-        (dict(data__eval_split="validation"), r"digits have no split 'validation'"),
+        (dict(data__eval_split="validation"), r"data.source 'digits' has no split 'validation'"),
         (dict(init="nowhere"), r"workdir 'nowhere': expected the folder of a run"),
         (dict(data__batch_size=6, mesh__data=4), r"data.batch_size is 6: expected a multiple"),
     ],

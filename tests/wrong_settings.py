@@ -222,12 +222,15 @@ IN_PROCESS = [
     *cases(
         "a split that cannot be taken",
         ("--config.data.split=", "data.split is '': expected the name of a split"),
-        ("--config.data.split=validation", "digits have no split 'validation': expected one of 'train', 'test', 'all'"),
+        (
+            "--config.data.split=validation",
+            "data.source 'digits' has no split 'validation': expected one of 'train', 'test', 'all'",
+        ),
         ("--config.data.split=train[:98", r"split 'train\[:98': expected NAME or NAME\[from:to\]"),
         ("--config.data.split=train[50%]", r"split 'train\[50%\]': expected NAME or NAME\[from:to\]"),
         ("--config.data.split=train[5:5]", r"split 'train\[5:5\]' is empty"),
         ("--config.data.split=train[:200%]", r"split 'train\[:200%\]' reaches beyond"),
-        ("--config.data.eval_split=tset", "digits have no split 'tset'"),
+        ("--config.data.eval_split=tset", "data.source 'digits' has no split 'tset'"),
         (f"{FOLDER} --config.data.eval_split=test", "has no sub-folder for split 'test': available are"),
         (
             "--config.epochs=1 --config.steps=0 --config.optim.warmup_steps=0 --config.data.split=train[:9]",

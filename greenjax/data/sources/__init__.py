@@ -10,6 +10,7 @@ from greenjax.data.sources.folder import FolderSource
 from greenjax.data.sources.folders import FoldersSource
 from greenjax.data.sources.huggingface import HuggingFaceSource
 from greenjax.data.sources.list import ListSource
+from greenjax.data.sources.mnist5k import Mnist5kSource
 from greenjax.data.sources.python import PythonSource
 from greenjax.data.sources.records import RecordsSource
 from greenjax.data.sources.scenes import ScenesSource
@@ -22,6 +23,7 @@ SOURCES: dict[str, type[Source]] = {  # by data.source
     "folder": FolderSource,
     "huggingface": HuggingFaceSource,
     "list": ListSource,
+    "mnist5k": Mnist5kSource,
     "python": PythonSource,
     "records": RecordsSource,
     "scenes": ScenesSource,

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from greenjax.data.detection import run_lengths
 from greenjax.data.detection.annotations import Objects
 from greenjax.data.encoded import Size
+from greenjax.data.sources.arrays import ArraySource
 from greenjax.data.sources.digits import DigitsSource
 from greenjax.data.sources.objects import ObjectSource
 from greenjax.errors import InputError, listed, refuse
@@ -28,7 +29,7 @@ class ScenesSource(ObjectSource):
 
     place = ()
 
-    digits: DigitsSource
+    digits: ArraySource
     seed: int
 
     @staticmethod
@@ -39,7 +40,7 @@ class ScenesSource(ObjectSource):
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "ScenesSource":
         if split not in SEEDS:
-            raise InputError(f"scenes have no split {split!r}: expected one of {listed(SEEDS)}")
+            raise InputError(f"data.source 'scenes' has no split {split!r}: expected one of {listed(SEEDS)}")
         return cls(DigitsSource.open(data, split), SEEDS[split])
 
     def __len__(self) -> int:
@@ -56,7 +57,7 @@ class ScenesSource(ObjectSource):
     def annotated(self, index: int) -> tuple[UInt8[np.ndarray, "h w 1"], Objects]:
         from greenjax.data.detection.scenes import scene  # loads OpenCV, which settings of sources do without
 
-        return scene(self.digits.images, self.digits.digits, SIDE, DIGITS, self.seed, index)
+        return scene(self.digits.images, self.digits.labels, SIDE, DIGITS, self.seed, index)
 
     def encoded(self, index: int) -> UInt8[np.ndarray, "h w 1"]:
         return self.annotated(index)[0]
