@@ -4,6 +4,7 @@ Any other error is a defect, of greenjax or of a library, and keeps its tracebac
 """
 
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from typing import Any, NoReturn
 
 
@@ -26,6 +27,14 @@ class InterruptedRun(Exception):
 def refuse(values: Mapping[str, Any], key: str, expected: str) -> NoReturn:
     """Raises the InputError that names the setting `key` and its value in `values`."""
     raise InputError(f"{key} is {values[key]!r}: expected {expected}")
+
+
+def installed(module: str, package: str, what: str) -> Any:
+    """A module of an optional package. Raises InputError that says `what` is missing, and what pip installs for it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise InputError(f"{what}: `pip install '{package}'` installs it") from error
 
 
 def in_a_line(error: BaseException) -> str:

@@ -223,5 +223,5 @@ def test_a_missing_reader_is_named_with_the_line_that_installs_it(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(DecodeError, match=r"tifffile reads it: `pip install 'greenjax\[tiff\]'` installs that"):
+    with pytest.raises(DecodeError, match=r"tifffile reads it: `pip install 'greenjax\[tiff\]'` installs it"):
         read(b"II*\0" + bytes(20), "uint16")

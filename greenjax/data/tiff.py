@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Num
 
 from greenjax.data.reading import Box, Buffer, Part, Reading, Size
+from greenjax.errors import installed
 
 MOST = 1 << 31  # values of a page
 ORIENTATION = 274  # a tag
@@ -50,7 +51,7 @@ def by_window(data: Buffer, reading: Reading, part: Part) -> tuple[Decoded, Size
 @contextmanager
 def opened(data: Buffer) -> Iterator[Any]:
     """A file of tifffile, whose errors become ValueErrors."""
-    tifffile: Any = needed("tifffile", "tiff")
+    tifffile: Any = installed("tifffile", "greenjax[tiff]", "tifffile reads it")
     try:
         with tifffile.TiffFile(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
             yield file
@@ -74,14 +75,6 @@ def page_of(file: Any, reading: Reading) -> Any:
 def pages_of(file: Any) -> list[Any]:
     """The pages in full size."""
     return [page for page in map(file.pages.get, range(len(file.pages))) if not page.is_reduced]
-
-
-def needed(module: str, extra: str) -> Any:
-    """A module of an extra. Raises ValueError with the line that installs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"{module} reads it: `pip install 'greenjax[{extra}]'` installs that") from error
 
 
 def pixels_of(page: Any, box: Box | None = None) -> Decoded:

@@ -35,7 +35,4 @@ SEVERAL: dict[str, type[Source]] = {  # by data.source, where data.path names se
     "folder": FoldersSource,
 }
 
-COLUMNS = (
-    "data.image_column",
-    "data.label_column",
-)  # settings that name a column, for sources in whose `place` they are
+COLUMNS = ("data.image_column", "data.label_column")  # settings, for sources in whose `place` they are

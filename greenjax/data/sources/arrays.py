@@ -1,7 +1,7 @@
 """Small data sets in memory: all images of one size in an array, beside an array of labels."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from greenjax.data.labels import Listed
 from greenjax.data.listing import parts_of
 from greenjax.data.sources.base import Source
-from greenjax.errors import InputError, listed, refuse
+from greenjax.errors import InputError, listed
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +29,6 @@ class ArraySource(Source):
     @abstractmethod
     def whole() -> tuple[UInt8[np.ndarray, "n h w 1"], Int32[np.ndarray, " n"]]:
         """All images and labels. Raises InputError where the package that brings them is missing."""
-
-    @staticmethod
-    def check(values: Mapping[str, Any]) -> None:
-        if values["data.path"]:
-            others = "--config.data.source=folder, huggingface, list, records, tar or tfds takes one"
-            refuse(values, "data.path", f"'' for data.source {values['data.source']!r}, which reads no path; {others}")
 
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "ArraySource":

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from greenjax.data.encoded import Image, Undecoded
 from greenjax.data.labels import LabelledSource
+from greenjax.errors import refuse
 
 Paths = str | tuple[str, ...]  # data.path: one, or several
 
@@ -25,9 +26,11 @@ class Source(Undecoded, ABC):
     place: ClassVar[tuple[str, ...]] = ("data.path",)  # the settings that locate the data set, the most specific last
 
     @staticmethod
-    @abstractmethod
     def check(values: Mapping[str, Any]) -> None:
-        """Raises InputError where the flat settings of a run do not locate a data set of this kind."""
+        """Raises InputError where flat settings do not locate a data set of this kind; here, where they have a path."""
+        if values["data.path"]:
+            others = "--config.data.source=folder, huggingface, list, records, tar or tfds takes one"
+            refuse(values, "data.path", f"'' for data.source {values['data.source']!r}, which reads no path; {others}")
 
     @classmethod
     @abstractmethod

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from greenjax.data.labels import Listed, by_name
 from greenjax.data.sources.base import Source
 from greenjax.data.sources.list import read_listed
 from greenjax.data.sources.patterns import files_of
-from greenjax.errors import InputError, in_a_line, listed, refuse
+from greenjax.errors import InputError, in_a_line, installed, listed, refuse
 from greenjax.runtime.files import expanded
 
 KINDS = {".arrow": "arrow", ".parquet": "parquet"}  # the library's names of files, by suffix
@@ -218,11 +217,7 @@ def splits_of(data: ConfigDict, split: str) -> dict[str, Any]:
 
 def library() -> Any:
     """The module `datasets`, which prints no errors of its own. Raises InputError with the line that installs it."""
-    try:
-        datasets: Any = import_module("datasets")  # only this source needs it
-    except ImportError as error:
-        what = "data.source 'huggingface' needs the package datasets"
-        raise InputError(f"{what}: `pip install 'greenjax[huggingface]'` installs it") from error
+    datasets = installed("datasets", "greenjax[huggingface]", "data.source 'huggingface' needs the package datasets")
     for name in ("datasets", "huggingface_hub"):  # one line of ours says what is wrong
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return datasets

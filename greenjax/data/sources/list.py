@@ -18,7 +18,7 @@ from greenjax.data.labels import Listed, by_name
 from greenjax.data.remote import Remote, is_url, joined, refusing
 from greenjax.data.sources.folder import FolderSource, read_file
 from greenjax.data.sources.names import Names, hashed_order
-from greenjax.errors import InputError, listed, refuse
+from greenjax.errors import InputError, installed, listed, refuse
 from greenjax.runtime.files import expanded
 
 COLUMNS = {  # what a column holds, and the names it may have
@@ -146,11 +146,9 @@ def read_text(path: str, content: bytes) -> Table:
 
 def read_parquet(path: str, content: bytes) -> Table:
     """The columns of a Parquet file as texts."""
-    try:
-        import pyarrow.parquet  # an extra: only lists in Parquet need it
-    except ImportError as error:
-        what = f"list {path!r} needs the package pyarrow"
-        raise InputError(f"{what}: `pip install 'greenjax[parquet]'` installs it") from error
+    installed("pyarrow.parquet", "greenjax[parquet]", f"list {path!r} needs the package pyarrow")
+    import pyarrow.parquet
+
     try:
         columns = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pydict()
     except pyarrow.ArrowInvalid as error:

@@ -1,6 +1,6 @@
 """Scenes of digits, for detection: made when they are read, without a download."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from greenjax.data.encoded import Size
 from greenjax.data.sources.arrays import ArraySource
 from greenjax.data.sources.digits import DigitsSource
 from greenjax.data.sources.objects import ObjectSource
-from greenjax.errors import InputError, listed, refuse
+from greenjax.errors import InputError, listed
 from greenjax.runtime.classes import Classes
 
 SEEDS = {"train": 1, "test": 2}  # of the scenes of a split
@@ -31,11 +31,6 @@ class ScenesSource(ObjectSource):
 
     digits: ArraySource
     seed: int
-
-    @staticmethod
-    def check(values: Mapping[str, Any]) -> None:
-        if values["data.path"]:
-            refuse(values, "data.path", "'' for data.source 'scenes', which reads no path")
 
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "ScenesSource":

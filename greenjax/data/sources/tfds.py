@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from greenjax.data.encoded import DecodeError, Encoded, Undecoded
 from greenjax.data.sources.array_record import count_records, naming_damage
 from greenjax.data.sources.base import Source
-from greenjax.errors import InputError, listed, refuse
+from greenjax.errors import InputError, installed, listed, refuse
 from greenjax.runtime.files import expanded, folders_in
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -170,10 +170,5 @@ def find_builder(path: str, name: str) -> Path:
 
 
 def library() -> Any:
-    """The module `tensorflow_datasets`. Raises InputError with the line that installs it."""
-    try:
-        import tensorflow_datasets  # only this source needs it
-    except ImportError as error:
-        what = "data.source 'tfds' needs the package tensorflow-datasets"
-        raise InputError(f"{what}: `pip install 'greenjax[tfds]'` installs it") from error
-    return tensorflow_datasets
+    """The module `tensorflow_datasets`: only this source needs it."""
+    return installed("tensorflow_datasets", "greenjax[tfds]", "data.source 'tfds' needs tensorflow-datasets")

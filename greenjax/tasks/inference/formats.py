@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from greenjax.errors import InputError
+from greenjax.errors import InputError, installed
 from greenjax.runtime.classes import Classes
 from greenjax.runtime.draft import Draft, folder_of
 from greenjax.runtime.files import expanded, replacing
@@ -100,11 +100,9 @@ def check_out(out: str | Path, formats: Mapping[str, Format], overwrite: bool) -
 
 def pyarrow() -> Any:
     """The library. Raises InputError where it is missing."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError("out is a Parquet file: `pip install 'greenjax[parquet]'` installs what writes it") from error
+    installed("pyarrow.parquet", "greenjax[parquet]", "out is a Parquet file, which needs the package pyarrow")
+    import pyarrow
+
     return pyarrow
 
 
