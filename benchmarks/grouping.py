@@ -45,7 +45,8 @@ def run(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     config = sized(config, batch)
     planner = make_planner(config)
     everywhere = places(config, planner)
-    masks, ways = group_all(everywhere, simulated_masks(planner.grid.units, planner.visible, MASKS, seed=FRESH))
+    simulated = simulated_masks(planner.grid.units, planner.visible, MASKS, FRESH, planner.block)
+    masks, ways = group_all(everywhere, simulated)
     report = {**machine(), "model": config.model.name, "window": config.model.window}
     report |= {"image_size": list(config.image_size), "mask_ratio": config.mask.ratio, "dtype": config.model.dtype}
     report |= {"batch": batch, "repeats": repeats, "masks": len(masks), "redrawn": MASKS - len(masks)}

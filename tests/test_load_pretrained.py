@@ -348,5 +348,5 @@ def test_places_that_say_no_model_are_refused_in_a_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="revision is 'v1': expected none, as 'empty' is a path"):
         greenjax.load_pretrained("empty", revision="v1")
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match=r"`pip install 'greenjax\[huggingface\]'` installs what asks the hub"):
+    with pytest.raises(ValueError, match=r"asks the hub for it: `pip install 'greenjax\[huggingface\]'` installs it"):
         greenjax.load_pretrained("owner/name")

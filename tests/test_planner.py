@@ -8,7 +8,7 @@ import pytest
 
 from greenjax import config as configs
 from greenjax.backbones.family import square_windows
-from greenjax.backbones.geometry import make_planner
+from greenjax.backbones.geometry import make_planner, stage_specs, token_grid
 from greenjax.planning import Plan, Planner, StageSpec, TokenGrid, Windows, planner
 from greenjax.planning.analysis import analyse
 from greenjax.planning.grouping import pack
@@ -51,11 +51,11 @@ def small() -> Planner:
     return chosen_for(TokenGrid(64, 128, patch=4, stages=3), SMALL, visible=10)
 
 
-def chosen_for(grid: TokenGrid, specs: list[StageSpec], visible: int, masks: int = 300) -> Planner:
+def chosen_for(grid: TokenGrid, specs: list[StageSpec], visible: int, masks: int = 300, block: int = 1) -> Planner:
     """A planner whose layouts are chosen as in a run, by fewer masks."""
-    simulated = planner.simulated_masks(grid.units, visible, masks)
+    simulated = planner.simulated_masks(grid.units, visible, masks, block=block)
     layouts = choose_layouts(partitions_of(grid, specs), simulated, planner.TOLERANCE)
-    return Planner(grid, specs, layouts, visible, seed=3)
+    return Planner(grid, specs, layouts, visible, seed=3, block=block)
 
 
 def four_units():
@@ -133,14 +133,23 @@ def test_packing_calls_the_stronger_search_only_where_it_is_needed():
 
 
 @pytest.mark.parametrize(
-    ("image", "window", "ratio"), [((128, 128), 4, 0.75), ((96, 160), 7, 0.6), ((64, 192), 5, 0.3)]
+    ("image", "window", "ratio", "block"),
+    [
+        ((128, 128), 4, 0.75, 1),
+        ((96, 160), 7, 0.6, 1),
+        ((64, 192), 5, 0.3, 1),
+        ((160, 160), 7, 0.6, 3),
+    ],
 )
-def test_layouts_hold_fresh_masks(image, window, ratio):
+def test_layouts_hold_fresh_masks(image, window, ratio, block):
     """At most 1 % of masks that the choice of layouts never saw are redrawn, and no layout wastes much."""
     grid = TokenGrid(*image, patch=4, stages=4)
     visible = visible_count(grid.units[0] * grid.units[1], ratio)
     chosen = chosen_for(
-        grid, [StageSpec(square_windows(window, grid.shape(i), 2, shifted=True)) for i in range(4)], visible
+        grid,
+        [StageSpec(square_windows(window, grid.shape(i), 2, shifted=True)) for i in range(4)],
+        visible,
+        block=block,
     )
     analysis = analyse(chosen, [96, 192, 384, 768], masks=200)
     assert analysis.redrawn <= 0.01
@@ -156,6 +165,8 @@ def test_layouts_are_cached(cache, monkeypatch):
     first = make_planner(config).layouts
     monkeypatch.setattr(planner, "choose_layouts", lambda *_: pytest.fail("the cache was not read"))
     assert make_planner(config).layouts == first
+    with pytest.raises(pytest.fail.Exception, match="not read"):  # masks of another kind have layouts of their own
+        planner.cached_layouts(token_grid(config), stage_specs(config), 1, block=2)
     (entry,) = (cache / "greenjax").iterdir()
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))

@@ -149,6 +149,7 @@ IN_PROCESS = [
         ("--config.image_size=8", "mask.ratio is 0.75: expected one that leaves visible and masked units"),
         ("--config.mask.ratio=0.99", "mask.ratio is 0.99: expected one that leaves visible and masked units"),
         ("--config.mask.ratio=1e-9", "mask.ratio is 1e-09: expected one that leaves visible and masked units"),
+        ("--config.mask.block=4", r"mask.block is 4: expected at most 3 for 4 x 4 units"),
         ("--config.mask.groups=3", "mask.groups is 3: expected a divisor of data.batch_size, 16"),
         (
             "--config.optim.accumulation=3",

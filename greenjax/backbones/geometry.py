@@ -72,4 +72,5 @@ def make_planner(config: ConfigDict) -> Planner:
     visible = visible_units(config)
     # SimMIM's encoder sees every token (the masked ones as mask tokens), so its masks need no grouping.
     specs = stage_specs(config) if config.method == "green" else ()
-    return Planner(grid, specs, cached_layouts(grid, specs, visible), visible, config.seed, config.mask.pool)
+    pool, block = config.mask.pool, config.mask.block
+    return Planner(grid, specs, cached_layouts(grid, specs, visible, block), visible, config.seed, pool, block)

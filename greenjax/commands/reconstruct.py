@@ -52,8 +52,7 @@ def mask_of(arguments: Namespace, model: Any) -> Any:
         return mask_of_file(arguments.mask, units, (model.grid.height, model.grid.width))
     if arguments.visible:
         return listed_mask(units, arguments.visible)
-    ratio = model.config.mask.ratio if arguments.ratio is None else arguments.ratio
-    return drawn_mask(units, ratio, arguments.seed)
+    return drawn_mask(model, arguments.ratio, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def check_all(values: Values) -> None:
     if values["task"] == "detect":
         check_detection(values)
     if values["task"] == "pretrain":
-        visible_of(grid, values["mask.ratio"])
+        check_masks(values, grid)
         check_decoder(values)
         check_unlabelled(values)
     check_split(values, max(values["mesh.data"], 1) * values["mesh.fsdp"])  # mesh.data -1: at least one device
@@ -58,6 +58,13 @@ def check_model(values: Values, model: Any, grid: Any) -> None:
     sparse = family.overlapping or any(stage.kernels for stage in stages)
     if not sparse and {*by_stage(model.sparse_conv, len(stages))} != {"native"}:
         refuse(values, "model.sparse_conv", f"native for {model.name}, which has no sparse convolutions")
+
+
+def check_masks(values: Values, grid: Any) -> None:
+    visible_of(grid, values["mask.ratio"])
+    most, (rows, columns) = max(1, min(grid.units) - 1), grid.units
+    if values["mask.block"] > most:
+        refuse(values, "mask.block", f"at most {most} for {rows} x {columns} units: a block is a part of the image")
 
 
 def check_decoder(values: Values) -> None:

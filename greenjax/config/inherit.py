@@ -29,6 +29,7 @@ FIXED = ("model.name", *(f"model.{part}" for part in SIZES))  # weights fit no o
 COLOURS = ("data.mean", "data.std")
 MODEL = (*FIXED, *(f"model.{part}" for part in FREE), *COLOURS, "data.scale")
 DECODER = ("decoder.dim", "decoder.depth", "decoder.num_heads", "decoder.norm_pixels")
+MASKS = {"mask_ratio": "mask.ratio", "mask_block": "mask.block"}  # by their names in a file
 PLACE = ("data.source", "data.path", "data.name")
 READING = ("data.dtype", "data.channels", "data.alpha", "data.page", "data.no_data")
 
@@ -94,7 +95,8 @@ def describe(config: ConfigDict) -> dict[str, str]:
     model = {key: value for key, value in config.model.to_dict().items() if value is not None}
     more = {"scale": json.dumps(config.data.scale)} if config.data.scale else {}
     if config.task == "pretrain":
-        more |= {"decoder": json.dumps(config.decoder.to_dict()), "mask_ratio": json.dumps(config.mask.ratio)}
+        more |= {"decoder": json.dumps(config.decoder.to_dict())}
+        more |= {name: json.dumps(config.mask[key.removeprefix("mask.")]) for name, key in MASKS.items()}
     reading = {key.removeprefix("data."): config.data[key.removeprefix("data.")] for key in READING}
     return more | {
         "reading": json.dumps(reading),
@@ -117,7 +119,7 @@ def _described(metadata: Mapping[str, str]) -> Settings:
     parts = {ours: json.loads(metadata[section]) for section, ours in sections.items() if section in metadata}
     found = {f"{section}.{key}": value for section, values in parts.items() for key, value in values.items()}
     keys = {"mean": "data.mean", "std": "data.std", "scale": "data.scale", "crop_pct": "data.eval_crop"}
-    keys |= {"mask_ratio": "mask.ratio"}
+    keys |= MASKS
     found |= {ours: json.loads(metadata[key]) for key, ours in keys.items() if key in metadata}
     return found | {"image_size": tuple(map(int, metadata["image_size"].split("x")))}
 

@@ -81,6 +81,7 @@ KEYS = {
     "mask.groups": count(8).means(
         "masks of one update, each for equally many images; data.batch_size = one mask an image"
     ),
+    "mask.block": count(1).means("units a side of the blocks that a mask hides whole; 1 = single units"),
     "mask.pool": count(0, 0).means("number of masks that are drawn once and chosen from; 0 = every mask is new"),
     "data.source": choice("tfds", *SOURCES).means("the kind of data set (docs/data.md)"),
     "data.path": paths().means(

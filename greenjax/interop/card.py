@@ -35,7 +35,7 @@ CLASSIFIER = "ForImageClassification"  # how the names of transformers' classifi
 SETTINGS = ("method", "epochs", "steps", "data.batch_size", "optim.base_lr", "optim.weight_decay", "model.drop_path")
 SETTINGS += ("ema", "seed", "model.dtype", "data.crop_scale", "data.flip")
 MORE = {
-    "pretrain": ("mask.ratio", "decoder.dim", "decoder.depth"),
+    "pretrain": ("mask.ratio", "mask.block", "decoder.dim", "decoder.depth"),
     "finetune": ("optim.layer_decay", "optim.label_smoothing", "data.randaugment", "data.erasing", "data.mixup"),
 }
 NO_RESULTS = ("temperature", "step")  # floats of an entry of results.json that measure nothing

@@ -1,7 +1,6 @@
 """A trained model by its place alone: the place says which model it is, and how that sees images."""
 
 import re
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ from absl import logging
 from greenjax.backbones.registry import family_of
 from greenjax.backbones.rules import Layout
 from greenjax.config import resolve
-from greenjax.config.inherit import DECODER, inherit, recorded
+from greenjax.config.inherit import DECODER, MASKS, inherit, recorded
 from greenjax.config.transformers import LAYOUT, PROCESSOR, described, families
-from greenjax.errors import InputError, in_a_line
+from greenjax.errors import InputError, in_a_line, installed
 from greenjax.interop.files import IN_FOLDER, Contents, read_weights, weights_of
 from greenjax.interop.heads import head_size
 from greenjax.interop.loading import load, read_torch
@@ -40,7 +39,7 @@ def load_pretrained(name: str | Path, *, revision: str | None = None) -> Any:
     if "model.name" not in there:
         _refuse(name, path)
     settings, _ = inherit({"task": "knn", "init": str(path), "data.source": "python"}, ())
-    settings |= {key: there[key] for key in (*DECODER, "mask.ratio") if key in there}
+    settings |= {key: there[key] for key in (*DECODER, *MASKS.values()) if key in there}
     contents = read_weights(path)
     layout = contents.metadata.get("layout", LAYOUT)
     found = family_of(settings["model.name"]).layouts[layout]
@@ -60,11 +59,8 @@ def folder_of(name: str | Path, revision: str | None = None) -> Path:
         if revision is not None:
             raise InputError(f"revision is {revision!r}: expected none, as {str(name)!r} is a path")
         return path
-    try:
-        hub: Any = import_module("huggingface_hub")
-    except ImportError as error:
-        remedy = "`pip install 'greenjax[huggingface]'` installs what asks the hub for it"
-        raise InputError(f"pretrained {str(name)!r}: no such file or folder; {remedy}") from error
+    missing = f"pretrained {str(name)!r}: no such file or folder, and no package that asks the hub for it"
+    hub = installed("huggingface_hub", "greenjax[huggingface]", missing)
     try:
         for weights in (IN_FOLDER[:2], IN_FOLDER[2:]):  # a repository may have both kinds
             shards = f"{Path(weights[0]).stem}-*{Path(weights[0]).suffix}"

@@ -54,7 +54,7 @@ def report(config: ConfigDict, masks: int, plot: str | None = None) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     console.print(
         f"{title}, patch {config.model.patch}: {planner.visible} of {units} mask units visible,"
-        f" {planner.grid.unit} pixels a side"
+        f" {planner.grid.unit} pixels a side{f', {planner.block} x {planner.block} to a block' * (planner.block > 1)}"
     )
     if windows:
         console.print(layout_table(analysis))

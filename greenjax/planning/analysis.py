@@ -51,7 +51,7 @@ class Analysis(NamedTuple):
 
 def analyse(planner: Planner, channels: Sequence[int], masks: int) -> Analysis:
     """Simulates `masks` fresh masks under the planner's layouts; `channels` are those of each stage."""
-    visible = simulated_masks(planner.grid.units, planner.visible, masks, seed=FRESH)
+    visible = simulated_masks(planner.grid.units, planner.visible, masks, FRESH, planner.block)
     redrawn = np.zeros(masks, bool)
     facts = []
     for width, partitions, layouts in zip(channels, planner.partitions, planner.layouts, strict=True):

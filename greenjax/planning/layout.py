@@ -5,7 +5,6 @@ so that shapes never change: masks are simulated, and the cheapest layout that h
 """
 
 import math
-from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -18,6 +17,7 @@ from greenjax.planning.plan import (
     Layouts,
     Partitions,
     Plan,
+    Specs,
     StageSpec,
     WindowPartition,
     make_plan,
@@ -91,7 +91,7 @@ def _groups_needed(sizes: Int[np.ndarray, "m windows"], slots: int, limit: int, 
     return None
 
 
-def exact_plan(grid: TokenGrid, specs: Sequence[StageSpec], visible: Bool[np.ndarray, "m h w"]) -> Plan:
+def exact_plan(grid: TokenGrid, specs: Specs, visible: Bool[np.ndarray, "m h w"]) -> Plan:
     """The plan of given masks under layouts made for just these masks, with a leading axis m; nothing is redrawn.
 
     With every unit visible it is the plan of the dense network.
@@ -107,7 +107,7 @@ def dense_plan(grid: TokenGrid, specs: tuple[StageSpec, ...]) -> Plan:
     return _exact_plans(grid, specs, np.ones((1, *grid.units), bool))[0]
 
 
-def _exact_plans(grid: TokenGrid, specs: Sequence[StageSpec], visible: Bool[np.ndarray, "m h w"]) -> list[Plan]:
+def _exact_plans(grid: TokenGrid, specs: Specs, visible: Bool[np.ndarray, "m h w"]) -> list[Plan]:
     partitions, neighbourhoods = partitions_of(grid, specs), neighbourhoods_of(grid, specs)
     layouts = choose_layouts(partitions, visible, tolerance=0.0)
     plans = []

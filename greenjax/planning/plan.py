@@ -157,17 +157,18 @@ class Neighbourhood:
         return number[self.table[visible_units]].reshape(n, taps)
 
 
+Specs = Sequence[StageSpec]  # by stage
 Partitions = tuple[tuple[WindowPartition, ...], ...]  # by stage
 Neighbourhoods = tuple[tuple[Neighbourhood, ...], ...]  # by stage
 Layouts = tuple[tuple[GroupLayout, ...], ...]  # by stage and partition
 
 
-def partitions_of(grid: TokenGrid, specs: Sequence[StageSpec]) -> Partitions:
+def partitions_of(grid: TokenGrid, specs: Specs) -> Partitions:
     """The window partitions of all stages."""
     return tuple(tuple(WindowPartition(grid, i, windows) for windows in spec.windows) for i, spec in enumerate(specs))
 
 
-def neighbourhoods_of(grid: TokenGrid, specs: Sequence[StageSpec]) -> Neighbourhoods:
+def neighbourhoods_of(grid: TokenGrid, specs: Specs) -> Neighbourhoods:
     """The neighbourhoods of all stages, one a kernel."""
     return tuple(tuple(Neighbourhood(grid, i, kernel) for kernel in spec.kernels) for i, spec in enumerate(specs))
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
@@ -16,7 +15,7 @@ from greenjax.planning.plan import (
     GroupLayout,
     Layouts,
     Plan,
-    StageSpec,
+    Specs,
     make_plan,
     neighbourhoods_of,
     packings_of,
@@ -45,10 +44,10 @@ class Planner:
     """
 
     def __init__(
-        self, grid: TokenGrid, specs: Sequence[StageSpec], layouts: Layouts, visible: int, seed: int, pool: int = 0
+        self, grid: TokenGrid, specs: Specs, layouts: Layouts, visible: int, seed: int, pool: int = 0, block: int = 1
     ):
-        """`visible` is the number of visible units; `pool` the number of distinct masks, 0 for no bound."""
-        self.grid, self.visible, self.layouts = grid, visible, layouts
+        """`visible` units of a mask, in blocks of `block` a side; `pool`: the number of distinct masks, 0: no bound."""
+        self.grid, self.visible, self.block, self.layouts = grid, visible, block, layouts
         self.seed, self.pool = seed, pool
         self.partitions, self.neighbourhoods = partitions_of(grid, specs), neighbourhoods_of(grid, specs)
         self._pooled: dict[int, tuple[Plan, int]] = {}
@@ -82,7 +81,7 @@ class Planner:
         """One plan from the stream named by `key`, and how many masks were redrawn on the way."""
         rng = np.random.default_rng(key)
         for redrawn in range(attempts):
-            plan = self.plan(draw_visible(rng, self.grid.units, self.visible))
+            plan = self.plan(draw_visible(rng, self.grid.units, self.visible, self.block))
             if plan is not None:
                 return plan, redrawn
         raise RuntimeError(f"{attempts} masks in a row did not fit the layouts {self.layouts}")
@@ -103,20 +102,20 @@ def _stacked(drawn: list[tuple[Plan, int]]) -> tuple[Plan, Int32[np.ndarray, " m
 
 
 def simulated_masks(
-    units: tuple[int, int], visible: int, masks: int = SIMULATED_MASKS, seed: int = 0
+    units: tuple[int, int], visible: int, masks: int = SIMULATED_MASKS, seed: int = 0, block: int = 1
 ) -> Bool[np.ndarray, "m h w"]:
     """Masks as a run draws them. Layouts are chosen by those of seed 0."""
     rng = np.random.default_rng((seed, SIMULATION))
-    return np.stack([draw_visible(rng, units, visible) for _ in range(masks)])
+    return np.stack([draw_visible(rng, units, visible, block) for _ in range(masks)])
 
 
-def cached_layouts(grid: TokenGrid, specs: Sequence[StageSpec], visible: int) -> Layouts:
+def cached_layouts(grid: TokenGrid, specs: Specs, visible: int, block: int) -> Layouts:
     """The layouts for a geometry, from the cache or found by simulation and then cached.
 
     Raises InputError if more than 1 % of the simulated masks would have to be redrawn.
     """
     windows = [[(each.rows, each.columns, each.shift) for each in spec.windows] for spec in specs]
-    key = repr((CACHE_VERSION, SIMULATED_MASKS, TOLERANCE, grid, windows, visible))
+    key = repr((CACHE_VERSION, SIMULATED_MASKS, TOLERANCE, grid, windows, visible, block))
     name = f"layouts-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     try:
         found = json.loads((cache_folder() / name).read_text())
@@ -125,14 +124,14 @@ def cached_layouts(grid: TokenGrid, specs: Sequence[StageSpec], visible: int) ->
         pass
     except (OSError, ValueError, TypeError) as error:
         logging.warning("the cached layouts %s cannot be read (%s); they are found again", name, error)
-    masks = simulated_masks(grid.units, visible)
+    masks = simulated_masks(grid.units, visible, block=block)
     partitions = partitions_of(grid, specs)
     layouts = choose_layouts(partitions, masks, TOLERANCE)
     lost = np.mean([packings_of(mask, partitions, layouts) is None for mask in masks])
     if lost > LIMIT:
         raise InputError(
             f"{lost:.1%} of the masks would be redrawn with {visible} of {grid.units[0] * grid.units[1]} units visible"
-            f" and layouts {layouts}; at most {LIMIT:.0%} are allowed"
+            f" in blocks of {block} and layouts {layouts}; at most {LIMIT:.0%} are allowed"
         )
     try:
         with replacing(cache_folder() / name, f".{secrets.token_hex(4)}") as draft:

@@ -59,6 +59,7 @@ def start_lines(run: Run) -> list[str]:
         groups = config.mask.groups
         units = math.prod(token_grid(config).units)
         visible = f"{visible_units(config)} of {units} units visible"
+        visible += f", {config.mask.block} x {config.mask.block} to a block" if config.mask.block > 1 else ""
         rows.append(("masks", f"{groups} an update, each for {batch // groups} images; {visible}"))
     epochs = total * batch / len(run.sources[TRAINING])
     warmup = f"warm-up {run.warmup:,} ({run.warmup / total:.0%})" if run.warmup else "no warm-up"

@@ -1,5 +1,6 @@
 """What a pre-trained model makes of images of which it sees a part: original, visible part, reconstruction."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def show(model: Any, images: Any, *, ratio: float | None = None, seed: int = 0) 
     if not isinstance(model, MaskedImageModel):
         raise InputError(f"model is a {type(model).__name__}: expected one with a decoder, of a pre-training run")
     pixels, _ = centre_views(model.config, images)
-    mask = drawn_mask(model.grid.units, model.config.mask.ratio if ratio is None else ratio, seed)
+    mask = drawn_mask(model, ratio, seed)
     prediction = np.asarray(model.for_files()(pixels, mask).prediction)
     return sheet(pixels, np.stack([mask] * len(pixels)), prediction, **drawing(model)).image()
 
@@ -115,9 +116,11 @@ def picture_paths(source: Any, out: Path) -> list[Path]:
 # Masks
 
 
-def drawn_mask(units: tuple[int, int], ratio: float, seed: int) -> Bool[np.ndarray, "uh uw"]:
-    """A random mask that hides the share `ratio` of the units. Raises InputError where that hides none or all."""
-    return draw_visible(np.random.default_rng(seed), units, visible_count(units[0] * units[1], ratio))
+def drawn_mask(model: Any, ratio: float | None, seed: int) -> Bool[np.ndarray, "uh uw"]:
+    """A random mask as in pre-training, or of another `ratio`. Raises InputError where it hides none or all."""
+    units, drawn = model.grid.units, model.config.mask
+    count = visible_count(math.prod(units), drawn.ratio if ratio is None else ratio)
+    return draw_visible(np.random.default_rng(seed), units, count, drawn.block)
 
 
 def listed_mask(units: tuple[int, int], visible: str) -> Bool[np.ndarray, "uh uw"]:
