@@ -1,13 +1,16 @@
 """The launch scripts, with stand-ins for Slurm and for Python: what they tell the processes, and what follows."""
 
 import importlib.util
+import json
 import os
 import subprocess
 from pathlib import Path
 from zipfile import ZipFile
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from PIL import Image
 from small import ONE_STAGE, small_config
 
 from benchmarks import __main__, measure, sparse, step, whole_run
@@ -144,8 +147,8 @@ def test_every_table_of_a_gpu_is_made_on_a_cpu_too(run, tiny, tmp_path):
             assert (folder / f"{table}.json").exists()
 
 
-def collector():
-    spec = importlib.util.spec_from_file_location("gpu_wheels", LAUNCH / "gpu_wheels.py")
+def launched(name):
+    spec = importlib.util.spec_from_file_location(name, LAUNCH / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -155,7 +158,7 @@ def collector():
 @pytest.fixture
 def wheels(monkeypatch, tmp_path):
     """The collector of wheels, with an index of its own (name: requirements), and its arguments."""
-    module = collector()
+    module = launched("gpu_wheels")
     index = {
         "grain": ["numpy", "etils[epath]>=1", "tool; extra == 'testing'", "old; python_version < '3.12'"],
         "etils": ["fsspec; extra == 'epath'", "etils[epath]; extra == 'all'"],
@@ -199,8 +202,70 @@ def test_wheels_that_are_too_large_to_send_are_an_error(wheels, monkeypatch, cap
 
 def test_every_requirement_is_read(monkeypatch):
     """Of the real files, without the files that they include."""
-    module = collector()
+    module = launched("gpu_wheels")
     monkeypatch.chdir(LAUNCH.parent)
     names = {requirement.name for requirement in module.listed(module.FILES)}
     assert {"jax", "ml-collections", "grain", "beartype", "transformers"} < names
     assert not {"torch", "spconv"} & names
+
+
+# Pictures of emoji
+
+NPM = """#!/usr/bin/env bash
+case $3 in *fluent*) from=pictures ;; *) from=groups ;; esac
+tar czf "$5/$from.tgz" -C "$STAND_IN/$from" package && echo "$from.tgz"
+"""
+RUNS, SPACE, CAT = (
+    ("1f3c3", "1f3c3-200d-2640-fe0f", "1f3c3-200d-2642"),
+    ("1f468-200d-1f680", "1f9d1-200d-1f680"),
+    "1f431",
+)
+HEART, GRIN, FLAG, TONE = "2764", "1f63a", "1f1e9-1f1ea", "1f3c3-1f3fb"  # the cat's two pictures are the same
+
+
+@pytest.fixture
+def npm(tmp_path, monkeypatch):
+    """A stand-in that packs seven pictures: a disc of a colour of its own on nothing."""
+    pictures, groups = tmp_path / "pictures" / "package" / "assets", tmp_path / "groups" / "package"
+    pictures.mkdir(parents=True)
+    groups.mkdir(parents=True)
+    listed = {}
+    for number, name in enumerate((*RUNS, *SPACE, CAT, HEART, GRIN, FLAG, TONE)):
+        colour = (25 * (5 if name == GRIN else number), 0, 200)
+        picture = Image.new("RGBA", (64, 64), (9, 9, 9, 0))
+        picture.paste((*colour, 255), (16, 16, 48, 48))
+        picture.save(pictures / f"{name}.webp", lossless=True)
+        group = {CAT: "Animals & Nature", HEART: "Smileys & Emotion", GRIN: "Smileys & Emotion", FLAG: "Flags"}
+        signs = [*name.split("-"), *(["fe0f"] if name in (HEART, RUNS[2]) else [])]
+        entry = {"group": group.get(name, "People & Body"), "slug": f"slug_{name}"}
+        listed |= {"".join(chr(int(sign, 16)) for sign in signs): entry} if name != TONE else {}
+    (groups / "data-by-emoji.json").write_text(json.dumps(listed))
+    (tmp_path / "npm").write_text(NPM)
+    (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN", str(tmp_path))
+
+
+def test_emoji_become_class_folders_whose_splits_share_no_variants(npm, tmp_path, capsys):
+    emoji, folder = launched("emoji"), tmp_path / "made"
+    emoji.main(["emoji.py", str(folder), "--side", "32"])
+    found = {path.stem.removeprefix("slug_"): path.parts[-3:-1] for path in folder.rglob("*.png")}
+    assert found.keys() == {*RUNS, *SPACE, CAT, HEART}, (
+        "the cat's second picture, the flag and the skin tone are left out"
+    )
+    assert len({found[name] for name in RUNS}) == len({found[name] for name in SPACE}) == 1
+    assert found[CAT][1] == "animals_nature" and found[HEART][1] == "smileys_emotion"
+    assert {split for split, _ in found.values()} <= {"train", "test"}
+    image = np.asarray(Image.open(next(folder.rglob(f"slug_{CAT}.png"))))
+    assert image.shape == (32, 32, 3) and (image[0, 0] == 255).all() and (image[16, 16] == (125, 0, 200)).all()
+    counts = [int(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
+    assert sum(counts) == 7 and len(counts) == len(set(found.values()))
+    with pytest.raises(SystemExit):
+        emoji.main(["emoji.py", str(folder)])
+    assert "is not empty: expected a new folder" in capsys.readouterr().err
+
+
+def test_a_fifth_of_the_emoji_is_for_the_test():
+    emoji = launched("emoji")
+    splits = [emoji.split_of((sign,)) for sign in range(0x1F300, 0x1F700)]
+    assert 0.17 < splits.count("test") / len(splits) < 0.23
