@@ -22,6 +22,7 @@ from benchmarks.programs import (
 )
 from benchmarks.tables import Column, markdown
 from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS, family_of
+from greenjax.config.inherit import OWN
 from greenjax.models import build
 from greenjax.runtime.cost import matmul_flops
 
@@ -65,8 +66,10 @@ def run(config: ConfigDict, batch: int, names: list[str], memory: list[str] | No
 
 
 def named(config: ConfigDict, name: str) -> ConfigDict:
-    """The configuration with another model of its published size."""
-    published = {f"model__{part}": None for part in SIZE_SETTINGS} | {"model__name": name}
+    """The configuration with another model of its published size; that of the same family keeps how it pools."""
+    kept = OWN if family_of(name) is family_of(config.model.name) else ()
+    parts = (part for part in SIZE_SETTINGS if f"model.{part}" not in kept)
+    published = {f"model__{part}": None for part in parts} | {"model__name": name}
     window, patch = (ARCHITECTURES[name].get(part) for part in ("window", "patch"))
     stages = len(ARCHITECTURES[name]["depths"])
     size = window * patch * 2 ** (stages - 1) if window else config.image_size

@@ -155,7 +155,8 @@ def compile_all(configs: dict[Setting, ConfigDict], own: Setting) -> dict[Settin
         green = compile_part(config, "update")
         if unmasked not in dense:
             dense[unmasked] = compile_part(sized(config, config.data.batch_size, method="simmim"), "update")
-        expected = forecast(config) if config.model.name in FAMILIES["swin"].sizes else None
+        known = config.model.name in FAMILIES["swin"].sizes and not config.decoder.fusion
+        expected = forecast(config) if known else None
         updates[setting] = Update(config, green, dense[unmasked], visible_tokens(config), expected)
         print(f"compiled {len(updates)} of {len(configs)}: {described(setting)}", flush=True)
     return updates

@@ -351,6 +351,27 @@ WRONG = [
     ({"data.mean": (1.0, 2.0)}, "data.mean is (1.0, 2.0): expected 3 numbers"),
     ({"decoder.dim": 510}, "decoder.dim is 510: expected a multiple of 4"),
     ({"decoder.num_heads": 24}, "decoder.num_heads is 24: expected a divisor of decoder.dim, 512"),
+    (
+        {"decoder.fusion": True, "method": "simmim"},
+        "decoder.fusion is True: expected False for method 'simmim', whose decoder is a linear layer",
+    ),
+    (
+        {"decoder.fusion": True, "model.name": "vit_b"},
+        "decoder.fusion is True: expected False for vit_b, which has one stage",
+    ),
+    (
+        {"decoder.fusion": True, "model.name": "pvt_v2_b0"},
+        "decoder.fusion is True: expected False for pvt_v2_b0, which norms every stage",
+    ),
+    (
+        {"model.name": "hiera_t", "model.query_pools": 1},
+        "model.query_pools is 1: expected 2 or 3 for 4 stages (model.depths)",
+    ),
+    ({"model.query_pools": 2}, "model.query_pools is 2: expected none for swin_b"),
+    (
+        {"model.name": "hiera_t", "model.query_pools": 2, "task": "detect"},
+        "task is 'detect': expected another where the last stage does not pool",
+    ),
     ({"mask.ratio": 0.0}, "mask.ratio is 0.0"),
     ({"mask.ratio": 1}, "mask.ratio is 1.0"),
     ({"mask.ratio": 0.99}, "of 49 units it leaves none visible"),

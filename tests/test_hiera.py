@@ -1,11 +1,14 @@
 """Hiera on visible tokens: equal to transformers' where all are visible, to a masked dense network elsewhere."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
+from einops import rearrange
 from flax import nnx
 from masked_dense import attention, check, convolution, dense, mlp, moved, norm, pictures, seen_at
 from small import small_config
@@ -13,6 +16,7 @@ from small import small_config
 import greenjax
 from greenjax.interop.loading import blank_model, with_image_size
 from greenjax.interop.weights import Report, adapt, flat_weights
+from greenjax.runtime.checkpoint import flatten_tree
 
 EPSILON = 1e-6
 
@@ -32,6 +36,49 @@ def test_all_visible_equals_transformers(tmp_path, model):
     last = greenjax.features(model, images)[-1]
     np.testing.assert_allclose(last.reshape(expected.last_hidden_state.shape), expected.last_hidden_state, atol=1e-5)
     np.testing.assert_allclose(model.pooled(images), expected.pooler_output, atol=1e-5)
+
+
+def tensor(images):
+    return torch.tensor(images).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(("pools", "side"), [(2, 1), (1, 2)])
+def test_loss_and_gradients_are_those_of_hiera_for_pretraining(tmp_path, pools, side):
+    """With one mask an image; published models do not pool before the last stage, and predict four patches a unit."""
+    settings = dict(image_size=48, model__query_pools=pools, decoder__depth=2, mask__ratio=0.6)
+    settings |= dict(decoder__fusion=True, decoder__positions="learned")
+    settings |= dict(model__in_channels=3, data__mean=(0.5,) * 3, data__std=(0.2,) * 3)
+    config = small_config("hiera", **settings)
+    model = moved(greenjax.build(config))
+    assert not greenjax.save_torch(model, tmp_path / "hf", layout="hf")
+    theirs, info = transformers.HieraForPreTraining.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(info.values())
+    rng, units = np.random.default_rng(4), model.grid.units
+    images = rng.normal(size=(3, 48, 48, 3)).astype(np.float32)
+    shown = int(math.prod(units) * (1 - config.mask.ratio))
+    visible = np.stack([rng.permutation(math.prod(units)) < shown for _ in images]).reshape(3, *units)
+    expected = theirs.eval()(tensor(images), noise=torch.tensor(~visible.reshape(3, -1)).float())
+    expected.loss.backward()
+
+    graphdef, state = nnx.split(model)
+
+    def loss(state):
+        out = nnx.merge(graphdef, state)(images, visible)
+        return out.loss, out
+
+    (_, found), gradients = jax.value_and_grad(loss, has_aux=True)(state)
+    np.testing.assert_allclose(found.loss, expected.loss.item(), rtol=1e-5)
+    patches = rearrange(expected.logits.detach().numpy(), "b n (c p) -> b n (p c)", c=3)
+    np.testing.assert_allclose(found.prediction, patches, atol=1e-5 * abs(patches).max())
+    assert found.latent.shape == (3, shown * side**2, 32)
+
+    for parameter in theirs.parameters():  # gradients, as a file of weights
+        parameter.data = parameter.grad
+    theirs.save_pretrained(tmp_path / "gradients")
+    wanted = flat_weights(greenjax.load_torch(tmp_path / "gradients", config, "hf"))
+    largest = max(abs(value).max() for value in wanted.values())
+    for name, value in flatten_tree(nnx.to_pure_dict(gradients)).items():
+        np.testing.assert_allclose(value, wanted[name], atol=1e-5 * largest, err_msg=name)
 
 
 def test_the_backends_of_the_stem_are_equal(model):
@@ -134,6 +181,17 @@ def test_positions_of_another_grid_with_as_many_tokens_are_not_taken_for_ones_of
     greenjax.save_torch(model, tmp_path / "silent.pth", layout="timm")
     with pytest.raises(ValueError, match=r"256 positions, .* of 16 x 16 or of 32 x 8 tokens: expected another image_s"):
         greenjax.load_torch(tmp_path / "silent.pth", wide, "timm")
+
+
+def test_simmim_predicts_every_patch_where_a_unit_has_four():
+    model = moved(greenjax.build(small_config("hiera", method="simmim", model__query_pools=1)))
+    visible, images = np.random.default_rng(3).random(model.grid.units) < 0.5, pictures()
+    out = model(images, visible)
+    patches = rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=model.grid.unit // 2, q=model.grid.unit // 2)
+    masked = ~seen_at(visible, 2).ravel()
+    np.testing.assert_allclose(out.loss, np.abs(out.prediction - patches)[:, masked].mean(), rtol=1e-5)
+    last = greenjax.features(model, images)[-1]
+    assert last.shape == (2, 8, 8, 32) and out.latent.shape == (2, 64, 32)
 
 
 def test_simmim_does_not_see_masked_pixels():

@@ -14,7 +14,7 @@ from test_interop_layouts import random_model
 from transformers_swin import randomise
 
 import greenjax
-from greenjax.config import flatten
+from greenjax.config import flatten, resolve
 from greenjax.config.inherit import inherit
 from greenjax.config.transformers import described
 from greenjax.errors import InputError
@@ -158,6 +158,45 @@ def test_a_masked_autoencoder_of_transformers_has_its_decoder(tmp_path):
     found = model(images, visible)
     np.testing.assert_allclose(found.prediction, expected.logits, atol=1e-5)
     np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pools", [1, 2])
+def test_a_masked_autoencoder_of_hiera_has_its_decoder(pools, tmp_path):
+    """As facebook/hiera-*-224-mae-hf, whose last stage does not pool; saved again, it is the same for transformers."""
+    decoder = dict(decoder_hidden_size=8, decoder_depth=1, decoder_num_heads=4, mask_ratio=0.5, num_query_pool=pools)
+    reference = published(tmp_path / "theirs", "Hiera", "ForPreTraining", **decoder)
+    model = greenjax.load_pretrained(tmp_path / "theirs")
+    assert isinstance(model, GreenMIM) and model.config.decoder.num_heads == 4 and model.config.mask.ratio == 0.5
+    images, visible = some_images(model), np.arange(9).reshape(3, 3) % 2 == 1
+    noise = torch.tensor(~visible.reshape(1, -1)).float().expand(2, -1)
+
+    def predicted(theirs):
+        with torch.no_grad():
+            return theirs(torch.tensor(images).permute(0, 3, 1, 2), noise=noise)
+
+    expected, found = predicted(reference), model(images, visible)
+    patches = expected.logits.numpy().reshape(*expected.logits.shape[:2], 3, -1).swapaxes(2, 3)
+    np.testing.assert_allclose(found.prediction, patches.reshape(found.prediction.shape), atol=1e-5)
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-5)
+
+    greenjax.save_torch(model, tmp_path / "own", "hf")
+    own, info = transformers.HieraForPreTraining.from_pretrained(tmp_path / "own", output_loading_info=True)
+    assert not any(info.values())
+    np.testing.assert_array_equal(predicted(own.eval()).logits, expected.logits)
+    again = greenjax.load_pretrained(tmp_path / "own")
+    same_weights(model, again)
+    assert again.config.decoder.to_dict() == model.config.decoder.to_dict()
+
+    config = resolve(flatten(model.config) | {"task": "finetune", "model.num_classes": 3, "model.query_pools": 2})
+    tuned = greenjax.load_torch(tmp_path / "theirs", config, "hf")
+    assert tuned.grid.side(-1) == 1 and same_encoder(tuned, model)
+    plain = greenjax.load_torch(tmp_path / "theirs", resolve(flatten(model.config) | {"decoder.fusion": False}), "hf")
+    assert same_encoder(plain, model) and len(plain.decoder.fusion) == 0
+
+
+def same_encoder(one, other):
+    there = flat_weights(other)
+    return all(np.array_equal(value, there[key]) for key, value in flat_weights(one).items() if key[:7] == "encoder")
 
 
 def same_weights(one, other):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from masked_dense import convolution, moved, norm, seen_at
 from small import small_config
 
 import greenjax
@@ -117,6 +118,22 @@ def test_shapes_and_raster_order(green):
     (ordered,) = green._raster((jnp.asarray(coordinates),), plan)
     expected = np.argwhere(np.kron(visible, np.ones((2, 2), bool)))
     np.testing.assert_array_equal(ordered[0, 0], expected)
+
+
+@pytest.mark.parametrize("family", ["swin", "twins", "convnextv2"])
+def test_a_fusing_decoder_reads_the_sum_of_all_stages(family):
+    """The first stage through a convolution, 2 x 2 with stride 2, and the last stage as it is, normed together."""
+    model = moved(greenjax.build(small_config(family, decoder__fusion=True)))
+    images, visible = random_images(model), random_mask(model, 0.4)
+    out, (first,) = model(images, visible), model.decoder.fusion
+    grid = np.zeros((2, *model.grid.shape(0), 8), np.float32)
+    grid[:, seen_at(visible, 2)] = out.stages[0]
+    kernel = first.kernel[...].reshape(2, 2, 8, 16).swapaxes(0, 1)  # members of a block stand column by column
+    fused = convolution(grid, kernel, 0, stride=2, padding=0, groups=1)[:, visible] + out.stages[1]
+    with jax.numpy_rank_promotion("allow"):
+        params = {"scale": model.encoder.norm.scale[...], "bias": model.encoder.norm.bias[...]}
+        expected = norm(fused + first.bias[...], params, model.config.model.norm_epsilon)
+    np.testing.assert_allclose(out.latent, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["green", "green_twins"])

@@ -81,6 +81,16 @@ def test_token_order_is_the_recursive_definition(seed):
         assert np.array_equal(to_grid(tokens.reshape(1, -1, 1), (rows, columns), side), index)
 
 
+def test_a_last_stage_that_does_not_pool_has_the_grid_before():
+    pooled, grid = (TokenGrid(32, 64, patch=2, stages=4, unpooled=count) for count in (0, 1))
+    assert (grid.unit, grid.units, grid.pixels, pooled.pixels) == (16, (2, 4), 8, 16)
+    for stage, before in ((0, 0), (1, 1), (2, 2), (3, 2), (-1, 2)):
+        assert grid.side(stage) == pooled.side(before) and grid.shape(stage) == pooled.shape(before)
+        assert np.array_equal(grid.coordinates(stage), pooled.coordinates(before))
+    rows, columns = np.divmod(grid.raster(-1), grid.shape(-1)[1])
+    assert np.array_equal(np.stack([rows, columns], axis=-1), grid.coordinates(3))
+
+
 def test_patches_are_leaves_in_raster_order():
     """An image cut to units: each first-stage token holds its patch as (row, column, channel)."""
     grid = TokenGrid(24, 36, patch=3, stages=3)

@@ -11,7 +11,7 @@ from greenjax.data.loader import eval_batches
 from greenjax.data.open import open_source
 from greenjax.evaluation.held_out import Pictures
 from greenjax.evaluation.pictures import reconstruct
-from greenjax.evaluation.pictures.reconstruct import GREY, Colours, draw_reconstructions, hide, paste
+from greenjax.evaluation.pictures.reconstruct import GREY, Colours, hide, paste, sheet
 from greenjax.training.state import model_graph
 
 MEAN = {1: (0.3,), 2: (0.3, 0.2), 3: (0.485, 0.456, 0.406), 5: (0.5,) * 5}
@@ -44,20 +44,27 @@ def test_true_targets_give_the_original(channels, normalised):
     np.testing.assert_array_equal(result, images)
 
 
+def test_a_unit_may_have_several_patches():
+    (images, _, _, per_patch), (_, visible, _, _) = example(unit=8), example(unit=16)
+    result = paste(images, visible, per_patch.astype(np.float32), 8, **colours(3), normalised=True)
+    np.testing.assert_array_equal(result, images)
+    assert np.array_equal((hide(images, visible) == images).all(axis=-1), visible.repeat(16, axis=1).repeat(16, axis=2))
+
+
 def test_only_masked_units_come_from_the_prediction():
     images, visible, units, _ = example()
     result = paste(images, visible, np.full_like(units, 1e9), 8, **colours(3), normalised=False)
     shown = visible.repeat(8, axis=1).repeat(8, axis=2)
     assert np.all(result[shown] == images[shown])
     assert np.all(result[~shown] == 255)
-    assert np.all(hide(images, visible, 8)[~shown] == GREY)
-    assert np.all(hide(images, visible, 8)[shown] == images[shown])
+    assert np.all(hide(images, visible)[~shown] == GREY)
+    assert np.all(hide(images, visible)[shown] == images[shown])
 
 
 def test_a_model_that_diverged_can_be_drawn(tmp_path):
     images, visible, units, _ = example()
     units[:, ::2], units[:, 1::2] = np.nan, -np.inf
-    draw_reconstructions(tmp_path / "p.png", images, visible, units, unit=8, **colours(3), normalised=True)
+    sheet(images, visible, units, patch=8, **colours(3), normalised=True).save(tmp_path / "p.png")
 
 
 @pytest.mark.parametrize(("channels", "kept"), [(1, 1), (2, 1), (3, 3), (5, 3)])
@@ -66,10 +73,10 @@ def test_every_picture_lies_in_the_file_pixel_by_pixel(tmp_path, monkeypatch, ch
     images, visible, units, _ = example(channels, n=n)
     captions = caught_captions(monkeypatch)
     path = tmp_path / "p.png"
-    draw_reconstructions(path, images, visible, units, unit=8, **colours(channels), normalised=False)
+    sheet(images, visible, units, patch=8, **colours(channels), normalised=False).save(path)
     with Image.open(path) as opened:
         drawn = np.asarray(opened.convert("RGB"))
-    for expected in (images[-1], hide(images, visible, 8)[-1]):
+    for expected in (images[-1], hide(images, visible)[-1]):
         wanted = np.broadcast_to(expected[..., :kept], (*expected.shape[:2], 3))
         assert contains(drawn, wanted.repeat(4, axis=0).repeat(4, axis=1))
     assert (f"Of {channels} channels the first {kept} are shown." in captions[0]) == (kept < channels)
@@ -93,7 +100,7 @@ def contains(drawn, picture):
 def test_the_caption_says_where_mean_and_variance_come_from(tmp_path, monkeypatch, normalised):
     images, visible, units, _ = example()
     captions = caught_captions(monkeypatch)
-    draw_reconstructions(tmp_path / "p.png", images, visible, units, unit=8, **colours(3), normalised=normalised)
+    sheet(images, visible, units, patch=8, **colours(3), normalised=normalised).save(tmp_path / "p.png")
     assert ("target's mean and variance" in captions[0]) == normalised
 
 
@@ -103,11 +110,11 @@ def test_the_caption_says_where_mean_and_variance_come_from(tmp_path, monkeypatc
 def test_a_batch_of_any_size_is_drawn(groups, batch, shown, tmp_path, monkeypatch):
     config = small_config(mask__groups=groups, data__batch_size=batch, mesh__data=1)
     planner, source = make_planner(config), open_source(config.data, "test")
-    first, unit = next(eval_batches(config, source, planner)), planner.grid.unit
-    pictures = Pictures(config, first, model_graph(config), lambda batch: batch, unit, True)
+    first, grid = next(eval_batches(config, source, planner)), planner.grid
+    pictures = Pictures(config, first, model_graph(config), lambda batch: batch, grid, True)
     assert len(pictures.images) == len(pictures.visible) == len(pictures.shown) == shown
-    units = planner.grid.units[0] * planner.grid.units[1]
-    prediction = np.zeros((groups, shown // groups, units, unit**2), np.float32)
+    units = grid.units[0] * grid.units[1]
+    prediction = np.zeros((groups, shown // groups, units, grid.unit**2), np.float32)
     monkeypatch.setattr(pictures, "_predict", lambda params, batch: prediction)
     pictures.draw(tmp_path / "picture.png", None)
     assert (tmp_path / "picture.png").stat().st_size > 100

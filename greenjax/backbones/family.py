@@ -38,6 +38,9 @@ class Family:
     pads: bool = False  # model.border may be "pad": zeros fill up windows at the border, and attend
     overlapping: bool = False  # embeddings whose kernels are larger than their strides, beside the kernels of `stages`
     norms_pooled: bool = False  # a classifier pools the tokens before the last norm, not behind it
+    norms_stages: bool = False  # every stage ends with a norm, the last one with the encoder's last norm
+    # How many of the last stages keep the grid of the one before, in place of pooling 2x2 tokens; None: no stage does.
+    unpooled: Callable[[Any], int] | None = None
     # Does a classifier read the normed token behind those of the last stage, a class token, and pool none?
     reads_token: Callable[[Any], bool] = lambda model: False
 

@@ -16,7 +16,9 @@ from greenjax.planning.sites import pair
 
 def grid_of(image_size: tuple[int, int], model: Any) -> TokenGrid:
     """The grids of tokens that a backbone puts over an image. `model` is the model section of a config."""
-    return TokenGrid(*image_size, patch=model.patch, stages=len(model.depths), padded=model.border == "pad")
+    unpooled, padded = family_of(model.name).unpooled, model.border == "pad"
+    kept = unpooled(model) if unpooled else 0
+    return TokenGrid(*image_size, patch=model.patch, stages=len(model.depths), padded=padded, unpooled=kept)
 
 
 def token_grid(config: ConfigDict) -> TokenGrid:

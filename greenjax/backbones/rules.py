@@ -66,7 +66,8 @@ class Layout(NamedTuple):
     detector: Table = ()  # of a detector beside its encoder; () = the library has none, or other ones
     detector_prefix: str = ""  # the `model_prefix` in a detector's file
     decoders: Mapping[str, Table] = {}  # by config.method
-    # Of a green decoder's fixed positions: the tensor, and its rows of zeros before them, as for a class token.
+    fused: bool = False  # the green decoder of the library reads all stages, and its positions are trained
+    # Of a green decoder's positions: the tensor, and its rows of zeros before them, as for a class token.
     decoder_positions: tuple[str, int] = ("decoder_pos_embed", 0)
     merge_orders: Mapping[str, Table] = {}  # the encoder in files of other orders of patch merging
     # Tensors that a strict load needs beside the model's parameters, named without a prefix.
@@ -81,6 +82,12 @@ class Layout(NamedTuple):
     # The model_type in config.json of a masked autoencoder, where it has its own, and settings that it brings.
     autoencoder: str = ""
     of_autoencoder: Mapping[str, Any] = {}
+
+    def decoders_of(self, config: ConfigDict) -> list[Table]:
+        """The decoders that may be a resolved config's: a green one reads the same stages."""
+        decoder = config.decoder
+        green = decoder.fusion == self.fused and (self.fused or decoder.positions == "sincos")
+        return [table for method, table in self.decoders.items() if green or method != "green"]
 
 
 class Resizing(NamedTuple):

@@ -26,10 +26,10 @@ def check_all(values: Values) -> None:
     check_data(values)
     check_optimizer(values)
     if values["task"] == "detect":
-        check_detection(values)
+        check_detection(values, grid)
     if values["task"] == "pretrain":
         check_masks(values, grid)
-        check_decoder(values)
+        check_decoder(values, family_of(model.name))
         check_unlabelled(values)
     check_split(values, max(values["mesh.data"], 1) * values["mesh.fsdp"])  # mesh.data -1: at least one device
 
@@ -67,12 +67,18 @@ def check_masks(values: Values, grid: Any) -> None:
         refuse(values, "mask.block", f"at most {most} for {rows} x {columns} units: a block is a part of the image")
 
 
-def check_decoder(values: Values) -> None:
+def check_decoder(values: Values, family: Any) -> None:
     dim, heads = values["decoder.dim"], values["decoder.num_heads"]
     if dim % 4:
         refuse(values, "decoder.dim", "a multiple of 4 (sine and cosine of row and column)")
     if dim % heads:
         refuse(values, "decoder.num_heads", f"a divisor of decoder.dim, {dim}")
+    if values["decoder.fusion"]:
+        if values["method"] != "green":
+            refuse(values, "decoder.fusion", f"False for method {values['method']!r}, whose decoder is a linear layer")
+        if len(values["model.depths"]) == 1 or family.norms_stages:
+            why = "norms every stage" if family.norms_stages else "has one stage"
+            refuse(values, "decoder.fusion", f"False for {values['model.name']}, which {why}")
 
 
 def check_data(values: Values) -> None:
@@ -91,10 +97,12 @@ def check_data(values: Values) -> None:
     SOURCES[name].check(values)
 
 
-def check_detection(values: Values) -> None:
+def check_detection(values: Values, grid: Any) -> None:
     levels = len(values["model.depths"]) + 1
     if levels == 2:
         refuse(values, "task", f"another for {values['model.name']}, which has one stage and so no feature pyramid")
+    if grid.side(-1) > 1:
+        refuse(values, "task", "another where the last stage does not pool: a pyramid halves its grid at every level")
     if len(values["detect.anchor_sizes"]) != levels:
         refuse(values, "detect.anchor_sizes", f"{levels} sizes: one a stage of {values['model.name']}, and one above")
     if max(values["detect.shorter_sides"], default=0) > min(values["image_size"]):

@@ -73,8 +73,10 @@ KEYS = {
     "decoder.depth": count(1).means("its transformer blocks"),
     "decoder.num_heads": count(16).means("its attention heads"),
     "decoder.norm_pixels": flag(True).means(
-        "green predicts the pixels of each unit less their mean and over their deviation; False: the pixels"
+        "green predicts the pixels of each patch less their mean and over their deviation; False: the pixels"
     ),
+    "decoder.fusion": flag(False).means("it reads the tokens of all stages, summed on the last grid, as Hiera's"),
+    "decoder.positions": choice("sincos", "sincos", "learned").means("of its tokens: sines and cosines, or trained"),
     "mask.ratio": Key(float, 0.75, "above 0 and below 1", lambda value: 0 < value < 1).means(
         "the masked share of the units"
     ),

@@ -28,13 +28,17 @@ NAMES = {
     "window": ("window_size",),
     "mlp_ratio": ("mlp_ratio", "mlp_ratios"),
     "sr_ratios": ("sr_ratios",),
+    "query_pools": ("num_query_pool",),
 }
 DECODER = {
-    "decoder.dim": "decoder_hidden_size",
-    "decoder.depth": "decoder_num_hidden_layers",
-    "decoder.num_heads": "decoder_num_attention_heads",
-    "decoder.norm_pixels": "norm_pix_loss",
-    "mask.ratio": "mask_ratio",
+    "decoder_hidden_size": "decoder.dim",
+    "decoder_num_hidden_layers": "decoder.depth",
+    "decoder_depth": "decoder.depth",
+    "decoder_num_attention_heads": "decoder.num_heads",
+    "decoder_num_heads": "decoder.num_heads",
+    "norm_pix_loss": "decoder.norm_pixels",
+    "normalize_pixel_loss": "decoder.norm_pixels",
+    "mask_ratio": "mask.ratio",
 }
 # Entries of config.json that weights do not fix, or that training alone reads.
 FREE = ("architectures", "image_size", "layer_norm_eps", "dtype", "encoder_stride")
@@ -109,9 +113,9 @@ def _described(folder: Path, found: Mapping[str, Any], kind: str, family: Family
     sizes["norm_epsilon"] = epsilon if layout.any_epsilon else layout.epsilon
     name = max(family.sizes, key=lambda name: sum(family.sizes[name].get(part) == sizes[part] for part in sizes))
     settings = {"model.name": name} | {f"model.{part}": value for part, value in sizes.items()}
-    of_autoencoder = kind == layout.autoencoder
+    of_autoencoder = kind == layout.autoencoder and found.get("decoder_hidden_size") is not None
     if of_autoencoder:
-        settings |= {key: found[entry] for key, entry in DECODER.items() if entry in found}
+        settings |= {key: found[entry] for entry, key in DECODER.items() if entry in found}
         settings |= layout.of_autoencoder
     view = processed(folder)
     image_size = view.get("image_size") or _plain(found.get("image_size", 224))

@@ -1,5 +1,6 @@
 """Held-out images in pre-training: the loss under masks that never change, the best constant, reconstructions."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from greenjax.data.loader import Batch
 from greenjax.data.reading import scale_of
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place
-from greenjax.evaluation.pictures.reconstruct import Colours, draw_reconstructions
+from greenjax.evaluation.pictures.reconstruct import Colours, sheet
 from greenjax.runtime.processes import gathered, leads
 
 FITTED_VALUES = 1 << 25  # target values that the constant prediction is fitted to: 128 MB
@@ -86,27 +87,26 @@ class Pictures:
     """Draws reconstructions of the same few images under the same masks again and again."""
 
     def __init__(
-        self, config: ConfigDict, batch: Batch, graphdef: nnx.GraphDef, place: Place, unit: int, normalised: bool
+        self, config: ConfigDict, batch: Batch, graphdef: nnx.GraphDef, place: Place, grid: Any, normalised: bool
     ):
         """Takes the first images of a whole batch, equally many of each of its mask groups.
 
-        `place` puts a copy on every device. `unit`: the side of a mask unit in pixels. `normalised`: as in `paste`.
+        `place` puts a copy on every device. `grid`: of the model. `normalised`: as in `paste`.
         """
         groups = min(PICTURES, len(batch.images))
         each = min(-(-PICTURES // groups), batch.images.shape[1])
         few = jax.tree.map(lambda leaf: leaf[:groups], batch)
         few = few._replace(images=few.images[:, :each], valid=few.valid[:, :each])
-        self.config, self.batch, self.shown, self.unit = config, place(few), few.valid.ravel(), unit
+        self.config, self.batch, self.shown, self.patch = config, place(few), few.valid.ravel(), grid.pixels
         self.normalised = normalised
         self.images = few.images.reshape(-1, *few.images.shape[2:])
-        rows, columns = (side // unit for side in config.image_size)
-        visible = np.zeros((groups, each, rows * columns), bool)
+        visible = np.zeros((groups, each, math.prod(grid.units)), bool)
         for group, units in enumerate(few.plan.visible_units):
             visible[group, :, units] = True
-        self.visible = visible.reshape(-1, rows, columns)
+        self.visible = visible.reshape(-1, *grid.units)
 
         @jax.jit
-        def predict(params: Any, batch: Batch) -> Float[Array, "m b units pixels"]:
+        def predict(params: Any, batch: Batch) -> Float[Array, "m b patches pixels"]:
             model = nnx.merge(graphdef, params)
             return jax.vmap(lambda images, plan: model.forward(images, plan).prediction)(batch.images, batch.plan)
 
@@ -118,12 +118,6 @@ class Pictures:
         if not leads():
             return
         data, prediction = self.config.data, prediction.reshape(len(self.images), *prediction.shape[2:])
-        draw_reconstructions(
-            path,
-            self.images[self.shown],
-            self.visible[self.shown],
-            prediction[self.shown],
-            unit=self.unit,
-            colours=Colours(data.mean, data.std, scale_of(data), data.no_data, self.config.log.picture_channels),
-            normalised=self.normalised,
-        )
+        colours = Colours(data.mean, data.std, scale_of(data), data.no_data, self.config.log.picture_channels)
+        shown = (array[self.shown] for array in (self.images, self.visible, prediction))
+        sheet(*shown, patch=self.patch, colours=colours, normalised=self.normalised).save(path)

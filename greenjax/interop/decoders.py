@@ -14,7 +14,7 @@ from greenjax.errors import InputError
 
 def decoder_positions(layout: Layout, config: ConfigDict) -> Float32[np.ndarray, "1 rows c"]:
     """The positions of a decoder as the files of a layout have them."""
-    positions = sine_cosine_positions(*token_grid(config).units, config.decoder.dim)
+    positions = sine_cosine_positions(*token_grid(config).shape(-1), config.decoder.dim)
     return np.pad(positions, ((layout.decoder_positions[1], 0), (0, 0)))[None]
 
 

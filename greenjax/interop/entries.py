@@ -47,7 +47,7 @@ def entries(layout: Layout, names: Iterable[str], config: ConfigDict, *, whole: 
             modules.setdefault(name[:cut], set()).add(name[cut + 1 :])
         modules.setdefault("", set()).add(name)
     tables = [(layout.encoder, _stem(layout, whole)), (layout.head, "")]
-    tables += [(table, "") for table in (*layout.decoders.values(), layout.detector)]
+    tables += [(table, "") for table in (*layout.decoders_of(config), layout.detector)]
     return [
         entry
         for table, stem in tables

@@ -55,7 +55,7 @@ def to_tensors(
     for entry in entries(layout, kept, config, whole=whole):
         tensors |= zip(entry.theirs, entry.to_torch(config, *(kept[ours] for ours in entry.ours)), strict=True)
         covered.update(entry.ours)
-    if any(part_of(key) == "decoder" for key in kept):
+    if any(part_of(key) == "decoder" for key in kept) and config.decoder.positions == "sincos":
         tensors[layout.decoder_positions[0]] = decoder_positions(layout, config)
     assert covered == set(kept), f"layout {name} does not cover {sorted(set(kept) - covered)}"
     for name_here, other, taken in layout.other_names:
@@ -77,7 +77,7 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
     report = Report(notes=notes, left_out=selection.others, prefix=selection.prefix)
     given = _checked({key: to_array(selection.prefix + key, value) for key, value in selection.tensors.items()}, layout)
     codes = layout.decoder_positions[0]
-    positions = given.pop(codes, None)
+    positions = given.pop(codes, None) if config.decoder.positions == "sincos" else None
 
     whole = bool(layout.model_prefix) and any(key.startswith(layout.model_prefix) for key in given)
     wanted = entries(layout, shapes, config, whole=whole)

@@ -19,27 +19,30 @@ from greenjax.errors import InputError
 from greenjax.models.backbone import Backbone, Images, widened
 from greenjax.models.decoder import Decoder
 from greenjax.planning import Plan, dense_plan, exact_plan
+from greenjax.planning.tokens import to_unit_major
 
-TARGET_EPSILON = 1e-6  # added to the variance of a unit
+TARGET_EPSILON = 1e-6  # added to the variance of a patch
 
 
 class Output(NamedTuple):
     """What a masked image model returns.
 
-    `prediction` holds every unit in raster order, each (row, column, channel), in the space of the target: per-unit
-    normalised pixels, or colour-normalised pixels (`predicts_normalised`). `latent` follows the final norm, and has no
-    class token; `stages` are the tokens at the end of each stage, before merging or embedding for the next.
+    `prediction` holds every patch in raster order, each (row, column, channel), in the space of the target: normalised
+    pixels of each patch, or colour-normalised pixels (`predicts_normalised`). A patch is the square of a token of the
+    last stage, which is a unit in most models. `latent` is what the decoder gets: it follows the final norm, and has no
+    class token; tokens of a unit are neighbours. `stages` are the tokens at the end of each stage, before merging or
+    embedding for the next.
     """
 
     loss: Float[Array, ""]  # mean over the images
     losses: Float[Array, " b"]
-    prediction: Float[Array, "b units pixels"]
+    prediction: Float[Array, "b patches pixels"]
     latent: Float[Array, "b v latent"]
     stages: tuple[Float[Array, "b _ _"], ...]
 
 
 def predicts_normalised(config: Any) -> bool:
-    """Does the model of a config of pre-training predict the pixels of each unit less their mean, over their deviation?
+    """Does the model of a config of pre-training predict the pixels of a patch less their mean, over their deviation?
 
     Otherwise it predicts colour-normalised pixels.
     """
@@ -53,7 +56,7 @@ class MaskedImageModel(Backbone):
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        self.unit_pixels = self.grid.unit**2 * config.model.in_channels
+        self.patch_pixels = self.grid.pixels**2 * config.model.in_channels
         self.predicts_normalised = predicts_normalised(config)
 
     def __call__(self, images: Any, visible: Any) -> Output:
@@ -79,14 +82,17 @@ class MaskedImageModel(Backbone):
         raise NotImplementedError
 
     def target(self, pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
-        """The target of the prediction, from colour-normalised units; `there`: the values that count, None for all."""
+        """The target of the prediction, of colour-normalised patches; `there`: the values that count, None for all."""
         raise NotImplementedError
 
     def masked_target(self, images: Images, plan: Plan) -> Float[Array, "b u p"]:
-        """The targets of the masked units; NaN for values without data, and in units with fewer than two values."""
+        """The targets of the patches of the masked units; NaN for values without data, and in patches with fewer than
+        two values."""
         units = jnp.take(self._units(images), plan.masked_units, axis=1, unique_indices=True)
-        there = self._there(units)
-        target = self.target(self._normalise(units), there)
+        squares = units.reshape(-1, self.grid.unit, self.grid.unit, len(self.mean))
+        patches = to_unit_major(squares, self.grid.unit, self.grid.pixels).reshape(len(units), -1, self.patch_pixels)
+        there = self._there(patches)
+        target = self.target(self._normalise(patches), there)
         return target if there is None else jnp.where(there & (count_of(there) > 1), target, jnp.nan)
 
     def losses(
@@ -122,8 +128,7 @@ class MaskedImageModel(Backbone):
         """Unit-major tokens [m, b, n, c] of the visible units in raster order of each stage's grid."""
         ordered = []
         for stage, x in enumerate(stages):
-            row, column = np.moveaxis(self.grid.coordinates(stage), -1, 0)
-            raster = row * self.grid.shape(stage)[1] + column
+            raster = self.grid.raster(stage)
             seen = raster[plan.visible_units] if self.plans_windows else np.stack([raster] * len(x))
             order = np.argsort(seen.reshape(len(x), -1), axis=1)
             ordered.append(jnp.take_along_axis(x, order[:, None, :, None], axis=2))
@@ -131,28 +136,31 @@ class MaskedImageModel(Backbone):
 
 
 class GreenMIM(MaskedImageModel):
-    """Encodes visible units only, decodes with mask tokens, predicts per-unit normalised pixels.
+    """Encodes visible units only, decodes with mask tokens, predicts normalised pixels of each patch.
 
     Source: paper, sections 3.1 and 4.1; target and loss as in MAE (arXiv 2111.06377), which this is with a ViT.
     """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        self.decoder = Decoder(config, self.latent_dim, self.grid.units, self.unit_pixels, rngs=rngs)
+        self.decoder = Decoder(config, self.patch_pixels, rngs=rngs)
 
     def forward(self, images: Images, plan: Plan, key: Key[Array, ""] | None = None) -> Output:
         units = self._units(images)
         # Masked pixels are cut out before any computation.
         visible = jnp.take(units, plan.visible_units, axis=1, unique_indices=True)
         tokens, stages = self.encoder(self._embedded(self._normalise(visible), plan), plan, key)
+        if self.config.decoder.fusion:
+            tokens = self.encoder.norm(self.decoder.fused(stages))
         seen, predicted = self.decoder(tokens, plan.visible_units, plan.masked_units)
         losses = self.losses(jnp.square, predicted, images, plan)
-        order = jnp.argsort(jnp.concatenate([plan.visible_units, plan.masked_units]))
+        units = jnp.concatenate([plan.visible_units, plan.masked_units])
+        order = jnp.argsort(jnp.take(jnp.asarray(self.grid.raster(-1)), units, axis=0).ravel())
         prediction = widened(jnp.concatenate([seen, predicted], axis=1))[:, order]
-        return Output(losses.mean(), losses, prediction, tokens[:, : visible.shape[1]], stages)
+        return Output(losses.mean(), losses, prediction, tokens[:, : seen.shape[1]], stages)
 
     def target(self, pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
-        """Every unit with mean 0 and (unbiased) variance 1 over the values that count; flat units become 0.
+        """Every patch with mean 0 and (unbiased) variance 1 over the values that count; flat ones become 0.
 
         Without `decoder.norm_pixels`, the pixels as they are.
         """
@@ -178,7 +186,7 @@ class SimMIM(MaskedImageModel):
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         self.mask_token = nnx.Param(token_normal(rngs.params(), (stage_channels(config)[0],), jnp.float32))
-        self.pixel_head = linear(self.latent_dim, self.unit_pixels, dtype=config.model.dtype, rngs=rngs)
+        self.pixel_head = linear(self.latent_dim, self.patch_pixels, dtype=config.model.dtype, rngs=rngs)
 
     def forward(self, images: Images, plan: Plan, key: Key[Array, ""] | None = None) -> Output:
         units, dense = self._units(images), dense_plan(self.grid, self.specs)
@@ -188,10 +196,13 @@ class SimMIM(MaskedImageModel):
         masked_tokens = jnp.repeat(masked, self.grid.tokens_per_unit(0))[None, :, None]
         x = jnp.where(masked_tokens, self.mask_token[...].astype(x.dtype)[None, None], x)
         tokens, stages = self.encoder(x, dense, key)
-        latent = tokens[:, : units.shape[1]]
+        raster = self.grid.raster(-1)
+        latent = tokens[:, : raster.size]
         prediction = widened(self.pixel_head(latent))
-        losses = self.losses(jnp.abs, jnp.take(prediction, plan.masked_units, axis=1), images, plan)
-        return Output(losses.mean(), losses, prediction, latent, stages)
+        by_unit = prediction.reshape(len(units), *raster.shape, -1)
+        predicted = jnp.take(by_unit, plan.masked_units, axis=1).reshape(len(units), -1, self.patch_pixels)
+        losses = self.losses(jnp.abs, predicted, images, plan)
+        return Output(losses.mean(), losses, prediction[:, np.argsort(raster.ravel())], latent, stages)
 
     def target(self, pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
         return pixels
@@ -205,7 +216,7 @@ def _forward_by_mask(graphdef: nnx.GraphDef, params: Any, images: Array, plan: P
 
 
 def count_of(there: Bool[Array, "b u p"]) -> Int[Array, "b u 1"]:
-    """The number of values of each unit that count."""
+    """The number of values of each patch that count."""
     return there.sum(axis=-1, keepdims=True)
 
 

@@ -40,6 +40,7 @@ class TokenGrid:
     patch: int
     stages: int
     padded: bool = False
+    unpooled: int = 0  # the last stages that keep the grid of the one before: units have more than one token there
 
     def __post_init__(self):
         size = self.height, self.width
@@ -51,13 +52,18 @@ class TokenGrid:
 
     @property
     def unit(self) -> int:
-        """Side of a mask unit in pixels: one token of the last stage."""
+        """Side of a mask unit in pixels: one token of the last stage, but where that is `unpooled`."""
         return self.patch * 2 ** (self.stages - 1)
 
     @property
     def units(self) -> tuple[int, int]:
         """Rows and columns of units."""
-        return self.shape(self.stages - 1)
+        return self._shape(self.unit // self.patch)
+
+    @property
+    def pixels(self) -> int:
+        """Side of a token of the last stage in pixels."""
+        return self.unit // self.side(-1)
 
     @property
     def whole(self) -> bool:
@@ -65,12 +71,16 @@ class TokenGrid:
         return min(self.height, self.width) > 0 and not (self.height % self.unit or self.width % self.unit)
 
     def side(self, stage: int) -> int:
-        """Tokens of a stage along one side of a unit."""
-        return 2 ** (self.stages - 1 - stage)
+        """Tokens of a stage along one side of a unit; stage -1 is the last."""
+        return 2 ** max(self.unpooled, self.stages - 1 - stage % self.stages)
 
     def shape(self, stage: int) -> tuple[int, int]:
         """Rows and columns of a stage's grid of tokens. Pixels that fill no patch are left out."""
-        rows, columns = (-(-(pixels // self.patch) // 2**stage) for pixels in (self.height, self.width))
+        return self._shape(self.unit // self.patch // self.side(stage))
+
+    def _shape(self, tokens: int) -> tuple[int, int]:
+        """Rows and columns of squares of `tokens` tokens of the first stage a side."""
+        rows, columns = (-(-(pixels // self.patch) // tokens) for pixels in (self.height, self.width))
         return rows, columns
 
     def tokens_per_unit(self, stage: int) -> int:
@@ -82,6 +92,11 @@ class TokenGrid:
         side = self.side(stage)
         corner = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).reshape(-1, 1, 2)
         return corner * side + block_order(side)
+
+    def raster(self, stage: int) -> Int[np.ndarray, "u t"]:
+        """The number of every token in the raster order of the stage's grid, by unit and by place inside the unit."""
+        row, column = np.moveaxis(self.coordinates(stage), -1, 0)
+        return row * self.shape(stage)[1] + column
 
     def exists(self, stage: int) -> Bool[np.ndarray, "u t"]:
         """Whether a token lies on the stage's grid, by unit and by place inside the unit."""

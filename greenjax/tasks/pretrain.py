@@ -149,8 +149,8 @@ def monitor_hooks(run: Run, monitor: Monitor | None) -> list[Hook]:
 def pictures_hook(run: Run, batch: Callable[[], Batch]) -> Hook:
     """Reconstructions of the first images of a batch."""
     say("reading the images of the pictures ...")
-    unit, everywhere = token_grid(run.config).unit, Placement(run.mesh).everywhere
-    pictures = Pictures(run.config, batch(), run.task.graphdef, everywhere, unit, predicts_normalised(run.config))
+    grid, everywhere = token_grid(run.config), Placement(run.mesh).everywhere
+    pictures = Pictures(run.config, batch(), run.task.graphdef, everywhere, grid, predicts_normalised(run.config))
 
     def draw(step: int, state: State, writer: MetricsWriter) -> None:
         writer.phase("drawing reconstructions")

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -56,7 +55,8 @@ class PooledAttention(nnx.Module):
 
 
 class HieraBlock(nnx.Module):
-    """A transformer block. The first of a later stage widens its channels, and pools 2 x 2 tokens to their maximum."""
+    """A transformer block. The first of a later stage widens its channels, and may pool 2 x 2 tokens to their
+    maximum."""
 
     def __init__(
         self,
@@ -65,25 +65,26 @@ class HieraBlock(nnx.Module):
         num_heads: int,
         hidden: int,
         per_unit: int | None,
+        pools: bool,
         *,
         drop_path: float,
         epsilon: float,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        pools = dim != outputs
-        self.drop_path = drop_path
+        self.drop_path, self.pools = drop_path, pools
         self.norm1 = LayerNorm(dim, epsilon=epsilon, rngs=rngs)
         self.attn = PooledAttention(dim, outputs, num_heads, per_unit, pools, dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(outputs, epsilon=epsilon, rngs=rngs)
         self.mlp = Mlp(outputs, hidden, dtype=dtype, rngs=rngs)
-        self.proj = linear(dim, outputs, dtype=dtype, init=small_normal, rngs=rngs) if pools else None
+        self.proj = linear(dim, outputs, dtype=dtype, init=small_normal, rngs=rngs) if dim != outputs else None
 
     def __call__(self, x: Float[Array, "b n c"], key: Key[Array, ""] | None) -> Float[Array, "b m d"]:
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
         normed = self.norm1(x)
-        if self.proj is not None:
-            x = rearrange(self.proj(normed), "b (n four) c -> b n four c", four=4).max(axis=2)
+        x = x if self.proj is None else self.proj(normed)
+        if self.pools:
+            x = rearrange(x, "b (n four) c -> b n four c", four=4).max(axis=2)
         x = x + drop_path(self.attn(normed), self.drop_path, attention_key)
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, mlp_key)
 
@@ -98,14 +99,13 @@ class Stem(nnx.Module):
 
     def __call__(self, units: Float[Array, "b u side side c"], plan: Plan) -> Float[Array, "b n d"]:
         x = self.proj(units, plan)
-        row, column = np.moveaxis(self.grid.coordinates(0), -1, 0)
-        place = jnp.take(jnp.asarray(row * self.grid.shape(0)[1] + column), plan.visible_units, axis=0).reshape(-1)
+        place = jnp.take(jnp.asarray(self.grid.raster(0)), plan.visible_units, axis=0).reshape(-1)
         in_raster_order = self.positions[...].reshape(-1, x.shape[2])
         return x + jnp.take(in_raster_order, place, axis=0, unique_indices=True).astype(x.dtype)[None]
 
 
 class Stage(nnx.Module):
-    """The blocks of one resolution; the first pools the tokens of the stage before."""
+    """The blocks of one stage; the first pools the tokens of the stage before, but where `model.query_pools` end."""
 
     def __init__(self, config: ConfigDict, stage: int, *, rngs: nnx.Rngs):
         model, dims, grid = config.model, stage_channels(config), token_grid(config)
@@ -115,10 +115,9 @@ class Stage(nnx.Module):
         for j, rate in enumerate(drop_path_rates(model.drop_path, model.depths)[stage]):
             before = max(stage - 1, 0) if j == 0 else stage  # attention changes one block after the tokens do
             per_unit = grid.tokens_per_unit(before) if is_local(before, len(dims)) else None
-            block = HieraBlock(
-                dims[before], dims[stage], model.num_heads[stage], hidden, per_unit, drop_path=rate, **options
-            )
-            blocks.append(block)
+            shape = dims[before], dims[stage], model.num_heads[stage], hidden, per_unit
+            pools = grid.side(before) > grid.side(stage)
+            blocks.append(HieraBlock(*shape, pools, drop_path=rate, **options))
         self.blocks = nnx.List(blocks)
 
 

@@ -41,4 +41,5 @@ FAMILY = Family(
     check=check,
     beside_blocks={"patch_embed": "before", "norm": "last"},
     overlapping=True,
+    norms_stages=True,
 )

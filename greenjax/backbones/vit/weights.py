@@ -8,9 +8,10 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from greenjax.backbones.layers import hidden_channels
-from greenjax.backbones.positions import POSITIONS, RESIZING, positions_from_torch, positions_to_torch
+from greenjax.backbones.positions import POSITIONS
 from greenjax.backbones.rules import Fault, Layout, OtherName, Rule, Table, head, simmim_decoder
 from greenjax.backbones.transforms import LINEAR, NORM, PATCHES, SPLIT_QKV, Kind, Part, one, token
+from greenjax.backbones.vit.positions import RESIZING, positions_from_torch, positions_to_torch
 from greenjax.errors import InputError
 
 __all__ = ["LAYOUTS", "RESIZING"]

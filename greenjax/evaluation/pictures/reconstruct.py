@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -29,26 +28,12 @@ class Colours(NamedTuple):
     shown: Sequence[int] = (0, 1, 2)
 
 
-def draw_reconstructions(
-    path: str | Path,
-    images: Num[np.ndarray, "n h w c"],
-    visible: Bool[np.ndarray, "n uh uw"],
-    prediction: Float[np.ndarray, "n u p"],
-    *,
-    unit: int,
-    colours: Colours,
-    normalised: bool,
-) -> None:
-    """Writes a PNG of `sheet`, whose arguments it takes. Raises OSError."""
-    sheet(images, visible, prediction, unit=unit, colours=colours, normalised=normalised).save(path)
-
-
 def sheet(
     images: Num[np.ndarray, "n h w c"],
     visible: Bool[np.ndarray, "n uh uw"],
     prediction: Float[np.ndarray, "n u p"],
     *,
-    unit: int,
+    patch: int,
     colours: Colours,
     normalised: bool,
 ) -> Canvas:
@@ -61,54 +46,53 @@ def sheet(
     if len(shown) < channels:
         which = f"the first {len(shown)}" if shown == list(range(len(shown))) else ", ".join(map(str, shown))
         notes.append(f"Of {channels} channels {which} are shown.")
-    reconstruction = paste(images, visible, prediction, unit, colours, normalised)
+    reconstruction = paste(images, visible, prediction, patch, colours, normalised)
     if images.dtype != np.uint8:
         images = np.where(is_there(images, colours.no_data), images, np.nan)
     original, pasted = (coloured(column, colours.shown, images) for column in (images, reconstruction))
-    return _laid_out(np.stack([original, hide(original, visible, unit), pasted], axis=1), " ".join(notes))
+    return _laid_out(np.stack([original, hide(original, visible), pasted], axis=1), " ".join(notes))
 
 
-def hide(
-    images: UInt8[np.ndarray, "n h w c"], visible: Bool[np.ndarray, "n uh uw"], unit: int
-) -> UInt8[np.ndarray, "n h w c"]:
+def hide(images: UInt8[np.ndarray, "n h w c"], visible: Bool[np.ndarray, "n uh uw"]) -> UInt8[np.ndarray, "n h w c"]:
     """The images with masked units in grey."""
-    return np.where(_pixels(visible, unit), images, np.uint8(GREY))
+    return np.where(_pixels(visible, images.shape), images, np.uint8(GREY))
 
 
 def paste(
     images: Num[np.ndarray, "n h w c"],
     visible: Bool[np.ndarray, "n uh uw"],
     prediction: Float[np.ndarray, "n u p"],
-    unit: int,
+    patch: int,
     colours: Colours,
     normalised: bool,
 ) -> Num[np.ndarray, "n h w c"]:
     """The images with masked units as predicted: uint8, or floats on the scale of the images.
 
-    `prediction` holds all units in raster order, (row, column, channel) inside a unit, of colour-normalised images.
-    `normalised`: the prediction is for units less their mean and over their deviation, which are taken from the image
-    here.
+    `prediction` holds all squares of `patch` pixels a side in raster order, (row, column, channel) inside each, of
+    colour-normalised images. `normalised`: the prediction is for squares less their mean and over their deviation,
+    which are taken from the image here.
     """
     shift, scale = np.asarray(colours.mean, np.float64), np.asarray(colours.std, np.float64)
-    units = prediction.astype(np.float64)
+    squares = prediction.astype(np.float64)
     if normalised:
-        target = _units((images / colours.scale - shift) / scale, unit)
-        target = np.ma.array(target, mask=~_units(is_there(images, colours.no_data), unit))
+        target = _squares((images / colours.scale - shift) / scale, patch)
+        target = np.ma.array(target, mask=~_squares(is_there(images, colours.no_data), patch))
         deviation = target.std(axis=-1, keepdims=True, ddof=1).filled(0) if target.shape[-1] > 1 else 0.0
-        units = units * deviation + target.mean(axis=-1, keepdims=True).filled(0)
-    layout = dict(uh=visible.shape[1], p=unit, q=unit)
-    pixels = rearrange(units, "n (uh uw) (p q c) -> n (uh p) (uw q) c", **layout) * scale + shift
+        squares = squares * deviation + target.mean(axis=-1, keepdims=True).filled(0)
+    layout = dict(uh=images.shape[1] // patch, p=patch, q=patch)
+    pixels = rearrange(squares, "n (uh uw) (p q c) -> n (uh p) (uw q) c", **layout) * scale + shift
     pixels = pixels * colours.scale
     if images.dtype == np.uint8:  # a model that diverged draws black and white, not a warning
         pixels = np.clip(np.nan_to_num(pixels, nan=0.0), 0, 255).round().astype(np.uint8)
-    return np.where(_pixels(visible, unit), images, pixels)
+    return np.where(_pixels(visible, images.shape), images, pixels)
 
 
-def _units(images: Shaped[np.ndarray, "n h w c"], unit: int) -> Shaped[np.ndarray, "n u p"]:
-    return rearrange(images, "n (uh p) (uw q) c -> n (uh uw) (p q c)", p=unit, q=unit)
+def _squares(images: Shaped[np.ndarray, "n h w c"], side: int) -> Shaped[np.ndarray, "n u p"]:
+    return rearrange(images, "n (uh p) (uw q) c -> n (uh uw) (p q c)", p=side, q=side)
 
 
-def _pixels(visible: Bool[np.ndarray, "n uh uw"], unit: int) -> Bool[np.ndarray, "n h w 1"]:
+def _pixels(visible: Bool[np.ndarray, "n uh uw"], shape: tuple[int, ...]) -> Bool[np.ndarray, "n h w 1"]:
+    unit = shape[1] // visible.shape[1]
     return visible.repeat(unit, axis=1).repeat(unit, axis=2)[..., None]
 
 

@@ -17,7 +17,7 @@ from greenjax.data.loader import image_batches
 from greenjax.data.reading import scale_of
 from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError
-from greenjax.evaluation.pictures.reconstruct import Colours, draw_reconstructions, sheet
+from greenjax.evaluation.pictures.reconstruct import Colours, sheet
 from greenjax.interop.loading import load_run, with_image_size
 from greenjax.interop.pretrained import load_pretrained
 from greenjax.models import MaskedImageModel
@@ -47,13 +47,8 @@ def reconstruct_files(
     for first, batch in zip(range(0, len(source), config.data.batch_size), batches):
         prediction = np.asarray(model(batch.images, visible).prediction)
         for row in np.flatnonzero(batch.valid):
-            draw_reconstructions(
-                pictures[first + row],
-                batch.images[row : row + 1],
-                visible[None],
-                prediction[row : row + 1],
-                **drawing(model),
-            )
+            one = slice(row, row + 1)
+            sheet(batch.images[one], visible[None], prediction[one], **drawing(model)).save(pictures[first + row])
             drawn += 1
     say(f"{out}: pictures of {drawn:,} of {len(source):,} images, {visible.sum()} of {visible.size} units visible")
 
@@ -78,7 +73,7 @@ def drawing(model: Any) -> dict[str, Any]:
     """How reconstructions of a model are drawn."""
     data = model.config.data
     colours = Colours(data.mean, data.std, scale_of(data), data.no_data, model.config.log.picture_channels)
-    return dict(unit=model.grid.unit, colours=colours, normalised=model.predicts_normalised)
+    return dict(patch=model.grid.pixels, colours=colours, normalised=model.predicts_normalised)
 
 
 def pretrained(workdir: str, step: int | None, size: tuple[int, ...] | None) -> Any:
