@@ -302,6 +302,15 @@ WRONG = [
         {"model.name": "resnet"},
         "model.name is 'resnet': expected swin_t or swin_s or swin_b or swin_l or twins_s or",
     ),
+    (
+        {"model.name": "swinv2_b", "model.pretrained_windows": (12, 12, 1, 6)},
+        "model.pretrained_windows is (12, 12, 1, 6): expected whole numbers, 0 or at least 2, one a stage",
+    ),
+    (
+        {"model.name": "swinv2_b", "model.pretrained_windows": (12, 6)},
+        "model.pretrained_windows is (12, 6): expected one value a stage",
+    ),
+    ({"model.pretrained_windows": (12, 12, 12, 6)}, "expected none for swin_b"),
     ({"model.patch": 0}, "model.patch is 0"),
     ({"model.patch": 4.0}, "model.patch is 4.0"),
     ({"model.window": -7}, "model.window is -7"),

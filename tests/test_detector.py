@@ -1,5 +1,7 @@
 """The whole detector: its shapes, what cannot reach its results, and where gradients go."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,6 +124,24 @@ def test_padding_of_targets_reaches_neither_losses_nor_gradients(detector, image
     jax.tree.map(np.testing.assert_array_equal, clean, total(params, jax.tree.map(jnp.asarray, noisy)))
     assert total._cache_size() == 1
     without = [path for path, leaf in jax.tree.leaves_with_path(clean) if not np.asarray(leaf).any()]
+    assert not without, without
+
+
+def test_a_detector_on_pvt_v2_learns_in_every_parameter(images):
+    """Its last stage ends with a norm of its own, and its embeddings overlap."""
+    graphdef, params = nnx.split(jax.device_put(Detector(small_config("pvt_v2", **SMALL), rngs=Keys(0))))
+    targets = jax.tree.map(jnp.asarray, packed(TARGETS, (32, 32), 3))
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def learn(params):
+        model = nnx.merge(graphdef, params)
+        losses = model.training_losses(jnp.asarray(images), targets, jnp.full((2, 2), 32), jax.random.key(0))
+        return sum(losses.values()), losses
+
+    (_, losses), gradients = learn(params)
+    assert set(losses) == set(LOSSES) and all(np.isfinite(value) and value > 0 for value in losses.values())
+    without = [path for path, leaf in jax.tree.leaves_with_path(gradients) if not np.asarray(leaf).any()]
     assert not without, without
 
 

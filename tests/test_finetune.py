@@ -176,8 +176,9 @@ def test_accumulation_trains_alike():
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-def test_a_probe_leaves_the_encoder_and_moves_the_statistics():
-    config = small_config(**LINEAR)
+@pytest.mark.parametrize(("family", "depths"), [("swin", (1, 1)), ("pvt_v2", (1, 1)), ("vit", (1,))])
+def test_a_probe_leaves_the_encoder_and_moves_the_statistics(family, depths):
+    config = small_config(family, **LINEAR | dict(model__depths=depths))
     before = init_state(config, make_mesh(config)).params
     _, state, _ = train(config, 2)
     jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], before["encoder"])

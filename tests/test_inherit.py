@@ -58,6 +58,26 @@ def test_a_config_keeps_what_is_no_part_of_the_weights(tmp_path):
         assert (config.model.pool, config.model.positions) == expected
 
 
+@pytest.mark.parametrize(
+    ("before", "own", "expected"),
+    [
+        (None, (4, 2), (4, 2)),
+        ((8, 4), None, (8, 4)),
+        ((8, 4), (4, 2), (4, 2)),
+        ((8, 4), (0, 0), None),
+        (None, None, None),
+    ],
+    ids=str,
+)
+def test_the_windows_of_a_pre_training_are_those_of_the_command_or_the_weights(before, own, expected, tmp_path):
+    """Swin V2's. Weights that were trained further have their own."""
+    there = small_config("swinv2", model__pretrained_windows=before)
+    (tmp_path / "config.json").write_text(json.dumps(there.to_dict()))
+    given = {"data.source": "digits", "model.window": 8} | ({} if own is None else {"model.pretrained_windows": own})
+    config, _ = loaded("finetune_swin_b", given, tmp_path)
+    assert (config.model.window, config.model.pretrained_windows) == (8, expected)
+
+
 def test_what_follows_from_the_name_is_not_told(tmp_path):
     there = load_config(CONFIGS / "swin_t.py")
     (tmp_path / "config.json").write_text(json.dumps(there.to_dict()))

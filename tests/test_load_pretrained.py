@@ -364,10 +364,16 @@ def test_preprocessors_unlike_greenjax_are_told(entries, notes, tmp_path):
     assert len(found) == len(notes) and all(map(str.__contains__, found, notes))
 
 
-def test_windows_of_another_pretraining_are_refused(tmp_path):
-    """Swin V2's offsets are divided by them, which greenjax does not do."""
-    published(tmp_path, "Swinv2", pretrained_window_sizes=[3, 3])
-    with pytest.raises(ValueError, match=r"pretrained_window_sizes is \[3, 3\]: expected \[0, 0\]"):
+def test_the_windows_of_a_folder_s_pre_training_come_with_it(tmp_path):
+    """As published for Swin V2 `window12to16`: its offsets are divided by them. Pairs of sides are refused."""
+    reference = published(tmp_path, "Swinv2", window_size=16, pretrained_window_sizes=[12, 6])
+    model = greenjax.load_pretrained(tmp_path)
+    assert model.config.model.pretrained_windows == (12, 6)
+    images = some_images(model)
+    np.testing.assert_allclose(model(images), theirs(reference, images).logits, atol=1e-5)
+    settings = json.loads((tmp_path / "config.json").read_text()) | {"pretrained_window_sizes": [[12, 6], [6, 6]]}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"^model\.pretrained_windows is \(\[12, 6\], .*expected whole numbers"):
         greenjax.load_pretrained(tmp_path)
 
 

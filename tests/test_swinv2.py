@@ -1,5 +1,7 @@
 """Swin V2 on visible tokens: equal to transformers' where all are visible, to a masked dense network elsewhere."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,41 +14,82 @@ from small import small_config
 
 import greenjax
 from greenjax.backbones.swinv2.encoder import log_offsets
+from greenjax.interop.weights import flat_weights
 from greenjax.models.parameters import decayed
+from greenjax.runtime.checkpoint import flatten_tree
 
 EPSILON = 1e-5
 
 
 @pytest.fixture(scope="module")
 def model():
-    return moved(greenjax.build(small_config("swinv2", model__depths=(2, 2))))
+    return moved(greenjax.build(small_config("swinv2", model__depths=(2, 2), model__pretrained_windows=(3, 0))))
 
 
-@pytest.mark.parametrize("window", [4, 16, 5])
-def test_all_visible_equals_transformers(tmp_path, window):
-    """Shifted windows; one window for a whole grid; windows that the grid cuts cannot run there."""
-    config = small_config("swinv2", model__window=min(window, 8), image_size=32 if window != 5 else 20)
-    model = moved(greenjax.build(config))
-    greenjax.save_torch(model, tmp_path / "hf", layout="hf")
-    theirs, info = transformers.Swinv2Model.from_pretrained(
-        tmp_path / "hf", add_pooling_layer=False, output_loading_info=True
-    )
+def in_torch(model, folder, images):
+    """transformers' model of the same weights, and its last tokens."""
+    greenjax.save_torch(model, folder, layout="hf")
+    theirs, info = transformers.Swinv2Model.from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
     assert not any(info.values())
-    images = pictures(size=config.image_size[0])
-    with torch.no_grad():
-        expected = theirs.eval()(torch.tensor(images).permute(0, 3, 1, 2)).last_hidden_state
+    return theirs, theirs.eval()(torch.tensor(images).permute(0, 3, 1, 2)).last_hidden_state
+
+
+@pytest.mark.parametrize(("size", "window"), [((32, 32), 4), ((20, 20), 5), ((32, 32), 16), ((16, 32), 8)], ids=str)
+def test_all_visible_equals_transformers(tmp_path, size, window):
+    """Shifted windows; windows larger than the last grid; one window for all rows, and two columns of them. Windows
+    that the grid cuts cannot run there."""
+    model = moved(greenjax.build(small_config("swinv2", model__window=window, image_size=size)))
+    images = np.random.default_rng(1).normal(size=(2, *size, 1)).astype(np.float32)
+    _, expected = in_torch(model, tmp_path / "hf", images)
     out = model(images, np.ones(model.grid.units, bool))
-    np.testing.assert_allclose(out.latent, expected, atol=1e-5)
+    np.testing.assert_allclose(out.latent, expected.detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "window"), [(32, 16), (48, 24)])
+def test_windows_larger_than_in_pre_training_equal_transformers(tmp_path, size, window):
+    """As swinv2_base_window12to16 and window12to24: values, and the gradients of every parameter of the encoder, which
+    transformers writes in the place of its weights."""
+    options = dict(task="knn", model__depths=(1, 1), model__window=window, model__pretrained_windows=(12, 6))
+    model, images = moved(greenjax.build(small_config("swinv2", **options, image_size=size))), pictures(size=size)
+    theirs, expected = in_torch(model, tmp_path / "hf", images)
+    assert theirs.config.pretrained_window_sizes == [12, 6]
+    weights = np.random.default_rng(2).normal(size=expected.shape).astype(np.float32)
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def learn(state):
+        latent, _ = nnx.merge(graphdef, state).dense(jnp.asarray(images))
+        return (latent * weights).sum(), latent
+
+    (_, latent), gradients = learn(state)
+    np.testing.assert_allclose(latent, expected.detach(), atol=1e-5)
+    (expected * torch.tensor(weights)).sum().backward()
+    for parameter in theirs.parameters():
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    theirs.save_pretrained(tmp_path / "gradients")
+    there = flat_weights(greenjax.load_torch(tmp_path / "gradients", model.config, "hf"))
+    for name, gradient in flatten_tree(nnx.to_pure_dict(gradients)).items():
+        np.testing.assert_allclose(gradient, there[name], atol=1e-5 * np.abs(there[name]).max(), err_msg=name)
+
+
+def test_more_rows_than_columns_in_a_window_are_refused(tmp_path):
+    """transformers shrinks windows to the rows, and shifts columns with them."""
+    model = greenjax.build(small_config("swinv2", image_size=(32, 16), model__window=8))
+    with pytest.raises(
+        ValueError, match=r"stage 1 has a grid of 16 x 8 tokens with a window of 8, which the library's"
+    ):
+        greenjax.save_torch(model, tmp_path / "hf", layout="hf")
 
 
 def position_bias(params, window, dy, dx):
-    """Section 3.3, equations 3 and 4, for each pair of tokens by itself."""
+    """Section 3.3, equations 3 and 4, for each pair of tokens by itself; `window` is that of the pre-training."""
     offset = np.stack([dy, dx], axis=-1) / max(window - 1, 1) * 8
     log = (np.sign(offset) * np.log2(1 + np.abs(offset)) / np.log2(8)).astype(np.float32)
     return 16 * jax.nn.sigmoid(dense(jax.nn.relu(dense(log, params["fc1"])), params["fc2"]))
 
 
-def cosine_attention(grid, seen, params, heads, window, shift):
+def cosine_attention(grid, seen, params, heads, window, pretrained, shift):
     """Section 3.2, equation 2, of all tokens to the visible ones of their window."""
     b, h, w, c = grid.shape
     same, dy, dx = offsets((h, w), window, shift)
@@ -56,7 +99,7 @@ def cosine_attention(grid, seen, params, heads, window, shift):
     q, k = (a / jnp.linalg.norm(a, axis=-1, keepdims=True) for a in (q, k))
     q = q * jnp.exp(jnp.minimum(params["logit_scale"], np.log(100)))[:, None]
     near = np.where(same, dy, 0), np.where(same, dx, 0)
-    y = attention(q, k, v, position_bias(params["position_mlp"], window, *near), same & seen.ravel())
+    y = attention(q, k, v, position_bias(params["position_mlp"], pretrained, *near), same & seen.ravel())
     return dense(y.reshape(b, h, w, c), params["proj"])
 
 
@@ -71,7 +114,8 @@ def reference(params, images, settings, grid, visible):
         for j in range(depth):
             block = params["stages"][i]["blocks"][j]
             shift = window // 2 if j % 2 and min(seen.shape) > window else 0
-            attended = cosine_attention(x, seen, block["attn"], settings.num_heads[i], window, shift)
+            pretrained = (settings.pretrained_windows or (0, 0))[i] or window
+            attended = cosine_attention(x, seen, block["attn"], settings.num_heads[i], window, pretrained, shift)
             x = x + norm(attended, block["norm1"], EPSILON)
             x = x + norm(mlp(x, block["mlp"]), block["norm2"], EPSILON)
         outputs.append(x)
@@ -84,14 +128,20 @@ def reference(params, images, settings, grid, visible):
 
 
 def test_visible_tokens_and_gradients_equal_the_masked_dense_network(model):
+    """With a pre-training at another window in the first stage."""
     check(model, reference, 0.4)
 
 
 def test_offsets_are_spaced_logarithmically():
-    table = log_offsets(8).reshape(15, 15, 2)
+    table = log_offsets(8, 8).reshape(15, 15, 2)
     np.testing.assert_allclose(table[:, 0, 0], -table[::-1, 0, 0])
     np.testing.assert_allclose(table[14, 14], np.log2(9) / 3, rtol=1e-6)
-    assert (np.diff(table[0, :, 1]) > 0).all() and not log_offsets(1).any()
+    assert (np.diff(table[0, :, 1]) > 0).all() and not log_offsets(1, 1).any()
+
+
+def test_an_offset_keeps_its_place_in_a_larger_window_than_that_of_the_pre_training():
+    inside = log_offsets(24, 12).reshape(47, 47, 2)[12:-12, 12:-12]
+    np.testing.assert_array_equal(inside.reshape(-1, 2), log_offsets(12, 12))
 
 
 def test_norms_behind_the_branches_start_at_zero():

@@ -26,10 +26,12 @@ NAMES = {
     "depths": ("depths", "num_hidden_layers"),
     "num_heads": ("num_heads", "num_attention_heads"),
     "window": ("window_size",),
+    "pretrained_windows": ("pretrained_window_sizes",),
     "mlp_ratio": ("mlp_ratio", "mlp_ratios"),
     "sr_ratios": ("sr_ratios",),
     "query_pools": ("num_query_pool",),
 }
+OPTIONAL = ("mlp_ratio", "pretrained_windows")
 DECODER = {
     "decoder_hidden_size": "decoder.dim",
     "decoder_num_hidden_layers": "decoder.depth",
@@ -98,18 +100,17 @@ def _described(folder: Path, found: Mapping[str, Any], kind: str, family: Family
     published = next(iter(family.sizes.values()))
     for part in ("depths", "num_heads"):  # of one stage
         sizes |= {part: (sizes[part],)} if isinstance(sizes.get(part), int) else {}
-    needed = [part for part in ("in_channels", *published) if part in NAMES and part != "mlp_ratio"]
+    where = repr(str(folder / "config.json"))
+    needed = [part for part in ("in_channels", *published) if part in NAMES and part not in OPTIONAL]
     if missing := [part for part in needed if part not in sizes]:
         names = " and ".join(NAMES[part][-1] for part in missing)
-        raise InputError(f"{str(folder / 'config.json')!r} has no {names}: expected the config.json of a {kind}")
+        raise InputError(f"{where} has no {names}: expected the config.json of a {kind}")
     if "mlp_ratio" not in sizes and "intermediate_size" in found:
         sizes["mlp_ratio"] = found["intermediate_size"] / found["hidden_size"]
     sizes = {part: value for part, value in sizes.items() if part in (*published, "in_channels")}
     epsilon = found.get("layer_norm_eps", layout.epsilon)
     if not isinstance(epsilon, float):
-        raise InputError(
-            f"{str(folder / 'config.json')!r}: layer_norm_eps is {epsilon!r}: expected a number such as 1e-6"
-        )
+        raise InputError(f"{where}: layer_norm_eps is {epsilon!r}: expected a number such as 1e-6")
     sizes["norm_epsilon"] = epsilon if layout.any_epsilon else layout.epsilon
     name = max(family.sizes, key=lambda name: sum(family.sizes[name].get(part) == sizes[part] for part in sizes))
     settings = {"model.name": name} | {f"model.{part}": value for part, value in sizes.items()}
@@ -131,11 +132,10 @@ def _check(folder: Path, found: Mapping[str, Any], layout: Any, settings: Mappin
     """Raises InputError where greenjax would describe a model of these settings otherwise."""
     colours = dict.fromkeys(("data.mean", "data.std"), (0.5,) * settings["model.in_channels"])
     expected = layout.folder(resolve({"task": "knn", "data.source": "python"} | colours | dict(settings)), parts)
-    for key in expected:
-        if key in found and key not in FREE and not _same(found[key], expected[key]):
+    for key, value in expected.items():
+        if key in found and key not in FREE and not _same(found[key], value):
             where = f"{str(folder / 'config.json')!r}: {key} is {found[key]!r}"
-            only = f"{expected[key]!r}, which is all that a {expected['model_type']} has here"
-            raise InputError(f"{where}: expected {only}")
+            raise InputError(f"{where}: expected {value!r}, which is all that a {expected['model_type']} has here")
 
 
 def _same(found: Any, expected: Any) -> bool:

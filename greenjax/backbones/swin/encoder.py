@@ -77,13 +77,16 @@ class Encoder(nnx.Module):
         for i, (dim, heads) in enumerate(zip(dims, model.num_heads, strict=True)):
             blocks = []
             for rate in rates[i]:
-                kind = dict(attention=model.attention, dtype=model.dtype)
+                kind = self.attention_options(model, i)
                 attention = self.attention(dim, specs[i].windows[0].rows, heads, **kind, rngs=rngs)
                 blocks.append(self.block(attention, dim, hidden[i], drop_path=rate, **options))
             downsample = self.merging(dim, **options) if i + 1 < len(dims) else None
             stages.append(SwinStage(blocks, downsample, model.remat))
         self.stages = nnx.List(stages)
         self.norm = LayerNorm(dims[-1], epsilon=model.norm_epsilon, rngs=rngs)
+
+    def attention_options(self, model: ConfigDict, stage: int) -> dict[str, Any]:
+        return dict(attention=model.attention, dtype=model.dtype)
 
     def __call__(
         self, x: Float[Array, "b n c"], plan: Plan, key: Key[Array, ""] | None

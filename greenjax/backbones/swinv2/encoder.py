@@ -10,6 +10,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Key
+from ml_collections import ConfigDict
 
 from greenjax.backbones.attention import attention_in_windows
 from greenjax.backbones.layers import Block, LayerNorm, constant, drop_path, linear
@@ -21,22 +22,28 @@ LARGEST_SCALE = 100.0  # of the cosines, section 3.2: the temperature is at leas
 
 
 class PositionMlp(nnx.Module):
-    """The continuous position bias: a small network from log-spaced offsets to a bias a head (section 3.3, eq. 4)."""
+    """The continuous position bias: a small network from log-spaced offsets to a bias a head (section 3.3, eq. 4).
 
-    def __init__(self, window: int, num_heads: int, *, rngs: nnx.Rngs):
-        self.window = window
+    Offsets are divided by the window `pretrained`, less 1; 0 stands for `window`. With the window of the pre-training a
+    network gives each offset the bias that it had there.
+    """
+
+    def __init__(self, window: int, pretrained: int, num_heads: int, *, rngs: nnx.Rngs):
+        self.window, self.pretrained = window, pretrained or window
         self.fc1 = linear(2, 512, dtype=jnp.float32, rngs=rngs)
         self.fc2 = linear(512, num_heads, use_bias=False, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self) -> Float[Array, "offsets k"]:
         """The table that relative_position_bias takes; 16 times the sigmoid keeps it between 0 and 16."""
-        return 16 * jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(jnp.asarray(log_offsets(self.window))))))
+        offsets = jnp.asarray(log_offsets(self.window, self.pretrained))
+        return 16 * jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(offsets))))
 
 
 @cache
-def log_offsets(window: int) -> Float32[np.ndarray, "offsets 2"]:
-    """Every offset (dy, dx) of a window, row by row, on a logarithmic scale on which the largest is 1."""
-    axis = np.arange(1 - window, window) / max(window - 1, 1) * 8
+def log_offsets(window: int, pretrained: int) -> Float32[np.ndarray, "offsets 2"]:
+    """Every offset (dy, dx) of a window, row by row, on a logarithmic scale: the largest of the window `pretrained` is
+    log2(9) / 3."""
+    axis = np.arange(1 - window, window) / max(pretrained - 1, 1) * 8
     axis = np.sign(axis) * np.log2(np.abs(axis) + 1) / np.log2(8)
     return np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.float32)
 
@@ -48,7 +55,9 @@ class CosineAttention(nnx.Module):
     attention of all families computes them.
     """
 
-    def __init__(self, dim: int, window: int, num_heads: int, *, attention: str = "xla", dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self, dim: int, window: int, num_heads: int, *, pretrained: int, attention: str, dtype: Any, rngs: nnx.Rngs
+    ):
         """`attention`: as group_attention has it."""
         self.num_heads = num_heads
         self.attention = attention
@@ -56,7 +65,7 @@ class CosineAttention(nnx.Module):
         self.q_bias = nnx.Param(constant(0, dim))
         self.v_bias = nnx.Param(constant(0, dim))
         self.logit_scale = nnx.Param(np.full(num_heads, math.log(10), np.float32))
-        self.position_mlp = PositionMlp(window, num_heads, rngs=rngs)
+        self.position_mlp = PositionMlp(window, pretrained, num_heads, rngs=rngs)
         self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n c"], grouping: Grouping) -> Float[Array, "b n c"]:
@@ -112,3 +121,7 @@ class Encoder(swin.Encoder):
     """Swin's encoder with the parts of Swin V2."""
 
     attention, block, merging = CosineAttention, PostNormBlock, PatchMerging
+
+    def attention_options(self, model: ConfigDict, stage: int) -> dict[str, Any]:
+        windows = model.pretrained_windows
+        return super().attention_options(model, stage) | {"pretrained": windows[stage] if windows else 0}

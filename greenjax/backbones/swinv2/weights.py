@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Shaped
 from ml_collections import ConfigDict
 
-from greenjax.backbones.rules import Layout, Rule, Table, head, simmim_decoder
+from greenjax.backbones.rules import Fault, Layout, Rule, Table, head, simmim_decoder
 from greenjax.backbones.swin.weights import transformers_settings
 from greenjax.backbones.transforms import (
     LINEAR,
@@ -22,10 +22,10 @@ from greenjax.backbones.transforms import (
     thirds,
 )
 from greenjax.backbones.windows import (
+    WindowedStage,
     padding_attends,
     small_grids_have_one_window,
     window_faults,
-    windows_do_not_shrink,
     windows_shrink_on_each_axis,
 )
 
@@ -98,8 +98,16 @@ _HF: Table = (
 
 def _folder(config: ConfigDict, parts: set[str]) -> dict[str, Any]:
     """config.json of a Swinv2Model and its like. Raises InputError for what Swinv2Config cannot say."""
-    of_window = {"pretrained_window_sizes": [0] * len(config.model.depths)}
-    return transformers_settings(config, parts, "Swinv2", "swinv2") | of_window
+    windows = config.model.pretrained_windows or (0,) * len(config.model.depths)
+    return transformers_settings(config, parts, "Swinv2", "swinv2") | {"pretrained_window_sizes": list(windows)}
+
+
+def _rows_decide(stage: WindowedStage) -> Fault | None:
+    """transformers' windows shrink to the rows of a grid, and shift where it has more rows."""
+    if stage.padded or stage.columns >= stage.rows or stage.columns > stage.window:
+        return None
+    then = ", which the library's rows decide on: expected no more rows than columns, or both above the window"
+    return Fault(f"{stage} with a window of {stage.window}", then, "refused")
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -113,7 +121,7 @@ LAYOUTS: dict[str, Layout] = {
         model_prefix="swinv2.",
         head=head("classifier"),
         decoders={"simmim": simmim_decoder("swinv2.embeddings.mask_token")},
-        faults=window_faults(windows_do_not_shrink, padding_attends, small_grids_have_one_window),
+        faults=window_faults(_rows_decide, padding_attends, small_grids_have_one_window),
         folder=_folder,
     ),
 }
