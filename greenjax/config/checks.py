@@ -142,10 +142,13 @@ def check_optimizer(values: Values) -> None:
         refuse(values, "optim.name", f"adamw for task {values['task']!r}")
     if values["optim.layer_decay"] != 1 and values["task"] not in ("finetune", "detect"):
         refuse(values, "optim.layer_decay", f"1 for task {values['task']!r}: it is for fine-tuning")
-    if values["monitor"] != "none":
-        held_out = values["data.monitor_eval_split"] or values["data.eval_split"]
-        if values["task"] != "pretrain" or not held_out:
-            refuse(values, "monitor", "none where the task is not pretrain or data.eval_split is not set")
+    if values["monitor"] != "none" and values["task"] != "pretrain":
+        refuse(values, "monitor", f"none for task {values['task']!r}")
+    for key in ("source", "path", "name", "split", "eval_split"):
+        if values["monitor"] == "views" and values[f"data.monitor_{key}"]:
+            refuse(values, f"data.monitor_{key}", "'' for monitor 'views', which takes images of the training")
+    if values["monitor"] in ("knn", "linear") and not (values["data.monitor_eval_split"] or values["data.eval_split"]):
+        refuse(values, "monitor", "none or views where data.eval_split is not set")
 
 
 def check_unlabelled(values: Values) -> None:

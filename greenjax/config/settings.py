@@ -41,8 +41,8 @@ KEYS = {
         "where the first weights come from"
     ),
     "new_head": flag(False).means("draws the layers with outputs for classes anew, although init has them"),
-    "monitor": choice("none", "none", "knn", "linear").means(
-        "in pre-training: measures the accuracy of frozen features"
+    "monitor": choice("none", "none", "knn", "linear", "views").means(
+        "in pre-training: measures frozen features, by labels, or by views of images (docs/finetune.md)"
     ),
     "ema": share(0.0).means("decay of the moving average of the weights, at each update; 0 = no average"),
     "deterministic": flag(False).means("the same bits in every run on one GPU, at some cost in speed"),

@@ -9,7 +9,7 @@ images with labels. None stands for all of them.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -164,6 +164,24 @@ def image_batches(
     stream = one_pass(config, source, len(source), patient=True)
     make = Maker(stream, config.data.batch_size, own or range(config.data.batch_size), without_labels)
     return Batches(read_once(config, make, first), undecodable, LEFT_OUT)
+
+
+def two_views(
+    config: ConfigDict,
+    source: Images,
+    rows: Sequence[int],
+    own: range | None = None,
+    undecodable: Undecodable | None = None,
+) -> Batches[LabelledBatch]:
+    """These images, each in a random view of training, then again in another one; the same at each call.
+
+    Otherwise as `image_batches`.
+    """
+    size = config.data.batch_size
+    order, view = [*rows, *rows], RandomView.from_config(config)
+    stream = Stream(source, order, view, length=-(-len(order) // size) * size, patient=True)
+    make = Maker(stream, size, own or range(size), without_labels)
+    return Batches(read_once(config, make), undecodable, LEFT_OUT)
 
 
 def one_pass(

@@ -21,6 +21,7 @@ from greenjax.data.sources import COLUMNS, SOURCES
 from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.monitor import Monitor
 from greenjax.evaluation.pictures.curve import draw_loss_curve, held_out_line
+from greenjax.evaluation.views import ViewsMonitor
 from greenjax.models.mim import predicts_normalised
 from greenjax.runtime.console import say
 from greenjax.runtime.files import read_metrics, unless_full
@@ -82,7 +83,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     return state
 
 
-def opened(config: ConfigDict, mesh: Mesh, task: Task) -> tuple[dict[str, Any], Monitor | None]:
+def opened(config: ConfigDict, mesh: Mesh, task: Task) -> tuple[dict[str, Any], Monitor | ViewsMonitor | None]:
     """All sets of images, by the names that errors give them, and the monitor that has some of them."""
     source = open_source(config.data, config.data.split)
     held_out = open_source(config.data, config.data.eval_split) if config.data.eval_split else None
@@ -91,6 +92,8 @@ def opened(config: ConfigDict, mesh: Mesh, task: Task) -> tuple[dict[str, Any], 
     sources = {TRAINING: source, HELD_OUT: held_out}
     if config.monitor == "none":
         return sources, None
+    if config.monitor == "views":
+        return sources, ViewsMonitor(config, source, task.graphdef, Placement(mesh))
     monitor = Monitor(config, monitor_data(config), task.graphdef, Placement(mesh))
     others = {"images of the monitor": monitor.train, "held-out images of the monitor": monitor.held_out}
     return sources | others, monitor
@@ -134,8 +137,8 @@ def held_out_hooks(run: Run, batches: Callable[[], Batches[Batch]]) -> list[Hook
     return [Hook(run.config.log.eval_every, measure)]
 
 
-def monitor_hooks(run: Run, monitor: Monitor | None) -> list[Hook]:
-    """The accuracy of frozen features."""
+def monitor_hooks(run: Run, monitor: Monitor | ViewsMonitor | None) -> list[Hook]:
+    """The accuracy of frozen features, in classes or in finding an image again."""
     if monitor is None:
         return []
 

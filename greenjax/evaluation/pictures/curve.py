@@ -6,13 +6,15 @@ from typing import Any
 
 from greenjax.evaluation.pictures.canvas import make_figure, save_png
 
+MONITORED = {"knn_top1": "k-NN", "linear_top1": "linear", "views_top1": "same image, other view"}
+
 
 def draw_loss_curve(path: Path, lines: list[dict[str, Any]]) -> None:
     """Writes a PNG: the loss on training batches and on held-out images by step, and the loss of the best constant.
 
     A second panel has the accuracy of monitored features, where there is one.
     """
-    monitored = [key for key in ("knn_top1", "linear_top1") if any(key in line for line in lines)]
+    monitored = [(key, label) for key, label in MONITORED.items() if any(key in line for line in lines)]
     figure = make_figure(figsize=(7 if not monitored else 11, 4), layout="constrained")
     axes = figure.add_subplot(1, 1 + bool(monitored), 1, xlabel="step", ylabel="masked loss")
     _draw(axes, lines, (("loss", "training", "-"), ("held_out_loss", "held-out", "o-")))
@@ -22,7 +24,7 @@ def draw_loss_curve(path: Path, lines: list[dict[str, Any]]) -> None:
     _legend(axes)
     if monitored:
         axes = figure.add_subplot(1, 2, 2, xlabel="step", ylabel="top-1 accuracy of frozen features")
-        _draw(axes, lines, [(key, key.partition("_")[0].replace("knn", "k-NN"), "o-") for key in monitored])
+        _draw(axes, lines, [(key, label, "o-") for key, label in monitored])
         _legend(axes)
     save_png(figure, path)
 
