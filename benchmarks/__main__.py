@@ -42,11 +42,12 @@ SUITES = {  # by name: the module
     "batches": "batches",
     "scaling": "scaling",
     "study": "study",
+    "evidence": "evidence",
     "sweep": "sweep",
 }
 WITHOUT_CONFIG = ("sparse", "input", "sources", "formats", "listing")
 ABSENT_DEVICES = ("ahead", "scaling")  # compile for devices that are not here, as others do with --gpu
-TRAINING = {"study", "sweep"}  # measure no time
+TRAINING = {"study", "sweep", "evidence"}  # compile with JAX's cache
 
 
 def forwarded(argv: Sequence[str], command: str, suite: str | None) -> None:

@@ -30,7 +30,7 @@ from greenjax.errors import InputError
 from greenjax.evaluation.classify import accuracy
 from greenjax.evaluation.knn import knn_scores
 from greenjax.evaluation.monitor import check_neighbours
-from greenjax.evaluation.outputs import pooled_forward, source_features
+from greenjax.evaluation.outputs import Features, pooled_forward, source_features
 from greenjax.evaluation.probe import linear_scores
 from greenjax.evaluation.results import write_results
 from greenjax.interop.loading import initial_model
@@ -165,6 +165,10 @@ class Bench:
             bank, queries = (
                 source_features(self.config, self.pooled, params, source, self.place) for source in sources
             )
+        return self.scored(bank, queries, seed)
+
+    def scored(self, bank: Features, queries: Features, seed: int) -> dict[str, float]:
+        """Accuracies on `queries` of a linear probe and the first k of k-NN that learn from `bank`."""
         classes = len(self.images.classes)
         k, temperature = self.config.knn.k[0], self.config.knn.temperature
         scores = {

@@ -1,0 +1,106 @@
+"""The arms of every table of `benchmarks evidence`: ways to pre-train, each a configuration."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from benchmarks.study import changed
+from greenjax.config import flatten
+
+GREEN, SIMMIM, MAE = "green", "SimMIM", "MAE (ViT)"
+SCRATCH, SCRATCH_LONGER = "from scratch", "from scratch, longer"
+SIMMIM_RATE = 1 / 8  # of SimMIM's pre-training / of green's: the best of `--table rates` on mnist5k (docs/evidence.md)
+
+
+class Arm(NamedTuple):
+    """One way to pre-train, and to fine-tune from there."""
+
+    name: str
+    config: ConfigDict | None  # None: no pre-training
+    longer: bool = False  # trained on to equal wall time
+    swapped: bool = False  # visible latents stand at each other's places: benchmarks/evidence_order.py
+    rate: float = 1.0  # of fine-tuning, times the recipe's
+    of: str = ""  # the arm whose pre-training this one takes
+    against: str = ""  # the arm that it is compared with; by default the table's first
+
+
+def methods(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
+    """Green, what it replaces, and no pre-training."""
+    simmim = changed(config, {"method": "simmim", "optim.base_lr": SIMMIM_RATE * config.optim.base_lr})
+    arms = [Arm(GREEN, config, longer=True), Arm(SIMMIM, simmim, longer=True)]
+    arms += [Arm(MAE, mae, longer=True)] if mae is not None else []
+    scratch = Arm(SCRATCH, None)
+    return [*arms, scratch, scratch._replace(name=SCRATCH_LONGER, longer=True)]
+
+
+def families(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
+    """Green and no pre-training, for the backbone of --config."""
+    return [Arm(GREEN, config), Arm(SCRATCH, None)]
+
+
+def rates(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
+    """Rates of pre-training, the same ones for each method."""
+    return [
+        Arm(f"{arm.name}, {rate:g}", changed(arm.config, {"optim.base_lr": rate}))
+        for arm in methods(config, mae)
+        if arm.config
+        for rate in (config.optim.base_lr * factor for factor in (2, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16))
+    ]
+
+
+def finetuning(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
+    """Rates of fine-tuning."""
+    return [
+        arm._replace(name=f"{arm.name}, rate x {rate:g}", rate=rate, of=arm.name, longer=False)
+        for arm in methods(config, mae)
+        if arm.config or not arm.longer
+        for rate in (0.5, 1.0, 2.0, 4.0)
+    ]
+
+
+def choices(config: ConfigDict, values: dict[str, tuple[Any, ...]]) -> list[Arm]:
+    """Green as it is, then with each value of some settings, one changed at a time."""
+    own = flatten(config)
+    return [Arm(GREEN, config, longer=True)] + [
+        Arm(f"{key} {value}", changed(config, {key: value}))
+        for key, others in values.items()
+        for value in others
+        if value != own[key]
+    ]
+
+
+def order(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
+    """Depths of the decoder, each with the visible latents at their own places and at each other's."""
+    own = choices(config, {"decoder.depth": (1, 2, 4)})
+    others = (arm._replace(name=f"{arm.name}, swapped", swapped=True, longer=False, against=arm.name) for arm in own)
+    return [*own, *others]
+
+
+def masks(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
+    """How many masks a batch has, how much they hide, and in which pieces."""
+    groups = 1, 8, config.data.batch_size
+    return choices(config, {"mask.groups": groups, "mask.ratio": (0.5, 0.625, 0.75, 0.875), "mask.block": (1, 2)})
+
+
+def decoders(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
+    """Widths of the decoder, and what it predicts."""
+    return choices(config, {"decoder.dim": (16, 32, 64, 128), "decoder.norm_pixels": (True, False)})
+
+
+def sizes(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
+    """Green on the first images of the training split, for as many updates; labels are of the whole split."""
+    few = {f"{config.data.split}[:{count}]": f"{count} images" for count in (250, 1000)}
+    return [Arm(GREEN, config, longer=True)] + [Arm(n, changed(config, {"data.split": s})) for s, n in few.items()]
+
+
+TABLES: dict[str, Callable[[ConfigDict, ConfigDict | None], list[Arm]]] = {
+    "methods": methods,
+    "families": families,
+    "rates": rates,
+    "finetuning": finetuning,
+    "order": order,
+    "masks": masks,
+    "decoders": decoders,
+    "sizes": sizes,
+}
