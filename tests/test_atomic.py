@@ -47,6 +47,19 @@ def test_a_damaged_file_of_a_run_is_one_line(recorded, name, damage):
     go_on(recorded)
 
 
+def test_a_run_that_is_older_than_settings_of_its_model_goes_on(tmp_path):
+    """What a published model has of a newer key is what the run was begun with, and no other."""
+    record_config(tmp_path, hiera := small_config("hiera"), images=9, resuming=False)
+    there = json.loads((tmp_path / "config.json").read_text())
+    for section, key in (("model", "query_pools"), ("model", "norm_epsilon"), ("decoder", "fusion"), ("mask", "block")):
+        del there[section][key]
+    (tmp_path / "config.json").write_text(json.dumps(there))
+    with pytest.raises(InputError, match=r"model.query_pools is 3 there, 1 here: use"):
+        record_config(tmp_path, small_config("hiera", model__query_pools=1), images=9, resuming=True)
+    record_config(tmp_path, hiera, images=9, resuming=True)
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["query_pools"] == 3
+
+
 def test_versions_are_written_anew(recorded):
     """Nothing follows from them."""
     (recorded / "versions.json").write_text("{")

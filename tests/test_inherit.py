@@ -58,6 +58,18 @@ def test_a_config_keeps_what_is_no_part_of_the_weights(tmp_path):
         assert (config.model.pool, config.model.positions) == expected
 
 
+def test_a_pre_training_older_than_a_setting_of_the_decoder_goes_on_with_its_default(tmp_path):
+    """Not with the config file's: the weights have no convolutions of a fusion."""
+    there = small_config("hiera", decoder__depth=2).to_dict()
+    for section, key in (("decoder", "fusion"), ("decoder", "positions"), ("model", "query_pools")):
+        del there[section][key]
+    (tmp_path / "config.json").write_text(json.dumps(there))
+    config, (line,) = loaded("hiera_b", {}, tmp_path)
+    assert (config.decoder.fusion, config.decoder.positions, config.decoder.depth) == (False, "sincos", 2)
+    assert "decoder.fusion=False" in line and config.model.query_pools == 3
+    assert loaded("hiera_b", {"model.query_pools": 1}, tmp_path)[0].model.query_pools == 1
+
+
 @pytest.mark.parametrize(
     ("before", "own", "expected"),
     [

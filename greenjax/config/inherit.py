@@ -50,7 +50,7 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
     wanted = {key: there.get(key) for key in MODEL if key in there or key not in COLOURS}
     wanted["data.statistics"] = ""  # of other images than those of the weights
     if task == "pretrain" and there.get("task") == "pretrain":
-        wanted |= {key: there[key] for key in DECODER if key in there}
+        wanted |= {key: there.get(key, KEYS[key].default) for key in DECODER}  # the run may be older than a key
     if task == "eval" and there.get("task") == "detect":
         wanted |= {key: there[key] for key in there if key.startswith("detect.")}
     if task in ("eval", "knn"):
@@ -60,7 +60,7 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
         wanted |= {key: there[key] for key in keys if key in there}
     own = [key for key in OWN if settings.get(key) is not None and there.get(key) is not None]
     wanted = {key: value for key, value in wanted.items() if key not in (*given, *own)}
-    changed = {key: value for key, value in wanted.items() if not same_value(_filled(settings, key), value)}
+    changed = {key: value for key, value in wanted.items() if not same_value(filled(settings, key), value)}
     named = [f"{key}={value!r}" for key, value in changed.items() if not _follows(key, value, wanted)]
     line = f"settings of init {init!r}: {', '.join(named)}" if named else ""
     size, before = settings.get("image_size"), there.get("image_size")
@@ -156,7 +156,7 @@ def _unset(value: Any) -> Any:
     return value if (any(value) if isinstance(value, list | tuple) else value or value is False) else None
 
 
-def _filled(settings: Settings, key: str) -> Any:
+def filled(settings: Settings, key: str) -> Any:
     """A setting, or the published one of the model's name where it is not given."""
     section, _, part = key.rpartition(".")
     value = settings.get(key)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from greenjax import __version__
 from greenjax.config import KEYS, flatten, read_recorded
+from greenjax.config.inherit import filled
 from greenjax.errors import InputError
 from greenjax.runtime.files import expanded, read_json, replace_text
 from greenjax.runtime.processes import leads
@@ -66,8 +67,9 @@ def versions() -> dict[str, str]:
 def _refuse_other(path: Path, config: ConfigDict) -> None:
     """Raises InputError where config.json has other settings, except HARMLESS ones."""
     here = _as_json(flatten(config))
-    defaults = _as_json({key: entry.default for key, entry in KEYS.items()})
-    there = defaults | read_recorded(path, REMEDY)  # the run may be older than a key
+    defaults = {key: entry.default for key, entry in KEYS.items()}
+    there = defaults | read_recorded(path, REMEDY)  # the run may be older than a key, or than a published setting
+    there = _as_json({key: filled(there, key) for key in there})
     keys = [key for key in there if not key.startswith(HARMLESS) and there[key] != here.get(key)]
     if not keys:
         return
