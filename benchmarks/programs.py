@@ -43,7 +43,8 @@ def sized(config: ConfigDict, batch: int, **changes: Any) -> ConfigDict:
     """The configuration with this batch and one mask a device; `changes` by name, `model__window=14`."""
     keys = {name.replace("__", "."): value for name, value in changes.items()}
     fixed = {"data.batch_size": batch, "mask.groups": jax.device_count(), "optim.accumulation": 1, "mesh.data": -1}
-    fixed |= {"decoder.fusion": False} if keys.get("method") == "simmim" else {}  # whose decoder is one linear layer
+    if keys.get("method") == "simmim":  # whose decoder is one linear layer
+        fixed |= {"decoder.fusion": False, "decoder.positions": "sincos"}
     return resolve(flatten(config) | fixed | keys)
 
 

@@ -365,6 +365,10 @@ WRONG = [
         "decoder.fusion is True: expected False for method 'simmim', whose decoder is a linear layer",
     ),
     (
+        {"decoder.positions": "learned", "method": "simmim"},
+        "decoder.positions is 'learned': expected 'sincos' for method 'simmim', whose decoder is a linear layer",
+    ),
+    (
         {"decoder.fusion": True, "model.name": "vit_b"},
         "decoder.fusion is True: expected False for vit_b, which has one stage",
     ),
@@ -379,7 +383,7 @@ WRONG = [
     ({"model.query_pools": 2}, "model.query_pools is 2: expected none for swin_b"),
     (
         {"model.name": "hiera_t", "model.query_pools": 2, "task": "detect"},
-        "task is 'detect': expected another where the last stage does not pool",
+        "model.query_pools is 2: expected 3 for task 'detect': a pyramid halves its grid at every level",
     ),
     ({"mask.ratio": 0.0}, "mask.ratio is 0.0"),
     ({"mask.ratio": 1}, "mask.ratio is 1.0"),

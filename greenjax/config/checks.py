@@ -73,12 +73,14 @@ def check_decoder(values: Values, family: Any) -> None:
         refuse(values, "decoder.dim", "a multiple of 4 (sine and cosine of row and column)")
     if dim % heads:
         refuse(values, "decoder.num_heads", f"a divisor of decoder.dim, {dim}")
-    if values["decoder.fusion"]:
-        if values["method"] != "green":
-            refuse(values, "decoder.fusion", f"False for method {values['method']!r}, whose decoder is a linear layer")
-        if len(values["model.depths"]) == 1 or family.norms_stages:
-            why = "norms every stage" if family.norms_stages else "has one stage"
-            refuse(values, "decoder.fusion", f"False for {values['model.name']}, which {why}")
+    if values["method"] != "green":
+        for key in ("decoder.fusion", "decoder.positions"):
+            if values[key] != KEYS[key].default:
+                why = f"for method {values['method']!r}, whose decoder is a linear layer"
+                refuse(values, key, f"{KEYS[key].default!r} {why}")
+    if values["decoder.fusion"] and (len(values["model.depths"]) == 1 or family.norms_stages):
+        why = "norms every stage" if family.norms_stages else "has one stage"
+        refuse(values, "decoder.fusion", f"False for {values['model.name']}, which {why}")
 
 
 def check_data(values: Values) -> None:
@@ -102,7 +104,8 @@ def check_detection(values: Values, grid: Any) -> None:
     if levels == 2:
         refuse(values, "task", f"another for {values['model.name']}, which has one stage and so no feature pyramid")
     if grid.side(-1) > 1:
-        refuse(values, "task", "another where the last stage does not pool: a pyramid halves its grid at every level")
+        why = "for task 'detect': a pyramid halves its grid at every level"
+        refuse(values, "model.query_pools", f"{levels - 2} {why}")
     if len(values["detect.anchor_sizes"]) != levels:
         refuse(values, "detect.anchor_sizes", f"{levels} sizes: one a stage of {values['model.name']}, and one above")
     if max(values["detect.shorter_sides"], default=0) > min(values["image_size"]):

@@ -28,9 +28,11 @@ def positions_transposed(found: np.ndarray, layout: Layout, config: ConfigDict) 
             return False
         if np.allclose(np.roll(positions, dim // 2, axis=1), expected, atol=1e-5):
             return True
+    way = "takes trained ones" if layout.fused else "takes the encoder alone"
     raise InputError(
         f"{name} {list(found.shape)} in the file is not made of sines and cosines as here: expected"
-        f" [1, {'1 + ' if before else ''}units, {dim}], a half of the channels for the column, one for the row"
+        f" [1, {'1 + ' if before else ''}units, {dim}], a half of the channels for the column, one for the row;"
+        f" --config.decoder.positions=learned {way}"
     )
 
 

@@ -76,11 +76,11 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
     notes = [*selection.notes, *(f"files of layout {name!r} have no {module}" for module in layout.lacking)]
     report = Report(notes=notes, left_out=selection.others, prefix=selection.prefix)
     given = _checked({key: to_array(selection.prefix + key, value) for key, value in selection.tensors.items()}, layout)
-    codes = layout.decoder_positions[0]
-    positions = given.pop(codes, None) if config.decoder.positions == "sincos" else None
 
     whole = bool(layout.model_prefix) and any(key.startswith(layout.model_prefix) for key in given)
     wanted = entries(layout, shapes, config, whole=whole)
+    codes = layout.decoder_positions[0]  # fixed ones, unless the model trains them and the layout has a place for them
+    positions = None if any(codes in entry.theirs for entry in wanted) else given.pop(codes, None)
     present = {entry.part for entry in wanted if given.keys() & set(entry.theirs)} | {"encoder"}
     drawn = {ours for ours in shapes if part_of(ours) not in present or (how.new_head and of_classes(ours))}
     needed = [entry for entry in wanted if drawn.isdisjoint(entry.ours)]
