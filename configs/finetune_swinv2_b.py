@@ -1,14 +1,16 @@
 """Fine-tunes Swin V2-B on ImageNet-1K with labels, 224 px and window 14, after SimMIM (arXiv 2206.04664).
 
     python -m greenjax.main --config configs/finetune_swinv2_b.py --config.init=runs/simmim_swinv2_b \
-        --config.model.window=14 --config.model.pretrained_windows=12,12,12,6
+        --config.model.window=14
 
 Source: simmim_finetune__swinv2_base__img224_window14__800ep.yaml of microsoft/Swin-Transformer, whose model hub prints
-a top-1 of 85.0. The window of a workdir in `init` goes before that of this file, so the command has it, and the windows
-of the pre-training (docs/backbones.md). Weights of another window need no resizing: the position bias is a function of
-the offset.
+a top-1 of 85.0. The window of `init` goes before that of this file, so the command has it. Weights of another
+window need no resizing: the position bias is a function of the offset, and keeps the windows of `init`
+(docs/backbones.md).
 
-`init` is the workdir of the pre-training, or a file of weights. Without it the same recipe trains from scratch.
+`init` is the workdir of the pre-training, or a file of weights. A file of another library does not say its windows:
+SimMIM's at 192 pixels need --config.model.pretrained_windows=12,12,12,6, too. Without `init` the same recipe trains
+from scratch.
 Hardware, time and result: not measured yet. --config.model.dtype=bfloat16 halves the activations on a GPU.
 --config.optim.accumulation=N fits an update into less memory.
 """
@@ -21,7 +23,6 @@ def get_config():
     config.task = "finetune"
     config.model.name = "swinv2_b"  # 128 channels, blocks (2, 2, 18, 2)
     config.model.window = 14
-    config.model.pretrained_windows = (12, 12, 12, 6)  # of the pre-training at 192 px
     config.model.drop_path = 0.1
     config.image_size = 224
 

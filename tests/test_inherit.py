@@ -70,24 +70,31 @@ def test_a_pre_training_older_than_a_setting_of_the_decoder_goes_on_with_its_def
     assert loaded("hiera_b", {"model.query_pools": 1}, tmp_path)[0].model.query_pools == 1
 
 
+WIDER = {"image_size": 32, "model.window": 16}
+
+
 @pytest.mark.parametrize(
-    ("before", "own", "expected"),
+    ("before", "given", "expected"),
     [
-        (None, (4, 2), (4, 2)),
-        ((8, 4), None, (8, 4)),
-        ((8, 4), (4, 2), (4, 2)),
-        ((8, 4), (0, 0), None),
-        (None, None, None),
+        ({}, {}, None),  # the same windows
+        ({}, {"image_size": 96}, (8, 4)),
+        ({}, WIDER, (8, 4)),
+        ({}, {**WIDER, "model.pretrained_windows": (0, 0)}, None),
+        ({}, {**WIDER, "model.pretrained_windows": (6, 6)}, (6, 6)),
+        ({"model__pretrained_windows": (6, 3)}, {}, (6, 3)),
+        ({"model__pretrained_windows": (6, 0)}, WIDER, (6, 4)),
+        ({"image_size": 4, "task": "knn"}, {}, (2, 0)),  # a window of one token has no offsets
     ],
     ids=str,
 )
-def test_the_windows_of_a_pre_training_are_those_of_the_command_or_the_weights(before, own, expected, tmp_path):
-    """Swin V2's. Weights that were trained further have their own."""
-    there = small_config("swinv2", model__pretrained_windows=before)
+def test_a_position_bias_stays_that_of_the_windows_of_the_weights(before, given, expected, tmp_path):
+    """Swin V2's, where windows here are others: by the window, or by grids that they shrink to."""
+    there = small_config("swinv2", **dict(image_size=16, model__window=8) | before)
     (tmp_path / "config.json").write_text(json.dumps(there.to_dict()))
-    given = {"data.source": "digits", "model.window": 8} | ({} if own is None else {"model.pretrained_windows": own})
-    config, _ = loaded("finetune_swin_b", given, tmp_path)
-    assert (config.model.window, config.model.pretrained_windows) == (8, expected)
+    config, lines = loaded("finetune_swinv2_b", {"image_size": 16} | given, tmp_path)
+    assert config.model.pretrained_windows == expected
+    told = any("model.pretrained_windows=" in line for line in lines)
+    assert told == (expected is not None and "model.pretrained_windows" not in given)
 
 
 def test_what_follows_from_the_name_is_not_told(tmp_path):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
@@ -35,6 +35,8 @@ class Family:
     beside_blocks: Mapping[str, Literal["before", "first", "last"]]
     undecayed: frozenset[str] = frozenset()  # modules whose kernels have no weight decay
     any_window: bool = False  # weights are for every window, without resizing
+    # Settings that keep the value of the weights: by name, the value with which a model on these grids computes.
+    kept: Mapping[str, Callable[[Any, TokenGrid], Any]] = field(default_factory=dict)
     pads: bool = False  # model.border may be "pad": zeros fill up windows at the border, and attend
     overlapping: bool = False  # embeddings whose kernels are larger than their strides, beside the kernels of `stages`
     norms_pooled: bool = False  # a classifier pools the tokens before the last norm, not behind it

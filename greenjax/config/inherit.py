@@ -11,8 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from greenjax.backbones.geometry import token_grid
 from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS, family_of
-from greenjax.config.resolve import flatten
+from greenjax.config.resolve import flatten, resolve
 from greenjax.config.settings import KEYS
 from greenjax.config.transformers import described
 from greenjax.config.values import same_value
@@ -60,6 +61,7 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
         wanted |= {key: there[key] for key in keys if key in there}
     own = [key for key in OWN if settings.get(key) is not None and there.get(key) is not None]
     wanted = {key: value for key, value in wanted.items() if key not in (*given, *own)}
+    wanted |= {key: value for key, value in _kept(there, settings | wanted).items() if key not in given}
     changed = {key: value for key, value in wanted.items() if not same_value(filled(settings, key), value)}
     named = [f"{key}={value!r}" for key, value in changed.items() if not _follows(key, value, wanted)]
     line = f"settings of init {init!r}: {', '.join(named)}" if named else ""
@@ -67,6 +69,21 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
     if task in ("finetune", "linear") and "image_size" not in given and before and not same_value(size, before):
         line = f"{line or f'init {init!r}'}; image_size is {size!r}, and was {before!r} there"
     return settings | wanted, line
+
+
+def _kept(there: Settings, here: Settings) -> Settings:
+    """The settings that the family keeps from its weights, where the model here would compute with others."""
+    kept = family_of(there["model.name"]).kept
+    values = {f"model.{part}": (of(*_model(there)), of(*_model(here))) for part, of in kept.items()}
+    return {key: trained for key, (trained, other) in values.items() if trained != other}
+
+
+def _model(settings: Settings) -> tuple[ConfigDict, Any]:
+    """The section model, resolved, and its grids."""
+    keys = ("image_size", "model.border", *FIXED, *(f"model.{part}" for part in FREE))
+    model = {key: settings[key] for key in keys if settings.get(key) is not None}
+    config = resolve(model | {"task": "knn", "data.source": "python", "data.mean": (0.5,), "data.std": (0.5,)})
+    return config.model, token_grid(config)
 
 
 def recorded(init: str) -> Settings:
