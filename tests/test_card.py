@@ -14,7 +14,7 @@ from small import small_config
 import greenjax
 from greenjax import convert
 from greenjax.evaluation.results import write_results
-from greenjax.interop.card import CARD, Origin, last, model_card, plain
+from greenjax.interop.card import CARD, Origin, last, model_card, plain, settings
 
 transformers.logging.set_verbosity_error()
 
@@ -174,6 +174,13 @@ def test_results_of_other_weights_are_not_told(tmp_path):
     lines = (tmp_path / "mine" / CARD).read_text().splitlines()
     told = [line for line in lines if line.endswith("| 0.1250 |")]
     assert told == ["| top1, own test | 0.1250 |", "| top1, own test k=20 | 0.1250 |"]
+
+
+def test_settings_of_the_decoder_and_of_the_pooling_are_told():
+    hiera = settings(small_config("hiera", model__query_pools=1, decoder__positions="learned"))
+    swin = settings(small_config("swinv2", model__pretrained_windows=(4, 2)))
+    told = {"| `model.query_pools` | 1 |", "| `decoder.positions` | learned |", "| `decoder.fusion` | False |"}
+    assert told <= {*hiera} and "| `model.pretrained_windows` | (4, 2) |" in swin
 
 
 def test_a_card_that_is_there_stays(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ import yaml
 from ml_collections import ConfigDict
 
 from greenjax import __version__
-from greenjax.config import flatten
+from greenjax.config import KEYS, flatten
 from greenjax.config.data_set import data_set
 from greenjax.evaluation.results import read_results
 from greenjax.runtime.classes import Classes
@@ -33,9 +33,10 @@ KINDS = {
 METHODS = {"green": "green masked image modelling", "simmim": "SimMIM"}
 CLASSIFIER = "ForImageClassification"  # how the names of transformers' classifiers end
 SETTINGS = ("method", "epochs", "steps", "data.batch_size", "optim.base_lr", "optim.weight_decay", "model.drop_path")
-SETTINGS += ("ema", "seed", "model.dtype", "data.crop_scale", "data.flip")
+SETTINGS += ("model.query_pools", "model.pretrained_windows", "model.dtype", "ema", "seed")
+SETTINGS += ("data.crop_scale", "data.flip")
 MORE = {
-    "pretrain": ("mask.ratio", "mask.block", "decoder.dim", "decoder.depth"),
+    "pretrain": ("mask.ratio", "mask.block", *(key for key in KEYS if key.startswith("decoder."))),
     "finetune": ("optim.layer_decay", "optim.label_smoothing", "data.randaugment", "data.erasing", "data.mixup"),
 }
 NO_RESULTS = ("temperature", "step")  # floats of an entry of results.json that measure nothing

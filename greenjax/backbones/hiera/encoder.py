@@ -105,7 +105,8 @@ class Stem(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """The blocks of one stage; the first pools the tokens of the stage before, but where `model.query_pools` end."""
+    """The blocks of one stage. The first block pools the tokens of the stage before, in as many stages from the second
+    on as `model.query_pools` says."""
 
     def __init__(self, config: ConfigDict, stage: int, *, rngs: nnx.Rngs):
         model, dims, grid = config.model, stage_channels(config), token_grid(config)

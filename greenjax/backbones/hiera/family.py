@@ -50,7 +50,10 @@ FAMILY = Family(
         "num_heads": NUM_HEADS,
         "query_pools": count(None, 0, UNSET)
         ._replace(free=True, own=True)
-        .means("stages that pool 2 x 2 tokens of the one before, at most; with 2 of 3, the last stage does not"),
+        .means(
+            "stages that pool 2 x 2 tokens of the one before, at most; with 2 of 3, the last stage does not; 0: 3, as"
+            " published; not given: 3, or that of init"
+        ),
     },
     channels=channels,
     stages=stages,
