@@ -400,6 +400,10 @@ WRONG = [
         "data.source is 'webdataset': expected coco or digits or folder or huggingface or list or mnist5k or python or",
     ),
     ({"data.source": "folder"}, "data.path is '': expected a directory"),
+    (
+        {"task": "detect", "data.source": "scenes", "data.path": "/x"},
+        "which reads no path; --config.data.source=coco takes one",
+    ),
     ({"data.source": "digits", "data.path": "/x"}, "data.path is '/x': expected '' for data.source 'digits', which"),
     ({"data.name": ""}, "data.name is ''"),
     ({"data.split": ""}, "data.split is ''"),

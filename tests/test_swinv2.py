@@ -14,6 +14,8 @@ from small import small_config
 
 import greenjax
 from greenjax.backbones.swinv2.encoder import log_offsets
+from greenjax.backbones.swinv2.weights import LAYOUTS
+from greenjax.interop.layouts import export_line
 from greenjax.interop.weights import flat_weights
 from greenjax.models.parameters import decayed
 from greenjax.runtime.checkpoint import flatten_tree
@@ -166,3 +168,10 @@ def test_weights_are_for_every_window(model, tmp_path):
     ours, theirs = model.encoder.stages[0].blocks[0].attn, again.encoder.stages[0].blocks[0].attn
     np.testing.assert_array_equal(theirs.position_mlp.fc1.kernel[...], ours.position_mlp.fc1.kernel[...])
     assert again.config.model.window == 8 and np.isfinite(again(image, np.ones((8, 8), bool)).latent).all()
+
+
+def test_timm_has_to_be_told_the_windows_of_a_pre_training():
+    config = small_config("swinv2", model__pretrained_windows=(3, 0))
+    (fault,) = [fault for fault in LAYOUTS["timm"].faults(config) if fault.because.startswith("model.pretrained")]
+    assert fault.kind == "differs" and "pretrained_window_sizes=(3, 0)" in str(fault)
+    assert export_line(config).endswith("timm (model.pretrained_windows is (3, 0))")

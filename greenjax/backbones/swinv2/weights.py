@@ -1,5 +1,6 @@
 """The names of Swin V2 in PyTorch, a table a layout, and what each library does with its stage."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -106,15 +107,26 @@ def _rows_decide(stage: WindowedStage) -> Fault | None:
     """transformers' windows shrink to the rows of a grid, and shift where it has more rows."""
     if stage.padded or stage.columns >= stage.rows or stage.columns > stage.window:
         return None
-    then = ", which the library's rows decide on: expected no more rows than columns, or both above the window"
+    expected = "expected no more rows than columns, or both above the window"
+    then = f", and the library's windows follow the rows alone: {expected}"
     return Fault(f"{stage} with a window of {stage.window}", then, "refused")
+
+
+_timm_windows = window_faults(windows_shrink_on_each_axis, padding_attends)
+
+
+def _timm_faults(config: ConfigDict) -> Iterator[Fault]:
+    yield from _timm_windows(config)
+    if windows := config.model.pretrained_windows:
+        told = f": the library's model is made with pretrained_window_sizes={tuple(windows)}, or computes other biases"
+        yield Fault(f"model.pretrained_windows is {tuple(windows)}", told, "differs")
 
 
 LAYOUTS: dict[str, Layout] = {
     "timm": Layout(
         _official("layers.{next}.downsample"),
         head=head("head.fc"),
-        faults=window_faults(windows_shrink_on_each_axis, padding_attends),
+        faults=_timm_faults,
     ),
     "hf": Layout(
         _HF,

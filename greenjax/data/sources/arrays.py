@@ -1,7 +1,7 @@
 """Small data sets in memory: all images of one size in an array, beside an array of labels."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from greenjax.data.labels import Listed
 from greenjax.data.listing import parts_of
-from greenjax.data.sources.base import Source
+from greenjax.data.sources.base import Source, check_no_path
 from greenjax.errors import InputError, listed
 
 
@@ -24,6 +24,10 @@ class ArraySource(Source):
 
     images: UInt8[np.ndarray, "n h w 1"]
     labels: Int32[np.ndarray, " n"]
+
+    @staticmethod
+    def check(values: Mapping[str, Any]) -> None:
+        check_no_path(values, "folder, huggingface, list, records, tar or tfds")
 
     @staticmethod
     @abstractmethod

@@ -20,17 +20,22 @@ def paths_of(path: Paths) -> tuple[str, ...]:
     return path if isinstance(path, tuple) else (path,) if path else ()
 
 
+def check_no_path(values: Mapping[str, Any], others: str) -> None:
+    """Raises InputError where flat settings have a path; `others` are the sources that read one."""
+    if values["data.path"]:
+        others = f"--config.data.source={others} takes one"
+        refuse(values, "data.path", f"'' for data.source {values['data.source']!r}, which reads no path; {others}")
+
+
 class Source(Undecoded, ABC):
     """One split of a data set: images by index, RGB or grey, as they are stored. Picklable, for data workers."""
 
     place: ClassVar[tuple[str, ...]] = ("data.path",)  # the settings that locate the data set, the most specific last
 
     @staticmethod
+    @abstractmethod
     def check(values: Mapping[str, Any]) -> None:
-        """Raises InputError where flat settings do not locate a data set of this kind; here, where they have a path."""
-        if values["data.path"]:
-            others = "--config.data.source=folder, huggingface, list, records, tar or tfds takes one"
-            refuse(values, "data.path", f"'' for data.source {values['data.source']!r}, which reads no path; {others}")
+        """Raises InputError where flat settings do not locate a data set of this kind."""
 
     @classmethod
     @abstractmethod

@@ -1,6 +1,6 @@
 """Scenes of digits, for detection: made when they are read, without a download."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from greenjax.data.detection import run_lengths
 from greenjax.data.detection.annotations import Objects
 from greenjax.data.encoded import Size
 from greenjax.data.sources.arrays import ArraySource
+from greenjax.data.sources.base import check_no_path
 from greenjax.data.sources.digits import DigitsSource
 from greenjax.data.sources.objects import ObjectSource
 from greenjax.errors import InputError, listed
@@ -31,6 +32,10 @@ class ScenesSource(ObjectSource):
 
     digits: ArraySource
     seed: int
+
+    @staticmethod
+    def check(values: Mapping[str, Any]) -> None:
+        check_no_path(values, "coco")
 
     @classmethod
     def open(cls, data: ConfigDict, split: str) -> "ScenesSource":
