@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
 from tiny_data import COLUMNS, SQUARE, coco, encode, picture
 
+from greenjax.backbones.geometry import token_grid
 from greenjax.config import flatten, resolve
 from greenjax.config.checks import check_detection
 from greenjax.data.detection.__main__ import main as convert
@@ -285,10 +286,11 @@ def test_an_image_is_resized_by_its_shorter_side_and_fits_on_the_canvas(size, sh
 
 
 def test_a_shorter_side_that_no_image_can_get_is_refused():
-    values = flatten(config_of(image_size=(32, 48), detect=dict(shorter_sides=(24, 40), anchor_sizes=(8, 16, 32, 64))))
+    config = config_of(image_size=(32, 48), detect=dict(shorter_sides=(24, 40), anchor_sizes=(8, 16, 32, 64)))
+    values, grid = flatten(config), token_grid(config)
     with refused("detect.shorter_sides is (24, 40): expected at most the shorter side of image_size, (32, 48)"):
-        check_detection(values)
-    check_detection(values | {"detect.shorter_sides": (24, 32)})
+        check_detection(values, grid)
+    check_detection(values | {"detect.shorter_sides": (24, 32)}, grid)
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -8,6 +8,7 @@ from small import small_config, small_run
 
 from greenjax import convert, load_config
 from greenjax.config import flags
+from greenjax.data.sources import SOURCES
 from greenjax.tasks.summary import end_lines, next_lines, start_lines
 
 
@@ -71,7 +72,7 @@ CONFIGS = [path for path in sorted(Path("configs").glob("*.py")) if not path.ste
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
 def test_the_next_commands_can_be_typed(file):
-    where = "" if load_config(file).data.source in ("digits", "scenes") else "/data/my images"
+    where = "/data/my images" if "data.path" in SOURCES[load_config(file).data.source].place else ""
     config, workdir = load_config(file, {"data.path": where}), Path("runs/my run")
     _, *lines = next_lines(config, workdir, str(file))
     commands = {line[:12].strip(): shlex.split(line[14:]) for line in lines}
