@@ -3,9 +3,9 @@
     python launch/emoji.py FOLDER [--side 128]
 
 It takes two packages by npm, 16 MB: the pictures are Microsoft's Fluent Emoji, of 256 x 256 pixels (MIT), the classes
-are Unicode's groups of emoji (unicode-emoji-json, MIT). Skin tones are left out, and
-flags, of which Microsoft has none. Variants of one emoji, such as a woman and a man who run, are in one split. About a
-fifth of all images is `test`.
+are Unicode's groups of emoji (unicode-emoji-json, MIT). Skin tones are left out, and so are flags, of which Microsoft
+has none. Variants of one emoji, such as a woman and a man who run, are in one split. About a fifth of all images is
+`test`.
 """
 
 import json
@@ -35,13 +35,19 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("folder", type=Path, help="a new or empty folder")
     parser.add_argument("--side", type=int, default=128, help="of the images, in pixels; default: 128")
     arguments = parser.parse_args(argv[1:])
-    if arguments.folder.exists() and any(arguments.folder.iterdir()):
-        parser.error(f"{arguments.folder} is not empty: expected a new folder")
+    if arguments.folder.exists() and (not arguments.folder.is_dir() or any(arguments.folder.iterdir())):
+        parser.error(f"{arguments.folder} is no empty folder: expected one, or a new one")
+    if arguments.side < 1:
+        parser.error(f"--side is {arguments.side}: expected at least 1")
     if which("npm") is None:
         parser.error("npm is not installed: it brings the pictures (apt-get install npm)")
     with tempfile.TemporaryDirectory() as place:
-        pictures = {signs_of(file.stem): file for file in (package(PICTURES, place) / "assets").glob("*.webp")}
-        emoji = json.loads((package(GROUPS, place) / "data-by-emoji.json").read_text())
+        try:
+            fetched = [package(name, place) for name in (PICTURES, GROUPS)]
+        except subprocess.CalledProcessError as error:
+            parser.error(f"npm could not bring {error.cmd[-3]}, and says why above")
+        pictures = {signs_of(file.stem): file for file in (fetched[0] / "assets").glob("*.webp")}
+        emoji = json.loads((fetched[1] / "data-by-emoji.json").read_text())
         counts, drawn = Counter(), set()
         for text, entry in emoji.items():
             signs = tuple(map(ord, text))
@@ -62,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
 
 def package(name: str, place: str) -> Path:
     """The unpacked package."""
-    command = ["npm", "pack", "--silent", name, "--pack-destination", place]
+    command = ["npm", "pack", "--loglevel=error", name, "--pack-destination", place]
     file = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
     folder = Path(place, file).with_suffix("")
     with tarfile.open(Path(place, file)) as tar:
