@@ -43,6 +43,7 @@ class Family:
     norms_stages: bool = False  # every stage ends with a norm, the last one with the encoder's last norm
     # How many of the last stages keep the grid of the one before, in place of pooling 2x2 tokens; None: no stage does.
     unpooled: Callable[[Any], int] | None = None
+    unpooled_by: str = ""  # the setting that says so
     # Does a classifier read the normed token behind those of the last stage, a class token, and pool none?
     reads_token: Callable[[Any], bool] = lambda model: False
 

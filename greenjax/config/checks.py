@@ -105,7 +105,7 @@ def check_detection(values: Values, grid: Any) -> None:
         refuse(values, "task", f"another for {values['model.name']}, which has one stage and so no feature pyramid")
     if grid.side(-1) > 1:
         why = "for task 'detect': a pyramid halves its grid at every level"
-        refuse(values, "model.query_pools", f"{levels - 2} {why}")
+        refuse(values, f"model.{family_of(values['model.name']).unpooled_by}", f"{levels - 2} {why}")
     if len(values["detect.anchor_sizes"]) != levels:
         refuse(values, "detect.anchor_sizes", f"{levels} sizes: one a stage of {values['model.name']}, and one above")
     if max(values["detect.shorter_sides"], default=0) > min(values["image_size"]):

@@ -14,6 +14,7 @@ import yaml
 from ml_collections import ConfigDict
 
 from greenjax import __version__
+from greenjax.backbones.registry import family_of
 from greenjax.config import KEYS, flatten
 from greenjax.config.data_set import data_set
 from greenjax.evaluation.results import read_results
@@ -33,8 +34,7 @@ KINDS = {
 METHODS = {"green": "green masked image modelling", "simmim": "SimMIM"}
 CLASSIFIER = "ForImageClassification"  # how the names of transformers' classifiers end
 SETTINGS = ("method", "epochs", "steps", "data.batch_size", "optim.base_lr", "optim.weight_decay", "model.drop_path")
-SETTINGS += ("model.query_pools", "model.pretrained_windows", "model.dtype", "ema", "seed")
-SETTINGS += ("data.crop_scale", "data.flip")
+SETTINGS += ("model.dtype", "ema", "seed", "data.crop_scale", "data.flip")
 MORE = {
     "pretrain": ("mask.ratio", "mask.block", *(key for key in KEYS if key.startswith("decoder."))),
     "finetune": ("optim.layer_decay", "optim.label_smoothing", "data.randaugment", "data.erasing", "data.mixup"),
@@ -127,7 +127,8 @@ def data(config: ConfigDict, classes: Classes, origin: Origin) -> list[str]:
 
 def settings(config: ConfigDict) -> list[str]:
     flat = flatten(config)
-    keys = [key for key in (*SETTINGS, *MORE.get(config.task, ())) if flat[key] is not None]
+    of_family = (f"model.{part}" for part in family_of(config.model.name).settings)
+    keys = [key for key in (*SETTINGS, *of_family, *MORE.get(config.task, ())) if flat[key] is not None]
     keys = [key for key in keys if key != "method" or config.task == "pretrain"]
     return ["| setting | value |", "|---|---|", *(f"| `{key}` | {flat[key]} |" for key in keys)]
 

@@ -62,4 +62,5 @@ FAMILY = Family(
     overlapping=True,
     norms_pooled=True,
     unpooled=unpooled,
+    unpooled_by="query_pools",
 )
