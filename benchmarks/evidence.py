@@ -1,4 +1,4 @@
-"""Does it learn as well as what it replaces? Accuracy and cost of ways to pre-train, over seeds.
+"""Compares ways to pre-train: accuracy and cost, over seeds.
 
     python -m benchmarks evidence --config configs/mnist5k.py --finetune configs/finetune_mnist5k.py \
         --mae configs/mae_mnist5k.py --workdir runs/evidence --table methods
@@ -11,8 +11,8 @@ frozen features, fine-tuning, and signals that need no labels (benchmarks/eviden
 labels and with `data.per_class` of --finetune. A seed draws the order of the images, their crops, and who has labels,
 the same for all arms, and first weights and masks, the same where arms have the same. Differences are paired by seed.
 
---config says which images there are; --finetune and --mae take them over. What is in a workdir is not computed again,
-and a workdir has one set of configs. Several processes may share it where each has its own seeds (--only). Rates are
+All arms use the images of --config, whatever --finetune and --mae say. A workdir has one set of configs, and the suite
+computes only what the workdir lacks. Several processes may share it where each has its own seeds (--only). Rates are
 chosen where no test image is seen: tables `rates` and `finetuning` in a workdir of their own, with
 `--config.data.split=train[:3200] --config.data.eval_split=train[3200:] --config.seed=100`.
 """
@@ -66,7 +66,7 @@ def run(
     only: list[int] | None = None,
     arms: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Computes what a table lacks, prints it, draws its figure, and returns its rows."""
+    """Trains and reads what the table lacks; then prints the table, draws its figure and returns its rows."""
     keep_compiled()
     evidence = Evidence(config, load_config(finetune), load_config(mae) if mae else None, workdir, table)
     own = range(config.seed, config.seed + seeds)
@@ -87,7 +87,7 @@ def run(
 
 
 class Evidence:
-    """The arms of a table, and what is known of them."""
+    """Trains the arms of a table, reads them, and collects their rows."""
 
     def __init__(self, config: ConfigDict, recipe: ConfigDict, mae: ConfigDict | None, workdir: Path, table: str):
         """Raises InputError for configurations that cannot be compared, before anything expensive starts."""
@@ -160,8 +160,8 @@ class Evidence:
     def points(self, arm: Arm) -> list[int]:
         """Updates at which an arm is read: at equal updates; `longer`: also before, and on to equal wall time.
 
-        Equal wall time is what the slowest pre-training takes for equal updates. Without pre-training: no updates, or
-        as many with labels, beyond the recipe's, as take that time.
+        Equal wall time is what the slowest pre-training takes for equal updates. An arm without pre-training is read
+        at 0; a `longer` one at the number of updates with labels, beyond the recipe's, that take that time.
         """
         equal, step = self.config.steps, self.config.steps // READINGS
         if not arm.longer:
@@ -180,7 +180,7 @@ class Evidence:
         return ends
 
     def rows(self, arm: Arm, seed: int) -> Iterator[Row]:
-        """What is known of an arm: a row for each reading."""
+        """One row for each reading of an arm."""
         folder = self.folder(arm, seed)
         known = read_results(folder)
         losses = {line["step"]: line["held_out_loss"] for line in read_metrics(folder) if "held_out_loss" in line}

@@ -15,7 +15,7 @@ from benchmarks.study import FINETUNE, Bench, changed, parameters
 from greenjax.data.loader import labelled_batches
 from greenjax.data.open import open_source
 from greenjax.data.overlap import located
-from greenjax.evaluation.outputs import Features, source_features
+from greenjax.evaluation.outputs import Features
 from greenjax.evaluation.views import ViewsMonitor
 from greenjax.interop.loading import initial_model
 from greenjax.runtime.cost import matmul_flops
@@ -48,11 +48,8 @@ class Reader:
     def frozen(self, params: Any, seed: int) -> dict[str, float]:
         """Top-1 of a linear probe and k-NN with all and few labels, and the signals."""
         bench = self.bench
-        with jax.set_mesh(bench.mesh):  # as in Bench.frozen
-            bank, queries = (
-                source_features(bench.config, bench.pooled, params, source, bench.place)
-                for source in (bench.images, bench.held_out)
-            )
+        bank, queries = bench.features(params, bench.images), bench.features(params, bench.held_out)
+        with jax.set_mesh(bench.mesh):  # as in Bench.features
             views = self.views.features(params)
         found: dict[str, float] = {}
         for labels, per_class in self.per_class.items():

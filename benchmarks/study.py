@@ -160,12 +160,11 @@ class Bench:
 
     def frozen(self, params: Any, labelled: LabelledSource, seed: int) -> dict[str, float]:
         """Accuracies of the pooled features under a linear probe and the first k of k-NN."""
-        sources = labelled, self.held_out
+        return self.scored(self.features(params, labelled), self.features(params, self.held_out), seed)
+
+    def features(self, params: Any, source: LabelledSource) -> Features:
         with jax.set_mesh(self.mesh):  # kernels want to know it: ops/fused_attention.py
-            bank, queries = (
-                source_features(self.config, self.pooled, params, source, self.place) for source in sources
-            )
-        return self.scored(bank, queries, seed)
+            return source_features(self.config, self.pooled, params, source, self.place)
 
     def scored(self, bank: Features, queries: Features, seed: int) -> dict[str, float]:
         """Accuracies on `queries` of a linear probe and the first k of k-NN that learn from `bank`."""
