@@ -189,7 +189,7 @@ def test_wheels_are_those_that_a_machine_lacks_and_what_they_need(wheels, capsys
     assert "numpy 2.0 is there: kept, though numpy>=2.4 is asked for" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         module.main(["", *arguments])
-    assert "is not empty: expected a new folder" in capsys.readouterr().err
+    assert "is no empty folder: expected one, or a new one" in capsys.readouterr().err
 
 
 def test_wheels_that_are_too_large_to_send_are_an_error(wheels, monkeypatch, capsys):
@@ -262,7 +262,7 @@ def test_emoji_become_class_folders_whose_splits_share_no_variants(npm, tmp_path
     assert sum(counts) == 7 and len(counts) == len(set(found.values()))
     with pytest.raises(SystemExit):
         emoji.main(["emoji.py", str(folder)])
-    assert "is not empty: expected a new folder" in capsys.readouterr().err
+    assert "is no empty folder: expected one, or a new one" in capsys.readouterr().err
 
 
 def test_a_fifth_of_the_emoji_is_for_the_test():
