@@ -36,6 +36,8 @@ def main(argv: list[str]) -> None:
         arguments.run(arguments, rest)
     except (InputError, RunError) as error:
         sys.exit(f"{parser.name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{parser.name}: stopped; the same command begins anew")
 
 
 def make_parser(prog: str = "python -m greenjax.convert") -> flags.Parser:
@@ -106,19 +108,13 @@ def to_torch(arguments: argparse.Namespace, _: list[str]) -> None:
 
 def to_onnx(arguments: argparse.Namespace, _: list[str]) -> None:
     """Writes a model as ONNX, the moving average of its weights where there is one."""
-    from greenjax.interop.loading import load_run
     from greenjax.interop.onnx.saving import check_onnx, save_onnx
-    from greenjax.interop.pretrained import load_pretrained
+    from greenjax.interop.pretrained import load_placed
     from greenjax.runtime.processes import find_devices
 
     find_devices()
-    output, step = check_onnx(arguments.output, arguments.overwrite), None
-    if (expanded(arguments.model) / "checkpoints").is_dir():
-        model, step = load_run(arguments.model, arguments.step)
-    elif arguments.step is not None:
-        raise InputError(f"step is {arguments.step}: expected none, as {arguments.model!r} is no run")
-    else:
-        model = load_pretrained(arguments.model)
+    output = check_onnx(arguments.output, arguments.overwrite)
+    model, step = load_placed(arguments.model, arguments.step)
     outputs = tuple(filter(None, arguments.outputs.split(",")))
     lines = save_onnx(model, output, outputs=outputs, step=step, overwrite=arguments.overwrite)
     _tell(f"{output}: {model.config.model.name}" + ("" if step is None else f" of step {step}"), lines)

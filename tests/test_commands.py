@@ -206,7 +206,7 @@ def test_the_wheel_holds_the_configs(tmp_path):
     assert "greenjax = greenjax.commands:main" in entry.read_text()
 
 
-def test_runs_are_compared_by_what_differs(tmp_path, capsys):
+def test_runs_are_compared_by_what_differs(tmp_path, capsys, monkeypatch):
     for name, seed, loss in (("a", 0, 0.5), ("b", 1, 0.25)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(load_config("digits", {"seed": seed}).to_json())
@@ -223,6 +223,12 @@ def test_runs_are_compared_by_what_differs(tmp_path, capsys):
         "measured": {"step": [20, 20, None], "loss": [0.5, 0.25, None]},
         "results": {"test k=10 top1": [None, None, 0.75]},
     }
+    (tmp_path / "a").rename(tmp_path / "[lr] :x:")  # rich's markup, and an emoji of it
+    results = {"test": {"[/top1]": 0.5}}
+    (tmp_path / "knn" / "results.json").write_text(json.dumps(results))
+    monkeypatch.setenv("COLUMNS", "500")
+    out, code, err = said(capsys, "compare", str(tmp_path / "[lr] :x:"), str(tmp_path / "knn"))
+    assert (code, err) == (0, "") and "/[lr] :x:" in out and "test [/top1]" in out
     out, code, err = said(capsys, "compare", str(tmp_path))
     assert (out, code) == ("", 1) and f"{str(tmp_path)!r} is no run: expected a folder with" in err
 

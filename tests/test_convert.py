@@ -14,6 +14,7 @@ from small import small_config
 
 import greenjax
 from greenjax import convert, main
+from greenjax.interop import loading
 from greenjax.interop.layouts import layout_names
 from greenjax.interop.loading import initial_model
 from greenjax.interop.weights import flat_weights
@@ -199,6 +200,15 @@ def test_what_cannot_start_a_run_is_refused(run, tmp_path):
     twins = small_config("twins", steps=1, init=str(workdir))
     with pytest.raises(ValueError, match="a swin_t: expected a twins_s"):
         pretrain(twins, tmp_path)
+
+
+def test_ctrl_c_is_one_line(run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loading, "load_run", interrupted)
+    said = refused("to-torch", "--workdir", run[0], "--layout=timm", "--output=a.safetensors")
+    assert said == "greenjax.convert: stopped; the same command begins anew"
 
 
 def test_errors_of_the_command_are_one_line_and_a_status(tmp_path):

@@ -13,6 +13,7 @@ import greenjax.interop.loading
 from greenjax.errors import InputError
 from greenjax.runtime.files import read_metrics
 from greenjax.tasks import detect, evaluate, pretrain
+from greenjax.tasks.summary import next_lines
 from greenjax.training.optim import learning_rate
 
 DETECT = dict(
@@ -97,6 +98,17 @@ def test_eight_devices_with_split_parameters_train_alike(finished, tmp_path):
     divided = small_config(**DETECT, mesh__data=4, mesh__fsdp=2, model__remat=True, init=config.init)
     detect(divided, tmp_path / "run")
     np.testing.assert_allclose(trained(tmp_path / "run"), trained(folder / "run"), rtol=1e-5)
+
+
+def test_a_run_keeps_its_classes_and_suggests_an_export_that_holds_it_whole(finished, tmp_path):
+    folder, config, _ = finished
+    assert greenjax.load(folder / "run").classes == tuple(map(str, range(10)))
+    rgb = {"model.in_channels": 3, "data.mean": (0.5,) * 3, "data.std": (0.5,) * 3, "model.border": "pad"}
+    rgb = greenjax.resolve(greenjax.flatten(config) | rgb)
+    assert next_lines(rgb, folder / "run", "detect.py")[1].count("--layout torchvision ") == 1
+    assert not next_lines(config, folder / "run", "detect.py")  # torchvision has no grey detector
+    with pytest.raises(InputError, match="run', a detector, whose encoder has no last norm: expected the run of a pre"):
+        greenjax.embed(folder / "run", np.zeros((1, 32, 32, 1), np.uint8))
 
 
 def test_a_detector_is_evaluated_alone(finished, tmp_path):

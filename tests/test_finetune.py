@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from greenjax.tasks import evaluate_classifier, evaluate_knn, finetune, pretrain
 from greenjax.tasks.classify import classification
 from greenjax.tasks.evaluate import eval_sets
 from greenjax.tasks.pretrain import monitor_data
-from greenjax.tasks.report import in_file_names
+from greenjax.tasks.report import Judge, in_file_names
 from greenjax.training.optim import layer_multipliers, learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import make_mesh
 from greenjax.training.state import init_state, model_graph
@@ -238,9 +239,20 @@ def test_the_monitor_may_look_at_a_labelled_set_of_its_own(insects, caplog):
 
 @pytest.fixture(scope="module")
 def finetuned(pretrained, tmp_path_factory):
+    """No confusion matrix is held when the next is made: of many classes one takes gigabytes."""
     workdir = tmp_path_factory.mktemp("finetuned")
     config = small_config(**BASE, init=str(pretrained), ema=0.5)
-    return workdir, finetune(config, workdir), config
+    evaluate, matrices = Judge.evaluate, []
+
+    def watched(*args, **options):
+        assert not any(matrix() is not None for matrix in matrices)
+        found = evaluate(*args, **options)
+        matrices.append(weakref.ref(found.confusion))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Judge, "evaluate", watched)
+        return workdir, finetune(config, workdir), config
 
 
 def test_a_run_leaves_results_pictures_and_accuracies(finetuned):

@@ -18,9 +18,13 @@ import greenjax
 from greenjax import commands
 from greenjax.data.augment import CentreView
 from greenjax.data.encoded import Encoded
+from greenjax.data.sources.list import ListSource
+from greenjax.data.sources.names import Names
+from greenjax.data.sources.python import PythonSource
 from greenjax.errors import InputError
 from greenjax.runtime.draft import Draft
-from greenjax.tasks.inference.reconstruct import listed_mask, mask_of_file
+from greenjax.tasks.inference.images import check_images
+from greenjax.tasks.inference.reconstruct import listed_mask, mask_of_file, picture_paths, pretrained
 from greenjax.training.start import write_start
 
 transformers.logging.set_verbosity_error()
@@ -148,6 +152,8 @@ def test_python_gives_the_vectors_and_maps_of_files_pixels_and_models(runs):
     maps = np.asarray(greenjax.features(model, (pixels / 255 - RGB["data__mean"]) / RGB["data__std"])[0])
     np.testing.assert_allclose(greenjax.embed(model, list(pixels), stage=0)[0], maps, atol=1e-5)
     np.testing.assert_allclose(greenjax.embed(model, [opened(file) for file in files])[0], vectors, atol=1e-5)
+    for one in (pixels[0], opened(files[0]), Path(files[0]).read_bytes()):
+        np.testing.assert_allclose(greenjax.embed(model, one)[0], vectors[:1], atol=1e-5)
     assert greenjax.embed(model, list(pixels))[1] == ["source[0]", "source[1]", "source[2]"]
     assert not model.floats_are_raw
 
@@ -171,6 +177,7 @@ def test_python_reads_images_as_the_run_does(tmp_path, capsys):
         words = ["--model", place, "--out", tmp_path / "v.npy", "--overwrite"]
         assert said(capsys, "embed", tmp_path / "image.png", *words)[1] == 0
         np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected[:1], atol=1e-6)
+    assert pretrained(str(tmp_path / "file.safetensors"), None, None).predicts_normalised
     shown = [np.asarray(greenjax.show(tmp_path / name, pixels[0])) for name in ("run", "file.safetensors")]
     np.testing.assert_array_equal(*shown)
     np.testing.assert_array_equal(shown[1], greenjax.show(tmp_path / "run", pixels[0], ratio=0.5))
@@ -214,6 +221,43 @@ def test_a_model_of_floats_embeds_pixels_as_in_files(tmp_path):
     pixels = np.random.default_rng(0).uniform(0, 10, (SIDE, SIDE, 3)).astype(np.float32)
     normal = (pixels / 10 - RGB["data__mean"]) / RGB["data__std"]
     np.testing.assert_allclose(model.embed(pixels), model.pooled(normal[None].astype(np.float32))[0], atol=1e-5)
+
+
+def test_an_image_with_nan_is_left_out_by_its_name(caplog):
+    model = greenjax.build(small_config(**RGB | dict(data__dtype="float32", data__scale=10.0)), seed=1)
+    pixels = np.random.default_rng(0).uniform(0, 10, (40, SIDE, SIDE, 3)).astype(np.float32)
+    expected, _ = greenjax.embed(model, pixels)
+    pixels[33, 5, 5, 1] = np.nan
+    found, names = greenjax.embed(model, pixels)
+    kept = np.delete(np.arange(40), 33)
+    assert names == [f"source[{number}]" for number in kept]
+    np.testing.assert_allclose(found, expected[kept], atol=1e-5)
+    assert [record.getMessage() for record in caplog.records] == [
+        "source[33]: the model's output is not finite; it is left out"
+    ]
+    model.encoder.norm.bias[...] = np.nan * model.encoder.norm.bias[...]
+    with pytest.raises(InputError, match=r"^none of the 40 images can be used: expected at least 1 \(warnings name"):
+        greenjax.embed(model, pixels)
+
+
+def test_images_are_refused_only_where_none_of_all_can_be_used(caplog):
+    """A folder may begin with broken ones."""
+    config = small_config(**RGB)
+    fine, broken = np.zeros((SIDE, SIDE, 3), np.uint8), np.zeros((SIDE, SIDE, 5), np.uint8)
+    check_images(config, PythonSource([broken] * 150 + [fine] * 100))
+    assert not caplog.records
+    images = [broken] * 250
+    images[1] = fine  # between two of those that are looked at first
+    check_images(config, PythonSource(images))
+    assert "none of 100 images, evenly spaced, can be used (source[0]: it has 5 channels" in caplog.text
+    with pytest.raises(InputError, match=r"^none of the 250 images can be used: source\[0\]: it has 5 channels"):
+        check_images(config, PythonSource([broken] * 250))
+
+
+def test_every_picture_has_a_name_of_its_own(tmp_path):
+    source = ListSource("", Names.of(["a.jpg", "a.png", "a_2.png", "b/a.jpg", "c.jpg"]))
+    names = [path.stem for path in picture_paths(source, tmp_path)]
+    assert names == ["a", "a_2", "a_2_2", "a_3", "c"]
 
 
 def test_show_draws_the_picture_that_the_command_writes(runs, tmp_path, capsys):
@@ -359,6 +403,12 @@ def test_masks_from_files(tmp_path):
             ["reconstruct", "{photos}", "--model={mim}", "--out=p", "--ratio=1"],
             "mask.ratio is 1.0: expected one that leaves",
         ),
+        (
+            ["reconstruct", "{photos}", "--model={mim}", "--out=p", "--ratio=nan"],
+            "mask.ratio is nan: expected a number",
+        ),
+        (["reconstruct", "{photos}", "--model={mim}", "--out=p", "--seed=-1"], "seed is -1: expected a whole number"),
+        (["reconstruct", "{photos}", "--model={mim}", "--out=p", "--mask={there}"], "there.npy' cannot be read: "),
     ],
 )
 def test_what_the_commands_refuse_in_one_line(words, expected, runs, tmp_path, capsys, monkeypatch):

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from small import small_config
 
 import greenjax
+from greenjax.backbones.swin.weights import LAYOUTS
 from greenjax.errors import InputError
+from greenjax.interop.layouts import export_line, layout_names
 from greenjax.interop.loading import initial_model
 from greenjax.interop.weights import flat_weights
 
@@ -30,9 +32,14 @@ SMALL = dict(
 )
 
 
+CLASSES = ("ant", "bee", "cat")
+
+
 @pytest.fixture(scope="module")
 def detector():
-    return greenjax.build(small_config(**SMALL), seed=1)
+    model = greenjax.build(small_config(**SMALL), seed=1)
+    model.classes = CLASSES
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +75,37 @@ def test_names_and_shapes_are_those_of_torchvisions_mask_rcnn(tensors):
     assert body | {f"{name}.{part}" for name in expected for part in ("weight", "bias")} == set(found)
 
 
-def test_it_comes_back_to_the_last_bit(detector, tensors):
+def test_it_comes_back_to_the_last_bit_with_its_classes(detector, tensors):
     again = greenjax.load_torch(tensors[0], detector.config, "torchvision")
     before, after = flat_weights(detector), flat_weights(again)
     assert before.keys() == after.keys()
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value)
+    assert again.classes == greenjax.load_pretrained(tensors[0]).classes == CLASSES
+
+
+def test_a_layout_without_a_detector_refuses_one_and_is_not_offered(detector, tmp_path):
+    """The encoder alone would lack the last norm."""
+    others = [name for name in layout_names() if name in LAYOUTS and name != "torchvision"]
+    for name in others:
+        with pytest.raises(InputError) as refused:
+            greenjax.save_torch(detector, tmp_path / "file.safetensors", name, encoder_only=True)
+        assert str(refused.value) == f"layout {name!r}: the model is a detector: expected layout torchvision"
+    assert export_line(detector.config).startswith("weights as they are: torchvision; not: swin, timm, hf, mmdet, ")
+    twins = greenjax.build(small_config("twins", **SMALL | dict(model__num_heads=(2, 4), model__border="cut")))
+    with pytest.raises(InputError, match=r"^layout 'timm': the model is a detector: no layout has its parts; to-onnx"):
+        greenjax.save_torch(twins, tmp_path / "file.safetensors", "timm")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_detector_has_maps_and_no_pooled_features(detector):
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    for call in (lambda: detector.embed(images), lambda: greenjax.embed(detector, images)):
+        with pytest.raises(InputError, match=r"^a detector has no pooled features, as it has no last norm: expected"):
+            call()
+    np.testing.assert_allclose(
+        greenjax.embed(detector, images, stage=1)[0], greenjax.features(detector, images)[1], atol=1e-5
+    )
 
 
 def test_convolutions_mean_the_same_in_pytorch(detector, tensors):

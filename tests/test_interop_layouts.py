@@ -231,6 +231,15 @@ def test_a_transposed_decoder_pos_embed_is_the_same_function(tmp_path):
         np.testing.assert_array_equal(there[name], here[name], err_msg=name)
 
 
+@pytest.mark.parametrize("size", [(32, 64), (32, 128)])  # the latter has as many units as a square
+def test_a_decoder_comes_back_from_images_that_are_no_squares(size, tmp_path):
+    model = random_model("swin", "green", image_size=size)
+    greenjax.save_torch(model, tmp_path / "a.safetensors", "greenmim")
+    back = flat_weights(greenjax.load_torch(tmp_path / "a.safetensors", model.config, "greenmim"))
+    for name, value in flat_weights(model).items():
+        np.testing.assert_array_equal(back[name], value, err_msg=name)
+
+
 def test_other_decoder_positions_are_refused(tmp_path):
     from safetensors.numpy import load_file, save_file
 

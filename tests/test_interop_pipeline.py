@@ -140,3 +140,14 @@ def test_images_of_other_channels_have_no_preprocessor_and_no_remedy(task):
     numbers = (0.5, 0.5)
     config = small_config(task=task, model__in_channels=2, data__mean=numbers, data__std=numbers)
     assert image_processor(config) == "transformers reads files as RGB, and the model takes images of 2 channels"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("dtype", "uint16"), ("channels", (2, 1, 0)), ("alpha", "white"), ("page", 1), ("no_data", "0")],
+)
+def test_images_that_transformers_reads_otherwise_have_no_preprocessor(key, value):
+    rgb = dict(model__in_channels=3, data__mean=(0.5,) * 3, data__std=(0.5,) * 3)
+    found = image_processor(small_config(**rgb, **{f"data__{key}": value}))
+    assert found == f"transformers reads files as 8-bit RGB, and the model with data.{key} {value!r}"
+    assert isinstance(image_processor(small_config(**rgb, data__channels=(0, 1, 2))), dict)

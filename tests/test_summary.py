@@ -74,11 +74,12 @@ CONFIGS = [path for path in sorted(Path("configs").glob("*.py")) if not path.ste
 def test_the_next_commands_can_be_typed(file):
     where = "/data/my images" if "data.path" in SOURCES[load_config(file).data.source].place else ""
     config, workdir = load_config(file, {"data.path": where}), Path("runs/my run")
-    _, *lines = next_lines(config, workdir, str(file))
+    lines = next_lines(config, workdir, str(file))[1:]
     commands = {line[:12].strip(): shlex.split(line[14:]) for line in lines}
-    words = commands["export"]
-    assert words[:3] == ["python", "-m", "greenjax.convert"]
-    assert convert.make_parser().parse_args(words[3:]).workdir == "runs/my run"
+    if words := commands.get("export"):
+        assert words[:3] == ["python", "-m", "greenjax.convert"]
+        assert convert.make_parser().parse_args(words[3:]).workdir == "runs/my run"
+    assert words or file.stem in ("detect_digits", "detect_twins_l")  # torchvision has no such detectors
     if words := commands.get("fine-tune"):
         path, overrides, rest = flags.split(words[3:])
         found = load_config(path, overrides)

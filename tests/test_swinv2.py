@@ -1,5 +1,6 @@
 """Swin V2 on visible tokens: equal to transformers' where all are visible, to a masked dense network elsewhere."""
 
+import json
 from functools import partial
 
 import jax
@@ -16,6 +17,7 @@ import greenjax
 from greenjax.backbones.swinv2.encoder import log_offsets
 from greenjax.backbones.swinv2.weights import LAYOUTS
 from greenjax.interop.layouts import export_line
+from greenjax.interop.loading import with_image_size
 from greenjax.interop.weights import flat_weights
 from greenjax.models.parameters import decayed
 from greenjax.runtime.checkpoint import flatten_tree
@@ -45,6 +47,20 @@ def test_all_visible_equals_transformers(tmp_path, size, window):
     _, expected = in_torch(model, tmp_path / "hf", images)
     out = model(images, np.ones(model.grid.units, bool))
     np.testing.assert_allclose(out.latent, expected.detach(), atol=1e-5)
+
+
+def test_another_image_size_keeps_the_bias_of_every_offset(tmp_path):
+    """At 16 pixels the last grid has 4 tokens a side, and at 32 pixels the window of 8: what it was trained with."""
+    config = small_config("swinv2", task="knn", model__depths=(1, 1), model__window=8, image_size=16)
+    model = moved(greenjax.build(config))
+    larger, report = with_image_size(model, 32)
+    assert report.lines() == ["model.pretrained_windows is (8, 4), as the weights were trained"]
+    tables = [each.encoder.stages[1].blocks[0].attn.position_mlp() for each in (model, larger)]
+    before, after = (np.asarray(table).reshape(side, side, -1) for table, side in zip(tables, (7, 15)))
+    np.testing.assert_array_equal(after[4:11, 4:11], before)
+    greenjax.save_torch(larger, tmp_path / "hf", "hf")
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["pretrained_window_sizes"] == [8, 4]
+    assert not with_image_size(model, 16)[1].lines()
 
 
 @pytest.mark.parametrize(("size", "window"), [(32, 16), (48, 24)])

@@ -65,6 +65,7 @@ def compared(workdirs: list[Path]) -> Table:
 def draw(runs: list[str], table: Table) -> None:
     """Prints the table, a column a run."""
     from rich.table import Table as Grid
+    from rich.text import Text  # in a plain str rich reads markup
 
     for part, rows in table.items():
         if not rows:
@@ -72,9 +73,9 @@ def draw(runs: list[str], table: Table) -> None:
         grid = Grid(box=None, pad_edge=False)
         grid.add_column(part, no_wrap=True)
         for run in runs:
-            grid.add_column(run, overflow="fold")
+            grid.add_column(Text(run), overflow="fold")
         for name, values in rows.items():
-            grid.add_row(name, *map(_shown, values))
+            grid.add_row(*map(Text, (name, *map(_shown, values))))
         rich_console().print(grid)
         say("")
 

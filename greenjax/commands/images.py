@@ -39,7 +39,9 @@ def parse(parser: flags.Parser, argv: list[str], task: str) -> tuple[Namespace, 
         if arguments.images and named:
             raise InputError(f"{named[0]} is {given[named[0]]!r}: expected none beside images on the command line")
         if not arguments.images and not named and "data.source" not in there:
-            raise InputError("no images given: expected files, folders or lists, or --set data.path=DIR")
+            raise InputError(
+                "no images given: expected files, folders or lists, or --set data.source=folder --set data.path=DIR"
+            )
         return settings | ({"data.source": "python"} if arguments.images else {}) | given
 
     return flags.parse_command(parser, argv, task=task, meant=meant)

@@ -61,7 +61,7 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
         wanted |= {key: there[key] for key in keys if key in there}
     own = [key for key in OWN if settings.get(key) is not None and there.get(key) is not None]
     wanted = {key: value for key, value in wanted.items() if key not in (*given, *own)}
-    wanted |= {key: value for key, value in _kept(there, settings | wanted).items() if key not in given}
+    wanted |= {key: value for key, value in kept(there, settings | wanted).items() if key not in given}
     changed = {key: value for key, value in wanted.items() if not same_value(filled(settings, key), value)}
     named = [f"{key}={value!r}" for key, value in changed.items() if not _follows(key, value, wanted)]
     line = f"settings of init {init!r}: {', '.join(named)}" if named else ""
@@ -71,10 +71,13 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
     return settings | wanted, line
 
 
-def _kept(there: Settings, here: Settings) -> Settings:
-    """The settings that the family keeps from its weights, where the model here would compute with others."""
-    kept = family_of(there["model.name"]).kept
-    values = {f"model.{part}": (of(*_model(there)), of(*_model(here))) for part, of in kept.items()}
+def kept(there: Settings, here: Settings) -> Settings:
+    """The settings that the family keeps from its weights, where the model here would compute with others.
+
+    `there` and `here` are flat settings of the model of the weights and of one that takes them.
+    """
+    parts = family_of(there["model.name"]).kept
+    values = {f"model.{part}": (of(*_model(there)), of(*_model(here))) for part, of in parts.items()}
     return {key: trained for key, (trained, other) in values.items() if trained != other}
 
 
@@ -114,6 +117,7 @@ def describe(config: ConfigDict) -> dict[str, str]:
     if config.task == "pretrain":
         more |= {"decoder": json.dumps(config.decoder.to_dict())}
         more |= {name: json.dumps(config.mask[key.removeprefix("mask.")]) for name, key in MASKS.items()}
+    more |= {"detect": json.dumps(config.detect.to_dict())} if config.task == "detect" else {}
     reading = {key.removeprefix("data."): config.data[key.removeprefix("data.")] for key in READING}
     return more | {
         "reading": json.dumps(reading),
@@ -132,7 +136,7 @@ def _described(metadata: Mapping[str, str]) -> Settings:
     """The flat settings in the metadata of a file; {} where greenjax did not write it."""
     if "greenjax_version" not in metadata:
         return {}
-    sections = {"model": "model", "decoder": "decoder", "reading": "data"}
+    sections = {"model": "model", "decoder": "decoder", "detect": "detect", "reading": "data"}
     parts = {ours: json.loads(metadata[section]) for section, ours in sections.items() if section in metadata}
     found = {f"{section}.{key}": value for section, values in parts.items() for key, value in values.items()}
     keys = {"mean": "data.mean", "std": "data.std", "scale": "data.scale", "crop_pct": "data.eval_crop"}

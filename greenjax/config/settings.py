@@ -200,8 +200,8 @@ KEYS = {
     "detect.nms_threshold": fraction(0.5).means("intersection over union of two detections of which one is dropped"),
     "detect.max_detections": count(100).means("of an image"),
     "detect.score_threshold": share(0.05).means("the least score of a detection"),
-    "detect.rpn_samples": count(256).means("anchors of an image that the loss takes"),
-    "detect.box_samples": count(512).means("proposals of an image that the loss takes"),
+    "detect.rpn_samples": count(256, 2).means("anchors of an image that the loss takes"),
+    "detect.box_samples": count(512, 4).means("proposals of an image that the loss takes"),
     "detect.shorter_sides": Key(tuple[int, ...], (), "whole numbers, at least 1", lambda v: not v or min(v) >= 1).means(
         "pixels: drawn in training, the largest in evaluation; () = that of image_size"
     ),

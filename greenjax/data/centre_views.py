@@ -14,6 +14,11 @@ from greenjax.data.stream import fault_of
 from greenjax.errors import InputError
 
 
+def is_single(images: Any) -> bool:
+    """Whether `images` is one image: pixels [h, w] or [h, w, c], a PIL image, or the bytes of a file."""
+    return isinstance(images, bytes) or hasattr(images, "getexif") or getattr(images, "ndim", 4) < 4
+
+
 def centre_views(config: ConfigDict, images: Any) -> tuple[Num[np.ndarray, "n h w c"], bool]:
     """The pixels of the held-out views, and whether `images` is one image.
 
@@ -22,7 +27,7 @@ def centre_views(config: ConfigDict, images: Any) -> tuple[Num[np.ndarray, "n h 
     """
     if isinstance(images, str | Path):
         raise InputError(f"images is {str(images)!r}: expected a PIL image, pixels, or the bytes of a file, or several")
-    single = isinstance(images, bytes) or hasattr(images, "getexif") or getattr(images, "ndim", 4) < 4
+    single = is_single(images)
     source = PythonSource(checked([images] if single else images, workers=0))
     view = CentreView.from_config(config)
     found = []

@@ -29,7 +29,6 @@ KINDS = {
     "pretrain": "An encoder pre-trained without labels",
     "finetune": "A fine-tuned classifier of images",
     "linear": "A linear classifier of images on a frozen encoder",
-    "detect": "The encoder of a detector of objects",
 }
 METHODS = {"green": "green masked image modelling", "simmim": "SimMIM"}
 CLASSIFIER = "ForImageClassification"  # how the names of transformers' classifiers end
@@ -97,7 +96,7 @@ def about(described: Mapping[str, Any], config: ConfigDict, origin: Origin) -> l
     """What the model is."""
     model, (height, width), architecture = config.model, config.image_size, described["architectures"][0]
     kind = KINDS.get(config.task, "A classifier of images")
-    if not architecture.endswith(CLASSIFIER) and config.task != "detect":
+    if not architecture.endswith(CLASSIFIER):
         kind = KINDS["pretrain"] if config.task == "pretrain" else "An encoder of images"
     kind += f", by {METHODS[config.method]}" if config.task == "pretrain" else ""
     made = f"Written by greenjax {__version__}" + ("." if origin.step is None else f", at step {origin.step:,}.")

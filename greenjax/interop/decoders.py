@@ -19,15 +19,19 @@ def decoder_positions(layout: Layout, config: ConfigDict) -> Float32[np.ndarray,
 
 
 def positions_transposed(found: np.ndarray, layout: Layout, config: ConfigDict) -> bool:
-    """Has a file's tensor of positions the row's half first? Raises InputError for other positions than MAE's."""
+    """Has a file's tensor of positions the row's half first? They are those of the config's grid, or of a square.
+
+    Raises InputError for other positions than MAE's.
+    """
     (name, before), dim = layout.decoder_positions, config.decoder.dim
     side = round(max(found.shape[1] - before if found.ndim == 3 else 0, 0) ** 0.5)
-    if found.shape == (1, before + side * side, dim) and np.allclose(found[0, :before], 0, atol=1e-5):
-        expected, positions = sine_cosine_positions(side, side, dim), found[0, before:]
-        if np.allclose(positions, expected, atol=1e-5):
-            return False
-        if np.allclose(np.roll(positions, dim // 2, axis=1), expected, atol=1e-5):
-            return True
+    for rows, columns in (token_grid(config).shape(-1), (side, side)):
+        if found.shape == (1, before + rows * columns, dim) and np.allclose(found[0, :before], 0, atol=1e-5):
+            expected, positions = sine_cosine_positions(rows, columns, dim), found[0, before:]
+            if np.allclose(positions, expected, atol=1e-5):
+                return False
+            if np.allclose(np.roll(positions, dim // 2, axis=1), expected, atol=1e-5):
+                return True
     way = "takes trained ones" if layout.fused else "takes the encoder alone"
     raise InputError(
         f"{name} {list(found.shape)} in the file is not made of sines and cosines as here: expected"

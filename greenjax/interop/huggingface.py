@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from greenjax.config import KEYS
+from greenjax.config.inherit import READING
 from greenjax.config.transformers import PROCESSOR
 from greenjax.interop.card import CARD
 from greenjax.interop.files import write_tensors
@@ -96,6 +98,11 @@ def image_processor(config: ConfigDict) -> dict[str, Any] | str:
         remedy = ": --rgb exports one that takes RGB" if grey and config.task != "pretrain" else ""
         images = "grey images" if grey else f"images of {config.model.in_channels} channels"
         return f"transformers reads files as RGB, and the model takes {images}{remedy}"
+    data, plain = config.data, {key.removeprefix("data."): KEYS[key].default for key in READING}
+    usual = {"channels": [(), (0, 1, 2)]}  # the latter: what RGB is anyway
+    if other := [key for key, value in plain.items() if data[key] not in usual.get(key, [value])]:
+        found = ", ".join(f"data.{key} {data[key]!r}" for key in other)
+        return f"transformers reads files as 8-bit RGB, and the model with {found}"
     if height != width:
         return f"transformers cannot cover {height} x {width} pixels: docs/interop.md has a line that does"
     return {

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from greenjax.backbones.registry import FAMILIES, family_of
-from greenjax.backbones.rules import Layout
+from greenjax.backbones.rules import Fault, Layout
 from greenjax.backbones.transforms import OWN_ORDER
 from greenjax.errors import InputError
 
@@ -33,7 +33,7 @@ def find_layout(name: str, config: ConfigDict, merge_order: str = OWN_ORDER) -> 
 
 def check_geometry(name: str, layout: Layout, config: ConfigDict) -> list[str]:
     """The differences between a library and greenjax, a line each. Raises InputError where it cannot run the model."""
-    faults = list(layout.faults(config))
+    faults = faults_of(layout, config)
     for fault in faults:
         if fault.kind == "refused":
             raise InputError(f"layout {name!r}: {fault}")
@@ -45,11 +45,21 @@ def check_geometry(name: str, layout: Layout, config: ConfigDict) -> list[str]:
     return notes
 
 
+def faults_of(layout: Layout, config: ConfigDict) -> list[Fault]:
+    """The faults of a layout. One without names for a detector takes none: its encoder alone lacks the last norm."""
+    faults = list(layout.faults(config))
+    if config.task != "detect" or layout.detector:
+        return faults
+    having = [name for name, other in family_of(config.model.name).layouts.items() if other.detector]
+    then = f"expected layout {' or '.join(having)}" if having else "no layout has its parts; to-onnx writes its pyramid"
+    return [Fault("the model is a detector", f": {then}", "refused"), *faults]
+
+
 def export_line(config: ConfigDict) -> str:
     """One line: the layouts that take a resolved config's weights as they are at its image size; why others do not."""
     fits, faulty = [], {}
     for name, layout in family_of(config.model.name).layouts.items():
-        faults = list(layout.faults(config))
+        faults = faults_of(layout, config)
         grave = [fault for fault in faults if fault.kind != "small images"]
         if grave:
             first = next((fault for fault in grave if fault.kind == "refused"), grave[0])

@@ -13,8 +13,9 @@ from greenjax.backbones.attention import runnable
 from greenjax.backbones.registry import family_of
 from greenjax.backbones.rules import Layout
 from greenjax.config import flatten, read_recorded, resolve
-from greenjax.config.inherit import differences
+from greenjax.config.inherit import differences, kept
 from greenjax.errors import InputError
+from greenjax.interop.entries import of_classes
 from greenjax.interop.files import PICKLES, SAFETENSORS, read_weights, weights_of
 from greenjax.interop.heads import classes_of, head_size
 from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
@@ -74,8 +75,8 @@ def read_torch(
     weights, report = from_tensors(contents, blank, layout, how)
     report.notes += notes
     model = filled(blank, adapt(weights, blank, report, how.resize), seed)
-    if "head/kernel" in weights:
-        model.classes = classes_of(expanded(path), len(weights["head/bias"]))
+    if any(map(of_classes, weights)):
+        model.classes = classes_of(expanded(path), config.model.num_classes)
     return model, report
 
 
@@ -121,7 +122,7 @@ def load_run(workdir: str | Path, step: int | None = None) -> tuple[Any, int]:
     weights, config, step = read_run(workdir, step)
     config = resolve(flatten(config) | {"model.attention": runnable(config.model.attention)})
     model = filled(blank_model(config), weights, config.seed)
-    if "head/kernel" in weights:
+    if any(map(of_classes, weights)):
         model.classes = read_classes(expanded(workdir))
     return model, step
 
@@ -158,6 +159,9 @@ def initial_model(config: ConfigDict, step: int | None = None) -> tuple[Any, Rep
             " weights: a file, or a folder of transformers"
         )
     weights, of, _ = read_run(init, step)
+    if of.task == "detect" != config.task:
+        expected = f"the run of a pre-training or a classifier for task {config.task!r}"
+        raise InputError(f"init is {config.init!r}, a detector, whose encoder has no last norm: expected {expected}")
     if family_of(of.model.name) is not family_of(config.model.name):
         raise InputError(f"init is {config.init!r}, a {of.model.name}: expected a {config.model.name}")
     report, blank = Report(), blank_model(config)
@@ -191,8 +195,13 @@ def _from_foreign(init: Path, config: ConfigDict) -> tuple[Any, Report]:
 def with_image_size(
     model: Backbone, size: int | tuple[int, ...], resize: str = RESIZE_METHODS[0]
 ) -> tuple[Backbone, Report]:
-    """The same model for other images: position bias tables are resized where a window has to change."""
-    report, blank = Report(), blank_model(resolve(flatten(model.config) | {"image_size": size}))
+    """The same model for other images: position bias tables are resized where a window has to change, and settings that
+    the family keeps from its weights stay."""
+    there = flatten(model.config)
+    here = there | {"image_size": size}
+    changed = kept(there, here)
+    report = Report(notes=[f"{key} is {value}, as the weights were trained" for key, value in changed.items()])
+    blank = blank_model(resolve(here | changed))
     resized = filled(blank, adapt(flat_weights(model), blank, report, resize), model.config.seed)
     resized.classes = model.classes
     return resized, report

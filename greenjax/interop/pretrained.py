@@ -14,7 +14,7 @@ from greenjax.config.transformers import LAYOUT, PROCESSOR, described, families
 from greenjax.errors import InputError, in_a_line, installed
 from greenjax.interop.files import IN_FOLDER, Contents, read_weights, weights_of
 from greenjax.interop.heads import head_size
-from greenjax.interop.loading import load, read_torch
+from greenjax.interop.loading import load, load_run, read_torch
 from greenjax.runtime.classes import FILE
 from greenjax.runtime.files import expanded, read_json
 
@@ -39,7 +39,7 @@ def load_pretrained(name: str | Path, *, revision: str | None = None) -> Any:
     if "model.name" not in there:
         _refuse(name, path)
     settings, _ = inherit({"task": "knn", "init": str(path), "data.source": "python"}, ())
-    settings |= {key: there[key] for key in (*DECODER, *MASKS.values()) if key in there}
+    settings |= {key: there[key] for key in there if key in (*DECODER, *MASKS.values()) or key.startswith("detect.")}
     contents = read_weights(path)
     layout = contents.metadata.get("layout", LAYOUT)
     found = family_of(settings["model.name"]).layouts[layout]
@@ -48,6 +48,15 @@ def load_pretrained(name: str | Path, *, revision: str | None = None) -> Any:
     for line in (*report.lines(), *_notes(path, contents), *map(str, _differing(found, config))):
         logging.warning("%s: %s", name, line)
     return model
+
+
+def load_placed(place: str, step: int | None = None) -> tuple[Any, int | None]:
+    """The model of a run, and the step of its checkpoint; or as `load_pretrained`, where there are no checkpoints."""
+    if (expanded(place) / "checkpoints").is_dir():
+        return load_run(place, step)
+    if step is not None:
+        raise InputError(f"step is {step}: expected none, as {place!r} is no run")
+    return load_pretrained(place), None
 
 
 def folder_of(name: str | Path, revision: str | None = None) -> Path:

@@ -9,7 +9,7 @@ from greenjax import __version__
 from greenjax.config.inherit import describe
 from greenjax.errors import InputError
 from greenjax.interop.card import Origin, model_card
-from greenjax.interop.entries import part_of
+from greenjax.interop.entries import of_classes, part_of
 from greenjax.interop.files import check_output, read_weights, to_array, write_tensors
 from greenjax.interop.huggingface import Folder, image_processor, labels, write_folder
 from greenjax.interop.layouts import MERGE_ORDERS, check_geometry, find_layout
@@ -46,7 +46,7 @@ def save_torch(
     metadata = describe(config) | {"layout": layout, "greenjax_version": __version__}
     metadata |= {} if step is None else {"step": str(step)}
     parts = set(map(part_of, weights)) - set(left_out)
-    classes = model.classes if "head" in parts else ()
+    classes = model.classes if parts.intersection(map(part_of, filter(of_classes, weights))) else ()
     metadata |= {"classes": json.dumps(classes)} if classes else {}
     if path.suffix or found.folder is None:
         write_tensors(path, tensors, metadata)

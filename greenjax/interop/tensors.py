@@ -108,7 +108,7 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
     for ours, value in () if told else weights.items():
         if ours.endswith(f"/{POSITIONS}"):
             check_grid(ours, value)
-    if "decoder" in present and positions is not None and positions_transposed(positions, layout, config):
+    if "decoder" in present and positions is not None and positions_transposed(positions, layout, told or config):
         report.notes.append(f"{codes} has the row first: the decoder's channels were turned to match")
         weights = {key: turned(key, value) for key, value in weights.items()}
     return weights, report

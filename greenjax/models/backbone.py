@@ -25,8 +25,9 @@ EMBEDDED = 64  # images of one call of the encoder
 class Backbone(nnx.Module):
     """Normalises images, cuts them into units, and encodes them. All models extend it.
 
-    `classes` are the names of a classifier's outputs; () if it has none, or if they are unknown. Arrays of floats are
-    colour-normalised by the caller, unless `floats_are_raw`: then they are pixels from files, as arrays of integers.
+    `classes` are the names of a classifier's outputs, or of a detector's labels from 1 on; () if there are none, or if
+    they are unknown. Arrays of floats are colour-normalised by the caller, unless `floats_are_raw`: then they are
+    pixels from files, as arrays of integers.
     """
 
     classes: tuple[str, ...] = ()

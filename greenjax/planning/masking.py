@@ -13,6 +13,8 @@ def visible_count(units: int, ratio: float) -> int:
 
     Raises InputError if that leaves none or all of them.
     """
+    if not math.isfinite(ratio):
+        raise InputError(f"mask.ratio is {ratio}: expected a number between 0 and 1")
     count = math.floor(units * (1 - ratio) + 1e-6)
     if not 1 <= count < units:
         found = "none visible" if count < 1 else "none masked"

@@ -61,9 +61,10 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     def measure(step: int, state: State, writer: MetricsWriter) -> None:
         """Accuracy on the held-out split; of the averaged weights where there are any."""
         writer.phase("measuring the accuracy on held-out images")
-        judged[step] = judge.evaluate(state.weights, sources[HELD_OUT], predictions=step == run.total)
-        metrics = judged[step].metrics
-        numbers = reported_accuracies(metrics, len(source.classes)) | {"loss": metrics["loss"]}
+        found = judge.evaluate(state.weights, sources[HELD_OUT], predictions=step == run.total)
+        if step == run.total:  # of many classes a confusion matrix takes gigabytes
+            judged[step] = found
+        numbers = reported_accuracies(found.metrics, len(source.classes)) | {"loss": found.metrics["loss"]}
         writer.write(step, {f"eval_{name}": value for name, value in numbers.items()})
 
     def batches(position: int) -> Batches[LabelledBatch]:

@@ -38,7 +38,9 @@ def make_parser(prog: str) -> flags.Parser:
     output, size = "directory for records, new or to go on with", "the shorter side in pixels; smaller images stay"
     parser.add_argument("--output", type=flags.folder, required=True, help=output)
     parser.add_argument("--size", type=flags.positive, default=256, help=size)
-    parser.add_argument("--encoding", choices=ENCODINGS, default="raw", help="raw: fastest; jpeg: a tenth of the space")
+    parser.add_argument(
+        "--encoding", choices=ENCODINGS, default="raw", help="raw: fastest; jpeg: a fifth to an eighth of the space"
+    )
     parser.add_argument("--splits", nargs="+", help="default: data.split and data.eval_split")
     parser.add_argument("--unlabelled", action="store_true", help="leave labels out")
     parser.add_argument("--workers", type=flags.positive, default=os.cpu_count() or 1, help="threads")

@@ -105,6 +105,10 @@ class Detector(Backbone):
         stages = self._on_grids(self._encoded(self._cleared(images, sizes), key)[1])
         return self.fpn([norm(stage) for norm, stage in zip(self.norms, stages, strict=True)])
 
+    def pooled(self, images: Images, key: Key[Array, ""] | None = None) -> Float[Array, "b latent"]:
+        """Raises InputError: pooled features are normed by the last norm."""
+        raise InputError("a detector has no pooled features, as it has no last norm: expected a pre-training's model")
+
     def _cleared(self, images: Images, sizes: Sizes) -> Float[Array, "b h w c"]:
         """Colour-normalised, with zeros outside of the true sizes."""
         row, column = jnp.arange(images.shape[1])[None, :, None, None], jnp.arange(images.shape[2])[None, None, :, None]

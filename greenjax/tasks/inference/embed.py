@@ -11,10 +11,9 @@ from ml_collections import ConfigDict
 
 from greenjax.config import load_config
 from greenjax.errors import InputError
-from greenjax.evaluation.checks import check_finite
 from greenjax.evaluation.outputs import pooled_forward
 from greenjax.runtime.console import say
-from greenjax.tasks.inference.files import drafted
+from greenjax.tasks.inference.files import NONE_USED, drafted
 from greenjax.tasks.inference.formats import VECTORS, Outputs, finish_vectors
 from greenjax.tasks.inference.images import check_images, python_images
 from greenjax.tasks.inference.model import Forward, Model, model_of, model_of_init, outputs
@@ -55,10 +54,10 @@ def embed(
     """The pooled features of images, float32, and the names of the images; or their maps at the end of a stage.
 
     `model` is one of greenjax, the workdir of a run, or a file of weights that greenjax wrote. `images`: the path of a
-    folder, of a list or of an image, a sequence of paths, or a sequence of pixels [h, w] or [h, w, c], PIL images, or
-    bytes of image files; they are resized and cropped as in evaluation. `stage` counts from 0, as in
-    `greenjax.features`. An image that cannot be used is named in a warning and left out. Raises InputError where none
-    can be used.
+    folder, of a list or of an image, or a sequence of paths; or an image, or a sequence of them: pixels [h, w] or
+    [h, w, c], a PIL image, or the bytes of a file. They are resized and cropped as in evaluation. `stage` counts from
+    0, as in `greenjax.features`. An image that cannot be used is named in a warning and left out. Raises InputError
+    where none can be used, and for pooled features of a detector.
     """
     source = python_images(images)
     if isinstance(model, str | Path):
@@ -74,6 +73,8 @@ def embed(
         for numbers, output in outputs(loaded, vectors(loaded.graphdef, stage), source):
             names += [source.name_of(int(number)) for number in numbers]
             found.append(output)
+    if not names:
+        raise InputError(NONE_USED.format(len(source)))
     return np.concatenate(found), names
 
 
@@ -96,8 +97,7 @@ def shape_of(model: Model, forward: Forward) -> tuple[int, ...]:
 
 
 def narrowed(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The vectors in the type of the file. Raises InputError for values that are not finite, or not in this type."""
-    check_finite("vectors", values.reshape(len(values), -1))
+    """The vectors in the type of the file. Raises InputError for values beyond it."""
     if values.size and np.abs(values).max() > np.finfo(dtype).max:
         raise InputError(
             f"dtype is {dtype.name!r}: expected 'float32' for vectors that reach {np.abs(values).max():.0f}"

@@ -20,6 +20,7 @@ from greenjax.tasks.inference.model import Forward, Model, outputs
 from greenjax.training.together import weights_digest
 
 FOLLOWED = ("image_size", "data.batch_size", "data.mean", "data.std", "data.scale", "data.eval_crop", *READING)
+NONE_USED = "none of the {:,} images can be used: expected at least 1 (warnings name them)"
 
 
 @contextmanager
@@ -45,9 +46,7 @@ def drafted(
             say(f"going on after {min(len(source), draft.batches * model.config.data.batch_size):,} images ...")
         fill(draft, model, forward, source, take, undecodable)
         if not draft.rows:
-            raise InputError(
-                f"none of the {len(source):,} images can be used: expected at least 1 (warnings name them)"
-            )
+            raise InputError(NONE_USED.format(len(source)))
         yield draft
         tell(draft, len(source), files)
 

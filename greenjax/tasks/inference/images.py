@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from greenjax.data.augment import CentreView
+from greenjax.data.centre_views import is_single
 from greenjax.data.encoded import undecoded
 from greenjax.data.open import open_source
 from greenjax.data.remote import is_url
@@ -26,12 +30,12 @@ def images_of(config: ConfigDict, paths: Sequence[str | Path]) -> Any:
 
 
 def python_images(images: Any) -> Any:
-    """The images of a path, of a sequence of paths, or of a sequence of pixels, PIL images or bytes of files."""
+    """The images of a path, of a sequence of paths, or of pixels, a PIL image or the bytes of a file, or several."""
     if isinstance(images, str | Path):
         return named_images([images])
     if isinstance(images, Sequence) and images and all(isinstance(each, str | Path) for each in images):
         return named_images(images)
-    return PythonSource(checked(images, workers=0))
+    return PythonSource(checked([images] if is_single(images) else images, workers=0))
 
 
 def named_images(paths: Sequence[str | Path]) -> ListSource:
@@ -74,10 +78,16 @@ def listed_in(path: Path) -> list[str]:
 
 
 def check_images(config: ConfigDict, source: Any) -> None:
-    """Raises InputError, before a model is loaded, where none of the first images is one that the model takes."""
+    """Raises InputError, before a model is loaded, where none of the images is one that the model takes.
+
+    It ends at the first that is. Evenly spaced ones go first: the images of a broken folder are neighbours.
+    """
     view, first = CentreView.from_config(config), None
-    count = min(len(source), LOOKED_AT)
-    for index in range(count):
+    spaced = dict.fromkeys(np.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).astype(int).tolist())
+    for count, index in enumerate(chain(spaced, (i for i in range(len(source)) if i not in spaced))):
+        if first and count == len(spaced):
+            found = f"{first.name}: {first.reason}"
+            logging.warning("none of %d images, evenly spaced, can be used (%s): looking at all", count, found)
         try:
             view(undecoded(source, index), index)
             return
@@ -86,5 +96,5 @@ def check_images(config: ConfigDict, source: Any) -> None:
         except Exception as error:  # any error of an image: images are the user's
             first = first or fault_of(source, index, error)
     assert first is not None
-    of = "the image cannot" if len(source) == 1 else f"none of the first {count} images can"
+    of = "the image cannot" if len(source) == 1 else f"none of the {len(source):,} images can"
     raise InputError(f"{of} be used: {first.name}: {first.reason}")

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from greenjax.backbones.attention import runnable
 from greenjax.config import flatten, resolve
 from greenjax.config.inherit import READING
-from greenjax.data.loader import image_batches
-from greenjax.data.undecodable import Undecodable
+from greenjax.data.loader import LEFT_OUT, image_batches
+from greenjax.data.undecodable import Fault, Undecodable
 from greenjax.evaluation.outputs import model_outputs
 from greenjax.runtime.placement import Placement
 from greenjax.tasks.evaluate import given_model
@@ -21,6 +21,7 @@ from greenjax.training.sharding import make_mesh
 from greenjax.training.state import Params, parameters
 
 BATCH = 256  # images of one call, as in configs/knn.py
+NOT_FINITE = "the model's output is not finite"
 
 Forward = Callable[[Any, Any], Any]  # (parameters, images [b, h, w, c]) -> outputs [b, ...]
 
@@ -69,13 +70,17 @@ def outputs(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """By batch, from batch `first` on: the numbers of the images that can be used, in order, and their outputs.
 
-    Call it inside `jax.set_mesh(model.mesh)`: kernels need it (ops/fused_attention.py).
+    An image whose output is not finite, such as one with NaN, cannot be used either. Call it inside
+    `jax.set_mesh(model.mesh)`: kernels need it (ops/fused_attention.py).
     """
     place, size = Placement(model.mesh), model.config.data.batch_size
+    undecodable = Undecodable() if undecodable is None else undecodable
     batches = image_batches(model.config, source, first, place.own(size), undecodable)
     try:
         for batch, (output, _, valid) in enumerate(model_outputs(forward, model.params, batches, place), first):
-            rows = np.flatnonzero(valid)
-            yield batch * size + rows, output[rows]
+            fine = valid & np.isfinite(output.reshape(len(output), -1)).all(axis=1)
+            bad = batch * size + np.flatnonzero(valid & ~fine)
+            undecodable.add([Fault(source.name_of(int(number)), NOT_FINITE) for number in bad], LEFT_OUT)
+            yield batch * size + np.flatnonzero(fine), output[fine]
     finally:
         batches.close()

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from greenjax.config import flatten, resolve
 from greenjax.config.inherit import recorded
 from greenjax.errors import InputError, listed
-from greenjax.evaluation.checks import check_finite
 from greenjax.interop.heads import classes_file, initial_head
 from greenjax.runtime.classes import output_names
 from greenjax.runtime.console import say
@@ -70,11 +69,7 @@ def predict_files(
 
 
 def most_probable(logits: Float[np.ndarray, "n classes"], row: np.dtype) -> np.ndarray:
-    """The most probable classes of each image, as many as a row has; equally probable ones in their order.
-
-    Raises InputError for logits that are not finite.
-    """
-    check_finite("logits", logits)
+    """The most probable classes of each image, as many as a row has; equally probable ones in their order."""
     odds = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf))
     probability = odds / odds.sum(axis=1, keepdims=True)
     found = np.zeros(len(logits), row)

@@ -18,8 +18,8 @@ from greenjax.data.reading import scale_of
 from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError
 from greenjax.evaluation.pictures.reconstruct import Colours, sheet
-from greenjax.interop.loading import load_run, with_image_size
-from greenjax.interop.pretrained import load_pretrained
+from greenjax.interop.loading import with_image_size
+from greenjax.interop.pretrained import load_placed, load_pretrained
 from greenjax.models import MaskedImageModel
 from greenjax.planning.masking import draw_visible, visible_count
 from greenjax.runtime.console import say
@@ -76,13 +76,13 @@ def drawing(model: Any) -> dict[str, Any]:
     return dict(patch=model.grid.pixels, colours=colours, normalised=model.predicts_normalised)
 
 
-def pretrained(workdir: str, step: int | None, size: tuple[int, ...] | None) -> Any:
-    """The model of a pre-training run, for images of this size. Raises InputError where a run is none."""
-    model, step = load_run(workdir, step)
+def pretrained(place: str, step: int | None, size: tuple[int, ...] | None) -> Any:
+    """The masked image model of a run, a file or a folder, for images of this size. Raises InputError for others."""
+    model, step = load_placed(place, step)
     if model.config.task != "pretrain":
-        raise InputError(f"model is {workdir!r}, of task {model.config.task!r}: expected a pre-training run")
+        raise InputError(f"model is {place!r}, of task {model.config.task!r}: expected a pre-training run")
     model.floats_are_raw = True  # the images come from files
-    say(f"{workdir}: {model.config.model.name} of step {step}")
+    say(f"{place}: {model.config.model.name}" + ("" if step is None else f" of step {step}"))
     if size is None:
         return model
     resized, report = with_image_size(model, size[0] if len(size) == 1 else (size[0], size[-1]))
@@ -100,19 +100,24 @@ def small_batches(config: ConfigDict, images: int) -> ConfigDict:
 def picture_paths(source: Any, out: Path) -> list[Path]:
     """A file in `out` for each image, by its name without folders and suffix; later ones of one name are numbered."""
     stems = [Path(source.name_of(index)).stem for index in range(len(source))]
-    met: Counter[str] = Counter()
-    paths = []
+    met, taken = Counter[str](), dict[str, None]()
     for stem in stems:
-        met[stem] += 1
-        paths.append(out / (f"{stem}.png" if met[stem] == 1 else f"{stem}_{met[stem]}.png"))
-    return paths
+        name = stem
+        while name in taken:
+            met[stem] += 1
+            name = f"{stem}_{met[stem] + 1}"
+        taken[name] = None
+    return [out / f"{name}.png" for name in taken]
 
 
 # Masks
 
 
 def drawn_mask(model: Any, ratio: float | None, seed: int) -> Bool[np.ndarray, "uh uw"]:
-    """A random mask as in pre-training, or of another `ratio`. Raises InputError where it hides none or all."""
+    """A random mask as in pre-training, or of another `ratio`. Raises InputError where it hides none or all, and for a
+    negative seed."""
+    if seed < 0:
+        raise InputError(f"seed is {seed}: expected a whole number, at least 0")
     units, drawn = model.grid.units, model.config.mask
     count = visible_count(math.prod(units), drawn.ratio if ratio is None else ratio)
     return draw_visible(np.random.default_rng(seed), units, count, drawn.block)
@@ -142,8 +147,10 @@ def mask_of_file(path: str, units: tuple[int, int], size: tuple[int, int]) -> Bo
     file = expanded(path)
     try:
         pixels = Encoded(file.read_bytes(), path).decode()[..., 0] if file.suffix != ".npy" else np.load(file)
-    except (OSError, ValueError, DecodeError) as error:
+    except (OSError, EOFError, ValueError, DecodeError) as error:
         raise InputError(f"mask {path!r} cannot be read: {error}") from error
+    if getattr(pixels, "dtype", np.dtype(object)).kind not in "biuf":
+        raise InputError(f"mask {path!r} holds no numbers: expected an array of them, or of True and False")
     light = pixels if pixels.dtype == bool else pixels > (127 if file.suffix != ".npy" else 0)
     if light.shape == size and light.shape != units:
         (h, w), (uh, uw) = size, units
