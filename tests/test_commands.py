@@ -206,6 +206,15 @@ def test_the_wheel_holds_the_configs(tmp_path):
     assert "greenjax = greenjax.commands:main" in entry.read_text()
 
 
+def test_ctrl_c_is_one_line_of_any_command(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("greenjax.commands.compare.compared", interrupted)
+    out, code, err = said(capsys, "compare", "runs/a")
+    assert (out, code) == ("", 1) and err == "greenjax compare: stopped\n"
+
+
 def test_runs_are_compared_by_what_differs(tmp_path, capsys, monkeypatch):
     for name, seed, loss in (("a", 0, 0.5), ("b", 1, 0.25)):
         (tmp_path / name).mkdir()

@@ -100,7 +100,10 @@ def call(name: str, words: list[str]) -> None:
     """Imports a command and gives it its arguments."""
     command = COMMANDS[name]
     about = {"task": name, "about": f"{command.meaning}\n\n    {command.example}"} if command.module == TASKS else {}
-    importlib.import_module(command.module).main([f"greenjax {name}", *words], **about)
+    try:
+        importlib.import_module(command.module).main([f"greenjax {name}", *words], **about)
+    except KeyboardInterrupt:  # of a command that has no line of its own for it
+        sys.exit(f"greenjax {name}: stopped")
 
 
 def overview() -> str:

@@ -51,7 +51,7 @@ def report(config: ConfigDict, masks: int, plot: str | None = None) -> None:
     title = f"{config.model.name}, {'x'.join(map(str, config.image_size))} pixels"
     title += f", window {config.model.window}" if windows else ", no windows"
     units = planner.grid.units[0] * planner.grid.units[1]
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False, emoji=False)
     console.print(
         f"{title}, patch {config.model.patch}: {planner.visible} of {units} mask units visible,"
         f" {planner.grid.unit} pixels a side{f', {planner.block} x {planner.block} to a block' * (planner.block > 1)}"
