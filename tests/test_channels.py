@@ -21,6 +21,7 @@ from greenjax.data.loader import eval_batches
 from greenjax.data.open import open_source
 from greenjax.data.prepare import How, prepare
 from greenjax.data.reading import Reading
+from greenjax.data.statistics import measure
 from greenjax.data.statistics.__main__ import main as statistics
 from greenjax.errors import InputError
 from greenjax.evaluation.pictures.canvas import coloured
@@ -207,6 +208,16 @@ def test_resizing_mixes_no_missing_value_in(size):
     assert found[~gone].min() > 100 and found[~gone].max() < 400
 
 
+def test_enlarging_mixes_no_missing_value_in():
+    """Bicubic weights are negative, too: their sum over measured pixels is above 1 beside missing ones."""
+    image = np.full((16, 16, 1), 10_000, np.float32)
+    image[:, :4], image[:, 4:10] = np.nan, 10
+    found, whole = resize(image, (48, 48), "nan"), resize(image[:, 4:], (48, 36))
+    there = np.flatnonzero(~np.isnan(found[0, :, 0]))
+    assert there.min() >= 12 and len(there) > 30
+    np.testing.assert_allclose(found[:, there], whole[:, there - 12], rtol=1e-6)
+
+
 # Settings
 
 
@@ -217,6 +228,7 @@ def test_resizing_mixes_no_missing_value_in(size):
         (dict(data__no_data="nan"), "data.no_data is 'nan': expected none, or a number that uint16"),
         (dict(data__no_data="-1"), "data.no_data is '-1': expected none, or a number that uint16"),
         (dict(data__no_data="water"), "data.no_data is 'water': expected 'none', 'nan' or a number"),
+        (dict(data__no_data=True), "data.no_data is True: expected 'none', 'nan' or a number"),
         (dict(data__channels=(0, 1)), "data.channels is (0, 1): expected 5 of them (model.in_channels)"),
         (dict(data__quarter_turns=True, image_size=(32, 64)), "data.quarter_turns is True: expected False for"),
         (dict(data__mean=(0.1, 0.2)), "data.mean is (0.1, 0.2): expected 5 numbers, one a channel"),
@@ -227,6 +239,26 @@ def test_resizing_mixes_no_missing_value_in(size):
 def test_settings_that_do_not_fit_are_refused(more, line):
     with pytest.raises(InputError, match=re.escape(line)):
         small_config(**bands(5, "uint16") | more)
+
+
+@pytest.mark.parametrize("key", ["mixup", "randaugment"])
+def test_no_augmentation_makes_data_of_missing_pixels(key):
+    for channels in (1, 3):
+        more = {f"data__{key}": 1.0, "data__no_data": "0", "task": "finetune", "model__num_classes": 2}
+        with pytest.raises(InputError, match=rf"data\.{key} is 1\.0: expected 0 where data\.no_data is '0': "):
+            small_config(**bands(channels, "uint8") | more)
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", "0"), ("-9999.0", "-9999.0"), (".nan", "nan"), ("'nan'", "nan")])
+def test_the_value_of_no_data_may_be_a_number(text, value, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"steps: 1\ndata: {{source: digits, dtype: float32, no_data: {text}}}\n")
+    assert greenjax.load_config(tmp_path / "mine.yaml").data.no_data == value
+    assert greenjax.load_config(tmp_path / "mine.yaml", {"data.no_data": 7}).data.no_data == "7"
+    (tmp_path / "mine.py").write_text(
+        "import greenjax\n\n\ndef get_config():\n    config = greenjax.default_config()\n"
+        "    config.steps, config.data.source, config.data.no_data = 1, 'digits', 0\n    return config\n"
+    )
+    assert greenjax.load_config(tmp_path / "mine.py").data.no_data == "0"
 
 
 # Statistics, records, pictures
@@ -253,6 +285,17 @@ def test_statistics_are_measured_once_and_named_in_a_config(tmp_path):
     assert (list(config.data.mean), config.data.statistics) == (found["mean"], "")
     with pytest.raises(InputError, match=r"data\.scale is None: expected 2000\.0, with which data\.statistics"):
         small_config(**settings | dict(data__scale=None))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e9])
+def test_statistics_have_six_digits_whatever_the_scale(tmp_path, scale):
+    folder(tmp_path, "float32", 2, n=2, size=(8, 8))
+    one, scaled = (
+        measure(small_config(**bands(2, "float32", data__path=str(tmp_path), data__scale=by)), 2, 1)
+        for by in (1.0, scale)
+    )
+    for name in ("mean", "std"):
+        np.testing.assert_allclose(np.array(scaled[name]) * scale, one[name], rtol=1e-5)
 
 
 def test_records_keep_every_bit(tmp_path):

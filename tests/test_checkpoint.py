@@ -176,6 +176,7 @@ def test_torn_checkpoints_are_absent(tmp_path):
     shutil.copytree(folder / "3", folder / "9")
     (folder / "9" / "_CHECKPOINT_METADATA").write_text('{"item_handl')
     (folder / "notes").mkdir()
+    (folder / "3 of May").mkdir()
 
     with Checkpointer(tmp_path, 9) as checkpointer:
         assert checkpointer.latest_step() == 3
@@ -187,8 +188,8 @@ def test_torn_checkpoints_are_absent(tmp_path):
         checkpointer.wait()
         assert checkpointer.steps() == [3, 6]
         assert same_bits(checkpointer.restore(abstract(state), 6), state)
-    # What is not whole is set aside, drafts of killed saves are gone.
-    assert sorted(os.listdir(folder)) == ["3", "6", *(f"damaged-{step}" for step in range(5, 10)), "notes"]
+    # What is not whole is set aside, drafts of killed saves are gone, folders of the user stay.
+    assert sorted(os.listdir(folder)) == ["3", "3 of May", "6", *(f"damaged-{step}" for step in range(5, 10)), "notes"]
 
 
 def flip(path):

@@ -12,7 +12,16 @@ from tiny_data import encode, picture, prepare, settings
 from worker_cases import constants
 
 from greenjax.data.encoded import DecodeError
-from greenjax.data.labels import Chosen, LabelledSource, Listed, check_classes, first_of_each_class, matched
+from greenjax.data.labels import (
+    Chosen,
+    LabelledSource,
+    Listed,
+    check_classes,
+    evenly_spaced,
+    first_of_each_class,
+    matched,
+    spaced_rows,
+)
 from greenjax.data.loader import labelled_batches, labelled_eval_batches
 from greenjax.data.open import open_labelled, open_source
 from greenjax.data.sources import TfdsSource
@@ -220,6 +229,16 @@ def test_labels_of_damaged_records_are_passed_over(tfds_dir, monkeypatch):
     source = open_labelled(data, "train")
     assert first[0] not in source.rows and len(source) == 3
     check_classes(config(), open_labelled(data, "train[:]"))
+
+
+def test_at_most_so_many_images_are_of_all_classes(tree):
+    """Of a set that is stored class by class; all where there are no more."""
+    whole = open_labelled(settings("folder", tree), "train")
+    stored = Chosen(whole, np.argsort(whole.labels, kind="stable"))
+    few = evenly_spaced(stored, 3)
+    assert few.labels.tolist() == [0, 1, 2] and len(set(few.rows.tolist())) == 3
+    assert evenly_spaced(stored, len(stored)) is stored
+    assert spaced_rows(10**6, 20_000).max() < 10**6  # 64 bits: the product is above 2^31
 
 
 def test_few_labels_of_a_slice(tree):

@@ -56,6 +56,12 @@ def test_paths_in_a_text_file_are_relative_or_absolute(tree):
     assert {source.name_of(i) for i in range(6)} == {str(tree / path) for path in paths}
 
 
+def test_only_newlines_end_a_path(tree):
+    odd = [f"a{mark}b.png" for mark in ("\u2028", "\u2029", "\x85", "\x0c", "\x0b", "\x1c")]
+    (tree / "list.txt").write_bytes("".join(f"{name}\n" for name in odd[:3]).encode() + "\r\n".join(odd[3:]).encode())
+    assert sorted(open_source(settings("list", tree / "list.txt"), "all").names) == sorted(odd)
+
+
 def test_the_order_is_that_of_the_paths_whatever_the_order_of_the_rows(tree):
     header, *lines = rows(tree).splitlines()
     (tree / "one.csv").write_text("\n".join([header, *lines]))
@@ -91,7 +97,8 @@ def test_parquet_holds_the_same(tree):
     (tree / "list.csv").write_text(rows(tree))
     table = [line.split(",") for line in rows(tree).splitlines()]
     columns = dict(zip(table[0], map(list, zip(*table[1:]))))
-    parquet.write_table(pyarrow.table(columns), tree / "list.parquet")
+    table = pyarrow.table(columns | {"image": [{"bytes": b"not read"}] * (len(table) - 1)})
+    parquet.write_table(table, tree / "list.parquet")
     one, other = (open_labelled(settings("list", tree / name), "train") for name in ("list.csv", "list.parquet"))
     assert np.array_equal(one.labels, other.labels) and listing(one) == listing(other)
 

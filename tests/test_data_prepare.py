@@ -125,6 +125,17 @@ def test_images_without_labels_and_broken_ones(tmp_path, caplog):
         open_labelled(settings("records", out), "all")
 
 
+def test_what_no_jpeg_can_hold_is_left_out_in_one_line(tmp_path, caplog):
+    arrays = {"two": np.zeros((4, 5, 2)), "long": np.zeros((1, 70_000)), "four": np.zeros((4, 5, 4))}
+    for name, array in (arrays | {"fine": np.zeros((4, 5, 3))}).items():
+        np.save(tmp_path / f"{name}.npy", array.astype(np.uint8))
+    run(tmp_path / ".out", "--encoding=jpeg", source="folder", path=tmp_path, split="all", eval_split="")
+    assert len(open_source(settings("records", tmp_path / ".out"), "all")) == 1
+    for name, shape in (("two", "4 x 5 of 2"), ("long", "1 x 70000 of 1"), ("four", "4 x 5 of 4")):
+        (line,) = (record.getMessage() for record in caplog.records if f"{name}.npy" in record.getMessage())
+        assert f"{name}.npy: it is {shape} channels: expected 1 or 3 channels and sides of 65,500" in line
+
+
 def test_a_killed_run_goes_on_and_does_nothing_twice(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "PER_SHARD", 4)
     data = dict(source="folder", path=tree, eval_split="")
@@ -191,6 +202,8 @@ def test_what_cannot_be_prepared_is_said_in_one_line(tree, tmp_path):
     run(out, "--size=20", **data)
     assert "was begun with size 20: expected that, not 30" in refused(out, "--size=30", **data)
     assert "was begun with encoding 'raw'" in refused(out, "--size=20", "--encoding=jpeg", **data)
+    for key, before, value in (("alpha", "'drop'", "white"), ("page", 0, 1), ("no_data", "'none'", "0")):
+        assert f"was begun with {key} {before}: " in refused(out, "--size=20", **data | {key: value})
     (tree / "train" / "a" / "new.jpg").write_bytes(encode(picture(7), ".jpg"))
     assert "was begun with train of 12: expected that, not 13" in refused(out, "--size=20", **data)
     (tree / "train" / "a" / "0.jpg").unlink()  # twelve again, and not the same

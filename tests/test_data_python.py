@@ -64,6 +64,19 @@ def test_a_wrong_sequence_is_refused(images, labelled, message):
         opened(images, labelled=labelled)
 
 
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_beyond_the_classes_is_named_with_few_labels_too(label):
+    images = Images([picture(8)] * 4)
+    images.labels = (0, label, 1, 0)
+    data = settings("python", split="source", per_class=1)
+    data.workers = 0
+    with (
+        given(source=images),
+        pytest.raises(InputError, match=rf"label {label} of image 1: expected 0 or more, below 2"),
+    ):
+        open_labelled(data, "source")
+
+
 def test_a_wrong_item_is_named():
     with pytest.raises(DecodeError, match=r"source\[1\] is uint8 \[4\]"):
         opened([picture(8), np.zeros(4, np.uint8)])[1]

@@ -1,6 +1,7 @@
 """Whole runs of a detector: what they leave, that they resume bit for bit, and that devices change nothing."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -158,6 +159,26 @@ def test_every_level_needs_a_size_of_anchors():
 def test_images_of_other_kinds_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         small_config(**DETECT | changes)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("data__per_class", 3),
+        ("data__randaugment", 9.0),
+        ("data__mixup", 0.8),
+        ("data__cutmix", 1.0),
+        ("data__erasing", 0.25),
+        ("data__quarter_turns", True),
+        ("data__eval_crop", 0.875),
+        ("optim__label_smoothing", 0.3),
+    ],
+)
+def test_settings_that_a_detector_does_without_are_refused(key, value):
+    key, text = key.replace("__", "."), re.escape(str(value))
+    with pytest.raises(InputError, match=rf"{key} is {text}: expected .*, the default, for task 'detect'"):
+        small_config(**DETECT | {key: value})
+    small_config(**DETECT | dict(optim__label_smoothing=0.0))
 
 
 @pytest.mark.parametrize("name", ["swin_b", "swin_l", "twins_l"])

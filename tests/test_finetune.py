@@ -194,7 +194,7 @@ def test_a_probe_leaves_the_encoder_and_moves_the_statistics(family, depths):
 def pretrained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("pretrained")
     monitor = dict(monitor="knn", data__eval_split="test[:20]", knn__k=(3,), log__monitor_every=1)
-    config = small_config(model__depths=(1, 1), steps=2, mesh__data=2, log__monitor_images=50, **monitor)
+    config = small_config(model__depths=(1, 1), steps=2, mesh__data=2, data__monitor_split="train[:50]", **monitor)
     pretrain(config, workdir)
     return workdir
 

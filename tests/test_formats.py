@@ -160,6 +160,31 @@ def test_a_crop_is_read_as_if_all_were_decoded(channels, layout):
 
 
 @pytest.mark.extra
+@pytest.mark.parametrize("no_data", [None, "-7"])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_tiles_that_are_not_stored_have_no_data(planes, no_data):
+    """As GDAL writes sparse files: offset and length are 0."""
+    import tifffile
+
+    image = array("int16", 3, (60, 80))
+    stored, tags = image if planes == "contig" else np.moveaxis(image, -1, 0), []
+    if no_data:
+        tags.append((42113, "s", 0, no_data, True))
+    file = io.BytesIO(tiff_file(stored, planarconfig=planes, tile=(16, 16), compression="zlib", extratags=tags))
+    with tifffile.TiffFile(file) as opened:
+        for code in (324, 325):  # TileOffsets, TileByteCounts
+            tag = opened.pages[0].tags[code]
+            tag.overwrite([0 if i % 3 == 1 else value for i, value in enumerate(tag.value)])
+    data = file.getvalue()
+    whole = read(data, "int16", 3)
+    gone = whole != image
+    assert 0 < gone.mean() < 0.5 and (whole[gone] == int(no_data or 0)).all()
+    view = RandomView(0, (16, 24), 3, (0.02, 0.3), (0.5, 2.0), True, reading=Reading("int16", 3))
+    for index in range(12):
+        np.testing.assert_array_equal(view(Encoded(data, "scene"), index), view(whole, index))
+
+
+@pytest.mark.extra
 def test_a_crop_of_a_large_scene_reads_its_tiles_alone(tmp_path):
     """All tiles but one are garbage; a crop inside that tile does not mind. The file lies in memory page by page."""
     import tifffile

@@ -106,6 +106,34 @@ def test_what_follows_from_the_name_is_not_told(tmp_path):
     assert loaded("finetune_swin_t", {}, tmp_path)[1] == []
 
 
+DEEP = dict(data__dtype="uint16", data__no_data="0", data__scale=10000.0, data__channels=(2, 1, 0))
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune", "linear", "knn"])
+def test_images_are_read_as_those_of_the_weights_unless_the_config_says_how(task, tmp_path):
+    there = small_config(**SMALL, **DEEP)
+    (tmp_path / "config.json").write_text(json.dumps(there.to_dict()))
+    own = {"init": str(tmp_path), "task": task, "data.mixup": 0, "data.randaugment": 0}
+    lines = []
+    config = load_config("digits", own, tell=lines.append)
+    for key in ("dtype", "no_data", "scale", "channels", "alpha", "page"):
+        assert config.data[key] == there.data[key], key
+    assert "data.dtype='uint16', data.channels=[2, 1, 0], data.no_data='0'" in lines[0]
+    given = load_config("digits", own | {"data.dtype": "int16"})
+    assert (given.data.dtype, given.data.no_data) == ("int16", "0")
+    (tmp_path / "own.yaml").write_text("steps: 9\ndata: {source: digits, dtype: float32}\n")
+    config = load_config(tmp_path / "own.yaml", own)
+    assert (config.data.dtype, config.data.no_data, config.data.channels) == ("float32", "none", ())
+
+
+def test_a_detector_refuses_weights_of_other_images_unless_it_is_told_to_read_pictures(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(small_config(**SMALL, data__alpha="white").to_dict()))
+    init = {"init": str(tmp_path), "detect.anchor_sizes": (4, 8, 16)}
+    with pytest.raises(ValueError, match=r"data\.alpha is 'white': expected 'drop' for task 'detect'.* that of init '"):
+        load_config("detect_swin_b", init)
+    assert load_config("detect_swin_b", init | {"data.alpha": "drop"}).data.alpha == "drop"
+
+
 def test_an_evaluation_takes_images_and_classes_too(run):
     folder, there = run
     for name, classes in (("eval", 4), ("knn", None)):

@@ -8,7 +8,7 @@ import pytest
 from small import small_config, small_run
 
 from greenjax.runtime.compile import BackgroundJit
-from greenjax.runtime.files import unless_full
+from greenjax.runtime.files import GONE, unless_unwritable
 from greenjax.training.loop import Hook, Watch
 from greenjax.training.meter import Meter
 from greenjax.training.metrics import MetricsWriter
@@ -16,16 +16,17 @@ from greenjax.training.sharding import make_mesh
 from greenjax.training.state import State
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_costs_a_picture(number, caplog):
-    with unless_full("step 5"):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, *GONE])
+def test_a_full_or_lost_disk_costs_a_picture(number, caplog):
+    with unless_unwritable("step 5"):
         raise OSError(number, "no room")
     assert "step 5" in caplog.text and "the run goes on without it" in caplog.text
 
 
 def test_other_errors_are_not_missed():
-    with pytest.raises(PermissionError), unless_full("step 5"):
-        raise OSError(errno.EACCES, "not yours")
+    for error in (OSError(errno.EINVAL, "a defect"), OSError("without a number"), ValueError("no OSError")):
+        with pytest.raises(type(error)), unless_unwritable("step 5"):
+            raise error
 
 
 @pytest.fixture

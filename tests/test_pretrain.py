@@ -1,5 +1,6 @@
 """Whole runs: what they leave behind, and that an interrupted one ends as an uninterrupted one."""
 
+import errno
 import json
 import os
 import re
@@ -19,9 +20,11 @@ from greenjax.backbones.geometry import make_planner
 from greenjax.data.open import open_source
 from greenjax.data.workers import WorkerDied
 from greenjax.errors import InputError
+from greenjax.evaluation.held_out import HeldOut
+from greenjax.evaluation.pictures.canvas import Canvas
 from greenjax.evaluation.pictures.curve import held_out_line
 from greenjax.main import main
-from greenjax.runtime.checkpoint import Checkpointer
+from greenjax.runtime.checkpoint import Checkpointer, SaveError
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.tasks import pretrain
 from greenjax.tasks.pretrain import described_start, pool_use
@@ -101,6 +104,50 @@ def test_a_finished_run_started_again_changes_nothing_and_compiles_no_update(fin
     again = pretrain(small_config(**RUN), tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, again, state)
     assert lines_of(tmp_path / "run") == lines_of(workdir)
+
+
+def test_the_last_step_is_saved_before_its_evaluation_which_the_next_start_repeats(finished, tmp_path, monkeypatch):
+    """Whatever ends the last evaluation: nothing is trained again, and its results are those of a whole run."""
+    workdir, state = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    saved = []
+
+    def save(checkpointer, step, state, save=Checkpointer.save):
+        save(checkpointer, step, state)
+        saved.append(step)
+
+    def loss(held_out, params, loss=HeldOut.loss):
+        if 6 in saved:
+            raise MemoryError("of the last evaluation")
+        return loss(held_out, params)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpointer, "save", save)
+        patched.setattr(HeldOut, "loss", loss)
+        with pytest.raises(MemoryError):
+            pretrain(small_config(**RUN), tmp_path / "run")
+    assert Checkpointer(tmp_path / "run").steps() == [3, 6]
+    before = [line["held_out_loss"] for line in lines_of(workdir) if "held_out_loss" in line]
+    monkeypatch.delattr(BackgroundJit, "start")
+    monkeypatch.delattr(BackgroundJit, "__call__")
+    for _ in range(2):  # the second start finds everything done
+        again = pretrain(small_config(**RUN), tmp_path / "run")
+        jax.tree.map(np.testing.assert_array_equal, again, state)
+        assert [line["held_out_loss"] for line in lines_of(tmp_path / "run") if "held_out_loss" in line] == before
+
+
+def test_a_workdir_that_becomes_read_only_costs_pictures_and_checkpoints(tmp_path, monkeypatch, caplog):
+    """The run goes on to its end, and says that its last state could not be saved."""
+
+    def refused(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Canvas, "save", refused)
+    monkeypatch.setattr(Checkpointer, "_check_room", refused)
+    with pytest.raises(SaveError, match=r"step 6 could not be saved: .*Read-only"):
+        pretrain(small_config(**RUN), tmp_path)
+    assert "step 6: [Errno 30] Read-only file system; the run goes on without it" in caplog.text
 
 
 def test_another_configuration_is_refused_in_a_used_workdir(finished):

@@ -104,6 +104,15 @@ def test_the_caption_says_where_mean_and_variance_come_from(tmp_path, monkeypatc
     assert ("target's mean and variance" in captions[0]) == normalised
 
 
+@pytest.mark.parametrize(("images", "shown"), [(3, 3), (9, 8), (17, 8), (33, 8), (64, 8), (200, 8)])
+def test_a_few_held_out_images_are_drawn_whatever_mask_groups_they_fill(images, shown):
+    config = small_config(mask__groups=8, data__batch_size=128, mesh__data=1, model__depths=(1, 1))
+    planner, source = make_planner(config), open_source(config.data, f"test[:{images}]")
+    first = next(eval_batches(config, source, planner))
+    pictures = Pictures(config, first, model_graph(config), lambda batch: batch, planner.grid, True)
+    assert pictures.shown.sum() == shown
+
+
 @pytest.mark.parametrize(
     ("groups", "batch", "shown"), [(1, 1, 1), (2, 2, 2), (1, 5, 5), (2, 6, 6), (4, 8, 8), (3, 9, 9)]
 )

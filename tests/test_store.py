@@ -92,13 +92,28 @@ def test_a_lost_or_damaged_count_is_made_anew(store):
 def test_drafts_of_killed_processes_are_removed_after_a_day(store):
     store.put("a", bytes(10))
     (entry,) = entries(store.folder)
-    old, new = (entry.with_name(f".{name}.draft") for name in ("old", "new"))
+    old, new = (entry.with_name(f".{entry.name}.{name}.draft") for name in ("old", "new"))
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
     for i in range(30):
         store.put(str(i), bytes(900))
     assert not old.exists() and new.exists()
+
+
+def test_files_of_the_user_stay_whatever_leaves(store):
+    """Photographs in sub-folders of any name, and names like ours in other places."""
+    own = "3f" + "0" * 38
+    others = [Path(store.folder, *parts) for parts in (("holiday", "a.jpg"), ("3f", "a.jpg"), ("3f", ".a.jpg.draft"))]
+    others += [Path(store.folder, folder, own) for folder in ("3e", "objects")]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(20_000))
+        os.utime(path, (0, 0))
+    for i in range(30):
+        store.put(str(i), bytes(900))
+    assert all(path.stat().st_size == 20_000 for path in others)
+    assert store.get("29") is not None and store.get("0") is None  # they take no room of the entries, either
 
 
 def test_processes_share_a_folder(tmp_path):

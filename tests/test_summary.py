@@ -1,5 +1,6 @@
 """What a run says before its first step and after its last."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -87,6 +88,26 @@ def test_the_next_commands_can_be_typed(file):
         assert (found.init, rest) == ("runs/my run", ["--workdir", "runs/my run_finetuned"])
         assert (found.data.source, found.data.path) == (config.data.source, where)
     assert (file.with_name(f"finetune_{file.name}").exists()) <= ("fine-tune" in commands)
+
+
+def test_a_run_says_how_it_reads_pixels_and_the_next_command_reads_them_so(tmp_path):
+    """Also where the recipe reads others, or augments as these cannot be: the printed line itself is tried."""
+    reading = {"data.dtype": "uint16", "data.no_data": "0", "data.scale": 10000.0, "data.channels": (2, 1, 0)}
+    config = load_config("swin_t", {"data.source": "python", "mesh.data": 1} | reading)
+    told = ", data.dtype=uint16, data.channels=2,1,0, data.no_data=0, data.scale=10000.0"
+    assert said(config, tmp_path)["images"].endswith(f" pixels{told}")
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    (tmp_path / "mine.py").write_text("")
+    recipe = "from greenjax import load_config\n\n\ndef get_config():\n    config = load_config('finetune_swin_t')\n"
+    for own in ("", "    config.data.channels = (0, 1, 2)\n"):
+        (tmp_path / "finetune_mine.py").write_text(
+            f"{recipe}    config = config.copy_and_resolve_references().unlock()\n{own}    return config\n"
+        )
+        _, tune, _ = next_lines(config, tmp_path, str(tmp_path / "mine.py"))
+        path, overrides, _ = flags.split(shlex.split(tune[14:])[3:])
+        found = load_config(path, overrides)
+        assert {f"data.{key}": found.data[key] for key in ("dtype", "no_data", "scale", "channels")} == reading
+        assert (found.data.mixup, found.data.randaugment, found.data.cutmix) == (0, 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from greenjax.config import flags
-from greenjax.config.inherit import READING, recorded
+from greenjax.config.inherit import recorded
+from greenjax.config.settings import READING
 from greenjax.errors import InputError, RunError
 from greenjax.runtime.cache import keep_compiled
 from greenjax.runtime.console import set_up

@@ -11,11 +11,14 @@ import numpy as np
 from greenjax.backbones.geometry import grid_of, specs_of, visible_of
 from greenjax.backbones.registry import family_of
 from greenjax.backbones.settings import by_stage
-from greenjax.config.settings import KEYS
+from greenjax.config.settings import KEYS, READING
 from greenjax.data.sources import COLUMNS, SEVERAL, SOURCES
 from greenjax.errors import listed, refuse
 
 Values = dict[str, Any]
+
+LABELLED = ("data.per_class", "data.randaugment", "data.erasing", "data.mixup", "data.cutmix")  # for one label an image
+UNDETECTED = (*LABELLED, "data.quarter_turns", "data.eval_crop", "optim.label_smoothing")
 
 
 def check_all(values: Values) -> None:
@@ -113,9 +116,14 @@ def check_detection(values: Values, grid: Any) -> None:
     picture = "for task 'detect', whose images are pictures: 8 bits of grey or RGB"
     if values["model.in_channels"] not in (1, 3):
         refuse(values, "model.in_channels", f"1 or 3 {picture}")
-    for key in ("data.dtype", "data.channels", "data.alpha", "data.page", "data.no_data"):
+    if values["init"] != "none":
+        picture += f"; given beside the config, it goes before that of init {values['init']!r}"
+    for key in READING:
         if values[key] != KEYS[key].default:
             refuse(values, key, f"{KEYS[key].default!r} {picture}")
+    for key in UNDETECTED:
+        if values[key] not in (KEYS[key].default, 0):
+            refuse(values, key, f"{KEYS[key].default!r}, the default, for task 'detect', which makes no use of it")
 
 
 def check_pixels(values: Values, channels: int) -> None:
@@ -128,16 +136,25 @@ def check_pixels(values: Values, channels: int) -> None:
         and not (float(no_data).is_integer() and np.iinfo(dtype).min <= float(no_data) <= np.iinfo(dtype).max)
     ):
         refuse(values, "data.no_data", f"none, or a number that {dtype.name} (data.dtype) has")
-    if values["data.mixup"] and no_data != "none":
-        refuse(values, "data.mixup", "0 where data.no_data is given: pixels without data mix with nothing")
-    if values["data.randaugment"] and (dtype != np.uint8 or channels not in (1, 3)):
-        refuse(
-            values, "data.randaugment", f"0 for {dtype.name} of {channels} channels: it is for 8 bits of grey or RGB"
-        )
+    for key, why in unfit(values).items():
+        if values[key]:
+            refuse(values, key, f"0 {why}")
     if values["data.quarter_turns"] and len(set(values["image_size"])) > 1:
         refuse(values, "data.quarter_turns", f"False for image_size {values['image_size']!r}, which is not square")
     if max(values["log.picture_channels"]) >= channels > 3:
         refuse(values, "log.picture_channels", f"channels below {channels} (model.in_channels)")
+
+
+def unfit(values: Values) -> dict[str, str]:
+    """The settings of augmentation that the images of these settings cannot have, and why."""
+    found, (dtype, channels) = {}, (values[key] for key in ("data.dtype", "model.in_channels"))
+    if values["data.no_data"] != "none":
+        given = f"where data.no_data is {values['data.no_data']!r}"
+        found["data.mixup"] = f"{given}: pixels without data mix with nothing"
+        found["data.randaugment"] = f"{given}: it would make data of pixels without data"
+    if dtype != "uint8" or channels not in (1, 3):
+        found["data.randaugment"] = f"for {dtype} of {channels} channels: it is for 8 bits of grey or RGB"
+    return found
 
 
 def check_optimizer(values: Values) -> None:
@@ -157,9 +174,9 @@ def check_optimizer(values: Values) -> None:
 def check_unlabelled(values: Values) -> None:
     if values["model.border"] != "cut":
         refuse(values, "model.border", "cut for task 'pretrain': zeros beyond the border are not visible tokens")
-    for key in ("per_class", "randaugment", "erasing", "mixup", "cutmix"):
-        if values[f"data.{key}"]:
-            refuse(values, f"data.{key}", "0 for task 'pretrain': it is for images with labels")
+    for key in (*LABELLED, "optim.label_smoothing"):
+        if values[key] not in (KEYS[key].default, 0):
+            refuse(values, key, "0 for task 'pretrain': it is for images with labels")
 
 
 def check_split(values: Values, devices: int) -> None:

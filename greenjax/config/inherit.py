@@ -1,8 +1,8 @@
 """The settings that weights bring: a config takes them from the workdir or file that `config.init` names.
 
 Weights fit a model of their own size only, so the model's size is that of `init`, whatever a config file says. The
-command line, or the overrides of `load_config`, go before `init`. An evaluation takes the images of `init`, too, unless
-it names images of its own; these are read as those of `init`, unless its config file says how to read them.
+command line, or the overrides of `load_config`, go before `init`. Images are read as those of `init`, unless the config
+file says how to read them. An evaluation takes the images of `init`, too, unless it names images of its own.
 """
 
 import json
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from greenjax.backbones.geometry import token_grid
 from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS, family_of
 from greenjax.config.resolve import flatten, resolve
-from greenjax.config.settings import KEYS
+from greenjax.config.settings import KEYS, READING
 from greenjax.config.transformers import described
 from greenjax.config.values import same_value
 from greenjax.data.sources import SOURCES
@@ -32,7 +32,6 @@ MODEL = (*FIXED, *(f"model.{part}" for part in FREE), *COLOURS, "data.scale")
 DECODER = tuple(key for key in KEYS if key.startswith("decoder."))
 MASKS = {"mask_ratio": "mask.ratio", "mask_block": "mask.block"}  # by their names in a file
 PLACE = ("data.source", "data.path", "data.name")
-READING = ("data.dtype", "data.channels", "data.alpha", "data.page", "data.no_data")
 
 
 def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
@@ -54,11 +53,11 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
         wanted |= {key: there.get(key, KEYS[key].default) for key in DECODER}  # the run may be older than a key
     if task == "eval" and there.get("task") == "detect":
         wanted |= {key: there[key] for key in there if key.startswith("detect.")}
+    keys = [*READING] if all(key in given or _is_default(settings, key) for key in READING) else []
     if task in ("eval", "knn"):
-        keys = ["image_size", "data.eval_crop", "model.border", *(["model.num_classes"] if task == "eval" else [])]
+        keys += ["image_size", "data.eval_crop", "model.border", *(["model.num_classes"] if task == "eval" else [])]
         keys += _images(settings, given, there)
-        keys += READING if all(key in given or _is_default(settings, key) for key in READING) else ()
-        wanted |= {key: there[key] for key in keys if key in there}
+    wanted |= {key: there[key] for key in keys if key in there}
     own = [key for key in OWN if settings.get(key) is not None and there.get(key) is not None]
     wanted = {key: value for key, value in wanted.items() if key not in (*given, *own)}
     wanted |= {key: value for key, value in kept(there, settings | wanted).items() if key not in given}

@@ -9,6 +9,7 @@ SIZE = (int, tuple)  # the type of image_size: one side in pixels, or (height, w
 RATIO = (int, float, tuple)  # the type of model.mlp_ratio: one number, or one a stage
 NAMES = (str, tuple)  # the type of model.sparse_conv and log.to: one name, or a tuple
 PATHS = (tuple, str)  # the type of data.path: one path, or several
+VALUE = (str, int, float)  # the type of data.no_data: a text, or a number, which becomes one
 PHASES = SIZE  # the type of detect.pre_nms: one count for training and evaluation, or (training, evaluation)
 
 
@@ -66,7 +67,7 @@ def paths() -> Key:
 
 
 def no_data() -> Key:
-    return Key(str, "none", "'none', 'nan' or a number", lambda value: value == "none" or is_number(value))
+    return Key(VALUE, "none", "'none', 'nan' or a number", lambda value: value == "none" or is_number(value))
 
 
 def ratio() -> Key:

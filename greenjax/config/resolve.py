@@ -12,7 +12,7 @@ from ml_collections.config_dict import FieldReference
 from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS
 from greenjax.backbones.settings import Key
 from greenjax.config.checks import check_all
-from greenjax.config.kinds import NAMES, PATHS, RATIO, SIZE
+from greenjax.config.kinds import NAMES, PATHS, RATIO, SIZE, VALUE
 from greenjax.config.names import WORKDIR, nearest
 from greenjax.config.settings import KEYS
 from greenjax.errors import InputError, listed, refuse
@@ -131,7 +131,7 @@ def _settle_length(values: dict[str, Any]) -> None:
 
 def _field(entry: Key) -> Any:
     """The default, or a placeholder by which ml_collections checks the type of later values."""
-    if entry.default is not None and entry.kind not in (NAMES, PATHS, RATIO, SIZE):
+    if entry.default is not None and entry.kind not in (NAMES, PATHS, RATIO, SIZE, VALUE):
         return entry.default
     return FieldReference(entry.default, field_type=get_origin(entry.kind) or entry.kind)
 
@@ -170,6 +170,9 @@ def _converted(value: Any, kind: Any) -> Any:
         value = tuple(value) * (2 if len(value) == 1 else 1)
     if kind == PATHS and type(value) in (tuple, list) and len(value) < 2:
         return _converted(value[0] if value else "", str)
+    if kind == VALUE:
+        kind, is_one = str, isinstance(value, numbers.Real) and not isinstance(value, bool)
+        value = str(value) if is_one else value
     if kind in (NAMES, PATHS, RATIO):
         single = float if kind == RATIO else str
         kind = tuple[single, ...] if type(value) in (tuple, list) else single

@@ -186,7 +186,7 @@ KEYS = {
     "log.monitor_every": count(5000, 0).means(
         "steps between two measurements of the monitor; 0 = first and last step only"
     ),
-    "log.monitor_images": count(20000).means("at most so many images of each of the monitor's splits"),
+    "log.monitor_images": count(20000).means("at most so many images of each of the monitor's splits, evenly spaced"),
     "log.keep": count(3).means("the number of latest checkpoints that stay"),
     "log.keep_every": count(0, 0).means("checkpoints of multiples of so many steps stay, too; 0 = none"),
     "log.predictions": flag(False).means("task eval: a CSV with the prediction for each image"),
@@ -212,3 +212,5 @@ KEYS = {
     ),
     "knn.temperature": positive(0.07).means("a neighbour's weight is exp(cosine / temperature)"),
 }
+
+READING = ("data.dtype", "data.channels", "data.alpha", "data.page", "data.no_data")  # how pixels are read

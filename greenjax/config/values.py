@@ -4,7 +4,7 @@ import ast
 import os
 from typing import Any, get_origin
 
-from greenjax.config.kinds import NAMES, PATHS
+from greenjax.config.kinds import NAMES, PATHS, VALUE
 from greenjax.config.settings import KEYS
 
 TRUTHS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
@@ -15,7 +15,7 @@ def read(key: str, text: str) -> Any:
     kind, default = KEYS[key][:2]
     if text == "None" and default is None:
         return None
-    if kind is str or (kind == NAMES and "," not in text):
+    if kind in (str, VALUE) or (kind == NAMES and "," not in text):
         return text
     if kind == NAMES:
         return tuple(name.strip(" '\"") for name in text.strip("()").split(","))

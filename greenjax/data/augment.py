@@ -170,7 +170,7 @@ def resize(image: Num[np.ndarray, "h w c"], size: Size, no_data: str = "none") -
         return resized(image, size)
     filled = np.where(there, image, image[there].mean(dtype=np.float64).astype(image.dtype) if there.any() else 0)
     result, share = resized(filled.astype(image.dtype), size), resized(there.astype(np.float32), size)
-    result[share < 1 - 1e-3] = float(no_data)
+    result[np.abs(share - 1) > 1e-3] = float(no_data)  # above 1 where bicubic weights are negative
     return result
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32, Integer, UInt8
+from jaxtyping import Int32, Int64, Integer, UInt8
 from ml_collections import ConfigDict
 
 from greenjax.data.encoded import DecodeError, Image, Images, Undecoded, undecoded
@@ -138,15 +138,21 @@ class Renumbered(Undecoded):
 # Parts of a set
 
 
-def first_images(source: LabelledSource, most: int) -> LabelledSource:
-    """At most the first `most` images of a source."""
-    return source if len(source) <= most else Chosen(source, np.arange(most, dtype=np.int32))
+def evenly_spaced(source: LabelledSource, most: int) -> LabelledSource:
+    """At most `most` images of a source, from all over it: many sets are stored class by class."""
+    return source if len(source) <= most else Chosen(source, spaced_rows(len(source), most))
+
+
+def spaced_rows(length: int, count: int) -> Int64[np.ndarray, " n"]:
+    """`count` rows of `length`, evenly spaced from the first."""
+    return np.arange(count, dtype=np.int64) * length // count
 
 
 def first_of_each_class(source: LabelledSource, count: int, split: str) -> Int32[np.ndarray, " n"]:
     """Indices of the first `count` images of every class; labels are read no further than needed."""
     chosen, missing = [], np.full(len(source.classes), count)
     for index, label in readable_labels(source):
+        check_label(label, index, missing.size, f"the classes of split {split!r}")
         if missing[label]:
             missing[label] -= 1
             chosen.append(index)
@@ -187,8 +193,14 @@ def check_classes(config: ConfigDict, source: LabelledSource) -> None:
 
 def check_labels(labels: Integer[np.ndarray, " n"], count: int, whose: str) -> None:
     """Raises InputError for the first label that is none of `count` classes."""
-    for index in np.flatnonzero((labels < 0) | (labels >= count)):
-        raise InputError(f"label {labels[index]} of image {index}: expected 0 or more, below {count} ({whose})")
+    for index in np.flatnonzero((labels < 0) | (labels >= count))[:1]:
+        check_label(int(labels[index]), int(index), count, whose)
+
+
+def check_label(label: int, index: int, count: int, whose: str) -> None:
+    """Raises InputError for the label of image `index` where it is none of `count` classes."""
+    if not 0 <= label < count:
+        raise InputError(f"label {label} of image {index}: expected 0 or more, below {count} ({whose})")
 
 
 class Matched(NamedTuple):

@@ -2,16 +2,19 @@
 
     SIZE               the bytes of all files, as text; the process that makes room holds its lock
     3f/3fa94...        an entry: the object and a digest of it, or the object alone (a shard); its time is the last use
+    3f/.3fa94....      a draft or a lock of it
 
-An entry is written under another name and renamed, so no process sees half of one.
+An entry is written under another name and renamed, so no process sees half of one. Files of other names are not ours:
+they neither count nor leave, since `data.cache` may be a folder with files of the user's.
 """
 
 import fcntl
 import os
+import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +32,7 @@ from greenjax.runtime.files import FULL, expanded, replacing
 DIGEST = 16  # bytes at the end of an entry
 KEPT = 0.9  # of the limit: what stays where room is made, so that the entries are not listed for each new one
 ABANDONED = 86_400  # seconds after which a draft is that of a killed process
+OURS = re.compile(r"[0-9a-f]{40}|\.[0-9a-f]{40}\..+")  # names of an entry, and of its drafts and lock
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class Store:
     def _shrink(self, draft: Path, most: int) -> int:
         """The bytes of all files but `draft`, once the least recently used entries above `most` bytes are removed."""
         found, total, now = [], 0, time.time()
-        for entry in (entry for folder in os.scandir(self.folder) if folder.is_dir() for entry in os.scandir(folder)):
+        for entry in self._files():
             with suppress(FileNotFoundError):  # other processes write and read
                 stat = entry.stat()
                 if not entry.name.startswith("."):
@@ -138,6 +142,14 @@ class Store:
             if total <= KEPT * most:
                 break
         return total
+
+    def _files(self) -> Iterator[os.DirEntry[str]]:
+        """The entries, with their drafts and locks."""
+        for folder in os.scandir(self.folder):
+            if re.fullmatch("[0-9a-f]{2}", folder.name) and folder.is_dir():
+                for entry in os.scandir(folder):
+                    if OURS.fullmatch(entry.name) and entry.name.lstrip(".").startswith(folder.name):
+                        yield entry
 
 
 def _digest(data: bytes) -> bytes:

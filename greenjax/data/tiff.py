@@ -107,13 +107,15 @@ def window(page: Any, box: Box) -> Num[np.ndarray, "h w c"]:
     rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
     down, across = -(-page.imagelength // rows), -(-page.imagewidth // columns)
     planes = page.samplesperpixel if page.axes == "SYX" else 1
-    found = np.zeros((height, width, page.samplesperpixel), page.dtype)  # a tile that is not stored is 0
+    found = np.full((height, width, page.samplesperpixel), page.nodata, page.dtype)  # 0 where the file says no value
     for row, column, plane in product(
         range(top // rows, -(-(top + height) // rows)),
         range(left // columns, -(-(left + width) // columns)),
         range(planes),
     ):
         index = (plane * down + row) * across + column
+        if not (page.dataoffsets[index] and page.databytecounts[index]):
+            continue  # of a sparse file: not stored
         page.parent.filehandle.seek(page.dataoffsets[index])
         stored = page.parent.filehandle.read(page.databytecounts[index])
         segment = page.decode(stored, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)[0]

@@ -89,11 +89,15 @@ class Pictures:
     def __init__(
         self, config: ConfigDict, batch: Batch, graphdef: nnx.GraphDef, place: Place, grid: Any, normalised: bool
     ):
-        """Takes the first images of a whole batch, equally many of each of its mask groups.
+        """Takes the first images of a whole batch, equally many of each of as many mask groups as there are images for.
 
         `place` puts a copy on every device. `grid`: of the model. `normalised`: as in `paste`.
         """
-        groups = min(PICTURES, len(batch.images))
+
+        def found(groups: int) -> int:
+            return min(PICTURES, int(batch.valid[:groups, : -(-PICTURES // groups)].sum()))
+
+        groups = max(range(1, min(PICTURES, len(batch.images)) + 1), key=lambda groups: (found(groups), groups))
         each = min(-(-PICTURES // groups), batch.images.shape[1])
         few = jax.tree.map(lambda leaf: leaf[:groups], batch)
         few = few._replace(images=few.images[:, :each], valid=few.valid[:, :each])

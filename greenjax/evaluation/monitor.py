@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from greenjax.data.labels import first_images, matched
+from greenjax.data.labels import evenly_spaced, matched
 from greenjax.data.open import open_labelled
 from greenjax.data.overlap import warn_of_overlap
 from greenjax.data.undecodable import Undecodable
@@ -22,7 +22,8 @@ from greenjax.runtime.placement import Placement
 class Monitor:
     """Classifies the frozen features of a held-out split by those of a training split.
 
-    Images of both are seen in the held-out view, at most log.monitor_images of each; undecodable images are left out.
+    Images of both are seen in the held-out view, at most log.monitor_images of each, evenly spaced; undecodable
+    images are left out.
     """
 
     def __init__(self, config: ConfigDict, data: ConfigDict, graphdef: nnx.GraphDef, place: Placement):
@@ -35,7 +36,7 @@ class Monitor:
         found = matched(held_out, train.classes, data.eval_split)
         for line in found.lines(f"monitor, {data.eval_split}"):
             say(line)
-        self.train, self.held_out = (first_images(source, most) for source in (train, found.source))
+        self.train, self.held_out = (evenly_spaced(source, most) for source in (train, found.source))
         if config.monitor == "knn":
             check_neighbours(config, len(self.train), data.split)
         self.config, self.place = config, place

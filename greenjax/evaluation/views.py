@@ -8,6 +8,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from greenjax.data.encoded import Images
+from greenjax.data.labels import spaced_rows
 from greenjax.data.loader import two_views
 from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError
@@ -24,7 +25,7 @@ class ViewsMonitor:
     def __init__(self, config: ConfigDict, images: Images, graphdef: nnx.GraphDef, place: Placement):
         """Takes at most MOST and log.monitor_images images, evenly spaced: a folder is in the order of its classes."""
         count = min(MOST, len(images), config.log.monitor_images)
-        self.rows = [index * len(images) // count for index in range(count)]
+        self.rows = spaced_rows(len(images), count).tolist()
         self.config, self.images, self.place = config, images, place
         self.pooled = pooled_forward(graphdef)
 

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from greenjax.config import KEYS
-from greenjax.config.inherit import READING
+from greenjax.config.settings import READING
 from greenjax.config.transformers import PROCESSOR
 from greenjax.interop.card import CARD
 from greenjax.interop.files import write_tensors

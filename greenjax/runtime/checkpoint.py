@@ -8,7 +8,7 @@ reader does, adds the length and the hash of every file, and renames the folder 
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,10 @@ class Checkpointer:
         now or by the next call: the run goes on, and the checkpoints before it stay.
         """
         self._settle()
-        latest = self.latest_step()
+        try:
+            latest = self.latest_step()
+        except OSError:
+            latest = None  # the folder is gone, as all processes are told below
         if latest is not None and step <= latest:
             if step in self.steps():
                 return
@@ -217,10 +220,10 @@ class Checkpointer:
 
     def _clear(self) -> None:
         """Removes drafts of killed saves and sets incomplete checkpoints aside: Orbax would skip steps for them."""
+        for draft in self.directory.glob("[0-9]*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(draft)
         for folder in self.directory.glob("[0-9]*"):
-            if not folder.name.isdigit():
-                shutil.rmtree(folder)
-            elif not is_complete(folder):
+            if folder.name.isdigit() and not is_complete(folder):
                 set_aside(folder)
 
     def _settle(self) -> None:
@@ -236,11 +239,14 @@ class Checkpointer:
     def _give_up(self, error: OSError | ValueError) -> None:
         reason = str(error).strip().partition("\n")[0]
         self._failed = f"the checkpoint of step {self._saving} could not be saved: {reason}"
-        logging.warning("%s; the run goes on, checkpoints of steps %s are there", self._failed, self.steps() or "none")
+        there, drafts = "no", []
+        with suppress(OSError):  # the folder is gone
+            there = f"steps {self.steps() or 'none'}"
+            drafts = [*self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")]
+        logging.warning("%s; the run goes on, checkpoints of %s are there", self._failed, there)
         self._close_manager()
-        if leads():
-            for draft in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(draft, ignore_errors=True)  # the next save needs its room
+        for draft in drafts if leads() else ():
+            shutil.rmtree(draft, ignore_errors=True)  # the next save needs its room
 
     def _close_manager(self) -> None:
         manager, self._manager = self._manager, None

@@ -1,4 +1,4 @@
-"""Files: paths, writing as a whole or not at all, reading of JSON that may be damaged, full disks."""
+"""Files: paths, writing as a whole or not at all, reading of JSON that may be damaged, disks that fail."""
 
 import errno
 import json
@@ -14,6 +14,9 @@ from absl import logging
 from greenjax.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, an exhausted quota, a limit of the file size
+# Of a disk that became read-only, failed, or is gone, and of a folder that was moved or taken away.
+GONE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENODEV, errno.ENOENT, errno.ENOTDIR)
+GONE += (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)  # of a file server
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # s3://bucket, and s3:/bucket, which Path makes of it
 
@@ -127,11 +130,14 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def unless_full(what: str) -> Iterator[None]:
-    """Warns where the disk is too full to write `what`, and goes on without it: the run matters more."""
+def unless_unwritable(what: str) -> Iterator[None]:
+    """Warns where the disk is full, read-only or gone when `what` is due, and goes on without it: the run matters more.
+
+    Other errors are raised.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FULL + GONE:
             raise
         logging.warning("%s: %s; the run goes on without it", what, error)

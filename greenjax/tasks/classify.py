@@ -18,7 +18,7 @@ from greenjax.data.overlap import warn_of_overlap
 from greenjax.evaluation.classify import Evaluation, reported_accuracies
 from greenjax.evaluation.pictures.curve import draw_accuracy_curve
 from greenjax.runtime.console import say
-from greenjax.runtime.files import read_metrics, unless_full
+from greenjax.runtime.files import read_metrics, unless_unwritable
 from greenjax.runtime.placement import Placement
 from greenjax.runtime.processes import leads
 from greenjax.tasks.mix import mix, one_hot
@@ -72,7 +72,7 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
 
     state = train(run, state, batches, [Hook(config.log.eval_every, measure)] if held_out else [])
     if leads():
-        with unless_full("accuracy.png"):
+        with unless_unwritable("accuracy.png"):
             draw_accuracy_curve(workdir / "accuracy.png", read_metrics(workdir))
     if held_out is not None:
         if run.total not in judged:  # the run was finished before this process

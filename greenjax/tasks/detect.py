@@ -10,6 +10,7 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
+from greenjax.config.checks import LABELLED
 from greenjax.data.detection.batches import ObjectBatch, blank_object_batch, object_batches
 from greenjax.data.loader import Batches
 from greenjax.data.open import open_objects
@@ -18,7 +19,7 @@ from greenjax.data.sources.objects import WithObjects
 from greenjax.errors import InputError, listed
 from greenjax.interop.heads import initial_head
 from greenjax.runtime.console import say
-from greenjax.runtime.files import unless_full
+from greenjax.runtime.files import unless_unwritable
 from greenjax.runtime.placement import Placement
 from greenjax.tasks.detections import DetectionJudge, Judged, report_detections
 from greenjax.tasks.evaluate import eval_sets, given_model
@@ -125,7 +126,8 @@ def held_out_hooks(run: Run, held_out: WithObjects | None) -> list[Hook]:
 def evaluate_detector(config: ConfigDict, workdir: Path) -> dict[str, Judged]:
     """Task "eval" of a detector: that of `config.init` on every set; results.json, detections and pictures."""
     mesh, classes, found = make_mesh(config), initial_head(config).classes, {}
-    detector = flatten(config) | {"task": "detect", "steps": 1}  # settings by which the model is one
+    # The settings by which the model is one, without those of a classifier's training.
+    detector = flatten(config) | dict.fromkeys(LABELLED, 0) | {"optim.label_smoothing": 0, "task": "detect", "steps": 1}
     sources = {}
     for each in eval_sets(config):
         own = resolve(detector | {f"data.{key}": value for key, value in each.data.items()})
@@ -137,7 +139,7 @@ def evaluate_detector(config: ConfigDict, workdir: Path) -> dict[str, Judged]:
         say(f"evaluating on {len(source):,} images of {name} ...")
         found[name] = judge.evaluate(params, source)
         report_detections(config, workdir, name, found[name])
-        with unless_full(f"pictures of {name}"):
+        with unless_unwritable(f"pictures of {name}"):
             judge.draw(workdir / "detections" / f"{in_file_names(name)}.png", params, source)
     say(*end_lines(workdir, "done"))
     return found

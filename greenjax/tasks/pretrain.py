@@ -24,7 +24,7 @@ from greenjax.evaluation.pictures.curve import draw_loss_curve, held_out_line
 from greenjax.evaluation.views import ViewsMonitor
 from greenjax.models.mim import predicts_normalised
 from greenjax.runtime.console import say
-from greenjax.runtime.files import read_metrics, unless_full
+from greenjax.runtime.files import read_metrics, unless_unwritable
 from greenjax.runtime.placement import BATCH_AXES, Placement
 from greenjax.runtime.processes import leads
 from greenjax.tasks.summary import end_lines, run_time, say_listing, start_lines
@@ -76,7 +76,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     state = train(run, state, batches, hooks, partial(pool_use, config, planner.mask_ids, len(source)))
     if leads():
         lines = read_metrics(workdir)
-        with unless_full("loss.png"):
+        with unless_unwritable("loss.png"):
             draw_loss_curve(workdir / "loss.png", lines)
         say(held_out_line(lines, described_start(config.init, run.last)))
         say(*end_lines(workdir, run_time(run)))

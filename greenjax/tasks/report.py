@@ -19,7 +19,7 @@ from greenjax.evaluation.pictures.confusion import MOST_CLASSES, draw_confusion,
 from greenjax.evaluation.results import write_predictions, write_results
 from greenjax.runtime.classes import output_names
 from greenjax.runtime.console import say
-from greenjax.runtime.files import unless_full
+from greenjax.runtime.files import unless_unwritable
 from greenjax.runtime.placement import Placement
 from greenjax.runtime.processes import leads
 from greenjax.training.state import Params
@@ -64,7 +64,7 @@ def report(
     if config.log.predictions:
         files = [source.name_of(int(index)) for index in found.predictions.image]
         write_predictions(workdir / f"predictions_{plain}.csv", found.predictions, files, names)
-    with unless_full(f"pictures of {name}"):
+    with unless_unwritable(f"pictures of {name}"):
         if 2 <= len(found.confusion) <= MOST_CLASSES:
             draw_confusion(workdir / f"confusion_{plain}.png", found.confusion, names)
         worst, view = most_confused(found.predictions), CentreView.from_config(config)

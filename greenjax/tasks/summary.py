@@ -12,9 +12,11 @@ from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import token_grid, visible_units
 from greenjax.config import flatten, load_config
+from greenjax.config.checks import unfit
 from greenjax.config.data_set import data_set
 from greenjax.config.flags import started
 from greenjax.config.places import is_name, locate
+from greenjax.config.settings import KEYS, READING
 from greenjax.data.sources import COLUMNS, SOURCES
 from greenjax.data.sources.objects import ObjectSource
 from greenjax.errors import InputError
@@ -29,6 +31,7 @@ from greenjax.training.state import abstract_state
 
 # Settings of the images, which a fine-tuning takes over where its config has others.
 DATA = ("data.source", "data.path", "data.name", *COLUMNS, "data.split", "data.eval_split", "data.mean", "data.std")
+DATA += (*READING, "data.scale")
 RESULTS = ("results.json", "predictions_*.csv", "detections_*.json")
 FAVOURITE = "timm"  # the layout that the export command names where it fits
 
@@ -51,7 +54,7 @@ def start_lines(run: Run) -> list[str]:
     rows = [
         ("model", f"{config.model.name}, {_count(parameters)} parameters, {config.model.dtype}"),
         ("weights", _weights(run)),
-        ("images", f"{counts} ({_where(config)}), {'x'.join(map(str, config.image_size))} pixels"),
+        ("images", f"{counts} ({_where(config)}), {'x'.join(map(str, config.image_size))} pixels{_reading(config)}"),
     ]
     if run.classes is not None:
         rows.append(("classes", f"{len(run.classes):,}"))
@@ -115,6 +118,13 @@ def _where(config: ConfigDict) -> str:
     return ", ".join(data_set(config.data))
 
 
+def _reading(config: ConfigDict) -> str:
+    """The settings by which pixels are read, where these are not 8 bits of grey or RGB."""
+    here = flatten(config)
+    changed = [key for key in (*READING, "data.scale") if here[key] != KEYS[key].default]
+    return "".join(f", {key}={_text(here[key])}" for key in changed)
+
+
 def _count(number: int) -> str:
     return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}"
 
@@ -151,14 +161,18 @@ def _finetuning(config: ConfigDict, workdir: Path, file: str) -> list[str] | Non
             break
     else:
         return None
+    here = flatten(config)
     try:
-        here, there = flatten(config), flatten(load_config(recipe))
+        before = flatten(load_config(recipe))
+        changes = {key: 0 for key in unfit(here) if before[key]}
+        there = flatten(load_config(recipe, changes | {"init": str(workdir)}))  # with what the weights bring
     except InputError:  # somebody's own, which is not done yet
         return None
-    changes = [f"--config.{key}={_text(here[key])}" for key in DATA if here[key] != there[key]]
+    changes |= {key: here[key] for key in DATA if here[key] != there[key]}
     output = _beside(workdir, "_finetuned")
     name = recipe.stem if is_name(file) else str(recipe)
-    return ["--config", name, f"--config.init={workdir}", *changes, "--workdir", str(output)]
+    words = [f"--config.{key}={_text(value)}" for key, value in changes.items()]
+    return ["--config", name, f"--config.init={workdir}", *words, "--workdir", str(output)]
 
 
 def _beside(workdir: Path, ending: str) -> Path:
@@ -169,5 +183,5 @@ def _beside(workdir: Path, ending: str) -> Path:
 
 def _text(value: Any) -> str:
     """As a command line takes it; a tuple as Python has it where a text in it has a comma."""
-    apart = isinstance(value, tuple) and not any("," in str(item) for item in value)
+    apart = isinstance(value, tuple) and value and not any("," in str(item) for item in value)
     return ",".join(map(str, value)) if apart else str(value)

@@ -1,10 +1,11 @@
 """The loop of every training task: updates, hooks at the steps that are due, checkpoints, rollbacks, interruptions."""
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from greenjax.config import flatten
 from greenjax.data.loader import Batches
@@ -12,9 +13,9 @@ from greenjax.data.workers import look_after_workers
 from greenjax.errors import InterruptedRun
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
-from greenjax.runtime.files import unless_full
+from greenjax.runtime.files import unless_unwritable
 from greenjax.runtime.placement import Placement
-from greenjax.runtime.processes import agree
+from greenjax.runtime.processes import agree, gathered, leads
 from greenjax.training.guard import DivergedError, Guard, Rollbacks
 from greenjax.training.interrupt import Interruption
 from greenjax.training.learning import warn_if_nothing_is_learnt
@@ -27,6 +28,8 @@ from greenjax.training.trackers import trackers_of
 
 BatchesFrom = Callable[[int], Batches]  # a position in the stream -> this process's part of each batch from there on
 CountsAt = Callable[[int], dict[str, int]]  # a position in the stream -> more numbers of a line of metrics
+
+UNFINISHED = ".unfinished"  # a file in the workdir from before the last step is saved until its hooks are done
 
 
 class Hook(NamedTuple):
@@ -44,10 +47,11 @@ def train(
 ) -> State:
     """The state after the last step. Leaves metrics and checkpoints in the workdir.
 
-    The hooks are called before the first step and after each step at which they are due. A run that diverges goes back
-    to the last checkpoint before that, and on with other data, at most `guard.rollbacks` times; then it raises
-    DivergedError. Raises InterruptedRun after a signal, with the last step saved, and SaveError where the last state of
-    a complete run could not be saved.
+    The hooks are called before the first step and after each step at which they are due. Those of the last step come
+    after its checkpoint, and again where an earlier process ended in them. A run that diverges goes back to the last
+    checkpoint before that, and on with other data, at most `guard.rollbacks` times; then it raises DivergedError.
+    Raises InterruptedRun after a signal, with the last step saved, and SaveError where the last state of a complete run
+    could not be saved.
     """
     rollbacks = Rollbacks(run.workdir)
     if run.start == 0:
@@ -64,7 +68,15 @@ def train(
             state = checkpointer.restore(abstract_state(run.config, run.mesh))
             agree({"gone back to step": int(state.step)})
             rollbacks.add(error, int(state.step))
+    if run.start == run.total and gathered(np.array([leads() and (run.workdir / UNFINISHED).exists()])).any():
+        with _writer(run, run.total) as writer, jax.transfer_guard("disallow"), jax.set_mesh(run.mesh):
+            _finish(run, Watch(run, writer), state, (), hooks)
     return state
+
+
+def _writer(run: Run, start: int) -> MetricsWriter:
+    """The metrics of a run from a step on."""
+    return MetricsWriter(run.workdir, run.total, start, trackers_of(run.config.log.to), flatten(run.config))
 
 
 def _to_the_end(
@@ -75,7 +87,7 @@ def _to_the_end(
     skipped = rollbacks.skipped(start)  # batches
     with (
         Checkpointer(run.workdir, log.keep, log.keep_every) as checkpointer,
-        MetricsWriter(run.workdir, total, start, trackers_of(log.to), flatten(run.config)) as writer,
+        _writer(run, start) as writer,
         jax.transfer_guard("disallow"),
         jax.set_mesh(run.mesh),  # for callbacks: ops/spconv_bridge.py
         closing(batches(start + skipped)) as stream,  # closing ends the workers
@@ -88,9 +100,8 @@ def _to_the_end(
             writer.write(step, watch.meter.line() | extra)
             warn_if_nothing_is_learnt(run.config, run.workdir, step, total, run.warmup)
 
-        def save(step: int, state: State, _: Any) -> None:
-            checkpointer.save(step, state)
-
+        lines = Hook(log.every, line)
+        saves = Hook(log.checkpoint_every, lambda step, state, _: checkpointer.save(step, state))
         alone = jax.default_backend() == "gpu"  # XLA times kernels to choose among them: nothing else may run there
         if alone:
             await_update(run.update, writer)
@@ -105,7 +116,10 @@ def _to_the_end(
                 batch = place(watch.meter.waiting_for(stream))
                 state, metrics = run.update(state, batch)
                 watch.dispatched(step, metrics)
-                watch.look(step, state, (Hook(log.every, line), *hooks, Hook(log.checkpoint_every, save)))
+                if step < total:
+                    watch.look(step, state, (lines, *hooks, saves))
+                else:
+                    _finish(run, watch, state, (lines, saves), hooks)
                 if interruption.asked() and step < total:
                     watch.settle()
                     checkpointer.save(step, state)
@@ -115,6 +129,19 @@ def _to_the_end(
             writer.phase("saving the last checkpoint")
             checkpointer.wait()
     return state
+
+
+def _finish(run: Run, watch: "Watch", state: State, first: Sequence[Hook], hooks: Sequence[Hook]) -> None:
+    """Calls the hooks of the last step. The `first` save it, so an error in the others loses no training."""
+    mark = run.workdir / UNFINISHED
+    with suppress(OSError):
+        if leads():
+            mark.touch()
+    watch.look(run.total, state, first)
+    watch.look(run.total, state, hooks)
+    with suppress(OSError):
+        if leads():
+            mark.unlink(missing_ok=True)
 
 
 class Watch:
@@ -146,7 +173,7 @@ class Watch:
             self.settle()
             with self.meter.paused():
                 for hook in now:
-                    with unless_full(f"step {step}"):
+                    with unless_unwritable(f"step {step}"):
                         hook.call(step, state, self._writer)
 
 

@@ -27,13 +27,15 @@ from greenjax.data.sources.base import paths_of
 from greenjax.data.sources.image_files import warn_once
 from greenjax.data.sources.records import DESCRIPTION, REMEDY, labels_path, read_description, shard_names, to_raw
 from greenjax.data.worker_process import keep_freed_memory
-from greenjax.errors import InputError
+from greenjax.errors import InputError, in_a_line
 from greenjax.runtime.console import progress_bar
 from greenjax.runtime.files import expanded, replace_text, replacing
 from greenjax.runtime.lock import LOCK, held
 
 PER_SHARD = 4096  # images; raw ones of 256 px make about 1 GB
 QUALITY = 95  # of JPEGs that are encoded anew
+LONGEST_JPEG = 65_500  # pixels of a side: libjpeg takes no more
+READ = ("dtype", "alpha", "page", "no_data")  # of a Reading: what the pixels depend on
 WRITING = "group_size:1,uncompressed"  # a read takes one image, as it is
 
 
@@ -104,12 +106,11 @@ def begin(output: Path, how: How, data: ConfigDict, splits: list[Split]) -> dict
     wanted = {"encoding": how.encoding, "size": how.size, "source": data.source, "name": data.name}
     paths = [path if is_url(path) else os.path.abspath(expanded(path)) for path in paths_of(data.path)]
     wanted["path"] = paths if len(paths) > 1 else "".join(paths)
-    wanted["dtype"] = how.reading.dtype
+    wanted |= {key: getattr(how.reading, key) for key in READ}
     if (output / DESCRIPTION).exists():
         description = read_description(output)
         for key, value in wanted.items():
-            before = description.get(key, PICTURE.dtype) if key == "dtype" else description.get(key)
-            check_same(output, key, before, value)
+            check_same(output, key, description.get(key, value), value)  # an earlier version wrote fewer
     elif any(path.name != LOCK for path in output.iterdir()):
         raise InputError(f"output {str(output)!r} is there already: expected a new directory, or one to go on with")
     else:
@@ -176,8 +177,9 @@ def write_shard(path: Path, split: Split, rows: range, how: How, advance: Callab
                     labels.append(label)
                     if how.reading.page == 0 and isinstance(image, Encoded) and has_more(image.data):
                         warn_once(f"some images of {path.parent} have several frames or pages: the first is taken")
-                except DecodeError as error:
-                    logging.warning("%s; it is left out", error)
+                except (DecodeError, cv2.error) as error:
+                    name, why = split.images.name_of(row), in_a_line(error)
+                    logging.warning("%s; it is left out", why if name in why else f"{name}: {why}")
                 advance(1)
         finally:
             writer.close()
@@ -193,7 +195,11 @@ def to_record(image: Image, how: How) -> bytes:
         return to_raw(pixels)
     if isinstance(image, Encoded) and image.header is not None and min(image.header[:2]) <= how.size:
         return bytes(image.data)
-    if pixels.shape[2] == 3:
+    height, width, channels = pixels.shape
+    if channels not in (1, 3) or max(height, width) > LONGEST_JPEG:
+        wanted = f"1 or 3 channels and sides of {LONGEST_JPEG:,} pixels at most"
+        raise DecodeError(f"it is {height} x {width} of {channels} channels: expected {wanted}, as JPEG takes")
+    if channels == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))[1].tobytes()
 

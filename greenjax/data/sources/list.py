@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO, TextIOWrapper
 from itertools import count
@@ -116,7 +116,7 @@ def read_table(path: str, content: bytes) -> Table:
         columns = read_parquet(path, content) if suffix == ".parquet" else read_text(path, content)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"list {path!r} cannot be read: {error}") from error
-    table = {what: columns[name] for what, names in COLUMNS.items() for name in names if name in columns}
+    table = {what: columns[name] for what, name in chosen(columns).items()}
     if not columns:
         raise InputError(f"list {path!r} has no line: expected a path in each, or the names of columns in the first")
     if "path" not in table:
@@ -127,12 +127,18 @@ def read_table(path: str, content: bytes) -> Table:
     return table
 
 
+def chosen(columns: Collection[str]) -> dict[str, str]:
+    """The column that holds each thing: the first of its names that is there."""
+    return {what: name for what, names in COLUMNS.items() for name in reversed(names) if name in columns}
+
+
 def read_text(path: str, content: bytes) -> Table:
     """The columns of a text file: of CSV and TSV those that its first line names, else paths alone."""
     suffix = os.path.splitext(path)[1].lower()
     with TextIOWrapper(BytesIO(content), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         if suffix == ".txt":
-            return {"path": [line for line in file.read().splitlines() if line]}
+            lines = file.read().replace("\r\n", "\n").split("\n")  # names of files may have other line breaks
+            return {"path": [line for line in lines if line]}
         lines = csv.reader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
         header = [name.strip().lower() for name in next(lines, [])]
         rows = [row for row in zip(count(2), lines) if row[1]]
@@ -145,15 +151,19 @@ def read_text(path: str, content: bytes) -> Table:
 
 
 def read_parquet(path: str, content: bytes) -> Table:
-    """The columns of a Parquet file as texts."""
+    """The columns of a Parquet file as texts, empty those that are not read."""
     installed("pyarrow.parquet", "greenjax[parquet]", f"list {path!r} needs the package pyarrow")
     import pyarrow.parquet
 
     try:
-        columns = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pydict()
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+        names = file.schema_arrow.names
+        read = chosen([name.lower() for name in names]).values()
+        columns = file.read([name for name in names if name.lower() in read]).to_pydict()
     except pyarrow.ArrowInvalid as error:
         raise InputError(f"list {path!r} cannot be read: {error}") from error
-    return {name.lower(): ["" if value is None else str(value) for value in values] for name, values in columns.items()}
+    texts = {name: ["" if value is None else str(value) for value in values] for name, values in columns.items()}
+    return {name.lower(): texts.get(name, []) for name in names}
 
 
 def rows_of(path: str, table: Table, split: str) -> Sequence[int]:

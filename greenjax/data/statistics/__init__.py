@@ -43,9 +43,9 @@ def measure(config: ConfigDict, most: int, workers: int) -> dict[str, Any]:
     if not (variance > 0).all():
         channel = int((variance > 0).argmin())
         raise InputError(f"channel {channel} of {len(found)} images has one value at most: expected two, to be scaled")
-    data = config.data
+    data, measured = config.data, {"mean": mean, "std": np.sqrt(variance)}
     settings = dict(dtype=data.dtype, scale=data.scale, channels=list(data.channels), no_data=data.no_data)
-    numbers = dict(mean=mean.round(6).tolist(), std=np.sqrt(variance).round(6).tolist())
+    numbers = {name: [float(f"{value:.6g}") for value in each] for name, each in measured.items()}
     return numbers | settings | dict(images=len(found), split=data.split)
 
 

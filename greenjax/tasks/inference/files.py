@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from greenjax.config import flatten
-from greenjax.config.inherit import READING
+from greenjax.config.settings import READING
 from greenjax.data.listing import listing
 from greenjax.data.undecodable import FILE, Undecodable, on_one_line
 from greenjax.errors import InputError

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from greenjax.backbones.attention import runnable
 from greenjax.config import flatten, resolve
-from greenjax.config.inherit import READING
+from greenjax.config.settings import READING
 from greenjax.data.loader import LEFT_OUT, image_batches
 from greenjax.data.undecodable import Fault, Undecodable
 from greenjax.evaluation.outputs import model_outputs
