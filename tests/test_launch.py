@@ -189,7 +189,7 @@ def test_wheels_are_those_that_a_machine_lacks_and_what_they_need(wheels, capsys
     assert "numpy 2.0 is there: kept, though numpy>=2.4 is asked for" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         module.main(["", *arguments])
-    assert "is no empty folder: expected one, or a new one" in capsys.readouterr().err
+    assert "is not empty: expected a new folder" in capsys.readouterr().err
 
 
 def test_wheels_that_are_too_large_to_send_are_an_error(wheels, monkeypatch, capsys):
