@@ -19,7 +19,6 @@ chosen where no test image is seen: tables `rates` and `finetuning` in a workdir
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from ml_collections import ConfigDict
 from benchmarks.evidence_arms import SCRATCH, TABLES, Arm
 from benchmarks.evidence_costs import Costs, costs_of
 from benchmarks.evidence_figure import draw
-from benchmarks.evidence_order import swapped_latents
 from benchmarks.evidence_reading import ALL, FEW, Reader
 from benchmarks.evidence_text import EQUAL_TIME, EQUAL_UPDATES, HELD_OUT, Row, text
 from benchmarks.study import changed
@@ -149,7 +147,7 @@ class Evidence:
         own = {"seed": seed, "steps": self.points(arm)[-1], "optim.schedule": "steps", "optim.steps_factor": 1.0}
         own |= {"log.checkpoint_every": every, "log.keep_every": every, "log.eval_every": every, "log.picture_every": 0}
         assert arm.config is not None
-        with swapped_latents() if arm.swapped else nullcontext():
+        with arm.inside():
             pretrain(changed(arm.config, own), self.folder(arm, seed))
 
     def folder(self, arm: Arm, seed: int) -> Path:
@@ -168,7 +166,7 @@ class Evidence:
             return [equal if arm.config else 0]
         seconds = {name: cost["seconds"] for name, cost in self.costs.items()}
         slowest = max(time for name, time in seconds.items() if name != SCRATCH)
-        last = int(equal * (slowest / seconds[arm.name if arm.config else SCRATCH]))
+        last = int(equal * (slowest / seconds[cost_of(arm)]))
         return sorted({*range(step, equal, step), *range(equal, last, equal), last}) if arm.config else [last]
 
     def ends(self, arm: Arm) -> dict[int, tuple[str, ...]]:
@@ -184,7 +182,7 @@ class Evidence:
         folder = self.folder(arm, seed)
         known = read_results(folder)
         losses = {line["step"]: line["held_out_loss"] for line in read_metrics(folder) if "held_out_loss" in line}
-        cost = self.costs.get(SCRATCH if arm.config is None else arm.name)
+        cost = self.costs.get(cost_of(arm))
         for updates in self.points(arm):
             row: Row = {"arm": arm.name, "against": arm.against, "seed": seed, "updates": updates}
             row["ends"] = self.ends(arm).get(updates, ())
@@ -193,6 +191,11 @@ class Evidence:
             for entry in (f"{updates}", *(tuning(updates, labels, arm) for labels in (ALL, FEW))):
                 row |= known.get(entry, {})
             yield row
+
+
+def cost_of(arm: Arm) -> str:
+    """The arm whose costs it has."""
+    return (arm.like or arm.name) if arm.config else SCRATCH
 
 
 def tuning(updates: int, labels: str, arm: Arm) -> str:

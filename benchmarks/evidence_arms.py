@@ -1,14 +1,16 @@
 """The arms of every table of `benchmarks evidence`: ways to pre-train, each a configuration."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from benchmarks.evidence_patches import loss_of_green, swapped_latents
 from benchmarks.study import changed
 from greenjax.config import flatten
 
-GREEN, SIMMIM, MAE = "green", "SimMIM", "MAE (ViT)"
+GREEN, SIMMIM, SIMMIM_ALIKE, MAE = "green", "SimMIM", "SimMIM, loss of green", "MAE (ViT)"
 SCRATCH, SCRATCH_LONGER = "from scratch", "from scratch, longer"
 SIMMIM_RATE = 1 / 8  # of SimMIM's pre-training / of green's: the best of `--table rates` on mnist5k (docs/evidence.md)
 
@@ -19,16 +21,19 @@ class Arm(NamedTuple):
     name: str
     config: ConfigDict | None  # None: no pre-training
     longer: bool = False  # trained on to equal wall time
-    swapped: bool = False  # visible latents stand at each other's places: benchmarks/evidence_order.py
+    inside: Callable[[], AbstractContextManager[None]] = nullcontext  # what it is pre-trained in
     rate: float = 1.0  # of fine-tuning, times the recipe's
     of: str = ""  # the arm whose pre-training this one takes
     against: str = ""  # the arm that it is compared with; by default the table's first
+    like: str = ""  # the arm whose costs it has; by default its own
 
 
 def methods(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
     """Green, what it replaces, and no pre-training."""
-    simmim = changed(config, {"method": "simmim", "optim.base_lr": SIMMIM_RATE * config.optim.base_lr})
-    arms = [Arm(GREEN, config, longer=True), Arm(SIMMIM, simmim, longer=True)]
+    dense = changed(config, {"method": "simmim"})
+    simmim = Arm(SIMMIM, changed(dense, {"optim.base_lr": SIMMIM_RATE * config.optim.base_lr}), longer=True)
+    alike = Arm(SIMMIM_ALIKE, dense, longer=True, inside=loss_of_green, like=SIMMIM)
+    arms = [Arm(GREEN, config, longer=True), simmim, alike]
     arms += [Arm(MAE, mae, longer=True)] if mae is not None else []
     scratch = Arm(SCRATCH, None)
     return [*arms, scratch, scratch._replace(name=SCRATCH_LONGER, longer=True)]
@@ -42,7 +47,7 @@ def families(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
 def rates(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
     """Rates of pre-training, the same ones for each method."""
     return [
-        Arm(f"{arm.name}, {rate:g}", changed(arm.config, {"optim.base_lr": rate}))
+        Arm(f"{arm.name}, {rate:g}", changed(arm.config, {"optim.base_lr": rate}), inside=arm.inside)
         for arm in methods(config, mae)
         if arm.config
         for rate in (config.optim.base_lr * factor for factor in (2, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16))
@@ -73,7 +78,9 @@ def choices(config: ConfigDict, values: dict[str, tuple[Any, ...]]) -> list[Arm]
 def order(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
     """Depths of the decoder, each with the visible latents at their own places and at each other's."""
     own = choices(config, {"decoder.depth": (1, 2, 4)})
-    others = (arm._replace(name=f"{arm.name}, swapped", swapped=True, longer=False, against=arm.name) for arm in own)
+    others = (
+        arm._replace(name=f"{arm.name}, swapped", inside=swapped_latents, longer=False, against=arm.name) for arm in own
+    )
     return [*own, *others]
 
 

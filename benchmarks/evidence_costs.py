@@ -26,7 +26,7 @@ REPEATS = 15
 
 def costs_of(workdir: Path, arms: Sequence[Arm], reader: Reader) -> Costs:
     """The costs of an update of each arm, as measured once for a workdir; of `SCRATCH` those of a fine-tuning."""
-    timed, file = [arm for arm in arms if arm.config or arm.name == SCRATCH], workdir / "costs.json"
+    timed, file = [arm for arm in arms if arm.name == SCRATCH or (arm.config and not arm.like)], workdir / "costs.json"
     if not file.exists():
         say("measuring what an update costs; nothing else should run now ...")
         replace_text(file, json.dumps(measured(timed, reader), indent=1) + "\n")

@@ -4,6 +4,7 @@ import json
 import math
 from itertools import permutations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from small import ONE_STAGE, config_file, small_config
 
 from benchmarks import evidence
 from benchmarks.evidence_arms import TABLES
-from benchmarks.evidence_order import swapped_latents
+from benchmarks.evidence_patches import loss_of_green, swapped_latents
 from benchmarks.evidence_signals import FOUND, effective_rank, signals, spread
 from benchmarks.evidence_text import ACCURACIES, EQUAL_UPDATES, between, differences, interval, within
 from greenjax.config import load_config
 from greenjax.errors import InputError
 from greenjax.models import build
+from greenjax.planning import exact_plan
 
 PROBE = "linear probe, all labels"
 SECONDS = {"green": 1.0, "SimMIM": 2.0, "from scratch": 1.0}
@@ -101,6 +103,25 @@ def test_swapped_latents_stand_at_each_others_places(rng):
     assert np.sort(distances)[0] < 1e-5 < 1e-3 < np.sort(distances)[1]
     assert max(np.abs(found - other).max() for other in others) > 1e-3  # other latents come in another order
     np.testing.assert_allclose(alone, decoder(latent[:, :1], visible[:1], masked)[1], atol=1e-6)
+
+
+def test_simmim_with_the_loss_of_green(rng):
+    """By its definition: patches with mean 0 and variance 1, squared error over the masked ones."""
+    model = build(small_config(method="simmim", image_size=16), seed=1)
+    images = rng.normal(size=(2, 16, 16, 1)).astype(np.float32)
+    visible = np.zeros(model.grid.units, bool)
+    visible.flat[[1, 4, 6, 11]] = True
+    plan = jax.tree.map(lambda leaf: leaf[0], exact_plan(model.grid, (), visible[None]))
+    plain = model.forward(images, plan)
+    with loss_of_green():
+        out = model.forward(images, plan)
+    np.testing.assert_array_equal(out.prediction, plain.prediction)  # the network is the same
+    side = 16 // model.grid.units[0]
+    patches = images.reshape(2, 16 // side, side, 16 // side, side).swapaxes(2, 3).reshape(2, -1, side * side)
+    wanted = (patches - patches.mean(-1, keepdims=True)) / np.sqrt(patches.var(-1, ddof=1, keepdims=True) + 1e-6)
+    expected = np.square(out.prediction - wanted)[:, ~visible.ravel()].mean(axis=(1, 2))
+    np.testing.assert_allclose(out.losses, expected, rtol=1e-5)
+    assert np.abs(plain.losses - expected).min() > 0.1
 
 
 def test_a_table_goes_on_where_it_was_stopped_and_finds_the_same(tmp_path, monkeypatch, capsys):

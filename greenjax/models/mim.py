@@ -160,19 +160,8 @@ class GreenMIM(MaskedImageModel):
         return Output(losses.mean(), losses, prediction, tokens[:, : seen.shape[1]], stages)
 
     def target(self, pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
-        """Every patch with mean 0 and (unbiased) variance 1 over the values that count; flat ones become 0.
-
-        Without `decoder.norm_pixels`, the pixels as they are.
-        """
-        if not self.predicts_normalised:
-            return pixels
-        if there is None:
-            centred = pixels - pixels.mean(axis=-1, keepdims=True)
-            return centred * jax.lax.rsqrt(pixels.var(axis=-1, ddof=1, keepdims=True) + TARGET_EPSILON)
-        count = count_of(there)  # other values are 0
-        centred = jnp.where(there, pixels - pixels.sum(axis=-1, keepdims=True) / jnp.maximum(count, 1), 0)
-        variance = jnp.square(centred).sum(axis=-1, keepdims=True) / jnp.maximum(count - 1, 1)
-        return centred * jax.lax.rsqrt(variance + TARGET_EPSILON)
+        """Normalised pixels (`normalised`); without `decoder.norm_pixels`, the pixels as they are."""
+        return normalised(pixels, there) if self.predicts_normalised else pixels
 
 
 class SimMIM(MaskedImageModel):
@@ -213,6 +202,20 @@ def _forward_by_mask(graphdef: nnx.GraphDef, params: Any, images: Array, plan: P
     """[m, b, h, w, c] images and one plan a mask. Op by op, a first call would take many times longer."""
     model = nnx.merge(graphdef, params)
     return jax.vmap(lambda images, plan: model.forward(images, plan))(images, plan)
+
+
+def normalised(pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
+    """Every patch with mean 0 and (unbiased) variance 1 over the values that count, all for None; flat ones become 0.
+
+    Source: MAE (arXiv 2111.06377), section 4.1.
+    """
+    if there is None:
+        centred = pixels - pixels.mean(axis=-1, keepdims=True)
+        return centred * jax.lax.rsqrt(pixels.var(axis=-1, ddof=1, keepdims=True) + TARGET_EPSILON)
+    count = count_of(there)  # other values are 0
+    centred = jnp.where(there, pixels - pixels.sum(axis=-1, keepdims=True) / jnp.maximum(count, 1), 0)
+    variance = jnp.square(centred).sum(axis=-1, keepdims=True) / jnp.maximum(count - 1, 1)
+    return centred * jax.lax.rsqrt(variance + TARGET_EPSILON)
 
 
 def count_of(there: Bool[Array, "b u p"]) -> Int[Array, "b u 1"]:
