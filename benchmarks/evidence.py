@@ -100,6 +100,8 @@ class Evidence:
             raise InputError("--finetune: expected a recipe with steps, and data.per_class, the number of few labels")
         if mae:
             mae = changed(mae, {f"data.{key}": value for key, value in config.data.items()})
+        if table == "continuing" and config.init == "none":
+            raise InputError("init of --config is 'none': expected the run that --table continuing starts from")
         self.config, self.recipe, self.workdir, self.readers = config, recipe, workdir, dict[str, Reader]()
         self.arms = TABLES[table](config, mae)
         remember(workdir, {"--config": config, "--finetune": recipe} | ({"--mae": mae} if mae else {}))
@@ -131,7 +133,8 @@ class Evidence:
         """The entries of an arm's results.json, and what measures each."""
         folder, reader = self.folder(arm, seed), self.reader(arm.config or self.config)
         for updates in self.points(arm):
-            weights = partial(reader.weights, folder if arm.config else None, updates, seed)
+            run, step = (folder, updates) if arm.config else (arm.start or None, None)
+            weights = partial(reader.weights, run, step, seed)
             if arm.config or not updates:
                 yield f"{updates}", lambda weights=weights: reader.frozen(weights(), seed)
             if updates not in self.ends(arm):

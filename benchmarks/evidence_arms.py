@@ -20,6 +20,7 @@ class Arm(NamedTuple):
 
     name: str
     config: ConfigDict | None  # None: no pre-training
+    start: str = ""  # the run whose encoder is taken without a pre-training, in place of a random one
     longer: bool = False  # trained on to equal wall time
     inside: Callable[[], AbstractContextManager[None]] = nullcontext  # what it is pre-trained in
     rate: float = 1.0  # of fine-tuning, times the recipe's
@@ -42,6 +43,12 @@ def methods(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
 def families(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
     """Green and no pre-training, for the backbone of --config."""
     return [Arm(GREEN, config), Arm(SCRATCH, None)]
+
+
+def continuing(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
+    """Green from the encoder that `init` of --config names, and from a random one; and neither pre-trained."""
+    fresh, given = Arm(GREEN, changed(config, {"init": "none"})), Arm("init", None, start=config.init)
+    return [fresh, Arm("init, then green", config), given, Arm(SCRATCH, None)]
 
 
 def rates(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
@@ -98,12 +105,14 @@ def decoders(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
 def sizes(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
     """Green on the first images of the training split, for as many updates; labels are of the whole split."""
     few = {f"{config.data.split}[:{count}]": f"{count} images" for count in (250, 1000)}
-    return [Arm(GREEN, config, longer=True)] + [Arm(n, changed(config, {"data.split": s})) for s, n in few.items()]
+    fewer = [Arm(n, changed(config, {"data.split": s}), longer=True, like=GREEN) for s, n in few.items()]
+    return [Arm(GREEN, config, longer=True), *fewer]
 
 
 TABLES: dict[str, Callable[[ConfigDict, ConfigDict | None], list[Arm]]] = {
     "methods": methods,
     "families": families,
+    "continuing": continuing,
     "rates": rates,
     "finetuning": finetuning,
     "order": order,

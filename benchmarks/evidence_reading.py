@@ -65,11 +65,11 @@ class Reader:
         found = bench.finetuned(params, bench.labelled(self.per_class[labels], seed), seed, base_lr)
         return {f"{FINETUNE}, {labels}": found[FINETUNE]}
 
-    def weights(self, folder: Path | None, step: int, seed: int) -> Any:
-        """The encoder of a run at a step, or without a run a random one, under a new head."""
-        if folder is None:
+    def weights(self, run: Path | str | None, step: int | None, seed: int) -> Any:
+        """The encoder of a run at a step, by default its last, or without a run a random one, under a new head."""
+        if run is None:
             return self.bench.fresh(seed)
-        found = initial_model(changed(self.bench.config, {"init": str(folder), "seed": seed, "new_head": True}), step)
+        found = initial_model(changed(self.bench.config, {"init": str(run), "seed": seed, "new_head": True}), step)
         assert found is not None
         return parameters(found[0])
 

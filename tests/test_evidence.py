@@ -124,6 +124,17 @@ def test_simmim_with_the_loss_of_green(rng):
     assert np.abs(plain.losses - expected).min() > 0.1
 
 
+def test_arms_of_a_table_have_names_of_their_own_and_are_compared_with_one_of_them(tmp_path):
+    config = small_config(steps=4, init="runs/labelled")
+    for table, arms in TABLES.items():
+        names = [arm.name for arm in arms(config, None)]
+        assert len(set(names)) == len(names) > 1, table
+        assert {arm.against or names[0] for arm in arms(config, None)} <= {*names}, table
+    recipe = small_config(task="finetune", data__per_class=2)
+    with pytest.raises(InputError, match="init of --config is 'none': expected the run that --table continuing"):
+        evidence.Evidence(small_config(steps=4), recipe, None, tmp_path, "continuing")
+
+
 def test_a_table_goes_on_where_it_was_stopped_and_finds_the_same(tmp_path, monkeypatch, capsys):
     """A second process reads what the first one wrote, and computes what lacks."""
     tiny = ONE_STAGE | dict(mesh__data=1, optim__eps=1e-3, data__split="train[:160]")
