@@ -33,10 +33,13 @@ def text(rows: Sequence[Row], costs: Mapping[str, Mapping[str, float]]) -> str:
         first = next(iter(groups))
         pairs = [(arm, of[0]["against"] or first) for arm, of in groups.items()]
         lines += ["", f"Differences, seed by seed: mean and {CONFIDENCE:.0%} interval", ""]
-        lines += markdown(COLUMNS, (differences(*pair, groups) for pair in pairs if pair[0] != pair[1] in groups))
-    for heading, found in (("within a training", within(rows)), ("between trainings, at equal updates", between(rows))):
+        lines += markdown(DIFFERENCES, (differences(*pair, groups) for pair in pairs if pair[0] != pair[1] in groups))
+    for heading, keys, found in (
+        ("within a training", FROZEN, within(rows)),
+        ("between trainings, at equal updates", ACCURACIES, between(rows)),
+    ):
         if found:
-            lines += ["", f"Spearman's rank correlation {heading}", "", *markdown(CORRELATIONS, found)]
+            lines += ["", f"Spearman's rank correlation {heading}", "", *markdown(columns("signal", "n", *keys), found)]
     return "\n".join(lines)
 
 
@@ -47,8 +50,13 @@ COSTS: list[Column] = [
     ("MB", "bytes", 1e6, ".1f"),
 ]
 
-COLUMNS: list[Column] = [(key, key, 1, "") for key in ("arm", "updates", "s", "n", *ACCURACIES)]
-CORRELATIONS: list[Column] = [("signal", "signal", 1, ""), *((key, key, 1, "") for key in ("n", *ACCURACIES))]
+
+def columns(*keys: str) -> list[Column]:
+    """Columns of texts, under their keys."""
+    return [(key, key, 1, "") for key in keys]
+
+
+COLUMNS, DIFFERENCES = columns("arm", "updates", "s", "n", *ACCURACIES), columns("arm", "n", *ACCURACIES)
 
 
 def by_arm(rows: Sequence[Row], end: str) -> dict[str, list[Row]]:
@@ -111,7 +119,7 @@ def within(rows: Sequence[Row]) -> list[Row]:
 
 def between(rows: Sequence[Row]) -> list[Row]:
     """How signals go with accuracies over trainings; losses of different methods cannot be compared."""
-    ends = [row for row in rows if EQUAL_UPDATES in row["ends"] and row["updates"]]
+    ends = [row for row in rows if EQUAL_UPDATES in row["ends"] and row["updates"] and SIGNALS[0] in row]
     found = []
     for signal in SIGNALS:
         told = {key: f"{value:+.2f}" for key, value in correlations(signal, ends).items()}
