@@ -1,5 +1,6 @@
 """Images of any channels and depth: from arrays in files to batches, to the model, and to pictures."""
 
+import io
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from small import small_config
 import greenjax
 from greenjax.backbones.geometry import make_planner
 from greenjax.data.augment import CentreView, RandomView, resize
-from greenjax.data.encoded import DecodeError
+from greenjax.data.encoded import DecodeError, Encoded
 from greenjax.data.loader import eval_batches
 from greenjax.data.open import open_source
 from greenjax.data.prepare import How, prepare
@@ -216,6 +217,18 @@ def test_enlarging_mixes_no_missing_value_in():
     there = np.flatnonzero(~np.isnan(found[0, :, 0]))
     assert there.min() >= 12 and len(there) > 30
     np.testing.assert_allclose(found[:, there], whole[:, there - 12], rtol=1e-6)
+
+
+def test_no_decoder_mixes_a_missing_value_in():
+    """A JPEG that shrinks eightfold, half of it without data: as if its pixels were all decoded first."""
+    image = np.full((256, 256, 1), 200, np.uint8)
+    image[:, :100] = 0
+    file = io.BytesIO()
+    Image.fromarray(image[..., 0]).save(file, "JPEG", quality=100)
+    encoded = Encoded(file.getvalue(), "image")
+    view = CentreView((32, 32), 1, 1.0, Reading(no_data="0"))
+    np.testing.assert_array_equal(view(encoded, 0), view(encoded.decode(), 0))
+    assert (view(encoded, 0)[:, :12] == 0).all()
 
 
 # Settings

@@ -115,6 +115,7 @@ def test_a_run_keeps_its_classes_and_suggests_an_export_that_holds_it_whole(fini
 def test_a_detector_is_evaluated_alone(finished, tmp_path):
     folder, _, _ = finished
     given = {"task": "eval", "init": str(folder / "run"), "data.source": "scenes", "data.eval_split": "test[:3]"}
+    given |= {"data.mixup": 0.8, "optim.label_smoothing": 0.3}  # as a recipe for classifiers has them
     config = greenjax.load_config("configs/eval.py", given | {"data.batch_size": 8, "mesh.data": 1})
     evaluate(config, tmp_path / "run")
     assert detections(tmp_path / "run") == detections(folder / "run")

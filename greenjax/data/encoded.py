@@ -143,7 +143,8 @@ def load(image: Image, part: Part, reading: Reading = PICTURE) -> tuple[Num[np.n
         size = size_of(pixels)
     else:
         size = (image.header.height, image.header.width)
-        factor, rows = extent(part, size)
+        # A decoder that shrinks would mix pixels without data into others.
+        factor, rows = extent(part, size) if reading.no_data == "none" else (1, None)
         pixels = image.decode(factor, rows, reading)
         if pixels.shape[1] != -(-size[1] // factor):  # turned by its EXIF data
             size = size[1], size[0]

@@ -126,11 +126,12 @@ def held_out_hooks(run: Run, held_out: WithObjects | None) -> list[Hook]:
 def evaluate_detector(config: ConfigDict, workdir: Path) -> dict[str, Judged]:
     """Task "eval" of a detector: that of `config.init` on every set; results.json, detections and pictures."""
     mesh, classes, found = make_mesh(config), initial_head(config).classes, {}
-    # The settings by which the model is one, without those of a classifier's training.
-    detector = flatten(config) | dict.fromkeys(LABELLED, 0) | {"optim.label_smoothing": 0, "task": "detect", "steps": 1}
+    # A recipe for classifiers may be what says where the images are.
+    as_detector = dict.fromkeys(LABELLED, 0) | {"optim.label_smoothing": 0, "task": "detect", "steps": 1}
+    detector = flatten(config) | as_detector
     sources = {}
     for each in eval_sets(config):
-        own = resolve(detector | {f"data.{key}": value for key, value in each.data.items()})
+        own = resolve(detector | {f"data.{key}": value for key, value in each.data.items()} | as_detector)
         sources[each.name] = open_objects(own, each.split, classes)
     same_data({f"images of {name}": source for name, source in sources.items()})
     graphdef, params = given_model(resolve(detector), mesh)
