@@ -89,6 +89,16 @@ def test_numbers_as_labels_are_ordered_by_their_value(tree):
     assert open_labelled(settings("list", tree / "list.csv"), "all").classes == ("2", "9", "10")
 
 
+def test_the_name_of_a_class_counts_before_its_number(tree):
+    (tree / "list.csv").write_text(
+        "image,path,label,class_name\nno.png,images/a/0.png,3,cat\nno.png,images/b/1.png,1,dog\n"
+    )
+    source = open_labelled(settings("list", tree / "list.csv"), "all")
+    assert source.classes == ("cat", "dog") and sorted(
+        values(open_source(settings("list", tree / "list.csv"), "all"))
+    ) == [0, 8]
+
+
 @pytest.mark.extra
 def test_parquet_holds_the_same(tree):
     import pyarrow
@@ -126,7 +136,7 @@ def test_a_bad_list_is_refused(tmp_path, name, text, message):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("path\na.png\n", "has no labels: expected a column label or class"),
+        ("path\na.png\n", "has no labels: expected a column class_name or class or label"),
         ("path,label\na.png,\n", "'a.png' .* has no label"),
     ],
 )

@@ -215,6 +215,22 @@ def test_what_cannot_be_prepared_is_said_in_one_line(tree, tmp_path):
     assert "no key 'data.sizes'" in refused(out, **data, sizes=3)
 
 
+def test_a_folder_of_an_earlier_version_goes_on_as_it_was_begun(tree, tmp_path):
+    """It says nothing of types, which were uint8; what the first start with this version reads is kept."""
+    out, data = tmp_path / "out", dict(source="folder", path=tree, eval_split="", split="train")
+    run(out, **data)
+    description = json.loads((out / "records.json").read_text())
+    older = {key: value for key, value in description.items() if key not in prepare.READ}
+    del older["splits"]["train"]["listing"]
+    (out / "records.json").write_text(json.dumps(older))
+    assert "was begun with dtype 'uint8': expected that, not 'uint16'" in refused(out, **data, dtype="uint16")
+    assert json.loads((out / "records.json").read_text()) == older
+    run(out, **data, alpha="white")
+    assert "was begun with alpha 'white': expected that, not 'drop'" in refused(out, **data)
+    found = json.loads((out / "records.json").read_text())
+    assert found["alpha"] == "white" and found["splits"]["train"]["listing"]
+
+
 def test_records_that_cannot_be_used_say_why(tree, tmp_path):
     run(tmp_path / "out", source="folder", path=tree, eval_split="")
     prepared = settings("records", tmp_path / "out")

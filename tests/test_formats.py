@@ -10,7 +10,7 @@ from PIL import Image
 
 from greenjax.data.augment import CentreView, RandomView
 from greenjax.data.encoded import LARGE, DecodeError, Encoded, load
-from greenjax.data.reading import Reading
+from greenjax.data.reading import Reading, is_there
 from greenjax.data.sources.folder import FolderSource
 from greenjax.data.sources.names import Names
 
@@ -159,29 +159,60 @@ def test_a_crop_is_read_as_if_all_were_decoded(channels, layout):
         np.testing.assert_array_equal(view(Encoded(data, "scene"), index), view(image, index))
 
 
-@pytest.mark.extra
-@pytest.mark.parametrize("no_data", [None, "-7"])
-@pytest.mark.parametrize("planes", ["contig", "separate"])
-def test_tiles_that_are_not_stored_have_no_data(planes, no_data):
-    """As GDAL writes sparse files: offset and length are 0."""
+def sparse(data):
+    """A tiled TIFF without every third tile, as GDAL writes sparse files: offset and length are 0."""
     import tifffile
 
-    image = array("int16", 3, (60, 80))
-    stored, tags = image if planes == "contig" else np.moveaxis(image, -1, 0), []
-    if no_data:
-        tags.append((42113, "s", 0, no_data, True))
-    file = io.BytesIO(tiff_file(stored, planarconfig=planes, tile=(16, 16), compression="zlib", extratags=tags))
+    file = io.BytesIO(data)
     with tifffile.TiffFile(file) as opened:
         for code in (324, 325):  # TileOffsets, TileByteCounts
             tag = opened.pages[0].tags[code]
             tag.overwrite([0 if i % 3 == 1 else value for i, value in enumerate(tag.value)])
-    data = file.getvalue()
+    return file.getvalue()
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize("no_data", [None, "-7"])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_tiles_that_are_not_stored_have_no_data(planes, no_data):
+    image = array("int16", 3, (60, 80))
+    stored, tags = image if planes == "contig" else np.moveaxis(image, -1, 0), []
+    if no_data:
+        tags.append((42113, "s", 0, no_data, True))
+    data = sparse(tiff_file(stored, planarconfig=planes, tile=(16, 16), compression="zlib", extratags=tags))
     whole = read(data, "int16", 3)
     gone = whole != image
     assert 0 < gone.mean() < 0.5 and (whole[gone] == int(no_data or 0)).all()
     view = RandomView(0, (16, 24), 3, (0.02, 0.3), (0.5, 2.0), True, reading=Reading("int16", 3))
     for index in range(12):
         np.testing.assert_array_equal(view(Encoded(data, "scene"), index), view(whole, index))
+
+
+@pytest.mark.extra
+@pytest.mark.parametrize(
+    "dtype, said, value",
+    [
+        ("float32", "-3.4028234663852886e+38", np.finfo(np.float32).min),  # GDAL's usual one
+        ("float32", "nan", np.nan),
+        ("float32", "-9999,5", -9999.5),
+        ("float32", "1e39", 0),
+        ("int16", "-32768.0", -32768),
+        ("int16", "0.5", 0),
+        ("uint16", "-1", 0),
+        ("uint8", "nan", 0),
+        ("uint8", "none", 0),
+    ],
+)
+def test_what_is_not_stored_is_the_value_that_the_file_names(dtype, said, value, caplog):
+    image = array(dtype, 1, (32, 32))[..., 0]
+    data = sparse(tiff_file(image, tile=(16, 16), extratags=[(42113, "s", 0, said, True)]))
+    image[:16, 16:] = value  # the only tile that is gone
+    np.testing.assert_array_equal(read(data, dtype, 1)[..., 0], image)
+    part, _ = load(Encoded(data, "scene"), lambda size: ((8, 8, 16, 16), (16, 16)), Reading(dtype, 1))
+    np.testing.assert_array_equal(part[..., 0], image[8:24, 8:24])
+    if value == np.finfo(np.float32).min:
+        assert is_there(part, said).mean() == 0.75
+    assert not caplog.records
 
 
 @pytest.mark.extra

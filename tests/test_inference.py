@@ -215,6 +215,33 @@ def test_a_model_embeds_images_of_python_as_the_command_does_their_files(runs, t
     np.testing.assert_allclose(model.embed(pixels[..., 0]), model.embed(images[1].getchannel(0)), atol=1e-6)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_several_images_are_not_taken_for_one(channels):
+    colours = dict(data__mean=(0.5,) * channels, data__std=(0.5,) * channels)
+    model = greenjax.build(small_config(**RGB | dict(model__in_channels=channels) | colours), seed=1)
+    grey = np.random.default_rng(0).integers(0, 256, (5, SIDE, 2 * SIDE), np.uint8)
+    objects = np.empty(5, object)  # as a Series of pandas holds them
+    objects[:] = [Image.fromarray(image) for image in grey]
+    expected = model.embed(list(grey))
+    for several in (grey, objects):
+        np.testing.assert_allclose(model.embed(several), expected, atol=1e-6)
+        np.testing.assert_allclose(greenjax.embed(model, several)[0], expected, atol=1e-5)
+    for one in (grey[0], grey[0][..., None], np.stack([grey[0]] * 3, axis=2)):
+        np.testing.assert_allclose(model.embed(one), expected[0], atol=1e-5)
+        np.testing.assert_allclose(greenjax.embed(model, one)[0], expected[:1], atol=1e-5)
+
+
+def test_an_image_of_many_channels_is_one():
+    for changes in (dict(data__channels=(20, 3, 2)), dict(model__in_channels=24)):
+        channels = changes.get("model__in_channels", 3)
+        colours = dict(data__mean=(0.5,) * channels, data__std=(0.5,) * channels)
+        model = greenjax.build(small_config(**RGB | colours | changes), seed=1)
+        image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 24), np.uint8)
+        expected = model.embed([image])
+        np.testing.assert_allclose(model.embed(image), expected[0], atol=1e-6)
+        np.testing.assert_allclose(greenjax.embed(model, image)[0], expected, atol=1e-5)
+
+
 def test_a_model_of_floats_embeds_pixels_as_in_files(tmp_path):
     """They are normalised here; floats of a call are normalised by the caller."""
     model = greenjax.build(small_config(**RGB | dict(data__dtype="float32", data__scale=10.0)), seed=1)

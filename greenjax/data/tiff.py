@@ -14,7 +14,7 @@ from greenjax.data.reading import Box, Buffer, Part, Reading, Size
 from greenjax.errors import installed
 
 MOST = 1 << 31  # values of a page
-ORIENTATION = 274  # a tag
+ORIENTATION, GDAL_NODATA = 274, 42113  # tags
 ALPHA = (1, 2)  # values of the tag ExtraSamples: opacity, multiplied into the colours or not
 AXES = ("YX", "YXS", "SYX")  # of a page, in tifffile's letters; S are the channels
 WHITE_IS_ZERO, PALETTE = 0, 3  # values of the tag PhotometricInterpretation
@@ -85,6 +85,7 @@ def pixels_of(page: Any, box: Box | None = None) -> Decoded:
         raise ValueError(f"its colours are {REFUSED[page.photometric]}: expected grey, RGB or other channels")
     if (page.size if box is None else box[2] * box[3] * page.samplesperpixel) > MOST:
         raise ValueError(f"it has {page.imagelength} x {page.imagewidth} pixels: expected fewer, or smaller crops")
+    page.nodata = no_data_of(page)  # tifffile's own is 0 for the lowest float32 as GDAL writes it
     if box is None:
         pixels = page.asarray(maxworkers=1)
         pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels.reshape(*pixels.shape[:2], -1)
@@ -107,7 +108,7 @@ def window(page: Any, box: Box) -> Num[np.ndarray, "h w c"]:
     rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
     down, across = -(-page.imagelength // rows), -(-page.imagewidth // columns)
     planes = page.samplesperpixel if page.axes == "SYX" else 1
-    found = np.full((height, width, page.samplesperpixel), page.nodata, page.dtype)  # 0 where the file says no value
+    found = np.full((height, width, page.samplesperpixel), page.nodata, page.dtype)
     for row, column, plane in product(
         range(top // rows, -(-(top + height) // rows)),
         range(left // columns, -(-(left + width) // columns)),
@@ -125,6 +126,18 @@ def window(page: Any, box: Box) -> Num[np.ndarray, "h w c"]:
             place = found[max(0, -y) :, max(0, -x) :][: len(taken), : taken.shape[1]]
             place[..., plane : plane + taken.shape[2]] = taken[: len(place), : place.shape[1]]
     return found
+
+
+def no_data_of(page: Any) -> Any:
+    """The value of pixels that a sparse file does not store: its GDAL_NODATA, or 0 without one that its type has."""
+    try:
+        value = np.float64(page.tags.valueof(GDAL_NODATA).replace(",", "."))
+    except (AttributeError, ValueError):  # no such tag, or no number
+        return 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = value.astype(page.dtype)
+    there = np.isinf(stored) == np.isinf(value) if stored.dtype.kind == "f" else stored == value
+    return stored if there else 0
 
 
 def orientation_of(page: Any) -> int:

@@ -81,8 +81,8 @@ class Backbone(nnx.Module):
         """The pooled features of one image [latent], or of several [n, latent], float32, as `greenjax embed` has them.
 
         An image is a PIL image, pixels [h, w] or [h, w, c] as in files, or the bytes of a file; several are a sequence,
-        or an array [n, h, w, c]. They are resized and cropped as in evaluation. Raises InputError for an image that
-        cannot be used.
+        or an array [n, h, w, c], or [n, h, w] of grey ones. They are resized and cropped as in evaluation. Raises
+        InputError for an image that cannot be used.
         """
         pixels, single = centre_views(self.config, images)
         graphdef, params = nnx.split(self.for_files())

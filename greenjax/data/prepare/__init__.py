@@ -110,7 +110,9 @@ def begin(output: Path, how: How, data: ConfigDict, splits: list[Split]) -> dict
     if (output / DESCRIPTION).exists():
         description = read_description(output)
         for key, value in wanted.items():
-            check_same(output, key, description.get(key, value), value)  # an earlier version wrote fewer
+            # An earlier version wrote fewer keys, and before `dtype` all images were of 8 bits.
+            check_same(output, key, description.get(key, PICTURE.dtype if key == "dtype" else value), value)
+        description = wanted | description
     elif any(path.name != LOCK for path in output.iterdir()):
         raise InputError(f"output {str(output)!r} is there already: expected a new directory, or one to go on with")
     else:
@@ -122,7 +124,7 @@ def begin(output: Path, how: How, data: ConfigDict, splits: list[Split]) -> dict
         found = description["splits"].setdefault(split.name, new)
         for key, name in (("of", "of"), ("classes", "classes"), ("listing", "digest of names and order")):
             # A directory of an earlier version has no listing.
-            check_same(output, f"{split.name} {name}", found.get(key, new[key]), new[key])
+            check_same(output, f"{split.name} {name}", found.setdefault(key, new[key]), new[key])
     write_description(output, description)
     return description
 

@@ -21,9 +21,9 @@ from greenjax.data.sources.names import Names, hashed_order
 from greenjax.errors import InputError, installed, listed, refuse
 from greenjax.runtime.files import expanded
 
-COLUMNS = {  # what a column holds, and the names it may have
+COLUMNS = {  # what a column holds, and the names it may have: the first that is there counts
     "path": ("path", "file", "filename", "file_name", "image"),
-    "label": ("label", "class", "class_name"),
+    "label": ("class_name", "class", "label"),
     "split": ("split",),
 }
 KINDS = (".txt", ".csv", ".tsv", ".parquet")

@@ -54,16 +54,17 @@ def embed(
     """The pooled features of images, float32, and the names of the images; or their maps at the end of a stage.
 
     `model` is one of greenjax, the workdir of a run, or a file of weights that greenjax wrote. `images`: the path of a
-    folder, of a list or of an image, or a sequence of paths; or an image, or a sequence of them: pixels [h, w] or
-    [h, w, c], a PIL image, or the bytes of a file. They are resized and cropped as in evaluation. `stage` counts from
-    0, as in `greenjax.features`. An image that cannot be used is named in a warning and left out. Raises InputError
-    where none can be used, and for pooled features of a detector.
+    folder, of a list or of an image, or a sequence of paths; or images as in `model.embed`: pixels [h, w] or
+    [h, w, c], a PIL image, the bytes of a file, or several. They are resized and cropped as in evaluation. `stage`
+    counts from 0, as in `greenjax.features`. An image that cannot be used is named in a warning and left out. Raises
+    InputError where none can be used, and for pooled features of a detector.
     """
-    source = python_images(images)
     if isinstance(model, str | Path):
-        settings = {"init": str(model), "data.source": "python"}
-        loaded = model_of_init(load_config(TASK, settings, task=TASK), len(source))
+        config = load_config(TASK, {"init": str(model), "data.source": "python"}, task=TASK)
+        source = python_images(config, images)
+        loaded = model_of_init(config, len(source))
     else:
+        source = python_images(model.config, images)
         loaded = model_of(model, len(source))
     check_stage(loaded.config, stage)
     check_images(loaded.config, source)

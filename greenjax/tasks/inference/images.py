@@ -29,13 +29,16 @@ def images_of(config: ConfigDict, paths: Sequence[str | Path]) -> Any:
     return named_images(paths) if paths else open_source(config.data, config.data.split)
 
 
-def python_images(images: Any) -> Any:
-    """The images of a path, of a sequence of paths, or of pixels, a PIL image or the bytes of a file, or several."""
+def python_images(config: ConfigDict, images: Any) -> Any:
+    """The images of a path, of a sequence of paths, or of pixels, a PIL image or the bytes of a file, or several.
+
+    `config` is that of the model.
+    """
     if isinstance(images, str | Path):
         return named_images([images])
     if isinstance(images, Sequence) and images and all(isinstance(each, str | Path) for each in images):
         return named_images(images)
-    return PythonSource(checked([images] if is_single(images) else images, workers=0))
+    return PythonSource(checked([images] if is_single(config, images) else images, workers=0))
 
 
 def named_images(paths: Sequence[str | Path]) -> ListSource:
