@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from small import small_config
 
 import greenjax
+from greenjax.config import flatten
 from greenjax.data.sources.records import read_description
 from greenjax.errors import InputError
 from greenjax.evaluation.pictures.canvas import Canvas
@@ -17,6 +18,7 @@ from greenjax.runtime.files import expanded, read_json, replace_text, replacing
 from greenjax.runtime.lock import held
 from greenjax.training.guard import DivergedError, Rollbacks
 from greenjax.training.record import record_config
+from greenjax.training.start import write_start
 
 RUN = small_config()
 DAMAGE = [b"", b" \n", b'{"images": 15', b"[1, 2", b"null", b"3", b"\xff\xfe{}", b"\x00" * 64]
@@ -58,6 +60,37 @@ def test_a_run_that_is_older_than_settings_of_its_model_goes_on(tmp_path):
         record_config(tmp_path, small_config("hiera", model__query_pools=1), images=9, resuming=True)
     record_config(tmp_path, hiera, images=9, resuming=True)
     assert json.loads((tmp_path / "config.json").read_text())["model"]["query_pools"] == 3
+
+
+DETECT = dict(task="detect", model__depths=(1, 1), detect__anchor_sizes=(4, 8, 16), detect__fpn_dim=8)
+
+
+@pytest.mark.parametrize(
+    "config, before",
+    [
+        (dict(task="finetune", model__num_classes=3, data__no_data="0"), dict(data__randaugment=9.0, data__mixup=0.8)),
+        (DETECT | dict(model__num_classes=3), dict(data__eval_crop=0.875, data__quarter_turns=True, data__mixup=0.8)),
+        (dict(task="pretrain"), dict(optim__label_smoothing=0.3)),
+    ],
+    ids=lambda value: value.get("task", ""),
+)
+def test_runs_with_augmentation_that_is_refused_now_open_and_go_on_without(config, before, tmp_path):
+    """The line that refuses their own command says the value to set."""
+    for key, value in before.items():
+        line = rf"^{key.replace('__', '.')} is {value}: expected (0|0\.0|1\.0|False)[ ,]"
+        with pytest.raises(InputError, match=line):
+            small_config(**config | {key: value})
+    own = small_config(**config)
+    write_start(tmp_path, greenjax.build(own), own)
+    there = json.loads((tmp_path / "config.json").read_text())
+    for key, value in before.items():
+        section, _, name = key.partition("__")
+        there[section][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(there))
+    assert flatten(greenjax.load(tmp_path).config) == flatten(own)
+    record_config(tmp_path, own, images=9, resuming=True)
+    with pytest.raises(InputError, match=r"data\.flip is False there, True here: use another"):
+        record_config(tmp_path, small_config(**config, data__flip=True), images=9, resuming=True)
 
 
 def test_versions_are_written_anew(recorded):

@@ -115,7 +115,10 @@ def test_a_run_keeps_its_classes_and_suggests_an_export_that_holds_it_whole(fini
 def test_a_detector_is_evaluated_alone(finished, tmp_path):
     folder, _, _ = finished
     given = {"task": "eval", "init": str(folder / "run"), "data.source": "scenes", "data.eval_split": "test[:3]"}
-    given |= {"data.mixup": 0.8, "optim.label_smoothing": 0.3}  # as a recipe for classifiers has them
+    # As a recipe for classifiers has them.
+    given |= {"data.mixup": 0.8, "data.quarter_turns": True, "data.eval_crop": 0.875, "optim.label_smoothing": 0.3}
+    given |= {"epochs": 100, "optim.warmup_epochs": 20, "optim.warmup_steps": 20}
+    given |= {"optim.layer_decay": 0.9, "optim.name": "lars"}
     config = greenjax.load_config("configs/eval.py", given | {"data.batch_size": 8, "mesh.data": 1})
     evaluate(config, tmp_path / "run")
     assert detections(tmp_path / "run") == detections(folder / "run")

@@ -120,10 +120,13 @@ def test_images_are_read_as_those_of_the_weights_unless_the_config_says_how(task
         assert config.data[key] == there.data[key], key
     assert "data.dtype='uint16', data.channels=[2, 1, 0], data.no_data='0'" in lines[0]
     given = load_config("digits", own | {"data.dtype": "int16"})
-    assert (given.data.dtype, given.data.no_data) == ("int16", "0")
-    (tmp_path / "own.yaml").write_text("steps: 9\ndata: {source: digits, dtype: float32}\n")
+    assert (given.data.dtype, given.data.no_data, given.data.scale) == ("int16", "0", None)  # a scale is of its type
+    (tmp_path / "own.yaml").write_text("steps: 9\ndata: {source: digits, dtype: float32, scale: 3}\n")
     config = load_config(tmp_path / "own.yaml", own)
     assert (config.data.dtype, config.data.no_data, config.data.channels) == ("float32", "none", ())
+    assert config.data.scale == 3
+    (tmp_path / "own.yaml").write_text("steps: 9\ndata: {source: digits, dtype: uint16, scale: 3}\n")
+    assert load_config(tmp_path / "own.yaml", own).data.scale == 10000
 
 
 def test_a_detector_refuses_weights_of_other_images_unless_it_is_told_to_read_pictures(tmp_path):
@@ -132,6 +135,9 @@ def test_a_detector_refuses_weights_of_other_images_unless_it_is_told_to_read_pi
     with pytest.raises(ValueError, match=r"data\.alpha is 'white': expected 'drop' for task 'detect'.* that of init '"):
         load_config("detect_swin_b", init)
     assert load_config("detect_swin_b", init | {"data.alpha": "drop"}).data.alpha == "drop"
+    deep = small_config(**SMALL, data__dtype="uint16", data__scale=10000.0)
+    (tmp_path / "config.json").write_text(json.dumps(deep.to_dict()))
+    assert load_config("detect_swin_b", init | {"data.dtype": "uint8"}).data.scale is None
 
 
 def test_an_evaluation_takes_images_and_classes_too(run):

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flax import nnx
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small import small_config
 
 import greenjax
@@ -82,6 +83,14 @@ def test_it_comes_back_to_the_last_bit_with_its_classes(detector, tensors):
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value)
     assert again.classes == greenjax.load_pretrained(tensors[0]).classes == CLASSES
+
+
+def test_a_file_that_says_a_crop_of_evaluation_opens(tensors, tmp_path):
+    """A detector makes no use of it, and earlier versions took any."""
+    with safe_open(tensors[0], "np") as file:
+        metadata = file.metadata() | {"crop_pct": "0.875"}
+    save_file(tensors[1], tmp_path / "older.safetensors", metadata)
+    assert greenjax.load_pretrained(tmp_path / "older.safetensors").config.data.eval_crop == 1
 
 
 def test_a_layout_without_a_detector_refuses_one_and_is_not_offered(detector, tmp_path):

@@ -117,13 +117,19 @@ def test_the_last_step_is_saved_before_its_evaluation_which_the_next_start_repea
         save(checkpointer, step, state)
         saved.append(step)
 
+    def seal(checkpointer, seal=Checkpointer._seal):
+        time.sleep(0.3)  # in the background
+        seal(checkpointer)
+
     def loss(held_out, params, loss=HeldOut.loss):
         if 6 in saved:
+            assert Checkpointer(tmp_path / "run").steps() == [3, 6]  # a kill from here on loses no step
             raise MemoryError("of the last evaluation")
         return loss(held_out, params)
 
     with monkeypatch.context() as patched:
         patched.setattr(Checkpointer, "save", save)
+        patched.setattr(Checkpointer, "_seal", seal)
         patched.setattr(HeldOut, "loss", loss)
         with pytest.raises(MemoryError):
             pretrain(small_config(**RUN), tmp_path / "run")

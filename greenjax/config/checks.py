@@ -18,7 +18,10 @@ from greenjax.errors import listed, refuse
 Values = dict[str, Any]
 
 LABELLED = ("data.per_class", "data.randaugment", "data.erasing", "data.mixup", "data.cutmix")  # for one label an image
-UNDETECTED = (*LABELLED, "data.quarter_turns", "data.eval_crop", "optim.label_smoothing")
+UNUSED = {  # by task: a value other than the default or 0 is refused
+    "detect": (*LABELLED, "data.quarter_turns", "data.eval_crop", "optim.label_smoothing"),
+    "pretrain": (*LABELLED, "optim.label_smoothing"),
+}
 
 
 def check_all(values: Values) -> None:
@@ -121,7 +124,7 @@ def check_detection(values: Values, grid: Any) -> None:
     for key in READING:
         if values[key] != KEYS[key].default:
             refuse(values, key, f"{KEYS[key].default!r} {picture}")
-    for key in UNDETECTED:
+    for key in UNUSED["detect"]:
         if values[key] not in (KEYS[key].default, 0):
             refuse(values, key, f"{KEYS[key].default!r}, the default, for task 'detect', which makes no use of it")
 
@@ -157,10 +160,21 @@ def unfit(values: Values) -> dict[str, str]:
     return found
 
 
+def acceptable(settings: Values) -> Values:
+    """Settings that weights bring, without augmentation that is refused for their task or their images.
+
+    Earlier versions took it, and weights open whatever augmentation they were trained with.
+    """
+    values = {key: entry.default for key, entry in KEYS.items()} | settings
+    unused = {key: KEYS[key].default for key in UNUSED.get(values["task"], ())}
+    refused = {key: default for key, default in unused.items() if values[key] not in (default, 0)}
+    return settings | dict.fromkeys(unfit(values), 0) | refused
+
+
 def check_optimizer(values: Values) -> None:
-    if values["optim.name"] == "lars" and values["task"] != "linear":
+    if values["optim.name"] == "lars" and values["task"] not in ("linear", "eval"):
         refuse(values, "optim.name", f"adamw for task {values['task']!r}")
-    if values["optim.layer_decay"] != 1 and values["task"] not in ("finetune", "detect"):
+    if values["optim.layer_decay"] != 1 and values["task"] not in ("finetune", "detect", "eval"):
         refuse(values, "optim.layer_decay", f"1 for task {values['task']!r}: it is for fine-tuning")
     if values["monitor"] != "none" and values["task"] != "pretrain":
         refuse(values, "monitor", f"none for task {values['task']!r}")
@@ -174,7 +188,7 @@ def check_optimizer(values: Values) -> None:
 def check_unlabelled(values: Values) -> None:
     if values["model.border"] != "cut":
         refuse(values, "model.border", "cut for task 'pretrain': zeros beyond the border are not visible tokens")
-    for key in (*LABELLED, "optim.label_smoothing"):
+    for key in UNUSED["pretrain"]:
         if values[key] not in (KEYS[key].default, 0):
             refuse(values, key, "0 for task 'pretrain': it is for images with labels")
 

@@ -1,8 +1,9 @@
 """The settings that weights bring: a config takes them from the workdir or file that `config.init` names.
 
 Weights fit a model of their own size only, so the model's size is that of `init`, whatever a config file says. The
-command line, or the overrides of `load_config`, go before `init`. Images are read as those of `init`, unless the config
-file says how to read them. An evaluation takes the images of `init`, too, unless it names images of its own.
+command line, or the overrides of `load_config`, go before `init`. Images are read as those of `init`, unless a key of
+the config file that says how has another value than the default. An evaluation takes the images of `init`, too, unless
+it names images of its own.
 """
 
 import json
@@ -58,6 +59,10 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
         keys += ["image_size", "data.eval_crop", "model.border", *(["model.num_classes"] if task == "eval" else [])]
         keys += _images(settings, given, there)
     wanted |= {key: there[key] for key in keys if key in there}
+    dtype = (settings | {key: value for key, value in wanted.items() if key not in given}).get("data.dtype", "uint8")
+    # Files older than the type of their images have a scale for others than 8 bits alone.
+    if there.get("data.dtype", dtype if there.get("data.scale") else "uint8") != dtype:
+        del wanted["data.scale"]  # of other images
     own = [key for key in OWN if settings.get(key) is not None and there.get(key) is not None]
     wanted = {key: value for key, value in wanted.items() if key not in (*given, *own)}
     wanted |= {key: value for key, value in kept(there, settings | wanted).items() if key not in given}

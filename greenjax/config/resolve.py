@@ -11,7 +11,7 @@ from ml_collections.config_dict import FieldReference
 
 from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS
 from greenjax.backbones.settings import Key
-from greenjax.config.checks import check_all
+from greenjax.config.checks import acceptable, check_all
 from greenjax.config.kinds import NAMES, PATHS, RATIO, SIZE, VALUE
 from greenjax.config.names import WORKDIR, nearest
 from greenjax.config.settings import KEYS
@@ -44,11 +44,14 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
 
 
 def read_recorded(path: Path, remedy: str) -> dict[str, Any]:
-    """The settings in a run's config.json, by dotted key. Raises InputError with `remedy` where it is damaged."""
+    """The settings in a run's config.json, by dotted key, without augmentation that only earlier versions took.
+
+    Raises InputError with `remedy` where the file is damaged.
+    """
     settings = flatten(read_json(path, dict, remedy))
     if unknown := [key for key in settings if key not in KEYS]:
         raise InputError(f"{str(path)!r} has settings of another version of greenjax: {listed(unknown)}")
-    return settings
+    return acceptable(settings)
 
 
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from absl import logging
 from greenjax.backbones.registry import family_of
 from greenjax.backbones.rules import Layout
 from greenjax.config import resolve
+from greenjax.config.checks import acceptable
 from greenjax.config.inherit import DECODER, MASKS, inherit, recorded
 from greenjax.config.transformers import LAYOUT, PROCESSOR, described, families
 from greenjax.errors import InputError, in_a_line, installed
@@ -43,7 +44,7 @@ def load_pretrained(name: str | Path, *, revision: str | None = None) -> Any:
     contents = read_weights(path)
     layout = contents.metadata.get("layout", LAYOUT)
     found = family_of(settings["model.name"]).layouts[layout]
-    config = resolve(settings | {"init": str(name)} | task_of(contents, found, settings))
+    config = resolve(acceptable(settings | {"init": str(name)} | task_of(contents, found, settings)))
     model, report = read_torch(path, config, layout)
     for line in (*report.lines(), *_notes(path, contents), *map(str, _differing(found, config))):
         logging.warning("%s: %s", name, line)

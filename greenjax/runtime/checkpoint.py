@@ -79,7 +79,7 @@ class Checkpointer:
         A step that is there already is left alone; an earlier one raises InputError. A save that fails costs a warning,
         now or by the next call: the run goes on, and the checkpoints before it stay.
         """
-        self._settle()
+        self.settle()
         try:
             latest = self.latest_step()
         except OSError:
@@ -128,7 +128,7 @@ class Checkpointer:
 
     def forget_after(self, step: int) -> None:
         """Removes the checkpoints of later steps, which will be run again; damaged ones are set aside."""
-        self._settle()
+        self.settle()
         self._close_manager()
         if leads():
             for later in self.directory.glob("[0-9]*"):
@@ -141,14 +141,24 @@ class Checkpointer:
                     shutil.rmtree(later)
         _wait_for_others("greenjax forgets checkpoints")
 
+    def settle(self) -> None:
+        """Waits until the save under way is on disk, or has failed, which costs a warning."""
+        if self._manager is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+            self._failed = ""
+        except _FAILED as error:
+            self._give_up(error)
+
     def wait(self) -> None:
         """Returns when the save under way is on disk. Raises SaveError where the last save failed."""
-        self._settle()
+        self.settle()
         if self._failed:
             raise SaveError(self._failed)
 
     def close(self) -> None:
-        self._settle()
+        self.settle()
         self._close_manager()
 
     def __enter__(self) -> "Checkpointer":
@@ -160,7 +170,7 @@ class Checkpointer:
     @contextmanager
     def _opened(self, step: int | None, handler: Any) -> Iterator[tuple[ocp.Checkpointer, Path, dict[str, Any]]]:
         """A reader, the folder of a step (None: the last intact one) for it, and the metadata of the arrays in it."""
-        self._settle()
+        self.settle()
         steps, found = self.steps(), self.latest_intact_step() if step is None else step
         if found is None or found not in steps:
             asked = "checkpoint" if step is None else f"checkpoint of step {step}"
@@ -225,16 +235,6 @@ class Checkpointer:
         for folder in self.directory.glob("[0-9]*"):
             if folder.name.isdigit() and not is_complete(folder):
                 set_aside(folder)
-
-    def _settle(self) -> None:
-        """Waits for the save under way; warns where it failed."""
-        if self._manager is None:
-            return
-        try:
-            self._manager.wait_until_finished()
-            self._failed = ""
-        except _FAILED as error:
-            self._give_up(error)
 
     def _give_up(self, error: OSError | ValueError) -> None:
         reason = str(error).strip().partition("\n")[0]

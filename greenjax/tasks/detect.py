@@ -9,8 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from greenjax.config import flatten, resolve
-from greenjax.config.checks import LABELLED
+from greenjax.config import KEYS, flatten, resolve
+from greenjax.config.checks import UNUSED
 from greenjax.data.detection.batches import ObjectBatch, blank_object_batch, object_batches
 from greenjax.data.loader import Batches
 from greenjax.data.open import open_objects
@@ -127,7 +127,8 @@ def evaluate_detector(config: ConfigDict, workdir: Path) -> dict[str, Judged]:
     """Task "eval" of a detector: that of `config.init` on every set; results.json, detections and pictures."""
     mesh, classes, found = make_mesh(config), initial_head(config).classes, {}
     # A recipe for classifiers may be what says where the images are.
-    as_detector = dict.fromkeys(LABELLED, 0) | {"optim.label_smoothing": 0, "task": "detect", "steps": 1}
+    unused = (*UNUSED["detect"], "optim.name", "epochs", "optim.warmup_epochs", "optim.warmup_steps")
+    as_detector = {key: KEYS[key].default for key in unused} | {"task": "detect", "steps": 1}
     detector = flatten(config) | as_detector
     sources = {}
     for each in eval_sets(config):

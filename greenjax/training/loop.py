@@ -119,20 +119,20 @@ def _to_the_end(
                 if step < total:
                     watch.look(step, state, (lines, *hooks, saves))
                 else:
-                    _finish(run, watch, state, (lines, saves), hooks)
+                    writer.phase("saving the last checkpoint")
+                    _finish(run, watch, state, (lines, saves, Hook(0, lambda *_: checkpointer.settle())), hooks)
                 if interruption.asked() and step < total:
                     watch.settle()
                     checkpointer.save(step, state)
                     checkpointer.wait()
                     why = interruption.signal or "another process"
                     raise InterruptedRun(f"stopped by {why} after step {step} of {total}, which is saved")
-            writer.phase("saving the last checkpoint")
             checkpointer.wait()
     return state
 
 
 def _finish(run: Run, watch: "Watch", state: State, first: Sequence[Hook], hooks: Sequence[Hook]) -> None:
-    """Calls the hooks of the last step. The `first` save it, so an error in the others loses no training."""
+    """Calls the hooks of the last step. The `first` save it: an error or a kill in the others loses no training."""
     mark = run.workdir / UNFINISHED
     with suppress(OSError):
         if leads():
