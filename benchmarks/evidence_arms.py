@@ -47,8 +47,8 @@ def families(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
 
 def continuing(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
     """Green from the encoder that `init` of --config names, and from a random one; and neither pre-trained."""
-    fresh, given = Arm(GREEN, changed(config, {"init": "none"})), Arm("init", None, start=config.init)
-    return [fresh, Arm("init, then green", config), given, Arm(SCRATCH, None)]
+    fresh = Arm("random, then green", changed(config, {"init": "none"}))
+    return [fresh, Arm("init, then green", config), Arm("init", None, start=config.init), Arm(SCRATCH, None)]
 
 
 def rates(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:

@@ -17,7 +17,7 @@ def get_config():
     config.decoder.dim = 192  # a quarter of the encoder's channels: a wide decoder does the encoder's work
     config.decoder.num_heads = 6
 
-    config.steps = 10_000  # docs/small_data.md has others by the number of images
+    config.steps = 10_000
     config.data.batch_size = 128
     config.optim.base_lr = 6e-4  # at a batch of 256; 3e-4 at 128
     config.optim.warmup_steps = 500
