@@ -9,7 +9,8 @@ import pytest
 import greenjax
 from greenjax.backbones.registry import ARCHITECTURES
 from greenjax.backbones.settings import Key
-from greenjax.config import KEYS, default_config, flags, flatten, load_config, resolve
+from greenjax.commands.compare import compared
+from greenjax.config import KEYS, default_config, flags, flatten, load_config, read_recorded, resolve
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob("configs/*.py"))
@@ -515,3 +516,14 @@ def test_a_file_that_fails_is_named_with_the_line(text, line, expected, tmp_path
     found = said("--config", path)
     assert expected in found and str(path) in found
     assert line is None or f".py:{line}: " in found
+
+
+def test_reference_curves_are_of_the_configurations_as_they_are():
+    """A setting that changes losses asks for the curve again: `python launch/curves.py NAME`."""
+    folders = sorted((ROOT / "docs" / "curves").iterdir())
+    assert folders
+    for folder in folders:
+        kept = read_recorded(folder / "config.json", "make it anew")
+        now = json.loads(json.dumps(flatten(load_config(ROOT / "configs" / f"{folder.name}.py"))))
+        assert not {key for key in kept if kept[key] != now[key]}, folder.name
+    assert None not in compared(folders)["measured"]["held_out_loss"]

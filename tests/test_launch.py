@@ -269,3 +269,9 @@ def test_a_fifth_of_the_emoji_is_for_the_test():
     emoji = launched("emoji")
     splits = [emoji.split_of((sign,)) for sign in range(0x1F300, 0x1F700)]
     assert 0.17 < splits.count("test") / len(splits) < 0.23
+
+
+def test_a_reference_curve_keeps_the_losses_alone():
+    shortened = launched("curves").shortened
+    assert shortened('{"step": 40, "loss": 0.123456, "images_per_second": 3.0}') == '{"step": 40, "loss": 0.1235}\n'
+    assert shortened('{"step": 40, "knn_top1": 0.5}') == ""
