@@ -3,7 +3,7 @@
     python launch/emoji.py runs/emoji        # makes the images; needs npm and a network
     python -m greenjax.main --config configs/emoji.py --workdir runs/emoji_green
 
-Hardware: two CPU cores. docs/evidence.md compares it with SimMIM, MAE and training from scratch.
+Hardware: two CPU cores. Results: not measured yet; docs/evidence.md says how it is compared with other methods.
 Pictures are taken at 32 x 32 pixels. Mask units have 8 pixels a side; 4 of 16 units stay visible.
 """
 

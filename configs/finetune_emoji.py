@@ -2,7 +2,7 @@
 
     python -m greenjax.main --config configs/finetune_emoji.py --workdir runs/finetune --config.init=runs/emoji_green
 
-Hardware: two CPU cores. Results: docs/evidence.md. --config.data.per_class=0 takes all 1,280 labels.
+Hardware: two CPU cores. Results: not measured yet. --config.data.per_class=0 takes all 1,280 labels.
 """
 
 import greenjax

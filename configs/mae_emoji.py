@@ -3,7 +3,7 @@
     python launch/emoji.py runs/emoji        # makes the images; needs npm and a network
     python -m greenjax.main --config configs/mae_emoji.py --workdir runs/emoji_mae
 
-Hardware: two CPU cores. docs/evidence.md compares it. The ViT has as many parameters as the Swin of emoji.py.
+Hardware: two CPU cores. Results: not measured yet. The ViT has as many parameters as the Swin of emoji.py.
 Pictures are taken at 32 x 32 pixels. Patches, which are the mask units, have 8 pixels a side; 4 of 16 stay visible,
 and every image has its own mask: another --config.data.batch_size=N needs --config.mask.groups=N, too.
 """
