@@ -22,7 +22,7 @@ class Arm(NamedTuple):
     config: ConfigDict | None  # None: no pre-training
     start: str = ""  # the run whose encoder is taken without a pre-training, in place of a random one
     longer: bool = False  # trained on to equal wall time
-    inside: Callable[[], AbstractContextManager[None]] = nullcontext  # what it is pre-trained in
+    inside: Callable[[], AbstractContextManager[None]] = nullcontext  # a change that holds while it trains
     rate: float = 1.0  # of fine-tuning, times the recipe's
     of: str = ""  # the arm whose pre-training this one takes
     against: str = ""  # the arm that it is compared with; by default the table's first

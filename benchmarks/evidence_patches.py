@@ -1,4 +1,4 @@
-"""What the study changes and no setting can: the places of the visible latents, and SimMIM's loss."""
+"""Changes that the study makes and no setting can: to the places of the visible latents, and to SimMIM's loss."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

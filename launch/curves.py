@@ -2,7 +2,7 @@
 
     python launch/curves.py [--runs runs/curves] [NAME ...]
 
-Without names: all below, 25 minutes on two CPU cores. A run that is finished in --runs is not trained again.
+Without names: all below. A run that is finished in --runs is not trained again.
 """
 
 import json
