@@ -190,13 +190,21 @@ def test_one_damaged_file_does_not_hide_what_the_others_raise(planner):
 # Held-out
 
 
-@pytest.mark.parametrize("count, eval_images, expected", [(21, 99, 21), (21, 10, 10), (16, 16, 16), (3, 9, 3)])
+@pytest.mark.parametrize(
+    "count, eval_images, expected",
+    [
+        (21, 99, [*range(21)]),
+        (21, 10, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]),  # evenly spaced: sets are stored by class
+        (16, 16, [*range(16)]),
+        (3, 9, [0, 1, 2]),
+    ],
+)
 def test_held_out_images_come_once_in_order_with_fixed_masks(planner, count, eval_images, expected):
     config = tiny_config(eval_images=eval_images, workers=2)
     batches = list(eval_batches(config, constants(count), planner))
     valid = np.concatenate([batch.valid.ravel() for batch in batches])
-    assert np.array(told(batches))[valid].tolist() == list(range(expected))
-    assert valid.tolist() == [True] * expected + [False] * (len(batches) * 8 - expected)
+    assert np.array(told(batches))[valid].tolist() == expected
+    assert valid.tolist() == [True] * len(expected) + [False] * (len(batches) * 8 - len(expected))
     for k, batch in enumerate(batches):
         assert not batch.images[~batch.valid].any()
         assert_equal([batch.plan], [planner.held_out_plans(k, 4)[0]])

@@ -98,7 +98,7 @@ KEYS = {
     "data.eval_split": text("").means("the held-out images; '' = no held-out evaluation"),
     "data.eval_sets": text("").means("task eval: more sets, NAME_OR_PATH@SPLIT or SPLIT, separated by commas"),
     "data.eval_images": count(2048).means(
-        "at most so many held-out images in pre-training; a classifier is judged on all"
+        "at most so many held-out images in pre-training, evenly spaced; a classifier is judged on all"
     ),
     "data.monitor_source": choice("", "", *SOURCES, note="; '' = as data.source").means(
         "the kind of data set of the monitor's labelled images"

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from greenjax.data.augment import CentreView, RandomView
 from greenjax.data.encoded import Images
-from greenjax.data.labels import LabelledSource, check_classes
+from greenjax.data.labels import LabelledSource, check_classes, spaced_rows
 from greenjax.data.randaugment import labelled_view
 from greenjax.data.stream import Stream, shuffled
 from greenjax.data.undecodable import Fault, Remark, Undecodable
@@ -128,12 +128,14 @@ def eval_batches(
     own: range | None = None,
     undecodable: Undecodable | None = None,
 ) -> Batches[Batch]:
-    """The first data.eval_images held-out images, each once and in order, always with the same masks.
+    """At most data.eval_images held-out images, each once and in order, always with the same masks.
 
-    The last batch is filled up with black images. An image that cannot be used is added to `undecodable`, and is not
-    valid; errors as in `train_batches`.
+    They are evenly spaced, because a data set is often in the order of its classes. The last batch is filled up with
+    black images. An image that cannot be used is added to `undecodable`, and is not valid; errors as in
+    `train_batches`.
     """
-    stream = one_pass(config, source, min(len(source), config.data.eval_images))
+    count = min(len(source), config.data.eval_images)
+    stream = one_pass(config, source, spaced_rows(len(source), count).tolist())
     make = pretraining_maker(config, stream, planner.held_out_plans, own)
     return Batches(read_once(config, make), undecodable, LEFT_OUT)
 
@@ -146,7 +148,7 @@ def labelled_eval_batches(
     An image that cannot be used is left out as in `eval_batches`. Raises InputError as `labelled_batches`.
     """
     check_classes(config, source)
-    stream = one_pass(config, source, len(source), labelled=True)
+    stream = one_pass(config, source, range(len(source)), labelled=True)
     return Batches(read_once(config, labelled_maker(config, stream, own)), undecodable, LEFT_OUT)
 
 
@@ -161,7 +163,7 @@ def image_batches(
 
     However many images cannot be used, the pass goes on.
     """
-    stream = one_pass(config, source, len(source), patient=True)
+    stream = one_pass(config, source, range(len(source)), patient=True)
     make = Maker(stream, config.data.batch_size, own or range(config.data.batch_size), without_labels)
     return Batches(read_once(config, make, first), undecodable, LEFT_OUT)
 
@@ -185,11 +187,15 @@ def two_views(
 
 
 def one_pass(
-    config: ConfigDict, source: Images | LabelledSource, count: int, labelled: bool = False, patient: bool = False
+    config: ConfigDict,
+    source: Images | LabelledSource,
+    order: Sequence[int],
+    labelled: bool = False,
+    patient: bool = False,
 ) -> Stream:
-    """The first `count` images in order, then black ones up to whole batches."""
-    length = -(-count // config.data.batch_size) * config.data.batch_size
-    return Stream(source, range(count), CentreView.from_config(config), labelled, length, patient)
+    """The images `order`, then black ones up to whole batches."""
+    length = -(-len(order) // config.data.batch_size) * config.data.batch_size
+    return Stream(source, order, CentreView.from_config(config), labelled, length, patient)
 
 
 @dataclass(frozen=True)
