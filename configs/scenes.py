@@ -22,7 +22,7 @@ def get_config():
     config.mask.groups = 8
     config.decoder.dim = 128
     config.decoder.num_heads = 4
-    config.decoder.norm_pixels = False  # three patches of four hold the ground's grain, which normalising would enlarge
+    config.decoder.norm_pixels = False  # three of four patches hold only grain, which normalising would enlarge
 
     config.steps = 800
     config.data.batch_size = 64

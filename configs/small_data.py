@@ -29,7 +29,7 @@ def get_config():
     config.data.eval_split = "all[95%:]"
     config.data.crop_scale = (0.4, 1.0)
 
-    config.monitor = "views"  # a lower loss does not tell better features, this does
+    config.monitor = "views"  # rises as the features improve; a falling loss does not show this
     config.log.every = 50
     config.log.eval_every = 500
     config.log.monitor_every = 500
