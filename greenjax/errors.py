@@ -12,6 +12,10 @@ class InputError(ValueError):
     """Something given to greenjax is wrong; the message names it, its value and what is expected."""
 
 
+class NotFinite(InputError):
+    """A model gave features or logits that are NaN or infinite."""
+
+
 class RunError(RuntimeError):
     """A run cannot go on although its input is right: it diverged, its disk is full, or a data worker died."""
 

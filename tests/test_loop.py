@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import pytest
 from small import small_config, small_run
 
+from greenjax.errors import NotFinite
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.runtime.files import GONE, unless_unwritable
+from greenjax.training.guard import DivergedError
 from greenjax.training.loop import Hook, Watch
 from greenjax.training.meter import Meter
 from greenjax.training.metrics import MetricsWriter
@@ -80,3 +82,20 @@ def test_metrics_are_read_once_the_next_update_is_dispatched(tmp_path):
         hooks = [Hook(2, lambda *_: looked.append(len(read))), Hook(5, lambda *_: looked.append("never"))]
         watch.look(2, State(*[None] * 5), hooks)
         assert looked == [2]
+
+
+def test_values_that_are_not_finite_are_a_divergence_while_updates_are_skipped(tmp_path):
+    """So the run goes back to a checkpoint; without skipped updates the error is what it says."""
+
+    def judge(*_):
+        raise NotFinite("logits of image 0 are not finite")
+
+    with MetricsWriter(tmp_path, total=10) as writer:
+        watch = Watch(small_run(small_config(mesh__data=1), tmp_path), writer)
+        with pytest.raises(NotFinite):
+            watch.look(0, State(*[None] * 5), [Hook(1, judge)])
+        for step, skipped in ((1, 0), (2, 1), (3, 2)):
+            watch.dispatched(step, {"loss": jnp.float32("nan"), "skipped_in_a_row": jnp.int32(skipped)})
+        with pytest.raises(DivergedError, match="logits of image 0") as caught:
+            watch.look(3, State(*[None] * 5), [Hook(1, judge)])
+    assert (caught.value.step, caught.value.since) == (3, 2)

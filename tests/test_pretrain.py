@@ -143,6 +143,26 @@ def test_the_last_step_is_saved_before_its_evaluation_which_the_next_start_repea
         assert [line["held_out_loss"] for line in lines_of(tmp_path / "run") if "held_out_loss" in line] == before
 
 
+def test_any_step_is_saved_before_its_evaluation_which_the_next_start_repeats(finished, tmp_path, monkeypatch):
+    workdir, state = finished
+    losses = {line["step"]: line["held_out_loss"] for line in lines_of(workdir) if "held_out_loss" in line}
+
+    def fail(held_out, params, loss=HeldOut.loss):
+        if (tmp_path / ".unfinished").exists():
+            raise MemoryError("of the evaluation of step 3")
+        return loss(held_out, params)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HeldOut, "loss", fail)
+        with pytest.raises(MemoryError):
+            pretrain(small_config(**RUN), tmp_path)
+    assert Checkpointer(tmp_path).steps() == [3]
+    assert [line["step"] for line in lines_of(tmp_path) if "held_out_loss" in line] == [0]
+    jax.tree.map(np.testing.assert_array_equal, pretrain(small_config(**RUN), tmp_path), state)
+    assert {line["step"]: line["held_out_loss"] for line in lines_of(tmp_path) if "held_out_loss" in line} == losses
+    assert not (tmp_path / ".unfinished").exists()
+
+
 def test_a_workdir_that_becomes_read_only_costs_pictures_and_checkpoints(tmp_path, monkeypatch, caplog):
     """The run goes on to its end, and says that its last state could not be saved."""
 

@@ -170,7 +170,7 @@ KEYS = {
     "optim.accumulation": count(1).means("the number of parts in which the batch of an update is computed"),
     "optim.max_skipped": count(10, 0).means("more updates in a row that are not finite are a divergence"),
     "guard.spike": Key(float, 3.0, "a number above 1, or 0 = off", lambda value: value == 0 or value > 1).means(
-        "a mean loss of 10 updates above so many times that of the 100 before is a divergence"
+        "a median loss of 10 updates above so many times the mean of the 100 before is a divergence"
     ),
     "guard.rollbacks": count(3, 0).means("how often a run that diverges goes back and takes other data"),
     "mesh.data": Key(int, -1, "at least 1, or -1 for all devices", lambda value: value == -1 or value >= 1).means(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer
 
-from greenjax.errors import InputError
+from greenjax.errors import InputError, NotFinite
 
 Place = Callable[[Any], Any]  # puts a host array or batch on the devices: a runtime.placement.Placement, or a part
 
@@ -23,12 +23,12 @@ def check_labels(
 
 
 def check_finite(name: str, values: Float[np.ndarray, "n _"], index: Integer[np.ndarray, " n"] | None = None) -> None:
-    """Raises InputError where a row of `values` holds a NaN or an infinity; `index` as in `check_labels`."""
+    """Raises NotFinite where a row of `values` holds a NaN or an infinity; `index` as in `check_labels`."""
     # Minimum and maximum are found without a copy of a million rows.
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
         row = int(np.argmin(np.isfinite(values).all(axis=1)))
         image = row if index is None else index[row]
-        raise InputError(f"{name} of image {image} are not finite: expected those of a model that has not diverged")
+        raise NotFinite(f"{name} of image {image} are not finite: expected those of a model that has not diverged")
 
 
 def check_classes(classes: int) -> None:

@@ -18,7 +18,7 @@ from greenjax.runtime.files import read_json, replace_text
 from greenjax.runtime.processes import leads
 
 REMEDY = "it says which batches were passed over; remove it, and the run takes those that its steps count"
-RECENT, BEFORE = 10, 100  # updates whose mean losses are compared
+RECENT, BEFORE = 10, 100  # updates whose losses are compared
 
 
 class DivergedError(RunError):
@@ -51,11 +51,12 @@ class Guard:
         if not self._spike or len(self._losses) < BEFORE + RECENT:
             return
         losses = np.array(self._losses)
-        before, now = losses[:BEFORE].mean(), losses[BEFORE:].mean()
+        # A median, because a run that has diverged stays there, and one hard batch among tiny losses is no divergence.
+        before, now = losses[:BEFORE].mean(), np.median(losses[BEFORE:])
         if now > self._spike * before:
             raise DivergedError(
-                f"step {step}: the mean loss of {RECENT} updates is {now:.4g}, of the {BEFORE} before {before:.4g};"
-                f" guard.spike allows {self._spike:g} times as much",
+                f"step {step}: the median loss of {RECENT} updates is {now:.4g}, the mean of the {BEFORE} before"
+                f" {before:.4g}; guard.spike allows {self._spike:g} times as much",
                 step,
                 since=step - RECENT + 1,
             )
@@ -88,7 +89,14 @@ class Rollbacks:
         """The entry in a line of metrics; none where there was no rollback."""
         return {"rollbacks": len(self.made)} if self.made else {}
 
+    def back_to(self, step: int) -> None:
+        """The run goes on from a step: batches that rollbacks to later steps passed over are passed over from here."""
+        self.made = [
+            each if each.to <= step else each._replace(after=each.after - each.to + step, to=step) for each in self.made
+        ]
+
     def add(self, error: DivergedError, to: int) -> None:
+        self.back_to(to)
         self.made.append(Rollback(error.step, to, str(error)))
         logging.warning("%s: back to step %d, on with other data (rollback %d)", error, to, len(self.made))
         if leads():

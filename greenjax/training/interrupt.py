@@ -27,6 +27,10 @@ class Interruption:
         self._asked: Any = None
         self._any = jax.jit(jnp.any, out_shardings=place.copies)
 
+    @property
+    def reason(self) -> str:
+        return self.signal or "another process"
+
     def asked(self) -> bool:
         """Is it time to stop? All processes call this once a step and get the same answer.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from greenjax.config import flatten
 from greenjax.data.loader import Batches
 from greenjax.data.workers import look_after_workers
-from greenjax.errors import InterruptedRun
+from greenjax.errors import InterruptedRun, NotFinite
 from greenjax.runtime.checkpoint import Checkpointer
 from greenjax.runtime.compile import BackgroundJit
 from greenjax.runtime.files import unless_unwritable
@@ -29,7 +30,7 @@ from greenjax.training.trackers import trackers_of
 BatchesFrom = Callable[[int], Batches]  # a position in the stream -> this process's part of each batch from there on
 CountsAt = Callable[[int], dict[str, int]]  # a position in the stream -> more numbers of a line of metrics
 
-UNFINISHED = ".unfinished"  # a file in the workdir from before the last step is saved until its hooks are done
+UNFINISHED = ".unfinished"  # a file in the workdir: the step that was saved and whose hooks are not done
 
 
 class Hook(NamedTuple):
@@ -47,18 +48,19 @@ def train(
 ) -> State:
     """The state after the last step. Leaves metrics and checkpoints in the workdir.
 
-    The hooks are called before the first step and after each step at which they are due. Those of the last step come
-    after its checkpoint, and again where an earlier process ended in them. A run that diverges goes back to the last
-    checkpoint before that, and on with other data, at most `guard.rollbacks` times; then it raises DivergedError.
+    The hooks are called before the first step and after each step at which they are due. Those of a step that is saved
+    come after its checkpoint, and again where an earlier process ended in them. A run that diverges goes back to the
+    last checkpoint before that, and on with other data, at most `guard.rollbacks` times; then it raises DivergedError.
     Raises InterruptedRun after a signal, with the last step saved, and SaveError where the last state of a complete run
     could not be saved.
     """
-    rollbacks = Rollbacks(run.workdir)
+    rollbacks, interruption = Rollbacks(run.workdir), Interruption(Placement(run.mesh))
     if run.start == 0:
         rollbacks.forget()
+    rollbacks.back_to(run.start)
     while int(state.step) < run.total:
         try:
-            state = _to_the_end(run, state, rollbacks, batches, hooks, counts)
+            state = _to_the_end(run, state, rollbacks, interruption, batches, hooks, counts)
         except DivergedError as error:
             checkpointer = Checkpointer(run.workdir)
             good = [step for step in checkpointer.steps() if step < error.since]
@@ -68,9 +70,10 @@ def train(
             state = checkpointer.restore(abstract_state(run.config, run.mesh))
             agree({"gone back to step": int(state.step)})
             rollbacks.add(error, int(state.step))
-    if run.start == run.total and gathered(np.array([leads() and (run.workdir / UNFINISHED).exists()])).any():
+    if run.start == run.total and _noted(run.workdir) == run.total:
         with _writer(run, run.total) as writer, jax.transfer_guard("disallow"), jax.set_mesh(run.mesh):
-            _finish(run, Watch(run, writer), state, (), hooks)
+            Watch(run, writer).look(run.total, state, hooks)
+            _forget_note(run.workdir)
     return state
 
 
@@ -80,7 +83,13 @@ def _writer(run: Run, start: int) -> MetricsWriter:
 
 
 def _to_the_end(
-    run: Run, state: State, rollbacks: Rollbacks, batches: BatchesFrom, hooks: Sequence[Hook], counts: CountsAt
+    run: Run,
+    state: State,
+    rollbacks: Rollbacks,
+    interruption: Interruption,
+    batches: BatchesFrom,
+    hooks: Sequence[Hook],
+    counts: CountsAt,
 ) -> State:
     """The state after the last step, unless the run diverges on the way."""
     log, place, start, total = run.config.log, Placement(run.mesh), int(state.step), run.total
@@ -94,54 +103,79 @@ def _to_the_end(
     ):
         checkpointer.forget_after(start)  # damaged ones
         watch = Watch(run, writer)
+        lines = _lines(run, watch, lambda step: counts(step + skipped) | rollbacks.counts())
 
-        def line(step: int, *_: Any) -> None:
-            extra = counts(step + skipped) | {"undecodable": len(run.undecodable)} | rollbacks.counts()
-            writer.write(step, watch.meter.line() | extra)
-            warn_if_nothing_is_learnt(run.config, run.workdir, step, total, run.warmup)
+        def save(step: int, state: State, *_: Any) -> None:
+            _note(run.workdir, step)
+            checkpointer.save(step, state)
+            if step == total:  # an error or a kill in the last hooks loses no training
+                writer.phase("saving the last checkpoint")
+                checkpointer.settle()
 
-        lines = Hook(log.every, line)
-        saves = Hook(log.checkpoint_every, lambda step, state, _: checkpointer.save(step, state))
-        alone = jax.default_backend() == "gpu"  # XLA times kernels to choose among them: nothing else may run there
-        if alone:
-            await_update(run.update, writer)
-        if start == 0:
-            watch.look(0, state, hooks)
-        if not alone:
-            await_update(run.update, writer)
-        writer.phase("waiting for the first batch")
+        _start(run, watch, writer, state, hooks)
         watch.meter.start()
-        with Interruption(place) as interruption:  # before this a signal ends the run at once: nothing is lost
+        with interruption:  # before this a signal ends the run at once: nothing is lost
             for step in range(start + 1, total + 1):
                 batch = place(watch.meter.waiting_for(stream))
                 state, metrics = run.update(state, batch)
                 watch.dispatched(step, metrics)
-                if step < total:
-                    watch.look(step, state, (lines, *hooks, saves))
-                else:
-                    writer.phase("saving the last checkpoint")
-                    _finish(run, watch, state, (lines, saves, Hook(0, lambda *_: checkpointer.settle())), hooks)
-                if interruption.asked() and step < total:
-                    watch.settle()
-                    checkpointer.save(step, state)
+                stopping = interruption.asked()
+                saves = Hook(1 if stopping else log.checkpoint_every, save)
+                watch.look(step, state, (lines, saves))
+                if stopping:
                     checkpointer.wait()
-                    why = interruption.signal or "another process"
-                    raise InterruptedRun(f"stopped by {why} after step {step} of {total}, which is saved")
+                    raise InterruptedRun(
+                        f"stopped by {interruption.reason} after step {step} of {total}, which is saved"
+                    )
+                watch.look(step, state, hooks)
+                if saves.due(step, total):
+                    _forget_note(run.workdir)
             checkpointer.wait()
     return state
 
 
-def _finish(run: Run, watch: "Watch", state: State, first: Sequence[Hook], hooks: Sequence[Hook]) -> None:
-    """Calls the hooks of the last step. The `first` save it: an error or a kill in the others loses no training."""
-    mark = run.workdir / UNFINISHED
+def _lines(run: Run, watch: "Watch", more: CountsAt) -> Hook:
+    """Writes the lines of training in metrics.jsonl; `more(step)` gives numbers that the loop does not know."""
+
+    def line(step: int, state: State, writer: MetricsWriter) -> None:
+        writer.write(step, watch.meter.line() | {"undecodable": len(run.undecodable)} | more(step))
+        warn_if_nothing_is_learnt(run.config, run.workdir, step, run.total, run.warmup)
+
+    return Hook(run.config.log.every, line)
+
+
+def _start(run: Run, watch: "Watch", writer: MetricsWriter, state: State, hooks: Sequence[Hook]) -> None:
+    """Waits until the update is compiled; calls the hooks of the step from which the run goes on, if they are due."""
+    step, alone = int(state.step), jax.default_backend() == "gpu"
+    if alone:  # XLA times kernels to choose among them: nothing else may run there
+        await_update(run.update, writer)
+    if step == 0 or _noted(run.workdir) == step:
+        watch.look(step, state, hooks)
+        _forget_note(run.workdir)
+    if not alone:
+        await_update(run.update, writer)
+    writer.phase("waiting for the first batch")
+
+
+def _note(workdir: Path, step: int) -> None:
+    """Notes that the hooks of a step, which is being saved, are not done."""
     with suppress(OSError):
         if leads():
-            mark.touch()
-    watch.look(run.total, state, first)
-    watch.look(run.total, state, hooks)
+            (workdir / UNFINISHED).write_text(str(step))
+
+
+def _noted(workdir: Path) -> int:
+    """The step in the note, -1 if there is none; the same in all processes."""
+    step = -1
+    with suppress(OSError, ValueError):
+        step = int((workdir / UNFINISHED).read_text()) if leads() else step
+    return int(gathered(np.array([step])).max())
+
+
+def _forget_note(workdir: Path) -> None:
     with suppress(OSError):
         if leads():
-            mark.unlink(missing_ok=True)
+            (workdir / UNFINISHED).unlink(missing_ok=True)
 
 
 class Watch:
@@ -152,6 +186,7 @@ class Watch:
         self._guard = Guard(run.config.optim.max_skipped, run.config.guard.spike)
         self._total, self._writer = run.total, writer
         self._under_way: tuple[int, Metrics] | None = None
+        self._skipped = 0  # updates in a row, up to the last one that was read
 
     def dispatched(self, step: int, metrics: Metrics) -> None:
         """An update was dispatched: takes its metrics, and reads those of the update before."""
@@ -165,16 +200,25 @@ class Watch:
             (step, metrics), self._under_way = self._under_way, None
             values = {name: value.item() for name, value in jax.device_get(metrics).items()}
             self.meter.add(values)
-            self._guard.look(step, values["loss"], int(values["skipped_in_a_row"]))
+            self._skipped = int(values["skipped_in_a_row"])
+            self._guard.look(step, values["loss"], self._skipped)
 
     def look(self, step: int, state: State, hooks: Sequence[Hook]) -> None:
-        """Calls the hooks that are due after a step. The devices and the clock of the training stand still for them."""
+        """Calls the hooks that are due after a step. The devices and the clock of the training stand still for them.
+
+        Raises DivergedError where one meets values that are not finite while updates are skipped for such values.
+        """
         if now := [hook for hook in hooks if hook.due(step, self._total)]:
             self.settle()
             with self.meter.paused():
-                for hook in now:
-                    with unless_unwritable(f"step {step}"):
-                        hook.call(step, state, self._writer)
+                try:
+                    for hook in now:
+                        with unless_unwritable(f"step {step}"):
+                            hook.call(step, state, self._writer)
+                except NotFinite as error:
+                    if not self._skipped:
+                        raise
+                    raise DivergedError(str(error), step, since=step - self._skipped + 1) from error
 
 
 def await_update(update: BackgroundJit, writer: MetricsWriter) -> None:
