@@ -2,7 +2,7 @@
 
     python -m greenjax.main --config configs/digits.py --workdir runs/digits
 
-Hardware: two CPU cores. Time and result: README.md, "Results".
+Hardware: two CPU cores. Time and result: docs/quickstart.md.
 Digits of 8 x 8 pixels are enlarged to 32 x 32. Mask units have 8 pixels a side; 4 of 16 units stay visible.
 """
 

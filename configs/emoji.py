@@ -1,7 +1,7 @@
 """Pre-trains a small Swin on 1,280 pictures of emoji, in colour.
 
-    python launch/emoji.py runs/emoji        # makes the images; needs npm and a network
-    python -m greenjax.main --config configs/emoji.py --workdir runs/emoji_green
+    python launch/emoji.py data/emoji        # makes the images; needs npm and a network
+    python -m greenjax.main --config configs/emoji.py --workdir runs/emoji
 
 Hardware: two CPU cores. Results: not measured yet; docs/evidence.md says how it is compared with other methods.
 Pictures are taken at 32 x 32 pixels. Mask units have 8 pixels a side; 4 of 16 units stay visible.
@@ -30,7 +30,7 @@ def get_config():
     config.optim.warmup_steps = 60
 
     config.data.source = "folder"
-    config.data.path = "runs/emoji"  # made by launch/emoji.py
+    config.data.path = "data/emoji"  # made by launch/emoji.py
     config.data.split = "train"
     config.data.eval_split = "test"
     config.data.batch_size = 128

@@ -1,6 +1,6 @@
 """Fine-tunes the encoder of emoji.py on 20 labels a class.
 
-    python -m greenjax.main --config configs/finetune_emoji.py --workdir runs/finetune --config.init=runs/emoji_green
+    python -m greenjax.main --config configs/finetune_emoji.py --workdir runs/finetune --config.init=runs/emoji
 
 Hardware: two CPU cores. Results: not measured yet. --config.data.per_class=0 takes all 1,280 labels.
 """
@@ -27,7 +27,7 @@ def get_config():
     config.optim.b2 = 0.999
 
     config.data.source = "folder"
-    config.data.path = "runs/emoji"  # made by launch/emoji.py
+    config.data.path = "data/emoji"  # made by launch/emoji.py
     config.data.split = "train"
     config.data.eval_split = "test"
     config.data.per_class = 20

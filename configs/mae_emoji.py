@@ -1,7 +1,7 @@
 """Pre-trains a small ViT as MAE does on 1,280 pictures of emoji: configs/emoji.py with another backbone.
 
-    python launch/emoji.py runs/emoji        # makes the images; needs npm and a network
-    python -m greenjax.main --config configs/mae_emoji.py --workdir runs/emoji_mae
+    python launch/emoji.py data/emoji        # makes the images; needs npm and a network
+    python -m greenjax.main --config configs/mae_emoji.py --workdir runs/mae_emoji
 
 Hardware: two CPU cores. Results: not measured yet. The ViT has as many parameters as the Swin of emoji.py.
 Pictures are taken at 32 x 32 pixels. Patches, which are the mask units, have 8 pixels a side; 4 of 16 stay visible,
@@ -32,7 +32,7 @@ def get_config():
     config.optim.warmup_steps = 60
 
     config.data.source = "folder"
-    config.data.path = "runs/emoji"  # made by launch/emoji.py
+    config.data.path = "data/emoji"  # made by launch/emoji.py
     config.data.split = "train"
     config.data.eval_split = "test"
     config.data.batch_size = 128

@@ -2,9 +2,9 @@
 
     python -m greenjax.main --config configs/small_data.py --workdir runs/mine --config.data.path=/data/mine
 
-Hardware: one GPU, or a night on a CPU. Time and result: not measured at this size; the settings come from small models
-(docs/small_data.md). --config.init=FILE starts from weights that were trained on other images
-(docs/continue_pretraining.md).
+Hardware: one GPU, or about a day on two CPU cores by the rate in docs/growth.md. Time and result: not measured at this
+size; the settings come from small models (docs/small_data.md). --config.init=FILE starts from weights that were trained
+on other images (docs/continue_pretraining.md).
 """
 
 import greenjax

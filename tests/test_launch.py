@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from zipfile import ZipFile
@@ -54,6 +55,25 @@ SLURM = dict(SLURM_JOB_NODELIST="node[7,9]", SLURM_JOB_ID="40123", SLURM_NTASKS=
 def test_one_machine_needs_no_environment(run):
     done, _ = run("local_8gpu.sh", *ARGUMENTS)
     assert (done.returncode, done.stdout.split()) == (0, ["-m", "greenjax.main", *" ".join(ARGUMENTS).split()])
+
+
+def test_a_run_takes_the_environment_that_is_there(tmp_path):
+    """The active one, then that for GPUs, then that of the quickstart; without any, one line."""
+    shutil.copytree(LAUNCH, tmp_path / "launch")
+
+    def started(**environment):
+        command = ["bash", str(tmp_path / "launch" / "local_8gpu.sh")]
+        return subprocess.run(command, env={"PATH": os.environ["PATH"]} | environment, capture_output=True, text=True)
+
+    assert started().returncode == 1 and started().stderr.startswith("no environment: expected an active one")
+    for folder in (".venv", ".venv-cuda", "mine"):
+        (tmp_path / folder / "bin").mkdir(parents=True)
+        python = tmp_path / folder / "bin" / "python"
+        python.write_text(f"#!/usr/bin/env bash\necho {folder} $JAX_PLATFORMS")
+        python.chmod(0o755)
+        active = {"VIRTUAL_ENV": str(tmp_path / folder)} if folder == "mine" else {}
+        assert started(**active).stdout == f"{folder} cuda,cpu\n"
+    assert started(PYTHON=str(python), JAX_PLATFORMS="cpu").stdout == "mine cpu\n"
 
 
 def test_several_machines_need_theirs(run):
