@@ -18,10 +18,10 @@ import greenjax
 from greenjax.backbones.geometry import make_planner
 from greenjax.data.augment import CentreView, RandomView, resize
 from greenjax.data.encoded import DecodeError, Encoded
-from greenjax.data.loader import eval_batches
+from greenjax.data.loader import eval_batches, train_batches
 from greenjax.data.open import open_source
 from greenjax.data.prepare import How, prepare
-from greenjax.data.reading import Reading
+from greenjax.data.reading import Reading, is_there
 from greenjax.data.statistics import measure
 from greenjax.data.statistics.__main__ import main as statistics
 from greenjax.errors import InputError
@@ -229,6 +229,77 @@ def test_no_decoder_mixes_a_missing_value_in():
     view = CentreView((32, 32), 1, 1.0, Reading(no_data="0"))
     np.testing.assert_array_equal(view(encoded, 0), view(encoded.decode(), 0))
     assert (view(encoded, 0)[:, :12] == 0).all()
+
+
+NAN = "it has NaN: expected numbers (data.no_data=nan makes NaN a missing value)"
+INFINITE = "it has infinite values: expected numbers"
+
+
+@pytest.mark.parametrize(
+    ("value", "no_data", "size", "line"),
+    [
+        (np.nan, "none", 16, NAN),
+        (np.nan, "none", 24, NAN),
+        (np.nan, "nan", 16, None),
+        (np.nan, "-9999", 24, None),
+        (-9999, "-9999", 24, None),
+        (np.inf, "none", 24, INFINITE),
+        (-np.inf, "nan", 16, INFINITE),
+        (np.inf, "nan", 24, INFINITE),  # bicubic weights make NaN of it
+        (np.inf, "-9999", 8, INFINITE),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_no_view_has_a_value_that_is_neither_finite_nor_missing(value, no_data, size, line, dtype):
+    image = np.ones((16, 16, 1), dtype)
+    image[4:8, 4:8] = value
+    reading = Reading(dtype, 1, no_data=no_data)
+    crop = RandomView(0, (size, size), 1, (1.0, 1.0), (1.0, 1.0), True, reading=reading)
+    for view in (CentreView((size, size), 1, reading=reading), crop):
+        if line is None:
+            found = view(image, 0)
+            there = is_there(found, no_data)
+            assert 0 < np.count_nonzero(there) < found.size
+            np.testing.assert_allclose(found[there], 1, rtol=1e-3)
+            continue
+        with pytest.raises(DecodeError, match=f"^{re.escape(line)}$"):
+            view(image, 0)
+
+
+def test_what_a_view_cuts_off_may_be_anything():
+    image = np.ones((16, 32, 1), np.float32)
+    image[:, :4], image[:, -4:] = np.nan, np.inf
+    np.testing.assert_array_equal(CentreView((16, 16), 1, reading=Reading("float32", 1))(image, 0), 1)
+
+
+def test_images_that_are_not_finite_are_left_out_by_their_names(tmp_path, caplog):
+    arrays = folder(tmp_path, "float32", 2)
+    for name, value in (("3.npy", np.nan), ("17.npy", np.inf)):
+        arrays[name][5, 5, 1] = value
+        np.save(tmp_path / name, arrays[name])
+    whole = dict(data__crop_scale=(1.0, 1.0), data__crop_ratio=(1.0, 1.0))
+    config = small_config(**bands(2, "float32", data__path=str(tmp_path), **whole))
+    source, planner = open_source(config.data, "all"), make_planner(config)
+    names = {f"3.npy: {NAN}", f"17.npy: {INFINITE}"}
+
+    def told():
+        found = {record.getMessage().rpartition("/")[2] for record in caplog.records}
+        caplog.clear()
+        return found
+
+    held_out = list(eval_batches(config, source, planner))
+    assert sum(int(batch.valid.sum()) for batch in held_out) == 18
+    assert told() == {f"{name}; it is left out" for name in names}
+    batches = train_batches(config, source, planner)
+    trained = [next(batches) for _ in range(5)]  # four epochs
+    batches.close()
+    assert told() == {f"{name}; the next image takes its place" for name in names}
+    assert sum(int(batch.undecodable.sum()) for batch in trained) == 8
+    assert all(np.isfinite(batch.images).all() for batch in (*held_out, *trained))
+    mean = measure(config, 20, 1)["mean"]
+    assert told() == {f"{name}; it is left out" for name in names}
+    fine = [array for name, array in arrays.items() if name not in ("3.npy", "17.npy")]
+    np.testing.assert_allclose(mean, np.mean(fine, axis=(0, 1, 2), dtype=np.float64), rtol=1e-5)
 
 
 # Settings

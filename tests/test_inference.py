@@ -260,11 +260,12 @@ def test_an_image_with_nan_is_left_out_by_its_name(caplog):
     assert names == [f"source[{number}]" for number in kept]
     np.testing.assert_allclose(found, expected[kept], atol=1e-5)
     assert [record.getMessage() for record in caplog.records] == [
-        "source[33]: the model's output is not finite; it is left out"
+        "source[33]: it has NaN: expected numbers (data.no_data=nan makes NaN a missing value); it is left out"
     ]
     model.encoder.norm.bias[...] = np.nan * model.encoder.norm.bias[...]
     with pytest.raises(InputError, match=r"^none of the 40 images can be used: expected at least 1 \(warnings name"):
         greenjax.embed(model, pixels)
+    assert "source[39]: the model's output is not finite; it is left out" in caplog.text
 
 
 def test_images_are_refused_only_where_none_of_all_can_be_used(caplog):

@@ -1,7 +1,7 @@
 """Views of an image: random resized crop and flip in training, the centre crop in evaluation.
 
-A view takes an image, decoded or not, and returns pixels [h, w, c] of the configured size and type.
-The device normalises them.
+A view takes an image, decoded or not, and returns pixels [h, w, c] of the configured size and type, all of them finite
+or without data. The device normalises them.
 """
 
 import math
@@ -52,6 +52,7 @@ class RandomView:
         *drawn, flip, turns = uniforms(self.seed, index, 2 * TRIES + 4)
         pixels, _ = load(image, lambda size: (self.box(size, drawn), self.size), self.reading)
         view = to_channels(resize(pixels, self.size, self.reading.no_data), self.channels)
+        check_measured(view, self.reading.no_data)
         if self.flip and flip < 0.5:
             view = flipped(view)
         if self.quarter_turns:
@@ -88,7 +89,9 @@ class CentreView:
         pixels, covering = load(image, self.cover, self.reading)
         view, (height, width) = resize(pixels, covering, self.reading.no_data), self.size
         top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
-        return np.ascontiguousarray(to_channels(view[top : top + height, left : left + width], self.channels))
+        view = to_channels(view[top : top + height, left : left + width], self.channels)
+        check_measured(view, self.reading.no_data)
+        return np.ascontiguousarray(view)
 
     def cover(self, size: Size) -> tuple[Box, Size]:
         """The part of an image that is resized, all of it unless it is too long, and its new size."""
@@ -162,11 +165,17 @@ def centre_box(size: tuple[int, int], ratio: tuple[float, float]) -> Box:
 
 
 def resize(image: Num[np.ndarray, "h w c"], size: Size, no_data: str = "none") -> Num[np.ndarray, "h2 w2 c"]:
-    """The image in a new size, of the same type. A pixel that any `no_data` would enter is `no_data`."""
+    """The image in a new size, of the same type. A pixel that any `no_data` would enter is `no_data`.
+
+    Raises DecodeError beside `no_data` for infinite values: their differences are NaN, as if they were missing.
+    """
     if image.shape[:2] == size:
         return image
-    there = None if no_data == "none" else is_there(image, no_data)
-    if there is None or there.all():
+    if no_data == "none":
+        return resized(image, size)
+    check_measured(image, no_data)
+    there = is_there(image, no_data)
+    if there.all():
         return resized(image, size)
     filled = np.where(there, image, image[there].mean(dtype=np.float64).astype(image.dtype) if there.any() else 0)
     result, share = resized(filled.astype(image.dtype), size), resized(there.astype(np.float32), size)
@@ -198,6 +207,16 @@ def resized(image: Num[np.ndarray, "h w c"], size: Size) -> Num[np.ndarray, "h2 
     elif mean > 1.13 and least >= 1:
         how = cv2.INTER_LINEAR
     return cv2.resize(image, size[::-1], interpolation=how).reshape(height, width, -1)  # OpenCV drops a single channel
+
+
+def check_measured(pixels: Num[np.ndarray, "h w c"], no_data: str) -> None:
+    """Raises DecodeError for a measured value that is not finite: one image with it would spoil its whole batch."""
+    if pixels.dtype.kind != "f" or np.isfinite(pixels).all():
+        return
+    if (is_there(pixels, no_data) & np.isinf(pixels)).any():  # first: resizing makes NaN of them, too
+        raise DecodeError("it has infinite values: expected numbers")
+    if no_data == "none":
+        raise DecodeError("it has NaN: expected numbers (data.no_data=nan makes NaN a missing value)")
 
 
 def flipped(image: Num[np.ndarray, "h w c"]) -> Num[np.ndarray, "h w c"]:

@@ -9,10 +9,11 @@ from absl import logging
 from jaxtyping import Float64
 from ml_collections import ConfigDict
 
-from greenjax.data.augment import reading_of, to_channels
+from greenjax.data.augment import check_measured, reading_of, to_channels
 from greenjax.data.encoded import DecodeError, Image, undecoded, whole
 from greenjax.data.open import open_source
 from greenjax.data.reading import Reading, is_there, scale_of
+from greenjax.data.stream import fault_of
 from greenjax.errors import InputError
 
 Sums = Float64[np.ndarray, "3 c"]  # number, sum and sum of squares of the values of each channel
@@ -32,7 +33,7 @@ def measure(config: ConfigDict, most: int, workers: int) -> dict[str, Any]:
         try:
             return sums_of(undecoded(source, row), reading, channels, scale)
         except DecodeError as error:
-            logging.warning("%s; it is left out", error)
+            logging.warning("%s: %s; it is left out", *fault_of(source, row, error))
             return None
 
     with ThreadPoolExecutor(workers) as pool:
@@ -50,8 +51,9 @@ def measure(config: ConfigDict, most: int, workers: int) -> dict[str, Any]:
 
 
 def sums_of(image: Image, reading: Reading, channels: int, scale: float) -> Sums:
-    """The sums of one image."""
+    """The sums of one image. Raises DecodeError for one that a run would leave out."""
     pixels = to_channels(whole(image, reading), channels)
+    check_measured(pixels, reading.no_data)
     there = is_there(pixels, reading.no_data)
     values = np.where(there, pixels / np.float64(scale), 0)
     return np.stack([part.sum(axis=(0, 1), dtype=np.float64) for part in (there, values, values**2)])

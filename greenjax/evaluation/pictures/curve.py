@@ -19,7 +19,7 @@ def draw_loss_curve(path: Path, lines: list[dict[str, Any]]) -> None:
     axes = figure.add_subplot(1, 1 + bool(monitored), 1, xlabel="step", ylabel="masked loss")
     _draw(axes, lines, (("loss", "training", "-"), ("held_out_loss", "held-out", "o-")))
     for line in lines:
-        if "best_constant_loss" in line:
+        if line.get("best_constant_loss") is not None:
             axes.axhline(line["best_constant_loss"], color="grey", linestyle=":", label="best constant, held-out")
     _legend(axes)
     if monitored:

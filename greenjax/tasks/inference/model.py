@@ -70,7 +70,7 @@ def outputs(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """By batch, from batch `first` on: the numbers of the images that can be used, in order, and their outputs.
 
-    An image whose output is not finite, such as one with NaN, cannot be used either. Call it inside
+    An image whose output is not finite cannot be used either. Call it inside
     `jax.set_mesh(model.mesh)`: kernels need it (ops/fused_attention.py).
     """
     place, size = Placement(model.mesh), model.config.data.batch_size
