@@ -9,6 +9,7 @@ from small import small_config
 from greenjax.data import randaugment
 from greenjax.data.augment import generator
 from greenjax.data.randaugment import OPERATIONS, Erasing, RandAugment, labelled_view, mean_colour, to_pillow
+from greenjax.data.reading import is_there
 
 FILL = {1: 90, 3: (120, 110, 100)}
 
@@ -167,6 +168,16 @@ def test_erased_pixels_are_standard_normal_once_colours_are_normalised():
     normalised = (pixels / 255 - mean) / std
     assert np.abs(normalised.mean(axis=0)).max() < 0.03 and np.abs(normalised.std(axis=0) - 1).max() < 0.03
     assert np.abs(np.corrcoef(normalised.T) - np.eye(3)).max() < 0.03  # every channel draws for itself
+
+
+@pytest.mark.parametrize("no_data", ["nan", "-9999"])
+def test_missing_pixels_stay_missing_in_an_erased_box(no_data):
+    config = small_config(task="knn", data__dtype="float32", data__no_data=no_data, data__erasing=1.0)
+    (erasing,) = labelled_view(config).after
+    there = np.random.default_rng(0).random((24, 24, 1)) < 0.5
+    found = erasing(np.where(there, 7, float(no_data)).astype(np.float32), 3)
+    np.testing.assert_array_equal(is_there(found, no_data), there)
+    assert np.count_nonzero(found[there] != 7) > 10
 
 
 # The view

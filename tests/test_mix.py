@@ -62,6 +62,20 @@ def test_cutmix_shares_are_the_counted_pixels(dtype):
     assert cuts > 3 * B
 
 
+@pytest.mark.parametrize("prob", [1.0, 0.5])
+def test_cutmix_leaves_missing_pixels_where_they_are(prob):
+    """NaN of the partner stays outside of what is cut from it, and images that are not mixed stay as they are."""
+    images, targets = batch()
+    holes = np.random.default_rng(0).random(images.shape) < 0.1
+    found, shares = compiled(
+        jnp.where(holes, jnp.nan, images), targets, jax.random.key(0), **OFF | dict(cutmix=1.0, prob=prob)
+    )
+    whole, expected = mixed(cutmix=1.0, prob=prob)
+    ours = whole == np.asarray(images)
+    np.testing.assert_array_equal(found, np.where(np.where(ours, holes, holes[::-1]), np.nan, whole))
+    np.testing.assert_array_equal(shares, expected)
+
+
 @pytest.mark.parametrize("how", [dict(mixup=0.8), HOWS[3]])
 def test_the_mean_of_an_image_is_that_of_its_target(how):
     """True for both kinds: the value of image i is i, so its mean is the expected class."""

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageEnhance, ImageOps
 
 from greenjax.data.augment import TRIES, RandomView, fitting_box, generator
-from greenjax.data.reading import scale_of
+from greenjax.data.reading import is_there, scale_of
 
 Fill = int | tuple[int, ...]  # the colour of pixels from outside the image: the mean of the images
 Operation = Callable[[Image.Image, float, Fill], Image.Image]
@@ -32,7 +32,7 @@ def labelled_view(config: ConfigDict) -> RandomView:
     if data.randaugment:
         after.append(RandAugment(config.seed, data.randaugment, data.randaugment_layers, mean_colour(data.mean)))
     if data.erasing:
-        after.append(Erasing(config.seed, data.erasing, data.mean, data.std, scale_of(data)))
+        after.append(Erasing(config.seed, data.erasing, data.mean, data.std, scale_of(data), data.no_data))
     return replace(RandomView.from_config(config), after=tuple(after))
 
 
@@ -128,6 +128,7 @@ class Erasing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     scale: float = 255.0  # pixels are divided by it
+    no_data: str = "none"  # pixels without data stay without
 
     def __call__(self, image: Num[np.ndarray, "h w c"], index: int) -> Num[np.ndarray, "h w c"]:
         rng = generator(self.seed, index, part=2)
@@ -143,5 +144,7 @@ class Erasing:
             limits = np.iinfo(image.dtype)
             values = np.clip(np.rint(values), limits.min, limits.max)
         image = image.copy()
-        image[top : top + height, left : left + width] = values.astype(image.dtype)
+        box = image[top : top + height, left : left + width]
+        there = True if self.no_data == "none" else is_there(box, self.no_data)
+        np.copyto(box, values.astype(image.dtype), where=there)
         return image

@@ -81,4 +81,6 @@ def _interval(centre: Int[Array, " b"], length: Float[Array, " b"], limit: int) 
 
 
 def _blend(x: Float[Array, "b *rest"], own: Float[Array, "b *ones"]) -> Float[Array, "b *rest"]:
-    return own * x + (1 - own) * x[::-1]
+    """A share of 0 takes nothing: 0 times a missing pixel, NaN, would be NaN."""
+    other = x[::-1]
+    return jnp.where(own == 1, x, jnp.where(own == 0, other, own * x + (1 - own) * other))
