@@ -7,28 +7,37 @@ import re
 import shlex
 import shutil
 import signal
+import sys
 import threading
 import time
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
-from small import small_config
+from small import small_config, small_run
 from worker_cases import children
 
+import greenjax
 from greenjax.backbones.geometry import make_planner
+from greenjax.data.loader import eval_batches
 from greenjax.data.open import open_source
 from greenjax.data.workers import WorkerDied
 from greenjax.errors import InputError
 from greenjax.evaluation.held_out import HeldOut
+from greenjax.evaluation.monitor import Monitor
 from greenjax.evaluation.pictures.canvas import Canvas
-from greenjax.evaluation.pictures.curve import held_out_line
+from greenjax.evaluation.pictures.curve import draw_loss_curve, held_out_line
 from greenjax.main import main
 from greenjax.runtime.checkpoint import Checkpointer, SaveError
 from greenjax.runtime.compile import BackgroundJit
+from greenjax.runtime.placement import Placement
 from greenjax.tasks import pretrain
 from greenjax.tasks.pretrain import described_start, pool_use
 from greenjax.training.guard import DivergedError
+from greenjax.training.metrics import MetricsWriter
+from greenjax.training.sharding import make_mesh
+from greenjax.training.state import State, model_graph, parameters
 
 RUN = dict(
     model__depths=(1, 1),
@@ -40,6 +49,7 @@ RUN = dict(
     log__checkpoint_every=3,
     log__eval_every=3,
     mesh__data=2,
+    ema=0.5,
 )
 
 
@@ -73,6 +83,54 @@ def test_a_run_leaves_metrics_pictures_checkpoints_and_its_configuration(finishe
     )
     assert "; at the start (from runs/a) " in held_out_line(lines, described_start("runs/a", None))
     assert "; at the start " in held_out_line(lines, described_start("none", 0))  # a workdir of converted weights
+
+
+def test_the_average_of_the_weights_is_judged(finished):
+    """It is what `load`, exports and `init` take."""
+    workdir, state = finished
+    config = small_config(**RUN)
+    mesh, planner, images = make_mesh(config), make_planner(config), open_source(config.data, "test[:20]")
+    place = Placement(mesh)
+    held_out = HeldOut(config, model_graph(config), place, lambda: eval_batches(config, images, planner))
+    measured = lines_of(workdir)[-1]["held_out_loss"]
+    weights, raw = parameters(greenjax.load(workdir)), jax.device_get(state.params)
+    with jax.set_mesh(mesh):
+        averaged, latest = (held_out.loss(place.everywhere(each)) for each in (weights, raw))
+    np.testing.assert_allclose(averaged, measured, rtol=1e-6)
+    assert abs(latest - measured) > 1e-4 * measured
+
+
+def test_every_hook_judges_the_average(tmp_path, monkeypatch):
+    judged = []
+
+    class Judge(Monitor):
+        def __init__(self, *_):
+            pass
+
+        def measure(self, params, *_):
+            judged.append(params)
+            return {}
+
+        def draw(self, path, params):
+            judged.append(params)
+
+        loss = best_constant = measure
+
+    story, config = sys.modules["greenjax.tasks.pretrain"], small_config(**RUN)
+    monkeypatch.setattr(story, "HeldOut", Judge)
+    monkeypatch.setattr(story, "Pictures", Judge)
+    run = small_run(config, tmp_path)
+    hooks = [*story.held_out_hooks(run, list), *story.monitor_hooks(run, Judge()), story.pictures_hook(run, list)]
+    for hook in hooks:
+        hook.call(0, State(0, {"latest": 0}, {"average": 0}, None, None), Mock(MetricsWriter))
+    assert judged == [{"average": 0}] * 4
+
+
+def test_a_curve_is_drawn_of_losses_that_are_not_finite(tmp_path):
+    lines = [{"step": 0, "held_out_loss": None, "best_constant_loss": None}, {"step": 1, "loss": 1.0}]
+    draw_loss_curve(tmp_path / "loss.png", lines)
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+    assert held_out_line(lines).endswith("untrained model not finite; best constant not finite")
 
 
 def test_a_finished_run_that_shall_go_on_longer_is_told_how(finished):

@@ -129,9 +129,9 @@ def held_out_hooks(run: Run, batches: Callable[[], Batches[Batch]]) -> list[Hook
 
     def measure(step: int, state: State, writer: MetricsWriter) -> None:
         writer.phase("measuring the held-out loss")
-        losses = {"held_out_loss": held_out.loss(state.params)}
+        losses = {"held_out_loss": held_out.loss(state.weights)}
         if step == 0:
-            losses["best_constant_loss"] = held_out.best_constant(state.params)
+            losses["best_constant_loss"] = held_out.best_constant(state.weights)
         writer.write(step, losses)
 
     return [Hook(run.config.log.eval_every, measure)]
@@ -144,7 +144,7 @@ def monitor_hooks(run: Run, monitor: Monitor | ViewsMonitor | None) -> list[Hook
 
     def measure(step: int, state: State, writer: MetricsWriter) -> None:
         writer.phase("measuring the accuracy of frozen features")
-        writer.write(step, monitor.measure(state.params, run.undecodable))
+        writer.write(step, monitor.measure(state.weights, run.undecodable))
 
     return [Hook(run.config.log.monitor_every, measure)]
 
@@ -158,7 +158,7 @@ def pictures_hook(run: Run, batch: Callable[[], Batch]) -> Hook:
     def draw(step: int, state: State, writer: MetricsWriter) -> None:
         writer.phase("drawing reconstructions")
         picture = run.workdir / "reconstructions" / f"{step:08d}.png"
-        pictures.draw(picture, state.params)
+        pictures.draw(picture, state.weights)
         writer.image(step, picture)
 
     return Hook(run.config.log.picture_every, draw)
