@@ -3,14 +3,17 @@
 import json
 import re
 import shutil
+import sys
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from small import small_config
 
 import greenjax
 import greenjax.interop.loading
+from greenjax.config.inherit import describe
 from greenjax.errors import InputError
 from greenjax.runtime.files import read_metrics
 from greenjax.tasks import detect, evaluate, pretrain
@@ -127,6 +130,38 @@ def test_a_detector_is_evaluated_alone(finished, tmp_path):
     assert (alone["task"], before["task"]) == ("eval", "detect")
     assert {key: alone[key] for key in alone if "ap" in key} == {key: before[key] for key in before if "ap" in key}
     assert (tmp_path / "run" / "detections" / "test__3.png").is_file()
+
+
+def unnamed(path, count, kind):
+    """What an evaluation reads first of a detector that does not name its classes: a run, or a file of weights."""
+    config = small_config(**DETECT | dict(model__num_classes=count))
+    if kind == "run":
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(config.to_dict()))
+        return path
+    file = path.with_suffix(".safetensors")
+    tensors = {"roi_heads.box_predictor.cls_score.bias": np.zeros(count + 1, np.float32)}
+    save_file(tensors, file, describe(config) | {"greenjax_version": greenjax.__version__, "layout": "torchvision"})
+    return file
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_a_detector_without_names_takes_those_of_as_many_classes(kind, tmp_path, monkeypatch, capsys):
+    def judged(init):
+        given = {"init": str(init), "data.source": "scenes", "data.eval_split": "test[:3]", "mesh.data": 1}
+        evaluate(greenjax.load_config("configs/eval.py", given | {"data.batch_size": 8}), tmp_path / "eval")
+
+    found = r"does not name its 12 classes, and test\[:3\] has 10, '0', .*'9': expected as many, or their names"
+    with pytest.raises(InputError, match=found):
+        judged(unnamed(tmp_path / "twelve", 12, kind))
+
+    def reached(config, mesh):
+        raise RuntimeError(f"a detector of {config.model.num_classes}, {config.detect.fpn_dim} channels")
+
+    monkeypatch.setattr(sys.modules["greenjax.tasks.detect"], "given_model", reached)
+    with pytest.raises(RuntimeError, match="a detector of 10, 8 channels"):
+        judged(unnamed(tmp_path / "ten", 10, kind))
+    assert "does not name its classes: they are taken to be those of test[:3], '0', '1'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,20 @@ from itertools import count
 import cv2
 import numpy as np
 import pytest
+from flax import nnx
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tiny_data import SQUARE, coco
 
-from greenjax.config import resolve
+from greenjax.config import flatten, resolve
 from greenjax.data.detection.batches import object_eval_batches
 from greenjax.data.open import open_objects
 from greenjax.errors import InputError
 from greenjax.evaluation.detection.precision import average_precision
 from greenjax.evaluation.detection.results import Found, by_image, collect, write
 from greenjax.evaluation.pictures.detections import LEAST_SCORE, draw_detections
+from greenjax.tasks.detections import DetectionJudge
+from greenjax.training.sharding import make_mesh
 
 Output = namedtuple("Output", "boxes scores labels masks valid")  # as a detector's
 
@@ -113,6 +116,18 @@ def test_nothing_found_is_a_precision_of_zero_and_no_images_an_error(tmp_path):
         file.write_bytes(b"")
     with pytest.raises(InputError, match="can"):
         found_in(config)
+
+
+def test_pictures_show_classes_that_the_images_do_not_have(tmp_path):
+    """A head may have more outputs than the set has classes: the others are numbers."""
+    config = resolve(flatten(config_of("scenes", image_size=(160, 192))) | {"model.num_classes": 12, "mesh.data": 1})
+    source = open_objects(config, "test[:4]")
+    (batch,) = object_eval_batches(config, source)
+    found = detector([batch])(None, None, None)
+    judge = DetectionJudge(config, nnx.graphdef(nnx.Module()), make_mesh(config))
+    judge.forward = lambda *_: found._replace(scores=np.ones_like(found.scores), labels=np.full_like(found.labels, 12))
+    judge.draw(tmp_path / "detections.png", {}, source)
+    assert (tmp_path / "detections.png").stat().st_size > 1000
 
 
 def test_pictures_show_objects_and_sure_detections(tmp_path):

@@ -146,6 +146,7 @@ def _described(metadata: Mapping[str, str]) -> Settings:
     keys = {"mean": "data.mean", "std": "data.std", "scale": "data.scale", "crop_pct": "data.eval_crop"}
     keys |= MASKS
     found |= {ours: json.loads(metadata[key]) for key, ours in keys.items() if key in metadata}
+    found |= {"task": "detect"} if "detect" in metadata else {}
     return found | {"image_size": tuple(map(int, metadata["image_size"].split("x")))}
 
 

@@ -22,7 +22,7 @@ from greenjax.runtime.console import say
 from greenjax.runtime.files import unless_unwritable
 from greenjax.runtime.placement import Placement
 from greenjax.tasks.detections import DetectionJudge, Judged, report_detections
-from greenjax.tasks.evaluate import eval_sets, given_model
+from greenjax.tasks.evaluate import assumed_classes, eval_sets, given_model
 from greenjax.tasks.report import in_file_names
 from greenjax.tasks.summary import end_lines, run_time, say_listing, start_lines
 from greenjax.tasks.weights import given_weights
@@ -125,15 +125,17 @@ def held_out_hooks(run: Run, held_out: WithObjects | None) -> list[Hook]:
 @holding_workdir
 def evaluate_detector(config: ConfigDict, workdir: Path) -> dict[str, Judged]:
     """Task "eval" of a detector: that of `config.init` on every set; results.json, detections and pictures."""
-    mesh, classes, found = make_mesh(config), initial_head(config).classes, {}
+    mesh, found = make_mesh(config), {}
     # A recipe for classifiers may be what says where the images are.
     unused = (*UNUSED["detect"], "optim.name", "epochs", "optim.warmup_epochs", "optim.warmup_steps")
     as_detector = {key: KEYS[key].default for key in unused} | {"task": "detect", "steps": 1}
     detector = flatten(config) | as_detector
-    sources = {}
+    head, sources = initial_head(resolve(detector)), {}
+    classes = head.classes
     for each in eval_sets(config):
         own = resolve(detector | {f"data.{key}": value for key, value in each.data.items()} | as_detector)
-        sources[each.name] = open_objects(own, each.split, classes)
+        sources[each.name] = source = open_objects(own, each.split, classes)
+        classes = classes or assumed_classes(config.init, head.outputs, each.name, source.classes)
     same_data({f"images of {name}": source for name, source in sources.items()})
     graphdef, params = given_model(resolve(detector), mesh)
     judge = DetectionJudge(resolve(detector), graphdef, mesh)

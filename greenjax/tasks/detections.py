@@ -16,6 +16,7 @@ from greenjax.evaluation.detection.precision import average_precision
 from greenjax.evaluation.detection.results import Results, by_image, collect, write
 from greenjax.evaluation.pictures.detections import draw_detections
 from greenjax.evaluation.results import write_results
+from greenjax.runtime.classes import output_names
 from greenjax.runtime.console import say
 from greenjax.runtime.placement import Placement
 from greenjax.runtime.processes import gathered, leads
@@ -60,7 +61,7 @@ class DetectionJudge:
             shown = {row: each for row, (_, each) in enumerate(islice(seen, PICTURES)) if each is not None}
             rows = list(shown)
             truth = jax.tree.map(lambda part: part[rows], batch.targets)
-            names = source.classes
+            names = output_names(source.classes, self.config.model.num_classes)
             draw_detections(path, batch.images[rows], batch.sizes[rows], truth, list(shown.values()), names)
 
 

@@ -115,15 +115,20 @@ def with_known_classes(config: ConfigDict, name: str, source: LabelledSource) ->
     head = initial_head(config)
     count = config.model.num_classes or head.outputs or len(source.classes)
     config = resolve(flatten(config) | {"model.num_classes": count})
-    if head.classes:
-        return config, head.classes
-    if len(source.classes) != count:
-        what = f"init {config.init!r} does not name its {count} classes, and {name} has {len(source.classes)}"
-        remedy = f"expected as many, or their names as a JSON list in {str(classes_file(config.init))!r}"
-        raise InputError(f"{what}, {listed(source.classes)}: {remedy}")
-    assumed = f"taken to be those of {name}, {listed(source.classes)}"
-    say(f"init {config.init!r} does not name its classes: they are {assumed}")
-    return config, source.classes
+    return config, head.classes or assumed_classes(config.init, count, name, source.classes)
+
+
+def assumed_classes(init: str, count: int | None, name: str, classes: Classes) -> Classes:
+    """Those of the set `name` for a head of `count` classes without names; a line says so.
+
+    Raises InputError where the set has fewer or more of them than the head.
+    """
+    if len(classes) != count:
+        what = f"init {init!r} does not name its {count} classes, and {name} has {len(classes)}"
+        remedy = f"expected as many, or their names as a JSON list in {str(classes_file(init))!r}"
+        raise InputError(f"{what}, {listed(classes)}: {remedy}")
+    say(f"init {init!r} does not name its classes: they are taken to be those of {name}, {listed(classes)}")
+    return classes
 
 
 def other_names(config: ConfigDict, name: str) -> str:
