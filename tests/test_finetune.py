@@ -16,6 +16,7 @@ from tiny_data import encode, picture
 import greenjax
 from greenjax.data.loader import labelled_batches
 from greenjax.data.open import open_labelled
+from greenjax.errors import InputError
 from greenjax.evaluation.monitor import Monitor
 from greenjax.interop.heads import initial_head
 from greenjax.interop.loading import initial_model
@@ -565,6 +566,25 @@ def test_a_class_folder_added_later_is_refused(insects, tmp_path):
 
 
 # What is wrong
+
+
+def test_one_class_is_refused_before_anything_is_compiled(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        (tmp_path / split / "cat" / "0.png").write_bytes(encode(np.zeros((16, 16, 1), np.uint8)))
+    graphdef = model_graph(small_config())
+    monkeypatch.delattr(jax, "jit")
+    there = dict(ONE_STAGE, data__source="folder", data__path=str(tmp_path), data__eval_split="test", mesh__data=1)
+    line = "split 'train'{} has one class, 'cat': expected at least 2, to tell apart"
+    for count in (0, 1, 10):
+        config = small_config(**there, task="finetune", model__num_classes=count)
+        with pytest.raises(InputError, match=f"^{line.format('')}$"):
+            finetune(config, tmp_path / "run")
+    with pytest.raises(InputError, match=f"^{line.format('')}$"):
+        evaluate_knn(small_config(**there, task="knn"), tmp_path / "run")
+    config = small_config(**there, monitor="knn", knn__k=(1,))
+    with pytest.raises(InputError, match=f"^{line.format(' of the monitor')}$"):
+        Monitor(config, monitor_data(config), graphdef, Placement(make_mesh(config)))
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,13 @@ def readable_labels(source: LabelledSource) -> Iterator[tuple[int, int]]:
 # Classes of the model
 
 
+def check_several(classes: Sequence[str], whose: str) -> None:
+    """Raises InputError where there are fewer than two classes: nothing is learnt from one."""
+    if len(classes) < 2:
+        found = f"one class, {classes[0]!r}" if classes else "no class"
+        raise InputError(f"{whose} has {found}: expected at least 2, to tell apart")
+
+
 def check_classes(config: ConfigDict, source: LabelledSource) -> None:
     """Raises InputError where the source has labels for which the model has no output.
 

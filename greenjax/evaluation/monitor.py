@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from greenjax.data.labels import evenly_spaced, matched
+from greenjax.data.labels import check_several, evenly_spaced, matched
 from greenjax.data.open import open_labelled
 from greenjax.data.overlap import warn_of_overlap
 from greenjax.data.undecodable import Undecodable
@@ -27,12 +27,13 @@ class Monitor:
     """
 
     def __init__(self, config: ConfigDict, data: ConfigDict, graphdef: nnx.GraphDef, place: Placement):
-        """`data`: a data section, for its split and eval_split. Raises InputError where these have no labels."""
+        """`data`: a data section, for its split and eval_split. Raises InputError for no labels, or one class."""
         most = config.log.monitor_images
         train, held_out = (open_labelled(data, split) for split in (data.split, data.eval_split))
         if data != config.data:  # pre-training warns of an overlap of its own splits
             split, eval_split = (f"monitor_{k}" if config.data[f"monitor_{k}"] else k for k in ("split", "eval_split"))
             warn_of_overlap(config.data, train, held_out, (split, eval_split))
+        check_several(train.classes, f"split {data.split!r} of the monitor")
         found = matched(held_out, train.classes, data.eval_split)
         for line in found.lines(f"monitor, {data.eval_split}"):
             say(line)

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from greenjax.config import flatten, resolve
-from greenjax.data.labels import LabelledSource, Matched, check_classes, matched
+from greenjax.data.labels import LabelledSource, Matched, check_classes, check_several, matched
 from greenjax.data.loader import Batches, LabelledBatch, blank_labelled_batch, labelled_batches
 from greenjax.data.open import open_labelled
 from greenjax.data.overlap import warn_of_overlap
@@ -111,7 +111,8 @@ def classification(config: ConfigDict, seed: int | Array | None = None) -> Task[
 
 
 def with_head(config: ConfigDict, source: LabelledSource) -> ConfigDict:
-    """The configuration with as many outputs as the data has classes, where it does not say how many."""
+    """The configuration with an output for each class, where it does not say how many; InputError for one class."""
+    check_several(source.classes, f"split {config.data.split!r}")
     if config.model.num_classes:
         return config
     return resolve(flatten(config) | {"model.num_classes": len(source.classes)})

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from greenjax.data.labels import matched
+from greenjax.data.labels import check_several, matched
 from greenjax.data.open import open_labelled
 from greenjax.data.overlap import warn_of_overlap
 from greenjax.errors import InputError
@@ -33,6 +33,7 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
     say_listing(config)
     train, held_out = open_labelled(config.data, split), open_labelled(config.data, eval_split)
     warn_of_overlap(config.data, train, held_out)
+    check_several(train.classes, f"split {split!r}")
     images = matched(held_out, train.classes, eval_split)
     say(*images.lines(eval_split))
     check_neighbours(config, len(train), split)
