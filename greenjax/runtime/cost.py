@@ -1,6 +1,7 @@
 """The cost of a run: FLOPs of the matrix products of a program, the devices' peak rate, the memory in use."""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,15 +9,18 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
-# Dense bfloat16 FLOP/s by the makers' data sheets. Where several names fit a device, the longest counts.
+# Dense bfloat16 FLOP/s by the makers' data sheets, by whole words of a device's name; the longest that fits counts.
 PEAK_FLOPS = {
     "A100": 312e12,
     "A10G": 70e12,
     "B200": 2250e12,
+    "GB200": 2500e12,
+    "GH200": 989e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
     "H200": 989e12,
     "L4": 121e12,
+    "L40": 181e12,
     "L40S": 362e12,
     "RTX 3090": 71e12,
     "RTX 4090": 165e12,
@@ -29,7 +33,7 @@ PEAK_FLOPS = {
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
     """FLOP/s of dense matrix products of this type on a device of this kind; None where the rate is not known."""
-    names = sorted((name for name in PEAK_FLOPS if name in device_kind), key=len)
+    names = sorted((name for name in PEAK_FLOPS if re.search(rf"\b{name}\b", device_kind)), key=len)
     return PEAK_FLOPS[names[-1]] if names and dtype == "bfloat16" else None
 
 
