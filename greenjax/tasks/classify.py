@@ -15,7 +15,7 @@ from greenjax.data.labels import LabelledSource, Matched, check_classes, check_s
 from greenjax.data.loader import Batches, LabelledBatch, blank_labelled_batch, labelled_batches
 from greenjax.data.open import open_labelled
 from greenjax.data.overlap import warn_of_overlap
-from greenjax.evaluation.classify import Evaluation, reported_accuracies
+from greenjax.evaluation.classify import reported_accuracies
 from greenjax.evaluation.pictures.curve import draw_accuracy_curve
 from greenjax.runtime.console import say
 from greenjax.runtime.files import read_metrics, unless_unwritable
@@ -55,17 +55,18 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     weights = partial(given_weights, config, source.classes)
     run, state = begin(task, workdir, mesh, blank, sources, weights, source.classes)  # compiles the update in a thread
     say(*start_lines(run))
-    judge, judged = Judge(config, task.graphdef, mesh, run.undecodable), dict[int, Evaluation]()
+    judge = Judge(config, task.graphdef, mesh, run.undecodable)
     own = Placement(mesh).own(config.data.batch_size)
 
     def measure(step: int, state: State, writer: MetricsWriter) -> None:
         """Accuracy on the held-out split; of the averaged weights where there are any."""
+        assert held_out is not None
         writer.phase("measuring the accuracy on held-out images")
-        found = judge.evaluate(state.weights, sources[HELD_OUT], predictions=step == run.total)
-        if step == run.total:  # of many classes a confusion matrix takes gigabytes
-            judged[step] = found
+        found = judge.evaluate(state.weights, held_out.source, predictions=step == run.total)
         numbers = reported_accuracies(found.metrics, len(source.classes)) | {"loss": found.metrics["loss"]}
         writer.write(step, {f"eval_{name}": value for name, value in numbers.items()})
+        if step == run.total:
+            report(config, workdir, config.data.eval_split, found, held_out, step)
 
     def batches(position: int) -> Batches[LabelledBatch]:
         return labelled_batches(config, source, position, own, run.undecodable)
@@ -74,10 +75,6 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     if leads():
         with unless_unwritable("accuracy.png"):
             draw_accuracy_curve(workdir / "accuracy.png", read_metrics(workdir))
-    if held_out is not None:
-        if run.total not in judged:  # the run was finished before this process
-            judged[run.total] = judge.evaluate(state.weights, held_out.source, predictions=True)
-        report(config, workdir, config.data.eval_split, judged[run.total], held_out, step=run.total)
     say(*end_lines(workdir, run_time(run)))
     return state
 
