@@ -459,6 +459,17 @@ def test_the_command_ends_in_one_line_too(overrides, expected):
     assert any(name in line for name in (*overrides, expected.partition(" is ")[0]))
 
 
+def test_a_value_of_a_wrong_type_is_refused_before_anything_computes_with_it(tmp_path):
+    for init in (None, 5, ["a"]):
+        expected = f"init is {init!r}: expected 'none', a greenjax workdir, or a file or folder of weights"
+        assert refusal({"init": init}) == expected
+        for name in ("own.yaml", "own.json"):  # YAML takes JSON
+            (tmp_path / name).write_text(json.dumps({"init": init, "steps": 1}))
+            assert refusal({}, tmp_path / name) == expected
+    (tmp_path / "own.yaml").write_text("epochs: 9\noptim: {warmup_epochs: some}\n")
+    assert "optim.warmup_epochs is 'some': expected" in refusal({"steps": 5}, tmp_path / "own.yaml")
+
+
 def test_what_needs_labels_is_for_classifiers():
     recipe = {"data.randaugment": 9, "data.erasing": 0.25, "data.mixup": 0.8, "data.cutmix": 1, "data.per_class": 5}
     for task in ("finetune", "linear", "knn", "eval"):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -14,9 +15,11 @@ from small import small_config
 
 import greenjax
 from greenjax import convert, main
+from greenjax.config.inherit import recorded
 from greenjax.interop import loading
 from greenjax.interop.layouts import layout_names
 from greenjax.interop.loading import initial_model
+from greenjax.interop.pretrained import load_placed
 from greenjax.interop.weights import flat_weights
 from greenjax.runtime.checkpoint import Checkpointer, SaveError
 from greenjax.tasks import finetune, pretrain
@@ -248,6 +251,23 @@ def test_a_workdir_may_be_named_like_a_file(run, tmp_path):
     model, _ = initial_model(small_config(**RUN | dict(init=str(workdir))))
     for name, value in flat_weights(greenjax.load(run[0])).items():
         np.testing.assert_array_equal(flat_weights(model)[name], value, err_msg=name)
+
+
+def test_an_export_in_the_workdir_of_a_run_does_not_take_its_place(run, tmp_path):
+    """Everything that takes a run reads its last checkpoint, not the export of an earlier one."""
+    workdir = tmp_path / "run"
+    shutil.copytree(run[0], workdir)
+    export = workdir / "model.safetensors"
+    command("to-torch", "--workdir", workdir, "--step", 2, "--layout", "timm", "--output", export)
+    last = flat_weights(greenjax.load(workdir))
+    initial, _ = initial_model(small_config(**RUN, init=str(workdir)))
+    for model in (initial, greenjax.load_pretrained(workdir), load_placed(str(workdir))[0]):
+        for name, value in flat_weights(model).items():
+            np.testing.assert_array_equal(value, last[name], err_msg=name)
+    assert not np.array_equal(load_file(export)["norm.weight"], last["encoder/norm/scale"])
+    assert recorded(str(workdir))["data.source"] == "digits" and "data.source" not in recorded(str(export))
+    with pytest.raises(ValueError, match=r"a run of greenjax, which --config\.init and to-torch take"):
+        greenjax.load_torch(workdir, small_config(**RUN), "timm")
 
 
 def test_layouts_of_the_command_are_those_there_are():

@@ -17,6 +17,13 @@ from greenjax.errors import InputError
 from greenjax.runtime.files import read_metrics
 
 
+class OnGpu:
+    shape = (2, 2)
+
+    def __array__(self, *_):
+        raise TypeError("can't convert a tensor on cuda:0")
+
+
 class Images(list):
     labels = (0, 1, 1, 0)
     classes = ("a", "b")
@@ -55,6 +62,10 @@ def test_outside_of_the_call_there_are_no_images():
         ([], False, "source, a list, is empty"),
         ([picture(8), threading.Lock()], False, "source, a list, cannot be sent to worker processes: cannot pickle"),
         ([np.zeros((2, 2))], False, r"source\[0\] is float64 \[2, 2, 1\]: expected uint8"),
+        ([(picture(8), 3)], False, r"source\[0\] is a tuple: expected an image alone: .*; labels are attributes"),
+        ([{"image": picture(8)}], False, r"source\[0\] is a dict: expected an image alone"),
+        ([OnGpu()], False, r"source\[0\] cannot become an array: can't convert a tensor on cuda:0"),
+        ({"train": [picture(8)]}, False, "source is a dict of 'train': expected a sequence of images"),
         ([picture(8)], True, "source, a list, has no labels"),
         (Images([picture(8)]), True, r"source.labels has shape \(4,\): expected \(1,\)"),
     ],
@@ -90,5 +101,7 @@ def test_both_trainings_take_a_sequence(tmp_path):
     tuned = small_config(**ONE_STAGE, **sizes, task="finetune", init=str(tmp_path / "run"))
     greenjax.finetune(tuned, tmp_path / "tuned", source=digits)
     assert greenjax.load(tmp_path / "tuned").classes == ("a", "b")
+    with pytest.raises(InputError, match=r"held_out is given without source: expected both, or data\.eval_split"):
+        greenjax.finetune(tuned, tmp_path / "other", held_out=digits)
     with pytest.raises(InputError, match="task is 'finetune': expected 'pretrain'"):
         greenjax.pretrain(tuned, tmp_path / "run", source=digits)

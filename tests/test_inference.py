@@ -23,6 +23,7 @@ from greenjax.data.sources.names import Names
 from greenjax.data.sources.python import PythonSource
 from greenjax.errors import InputError
 from greenjax.runtime.draft import Draft
+from greenjax.tasks.inference.formats import CLASS_FORMATS, Outputs, finish_classes
 from greenjax.tasks.inference.images import check_images
 from greenjax.tasks.inference.reconstruct import listed_mask, mask_of_file, picture_paths, pretrained
 from greenjax.training.start import write_start
@@ -337,6 +338,22 @@ def test_parquet_has_the_same_rows(runs, tmp_path, capsys):
     with (tmp_path / "p.csv").open(newline="") as file:
         for row, expected in zip(csv.DictReader(file), table, strict=True):
             assert {k: v if isinstance(v, str) else f"{v:.6f}" for k, v in expected.items()} == row
+
+
+@pytest.mark.parametrize("ending", [".csv", pytest.param(".parquet", marks=pytest.mark.extra)])
+def test_names_of_classes_that_are_no_utf8_are_escaped(ending, tmp_path):
+    row = np.dtype([("class", np.int32, (1,)), ("probability", np.float64, (1,))])
+    (tmp_path / "draft").mkdir()
+    draft, out = Draft(tmp_path / "draft", {}, row, 0, anew=False), tmp_path / f"p{ending}"
+    draft.append(np.array([([1], [0.75])], row), ["a.png"])
+    finish_classes(draft, Outputs(out, CLASS_FORMATS[ending]), ("ant", "K\udce4fer"))
+    draft.close()
+    if ending == ".csv":
+        assert out.read_text() == "file,class,probability\na.png,K\\udce4fer,0.750000\n"
+    else:
+        import pyarrow.parquet
+
+        assert pyarrow.parquet.read_table(out)["class"].to_pylist() == ["K\\udce4fer"]
 
 
 def test_predictions_are_those_of_the_classifier(runs, tmp_path, capsys):

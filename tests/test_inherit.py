@@ -195,6 +195,24 @@ def test_the_command_line_goes_before_where_weights_allow_it(run):
     assert loaded("finetune_swin_b", {"model.embed_dim": 8, "model.embed_dims": (0,)}, folder)[0].model.embed_dim == 8
 
 
+def test_statistics_that_are_given_go_before_those_of_the_weights(run):
+    folder, there = run
+    found = dict(mean=[0.7] * 3, std=[0.2] * 3, dtype="uint8", scale=None, channels=[], no_data="none")
+    (folder / "statistics.json").write_text(json.dumps(found))
+    config, (line,) = loaded("finetune_swin_b", {"data.statistics": str(folder / "statistics.json")}, folder)
+    assert (config.data.mean, config.data.std) == ((0.7,) * 3, (0.2,) * 3) and there.data.mean != config.data.mean
+    assert "data.mean" not in line and "data.statistics" not in line
+
+
+def test_paths_may_be_those_of_pathlib(run):
+    folder, lines = run[0], []
+    own = {"init": folder, "data.source": "folder"}
+    config = load_config("digits", own | {"data.path": (Path("/a"), "/b")}, tell=lines.append)
+    assert (config.init, config.data.path) == (str(folder), ("/a", "/b"))
+    assert lines[0].startswith(f"settings of init '{folder}': ")
+    assert load_config("digits", own | {"data.path": Path("/a")}).data.path == "/a"
+
+
 def test_a_file_of_weights_brings_its_model(run, tmp_path):
     _, there = run
     file = tmp_path / "weights.safetensors"

@@ -560,6 +560,18 @@ def test_outputs_that_cannot_be_are_refused(model, tmp_path, name, expected):
     assert expected in str(refused.value)
 
 
+def test_a_folder_may_have_a_dot_in_its_name(model, tmp_path):
+    (tmp_path / "my.model").mkdir()
+    for name in ("swin_b_v1.0", "my.model"):
+        greenjax.save_torch(model, tmp_path / name, "hf")
+        assert (tmp_path / name / "config.json").is_file() and (tmp_path / name / "model.safetensors").is_file()
+    with pytest.raises(ValueError, match=r"x\.safetensor': expected a file named .* or a folder; one of this name has"):
+        greenjax.save_torch(model, tmp_path / "x.safetensor", "hf")
+    (tmp_path / "run_v1.0" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match="is the workdir of a run: expected another folder"):
+        greenjax.save_torch(model, tmp_path / "run_v1.0", "hf")
+
+
 def test_an_export_leaves_the_workdir_of_a_run_as_it_is(model, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="is the workdir of a run: expected another folder"):

@@ -48,12 +48,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_predictions_can_be_read_back(tmp_path):
     said = Predictions(np.array([0, 7]), np.array([3, 1]), np.array([2, 1]), np.array([0.25, 0.999999], np.float32))
-    write_predictions(tmp_path / "predictions.csv", said, ["a/0.png", "\udcff,7.png"], ["ant", "bee", "cow", "dog"])
+    write_predictions(
+        tmp_path / "predictions.csv", said, ["a/0.png", "\udcff,7.png"], ["ant", "K\udce4fer", "cow", "dog"]
+    )
     with (tmp_path / "predictions.csv").open(newline="") as opened:
         lines = list(csv.DictReader(opened))
     first = {"index": "0", "label": "3", "predicted": "2", "confidence": "0.250000"}
     assert lines[0] == first | {"file": "a/0.png", "label_name": "dog", "predicted_name": "cow"}
     assert lines[1]["file"] == r"\udcff,7.png"  # a name that is no UTF-8
+    assert lines[1]["label_name"] == r"K\udce4fer"
     assert [(int(line["index"]), int(line["predicted"])) for line in lines] == [(0, 2), (7, 1)]
     assert float(lines[1]["confidence"]) == pytest.approx(0.999999, abs=1e-6)
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from greenjax.config import values
 from greenjax.config.inherit import inherit
 from greenjax.config.places import KINDS, is_name, locate
-from greenjax.config.resolve import check_key, flatten, resolve
+from greenjax.config.resolve import check_key, checked, flatten, resolve
 from greenjax.errors import InputError
 from greenjax.runtime.files import read_json
 
@@ -37,10 +37,11 @@ def load_config(
     their model, whatever the file says; `tell` is called with a line about it. A config without a task gets `task`.
     Raises InputError where it has another one.
     """
-    given = flatten(overrides or {})
-    for key in given:
+    given, found = flatten(overrides or {}), flatten(read_config(path))
+    for key, value in (found | given).items():  # `override` and `inherit` compute with values
         check_key(key)
-    settings = override(flatten(read_config(path)), given)
+        checked(key, value)
+    settings = override(found, given)
     if task is not None and settings.setdefault("task", task) != task:
         raise InputError(_other_task(path, settings["task"], task, "task" in given))
     settings, line = inherit(settings, given)

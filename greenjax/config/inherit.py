@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import token_grid
 from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS, family_of
-from greenjax.config.resolve import flatten, resolve
+from greenjax.config.resolve import checked, flatten, resolve
 from greenjax.config.settings import KEYS, READING
 from greenjax.config.transformers import described
 from greenjax.config.values import same_value
 from greenjax.data.sources import SOURCES
 from greenjax.errors import refuse
-from greenjax.runtime.files import expanded, read_json, read_metadata
+from greenjax.runtime.files import expanded, is_run, read_json, read_metadata
 
 Settings = dict[str, Any]
 
@@ -40,10 +40,11 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
 
     `given` are the keys that the user set beside the config file. Raises InputError where one of them cannot be.
     """
-    there = recorded(settings.get("init", "none"))
+    init, task = checked("init", settings.get("init", "none")), settings.get("task", "pretrain")
+    there = recorded(init)
     if "model.name" not in there:
         return settings, ""
-    init, task = settings["init"], settings.get("task", "pretrain")
+    given = {*given, *COLOURS} if "data.statistics" in given else given  # the file has both
     for key in FIXED:
         if key in given and not same_value(_unset(settings[key]), there.get(key)):
             found = "none" if there.get(key) is None else repr(there[key])
@@ -102,7 +103,7 @@ def recorded(init: str) -> Settings:
         return {}
     path = expanded(init)
     exported = path / "model.safetensors"  # beside a config.json of transformers
-    file = exported if exported.is_file() else path
+    file = exported if exported.is_file() and not is_run(path) else path
     if file.suffix == ".safetensors" and file.is_file():
         settings = _described(read_metadata(file))
         if settings or file == path:

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -33,7 +34,7 @@ def resolve(config: ConfigDict | Mapping[str, Any]) -> ConfigDict:
     given = flatten(config)
     for key in given:
         check_key(key)
-    values = {key: _checked(key, given.get(key, entry.default)) for key, entry in KEYS.items()}
+    values = {key: checked(key, given.get(key, entry.default)) for key, entry in KEYS.items()}
     _fill_architecture(values)
     _take_statistics(values)
     _by_channel(values)
@@ -99,7 +100,7 @@ def _take_statistics(values: dict[str, Any]) -> None:
     )
     for part in ("mean", "std"):
         key = f"data.{part}"
-        measured = _checked(key, found.get(part))
+        measured = checked(key, found.get(part))
         if values[key] not in (KEYS[key].default, measured):
             refuse(values, key, f"none beside data.statistics {values['data.statistics']!r}")
         values[key] = measured
@@ -149,7 +150,7 @@ def _nested(values: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def _checked(key: str, value: Any) -> Any:
+def checked(key: str, value: Any) -> Any:
     """The value in its proper type, or an error that says what is expected; placeholders may stay or become None."""
     entry = KEYS[key]
     if value is None and entry.default is None:
@@ -167,6 +168,8 @@ def _checked(key: str, value: Any) -> Any:
 
 
 def _converted(value: Any, kind: Any) -> Any:
+    if kind in (str, PATHS) and isinstance(value, os.PathLike):
+        return _converted(os.fspath(value), kind)
     if kind == SIZE:
         kind = tuple[int, ...]
         value = value if isinstance(value, tuple | list) else (value, value)

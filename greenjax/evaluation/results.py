@@ -40,16 +40,9 @@ def write_predictions(path: str | Path, predictions: Predictions, files: Sequenc
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(("index", "label", "predicted", "confidence", "file", "label_name", "predicted_name"))
-    printable = [_printable(name) for name in names]
     for (index, label, predicted, confidence), file in zip(zip(*predictions), files, strict=True):
-        words = _printable(file), printable[label], printable[predicted]
-        lines.writerow((index, label, predicted, f"{confidence:.6f}", *words))
+        lines.writerow((index, label, predicted, f"{confidence:.6f}", file, names[label], names[predicted]))
     replace_text(Path(path), text.getvalue())
-
-
-def _printable(text: str) -> str:
-    """The text with escapes for bytes that are not UTF-8, which file names may hold."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _plain(value: Any) -> Any:

@@ -15,9 +15,10 @@ from jaxtyping import Shaped
 
 from greenjax.errors import InputError, listed
 from greenjax.interop.pickles import first_line, read_pickle, require_torch, write_pickle
-from greenjax.runtime.files import expanded, read_metadata, replacing
+from greenjax.runtime.files import expanded, is_run, read_metadata, replacing
 
 SAFETENSORS, PICKLES, SHARD_INDEX = (".safetensors",), (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"), ".index.json"
+WRITTEN = (".safetensors", ".pth")
 # The names that transformers and timm give the weights in a folder; the first that is there is read.
 IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -95,14 +96,15 @@ def to_array(name: str, value: Any) -> Shaped[np.ndarray, "..."]:
 
 
 def weights_of(folder: Path) -> Path | None:
-    """The file of weights in a folder of transformers; None where there is none."""
-    return next((folder / name for name in IN_FOLDER if (folder / name).is_file()), None)
+    """The file of weights in a folder of transformers; None where there is none, and for the workdir of a run."""
+    files = (folder / name for name in IN_FOLDER if (folder / name).is_file())
+    return None if is_run(folder) else next(files, None)
 
 
 def _in_folder(folder: Path) -> Path:
     if found := weights_of(folder):
         return found
-    if (folder / "checkpoints").is_dir():
+    if is_run(folder):
         raise InputError(f"weights {str(folder)!r}: a run of greenjax, which --config.init and to-torch take")
     files = sorted(path.name for path in folder.iterdir() if path.suffix in SAFETENSORS + PICKLES)
     also = f", or one of its files: {listed(files)}" if files else ""
@@ -185,29 +187,31 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
 
 
 def check_output(path: str | Path, folder: bool = False) -> Path:
-    """The path to write to, checked before anything expensive. `folder`: a path without a suffix is a folder.
+    """The path to write to, checked before anything expensive. `folder`: a path with another suffix is a folder.
 
-    Raises InputError for a path that cannot be written, and for the workdir of a run.
+    Raises InputError for a path that cannot be written, for the workdir of a run, and for a word as the suffix of a new
+    folder, such as weights.safetensor; v1.0 is taken.
     """
     path = expanded(path)
-    if not path.suffix and not folder:
+    folder = folder and path.suffix not in WRITTEN
+    if path.suffix not in WRITTEN and not folder:
         raise InputError(f"output {str(path)!r}: expected a file named *.safetensors or *.pth")
-    if path.suffix and path.suffix not in (*SAFETENSORS, ".pth"):
-        also = ", or a folder" if folder else ""
-        raise InputError(f"output {str(path)!r}: expected a file named *.safetensors or *.pth{also}")
+    if folder and path.suffix[1:].isalpha() and not path.is_dir():
+        also = "or a folder; one of this name has to be there before"
+        raise InputError(f"output {str(path)!r}: expected a file named *.safetensors or *.pth, {also}")
     if path.suffix == ".pth":
         require_torch(path)
-    if not path.suffix and (path / "checkpoints").is_dir():  # the export's config.json would replace the run's
+    if folder and is_run(path):  # the export's config.json would replace the run's
         raise InputError(f"output {str(path)!r} is the workdir of a run: expected another folder")
-    check_place(path)
+    check_place(path, folder)
     return path
 
 
-def check_place(path: Path) -> None:
-    """Raises InputError where a file, or without a suffix a folder, cannot be written."""
-    if path.suffix and path.is_dir():
+def check_place(path: Path, folder: bool = False) -> None:
+    """Raises InputError where a file, or a folder, cannot be written."""
+    if not folder and path.is_dir():
         raise InputError(f"output {str(path)!r} is a folder: expected a file")
-    there = next(parent for parent in ((path.parent if path.suffix else path), *path.parents) if parent.exists())
+    there = next(parent for parent in ((path if folder else path.parent), *path.parents) if parent.exists())
     if not there.is_dir():
         raise InputError(f"output {str(path)!r} cannot be written: {str(there)!r} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):

@@ -17,7 +17,7 @@ from greenjax.interop.files import IN_FOLDER, Contents, read_weights, weights_of
 from greenjax.interop.heads import head_size
 from greenjax.interop.loading import load, load_run, read_torch
 from greenjax.runtime.classes import FILE
-from greenjax.runtime.files import expanded, read_json
+from greenjax.runtime.files import expanded, is_run, read_json
 
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # OWNER/NAME
 FILES = ("config.json", PROCESSOR, FILE)  # beside the weights
@@ -53,7 +53,7 @@ def load_pretrained(name: str | Path, *, revision: str | None = None) -> Any:
 
 def load_placed(place: str, step: int | None = None) -> tuple[Any, int | None]:
     """The model of a run, and the step of its checkpoint; or as `load_pretrained`, where there are no checkpoints."""
-    if (expanded(place) / "checkpoints").is_dir():
+    if is_run(expanded(place)):
         return load_run(place, step)
     if step is not None:
         raise InputError(f"step is {step}: expected none, as {place!r} is no run")

@@ -10,7 +10,7 @@ from greenjax.config.inherit import describe
 from greenjax.errors import InputError
 from greenjax.interop.card import Origin, model_card
 from greenjax.interop.entries import of_classes, part_of
-from greenjax.interop.files import check_output, read_weights, to_array, write_tensors
+from greenjax.interop.files import WRITTEN, check_output, read_weights, to_array, write_tensors
 from greenjax.interop.huggingface import Folder, image_processor, labels, write_folder
 from greenjax.interop.layouts import MERGE_ORDERS, check_geometry, find_layout
 from greenjax.interop.tensors import to_tensors
@@ -48,7 +48,7 @@ def save_torch(
     parts = set(map(part_of, weights)) - set(left_out)
     classes = model.classes if parts.intersection(map(part_of, filter(of_classes, weights))) else ()
     metadata |= {"classes": json.dumps(classes)} if classes else {}
-    if path.suffix or found.folder is None:
+    if path.suffix in WRITTEN or found.folder is None:
         write_tensors(path, tensors, metadata)
     else:
         described = found.folder(config, parts)

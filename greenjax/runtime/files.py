@@ -44,6 +44,11 @@ def folders_in(root: Path) -> list[str]:
     return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is the workdir of a run, whatever files lie beside its checkpoints, an export of it included."""
+    return (folder / "checkpoints").is_dir()
+
+
 @contextmanager
 def replacing(path: Path, mark: str = "") -> Iterator[Path]:
     """Yields a draft beside `path` to write: it replaces the file where the block ends well, so a file is never cut.
@@ -67,10 +72,13 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a text file as a whole. Raises InputError where it cannot be written."""
+    """Writes a text file as a whole; bytes that are no UTF-8, which names of files and classes may hold, are escaped.
+
+    Raises InputError where it cannot be written.
+    """
     try:
         with replacing(path) as draft:
-            draft.write_text(text, encoding="utf-8")
+            draft.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from error
 

@@ -34,6 +34,8 @@ def _done(expected: tuple[str, ...], config: ConfigDict, workdir: str | Path, so
     settings: Mapping[str, Any] = flatten(config)
     if settings["task"] not in expected:
         raise InputError(f"task is {settings['task']!r}: expected {' or '.join(map(repr, expected))}")
+    if source is None and held_out is not None:
+        raise InputError("held_out is given without source: expected both, or data.eval_split in the config")
     if source is None:
         return tasks.run(resolve(settings), Path(workdir))
     own = {"source": "python", "path": "", "name": "", "split": "source", "eval_split": ""}

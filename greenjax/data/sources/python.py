@@ -1,5 +1,6 @@
 """Images of a Python object that a caller hands over: `greenjax.pretrain(config, workdir, source=images)`."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,7 +16,7 @@ from greenjax.data.encoded import DecodeError, Encoded, Image, Opened
 from greenjax.data.labels import Listed
 from greenjax.data.reading import DTYPES
 from greenjax.data.sources.base import Source
-from greenjax.errors import InputError
+from greenjax.errors import InputError, in_a_line, listed
 
 GIVEN: ContextVar[Mapping[str, Any]] = ContextVar("images from Python, by the name of their split")
 
@@ -53,7 +54,14 @@ class PythonSource(Source):
             return Encoded(item, self.name_of(index))
         if hasattr(item, "getexif"):  # of Pillow
             return Opened(b"", self.name_of(index), item)
-        pixels = np.asarray(item)
+        if not hasattr(item, "shape") and not hasattr(item, "__array__"):
+            expected = "an image alone: pixels, a PIL image, or the bytes of a file"
+            where = "labels are attributes of the sequence"
+            raise DecodeError(f"{self.name_of(index)} is a {type(item).__name__}: expected {expected}; {where}")
+        try:
+            pixels = np.asarray(item)
+        except (TypeError, ValueError, RuntimeError) as error:  # such as PyTorch's for a tensor on a GPU
+            raise DecodeError(f"{self.name_of(index)} cannot become an array: {in_a_line(error)}") from error
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if pixels.ndim != 3 or pixels.dtype.name not in DTYPES:
             found, kinds = f"{pixels.dtype} {list(pixels.shape)}", " or ".join(DTYPES)
@@ -98,8 +106,12 @@ def checked(images: Any, workers: int) -> Any:
             raise InputError(f"source is a {kind} without {name}: expected a sequence of images")
     if not len(images):
         raise InputError(f"source, a {kind}, is empty: expected at least 1 image")
+    if isinstance(images, Mapping):
+        raise InputError(f"source is a {kind} of {listed(map(str, images))}: expected a sequence of images")
     try:
-        cloudpickle.dumps(images if workers else None)
+        if workers:
+            with open(os.devnull, "wb") as nowhere:  # a copy in memory could be too large
+                cloudpickle.dump(images, nowhere)
     except Exception as error:
         what = f"source, a {kind}, cannot be sent to worker processes: {error}"
         raise InputError(f"{what}: expected one that can be pickled, or data.workers = 0") from error

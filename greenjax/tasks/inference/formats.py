@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from greenjax.data.undecodable import on_one_line
 from greenjax.errors import InputError, installed
 from greenjax.runtime.classes import Classes
 from greenjax.runtime.draft import Draft, folder_of
@@ -126,7 +127,7 @@ def finish_classes(draft: Draft, files: Outputs, names: Classes) -> None:
     """Makes the table of classes: file, class, probability, class_2, probability_2, ... Raises OSError."""
     ranks = range(draft.dtype["class"].shape[0])
     titles = [title if rank == 0 else f"{title}_{rank + 1}" for rank in ranks for title in ("class", "probability")]
-    known = np.array(names, object)
+    known = np.array([on_one_line(name) for name in names], object)
     if files.path.suffix.lower() == ".csv":
         write_csv(draft, files.path, ("file", *titles), known)
         return
