@@ -12,6 +12,10 @@ class InputError(ValueError):
     """Something given to greenjax is wrong; the message names it, its value and what is expected."""
 
 
+class NoLabels(InputError):
+    """A data set has no label at all: none is wrong, and none is lost without them."""
+
+
 class NotFinite(InputError):
     """A model gave features or logits that are NaN or infinite."""
 

@@ -17,7 +17,7 @@ from greenjax.data.loader import train_batches
 from greenjax.data.open import open_labelled, open_source
 from greenjax.data.overlap import images_in_both
 from greenjax.data.sources import SOURCES
-from greenjax.errors import InputError
+from greenjax.errors import InputError, NoLabels
 
 pytestmark = pytest.mark.extra
 
@@ -163,8 +163,14 @@ def test_numbers_as_labels_are_classes_in_their_order(tmp_path):
 @pytest.mark.parametrize("labels, found", [([0, None, 1], "None"), ([0, -1, 1], "-1")])
 def test_a_missing_label_is_named(tmp_path, labels, found):
     made(3, label=labels).save_to_disk(tmp_path / "gaps")
-    with pytest.raises(InputError, match=rf"gaps all\[1\] has label {found} in column 'label': expected 0 or more"):
+    with pytest.raises(
+        InputError, match=rf"gaps all\[1\] has label {found} in column 'label': expected 0 or more"
+    ) as one:
         open_labelled(settings("huggingface", tmp_path / "gaps"), "all")
+    made(2, label=[-1, None]).save_to_disk(tmp_path / "hidden")  # as those of many test splits
+    with pytest.raises(NoLabels, match=r"hidden all\[0\] has label -1 in column 'label'"):
+        open_labelled(settings("huggingface", tmp_path / "hidden"), "all")
+    assert not isinstance(one.value, NoLabels)
 
 
 def test_columns_are_refused_for_a_source_without_columns():

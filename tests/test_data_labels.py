@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from small import small_config
 from tiny_data import encode, picture, prepare, settings
 from worker_cases import constants
@@ -25,7 +26,7 @@ from greenjax.data.labels import (
 from greenjax.data.loader import labelled_batches, labelled_eval_batches
 from greenjax.data.open import open_labelled, open_source
 from greenjax.data.sources import TfdsSource
-from greenjax.errors import InputError
+from greenjax.errors import InputError, NoLabels
 
 
 def told(source):
@@ -134,6 +135,29 @@ def test_names_are_compared_as_people_read_them():
 def test_two_spellings_of_one_class_folder_are_refused(tmp_path):
     fill(tmp_path / "train", **{"caf\u00e9": [1], "cafe\u0301": [2]})
     assert_refused("has two class folders 'caf", settings("folder", tmp_path), "train")
+
+
+def test_no_label_at_all_is_told_from_one_that_is_missing(tmp_path):
+    """Images of a set without labels may be prepared; where some are missing, the others would be lost."""
+    fill(tmp_path, **{"flat/train": [1], "some/train": [1], "some/train/ant": [2], "whole/train/ant": [3]})
+    (tmp_path / "flat" / "train" / "empty").mkdir()
+    paths = ("flat",), ("flat", "whole")
+    several = [settings("folder").to_dict() | {"path": tuple(str(tmp_path / name) for name in each)} for each in paths]
+    (tmp_path / "none.csv").write_text("path\na.png\nb.png")
+    (tmp_path / "empty.csv").write_text("path,label\na.png,\nb.png,")
+    (tmp_path / "one.csv").write_text("path,label\na.png,\nb.png,cat")
+    lists = [settings("list", tmp_path / name, split="all") for name in ("none.csv", "empty.csv", "one.csv")]
+    found = []
+    for data in (
+        settings("folder", tmp_path / "flat"),
+        settings("folder", tmp_path / "some"),
+        *map(ConfigDict, several),
+        *lists,
+    ):
+        with pytest.raises(InputError) as raised:
+            open_labelled(data, data.split)
+        found.append(isinstance(raised.value, NoLabels))
+    assert found == [True, False, True, False, True, True, False]
 
 
 def test_folders_without_labels_say_so(tree):

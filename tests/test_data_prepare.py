@@ -19,7 +19,7 @@ from greenjax.data.loader import train_batches
 from greenjax.data.open import open_labelled, open_source
 from greenjax.data.prepare.__main__ import main
 from greenjax.data.sources import records
-from greenjax.errors import InputError
+from greenjax.errors import InputError, NoLabels
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "digits.py")
 
@@ -123,6 +123,24 @@ def test_images_without_labels_and_broken_ones(tmp_path, caplog):
     assert json.loads((out / "records.json").read_text())["splits"]["all"]["left_out"] == 1
     with pytest.raises(InputError, match="has no labels of split 'all'"):
         open_labelled(settings("records", out), "all")
+
+
+@pytest.mark.parametrize("wrong, line", [
+    ("train/cover.jpg", "cover.jpg' has no label: expected it in a class folder"),
+    ("train/empty/note.txt", "train/empty' has no images: expected some, or no folder"),
+])  # fmt: skip
+def test_a_wrong_label_does_not_cost_all_labels(tree, tmp_path, wrong, line):
+    """What fine-tuning would refuse is refused before anything is written, and passes by a flag alone."""
+    (tree / wrong).parent.mkdir(exist_ok=True)
+    (tree / wrong).write_bytes(encode(picture(0), ".jpg"))
+    data = dict(source="folder", path=tree, eval_split="")
+    said = refused(tmp_path / "out", **data)
+    assert line in said and said.endswith("; --unlabelled prepares the images without labels")
+    assert not (tmp_path / "out").exists()
+    run(tmp_path / "out", "--unlabelled", **data)
+    assert len(open_source(settings("records", tmp_path / "out"), "train")) == 12 + wrong.endswith(".jpg")
+    with pytest.raises(NoLabels, match="its source had none when it was prepared, or --unlabelled left them out"):
+        open_labelled(settings("records", tmp_path / "out"), "train")
 
 
 def test_what_no_jpeg_can_hold_is_left_out_in_one_line(tmp_path, caplog):

@@ -131,8 +131,13 @@ def test_the_image_itself_is_left_alone():
 
 
 def test_fill_is_the_mean_colour():
-    assert mean_colour((0.485, 0.456, 0.406)) == (124, 116, 104)
-    assert mean_colour((0.5,)) == 128 and mean_colour((-0.1, 2.0)) == (0, 255)
+    """Of pixels that are divided by 255, as by default, and of pixels that are not divided."""
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    for scale, by in ((0.0, 1), (1.0, 255)):
+        data = dict(data__mean=tuple(by * mean), data__std=tuple(by * std), data__scale=scale, data__randaugment=9.0)
+        config = small_config(task="finetune", model__in_channels=3, **data)
+        assert labelled_view(config).after[0].fill == (124, 116, 104)
+    assert mean_colour((0.5,), 255.0) == 128 and mean_colour((-0.1, 2.0), 255.0) == (0, 255)
 
 
 # Random erasing

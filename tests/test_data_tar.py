@@ -13,8 +13,10 @@ from greenjax.data.encoded import DecodeError
 from greenjax.data.listing import listing
 from greenjax.data.open import open_labelled, open_source
 from greenjax.data.overlap import images_in_both
+from greenjax.data.remote import Remote
 from greenjax.data.sources import tar
-from greenjax.errors import InputError
+from greenjax.data.sources.patterns import urls_like
+from greenjax.errors import InputError, NoLabels
 
 
 def pack(path, files):
@@ -52,6 +54,17 @@ def test_every_image_is_read_once_in_order(shards, pattern):
     assert source.name_of(5) == f"{shards}/train-01.tar x/0005.png"
     labelled = open_labelled(settings("tar", shards / pattern), "train")
     assert labelled.classes == ("a", "b", "c") and labelled.labels.tolist() == [i % 3 for i in range(12)]
+
+
+def test_in_a_pattern_a_star_alone_has_a_meaning(shards, monkeypatch):
+    (shards / "a [1]").mkdir()
+    (shards / "val-00.tar").rename(shards / "a [1]" / "b?.tar")
+    pack(shards / "a [1]" / "bc.tar", sample(3))
+    for pattern, found in (("a [1]/*.tar", [20, 21, 3]), ("a [1]/*?.tar", [20, 21]), ("*[1]/b?.tar", [20, 21])):
+        assert values(open_source(settings("tar", shards / pattern), "all")) == found
+    names = ["x/a [1]/b?.tar", "x/a 1/b?.tar", "x/a [1]/bc.tar"]
+    monkeypatch.setattr(Remote, "names", lambda remote, root: names)
+    assert list(urls_like(Remote(1.0, None), "s3://host/*/a [1]/*?.tar")) == ["s3://host/x/a [1]/b?.tar"]
 
 
 def test_without_a_name_for_splits_there_is_one(shards):
@@ -105,8 +118,35 @@ def test_samples_without_an_image_are_left_out(shards, caplog):
 
 def test_missing_labels_are_counted(shards):
     pack(shards / "odd.tar", {"a.png": encode(picture(8))} | sample(3))
-    with pytest.raises(InputError, match=r"1 of the 2 images have no label, '.*odd.tar a.png' first"):
+    with pytest.raises(InputError, match=r"1 of the 2 images have no label, '.*odd.tar a.png' first") as raised:
         open_labelled(settings("tar", shards / "odd.tar"), "all")
+    assert not isinstance(raised.value, NoLabels)
+
+
+def test_a_label_of_null_is_none(shards):
+    """{"label": null} is no class "None"; a .cls file that Windows wrote begins with a byte order mark."""
+    marked = {"a.png": encode(picture(8)), "a.cls": b"\xef\xbb\xbfcat\r\n"}
+    other = {"b.png": encode(picture(16)), "b.json": b'\xef\xbb\xbf{"label": null, "class": 3}'}
+    pack(shards / "marked.tar", marked | other)
+    assert open_labelled(settings("tar", shards / "marked.tar"), "all").classes == ("3", "cat")
+    pack(shards / "null.tar", {"a.png": encode(picture(8)), "a.json": b'{"label": null}'})
+    with pytest.raises(NoLabels, match=r"1 of the 1 images have no label, '.*null.tar a.png' first"):
+        open_labelled(settings("tar", shards / "null.tar"), "all")
+
+
+def test_images_with_dots_in_their_names_are_counted(shards, caplog):
+    """The name of a sample ends at its first dot: its mask is no image, but a screenshot is one that is missed."""
+    names = ("Screenshot at 10.30.15.png", "Screenshot at 10.30.16.PNG")
+    shots, line = dict.fromkeys(names, encode(picture(8))), f"2 images are left out, '{names[0]}' first: the name of a"
+    whole = {"b.png": encode(picture(16)), "b.mask.png": encode(picture(24)), "c.txt": b""}
+    pack(shards / "some.tar", shots | whole)
+    for _ in "made", "kept":
+        caplog.clear()
+        assert values(open_source(settings("tar", shards / "some.tar"), "all")) == [2]
+        assert line in caplog.text and "1 samples have no image and are left out" in caplog.text
+    pack(shards / "all.tar", shots)
+    with pytest.raises(InputError, match=rf"has no images: .*webp; {line} sample ends at its first dot"):
+        open_source(settings("tar", shards / "all.tar"), "all")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tiny_data import COLUMNS, SQUARE, coco, encode, picture
 from greenjax.backbones.geometry import token_grid
 from greenjax.config import flatten, resolve
 from greenjax.config.checks import check_detection
+from greenjax.data.detection.__main__ import instances
 from greenjax.data.detection.__main__ import main as convert
 from greenjax.data.detection.batches import blank_object_batch, object_batches, object_eval_batches
 from greenjax.data.detection.scenes import BRIGHT, DARK, SEEN, scene
@@ -268,6 +269,45 @@ def test_instance_masks_become_a_file_of_coco(tmp_path, capsys):
     (tmp_path / "PedMasks" / "1_mask.png").unlink()
     with pytest.raises(SystemExit, match=r"1\.png' has no mask: expected .*PedMasks/1\.png' or .*1_mask\.png'"):
         convert(["", *options])
+
+
+def test_a_mask_is_found_by_the_whole_name_of_its_image(tmp_path):
+    """Of frame.1.png neither the mask of frame.png nor that of frame.2.png; a mask of 1 bit is one object."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number, end in enumerate(("", ".1_mask", ".2")):
+        mask = np.zeros((8, 12), bool)
+        mask[:, : number + 1] = True
+        PIL.Image.fromarray(mask).save(tmp_path / "masks" / f"frame{end}.png")
+        if number:
+            (tmp_path / "images" / f"frame.{number}.png").write_bytes(encode(picture(number, 8, 12)))
+    found = instances(tmp_path, "images", "masks", "x")["annotations"]
+    assert [(each["image_id"], each["area"]) for each in found] == [(1, 16), (2, 24)]
+
+
+@pytest.mark.parametrize("file, damage", [("images/a.npy", b"\x93NUMPY"), ("masks/a.png", None)])
+def test_a_file_that_pillow_cannot_read_is_named(tmp_path, file, damage):
+    for path, content in (("images/a.png", encode(picture(1, 8, 12))), ("masks/a.png", encode(picture(1, 8, 12, 1)))):
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_bytes(content)
+    (tmp_path / file).write_bytes(damage or (tmp_path / file).read_bytes()[:60])
+    with pytest.raises(SystemExit, match=rf"{file}' cannot be read as an image: "):
+        convert(["", "--path", str(tmp_path), "--images", "images", "--masks", "masks", "--name", "x"])
+
+
+def test_images_are_looked_for_in_each_folder(tmp_path):
+    """All images count, not the first: the folder with the fewest missing ones is named."""
+    coco(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "images")
+    whole = open_objects(config_of("coco", tmp_path), "train")
+    assert len(whole) == 4
+    (tmp_path / "train").mkdir()
+    first = whole.source.name_of(0)
+    (tmp_path / "images" / first.rpartition("/")[2]).rename(tmp_path / "train" / first.rpartition("/")[2])
+    with refused(
+        f"1 of the 6 images of '{tmp_path / 'annotations/instances_train.json'}' are missing: expected '{first}'"
+    ):
+        open_objects(config_of("coco", tmp_path), "train")
 
 
 # Views

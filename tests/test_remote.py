@@ -273,6 +273,16 @@ def test_a_folder_here_and_one_at_a_url_are_one_set(folder, serve, config):
 
 
 @extra
+def test_a_page_of_links_with_dots_is_listed_once(folder, serve, config):
+    """Places are told apart, not spellings: ./a is a, and ../../ leads out of the folder."""
+    server = serve("http", folder, dots=True)
+    mine = open_source(config("folder", folder / "images").data, "train")
+    theirs = open_source(config("folder", f"{server.url}/images").data, "train")
+    assert listing(theirs) == listing(mine) and values(theirs) == values(mine)
+    assert server.faults.pages == {f"/images/train/{name}": 1 for name in ("", "a/", "b/", "c/")}
+
+
+@extra
 def test_a_star_stands_for_tar_files(folder, serve, config):
     server = serve("s3", folder)
     there = open_source(config("tar", f"{server.url}/tr*-0?.tar".replace("?", "*")).data, "all")

@@ -40,6 +40,12 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path, text, found):
     assert (tmp_path / "results.json").read_text() == text
 
 
+def test_json_may_begin_with_a_byte_order_mark(tmp_path):
+    """As editors of Windows save it."""
+    (tmp_path / "results.json").write_text('{"knn": {"top1": 0.5}}', encoding="utf-8-sig")
+    assert read_results(tmp_path) == {"knn": {"top1": 0.5}}
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/results\.json' cannot be written: "):

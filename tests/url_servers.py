@@ -1,6 +1,7 @@
 """Servers on the loopback that give a folder by URL: S3 (moto) and HTTP. They count requests, and fail when told to."""
 
 import http.server
+import io
 import logging
 import os
 import threading
@@ -14,7 +15,7 @@ class Faults:
     """What a server does in place of an answer, and the GETs of objects that came, by their names."""
 
     def __init__(self):
-        self.asked = Counter()
+        self.asked, self.pages = Counter(), Counter()
         self.failing = 0  # so many GETs of objects are answered by 500
         self.silent = 0.0  # seconds before any answer
         self.forbidden = False
@@ -33,11 +34,14 @@ class Faults:
 
 
 class Web:
-    """An HTTP server of the files in a folder, with or without ranges."""
+    """An HTTP server of the files in a folder, with or without ranges.
+
+    With `dots` its pages link as Caddy's do: to ./NAME, to all folders above, and to the page in another order.
+    """
 
     scheme = "http"
 
-    def __init__(self, folder, port=0, ranges=True):
+    def __init__(self, folder, port=0, ranges=True, dots=False):
         self.faults = faults = Faults()
 
         class Handler(http.server.SimpleHTTPRequestHandler):
@@ -58,6 +62,19 @@ class Web:
                 self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}")
                 self.end_headers()
                 self.wfile.write(part)
+
+            def list_directory(self, path):
+                faults.pages[self.path] += 1
+                if not dots:
+                    return super().list_directory(path)
+                links = ["../" * (n + 1) for n in range(self.path.count("/"))] + ["./?sort=name", "?path=/"]
+                links += [f"./{quote(entry.name)}{'/' * entry.is_dir()}" for entry in Path(path).iterdir()]
+                content = "".join(f'<a href="{link}">x</a>' for link in links).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                return io.BytesIO(content)
 
             def log_message(self, *_):
                 pass

@@ -30,15 +30,16 @@ def labelled_view(config: ConfigDict) -> RandomView:
     """The training view of images with labels: that of pre-training, then RandAugment and erasing if configured."""
     data, after = config.data, []
     if data.randaugment:
-        after.append(RandAugment(config.seed, data.randaugment, data.randaugment_layers, mean_colour(data.mean)))
+        fill = mean_colour(data.mean, scale_of(data))
+        after.append(RandAugment(config.seed, data.randaugment, data.randaugment_layers, fill))
     if data.erasing:
         after.append(Erasing(config.seed, data.erasing, data.mean, data.std, scale_of(data), data.no_data))
     return replace(RandomView.from_config(config), after=tuple(after))
 
 
-def mean_colour(mean: tuple[float, ...]) -> Fill:
-    """The mean of the images as a colour of Pillow's: a number for grey images."""
-    colour = tuple(int(np.clip(round(255 * value), 0, 255)) for value in mean)
+def mean_colour(mean: tuple[float, ...], scale: float) -> Fill:
+    """The mean of the images, pixels / `scale`, as a colour of Pillow's: a number for grey images."""
+    colour = tuple(int(np.clip(round(scale * value), 0, 255)) for value in mean)
     return colour[0] if len(colour) == 1 else colour
 
 

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from posixpath import normpath
 from typing import IO, Any, NamedTuple, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from ml_collections import ConfigDict
 
@@ -86,6 +86,12 @@ def joined(root: str, name: str) -> str:
     return f"{scheme}://{normpath(f'{folder}/{name}')}" if "./" in name else f"{root}/{name}"
 
 
+def place_of(url: str) -> str:
+    """A URL of HTTP in one spelling: pages link to the folder /a/b as ./b/, ../a/b/ or b/?sort=name, too."""
+    scheme, host, path, *_ = urlsplit(url)
+    return f"{scheme}://{host}{normpath(path).rstrip('/')}{'/' * path.endswith('/')}"
+
+
 @dataclass(frozen=True)
 class Remote:
     """How objects are fetched, and where they are kept; picklable."""
@@ -147,25 +153,27 @@ class Remote:
     def names(self, root: str) -> list[str]:
         """Names of the files below a folder, relative to it, sorted; without hidden ones. Raises as `read`."""
         if root.startswith("http"):
-            found = [unquote(html.unescape(url[len(root) + 1 :])) for url in self._linked(root)]
+            found = [unquote(name) for name in self._linked(f"{root}/")]
         else:
             files = self._tried(root, lambda files, _: files.find(root))  # pages, each with s3fs's own limit
             found = [name[len(root.partition("://")[2]) + 1 :] for name in files]
-        return sorted(name for name in found if name and not any(part.startswith(".") for part in name.split("/")))
+        return sorted({name for name in found if name and not any(part.startswith(".") for part in name.split("/"))})
 
     def _linked(self, root: str) -> Iterator[str]:
-        """The URLs of files that the pages of an HTTP server link to, page by page."""
-        folders, seen = [f"{root}/"], set()
+        """The files below `root` that the pages of an HTTP server link to, page by page; relative to `root`."""
+        root = place_of(root)
+        folders, seen = [root], {root}
         while folders:
             folder = folders.pop()
-            seen.add(folder)
             for entry in self._tried(folder, lambda files, limit, page=folder: files.ls(page, **limit)):
-                if not entry["name"].startswith(f"{root}/"):
-                    continue  # of another place
-                if entry["type"] != "directory":
-                    yield entry["name"]
-                elif entry["name"] not in seen:
-                    folders.append(entry["name"])
+                place = place_of(html.unescape(entry["name"]))
+                if not place.startswith(root) or place in seen:
+                    continue  # of a folder above, or of another server
+                if place.endswith("/"):
+                    folders.append(place)
+                    seen.add(place)
+                else:
+                    yield place[len(root) :]
 
     def check_rights(self, urls: Iterable[str]) -> None:
         """Asks for one object of each bucket or server. Raises InputError where it may not, or cannot, be read."""

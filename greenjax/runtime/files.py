@@ -104,7 +104,7 @@ def read_json(path: Path, kind: type, remedy: str) -> Any:
 def parse_json(name: str, content: bytes, kind: type, remedy: str) -> Any:
     """As `read_json`, of the bytes of a file."""
     try:
-        found = json.loads(content.decode())
+        found = json.loads(content.decode("utf-8-sig"))  # editors of Windows write a byte order mark
     except ValueError as error:
         what = "is cut short or damaged" if content else "is empty"
         raise InputError(f"{name!r} {what}: {remedy}") from error

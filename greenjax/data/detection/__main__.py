@@ -3,13 +3,15 @@
     greenjax data detection --path DIR --images PNGImages --masks PedMasks --name pedestrian
 
 writes DIR/annotations/instances_all.json. The mask of DIR/PNGImages/A.png is DIR/PedMasks/A.png or A_mask.png, of the
-same size, with one channel: 0 is background, and every other value an object of the class --name.
+same size, with one channel: 0 is background, and every other value an object of the class --name. A mask of 1 bit a
+pixel has one object.
 `python -m greenjax.data.detection` does the same.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from jaxtyping import Integer
 from greenjax.config import flags
 from greenjax.data.detection import run_lengths
 from greenjax.data.sources.image_files import find_images
-from greenjax.errors import InputError
+from greenjax.errors import InputError, in_a_line
 from greenjax.runtime.console import say
 from greenjax.runtime.files import expanded, replace_text
 
@@ -66,15 +68,24 @@ def instances(root: Path, images: str, masks: str, name: str) -> dict[str, Any]:
 
 def read_mask(image: Path, beside: Path) -> Integer[np.ndarray, "h w"]:
     """The mask of an image; `beside` is the path that has its name in the folder of masks."""
-    candidates = [beside.with_name(beside.stem + end).with_suffix(".png") for end in ("", "_mask")]
+    candidates = [beside.with_name(f"{beside.stem}{end}.png") for end in ("", "_mask")]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise InputError(f"{str(image)!r} has no mask: expected {' or '.join(map(repr, map(str, candidates)))}")
-    with PIL.Image.open(image) as opened, PIL.Image.open(path) as mask:
-        size, pixels = opened.size, np.asarray(mask)  # of a palette the numbers, not the colours
-    if pixels.ndim != 2 or pixels.dtype == bool or pixels.shape[::-1] != size:
+    size = of_image(image, lambda picture: picture.size)
+    pixels = of_image(path, np.asarray)  # of a palette the numbers, not the colours
+    if pixels.ndim != 2 or pixels.shape[::-1] != size:
         raise InputError(f"mask {str(path)!r} has shape {pixels.shape}: expected {size[::-1]}, with a number an object")
-    return pixels
+    return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+
+
+def of_image(path: Path, take: Callable[[PIL.Image.Image], Any]) -> Any:
+    """What `take` returns of the image in a file. Raises InputError where it cannot be read."""
+    try:
+        with PIL.Image.open(path) as image:
+            return take(image)
+    except Exception as error:  # a damaged file has Pillow raise errors of many classes
+        raise InputError(f"{str(path)!r} cannot be read as an image: {in_a_line(error)}") from error
 
 
 if __name__ == "__main__":

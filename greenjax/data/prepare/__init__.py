@@ -27,7 +27,7 @@ from greenjax.data.sources.base import paths_of
 from greenjax.data.sources.image_files import warn_once
 from greenjax.data.sources.records import DESCRIPTION, REMEDY, labels_path, read_description, shard_names, to_raw
 from greenjax.data.worker_process import keep_freed_memory
-from greenjax.errors import InputError, in_a_line
+from greenjax.errors import InputError, NoLabels, in_a_line
 from greenjax.runtime.console import progress_bar
 from greenjax.runtime.files import expanded, replace_text, replacing
 from greenjax.runtime.lock import LOCK, held
@@ -86,7 +86,7 @@ def prepare(
 
 
 def open_split(data: ConfigDict, name: str, unlabelled: bool) -> Split:
-    """A split with its labels, or without labels where its source has none."""
+    """A split with its labels, or without labels where its source has none. Raises InputError for wrong labels."""
     if unlabelled:
         return Split(name, open_source(data, name), None)
     try:
@@ -94,6 +94,8 @@ def open_split(data: ConfigDict, name: str, unlabelled: bool) -> Split:
         return Split(name, source, tuple(source.classes))
     except InputError as error:
         source = open_source(data, name)  # raises where more than the labels is wrong
+        if not isinstance(error, NoLabels):
+            raise InputError(f"{error}; --unlabelled prepares the images without labels") from error
         logging.warning("%s is prepared without labels: %s", name, error)
         return Split(name, source, None)
 

@@ -58,7 +58,7 @@ class Source(Undecoded, ABC):
 
     @abstractmethod
     def labelled(self, training: bool) -> LabelledSource:
-        """The images with their labels. Raises InputError where labels are missing.
+        """The images with their labels. Raises NoLabels where there are none, InputError where some are missing.
 
         `training`: this is the training split, in which every class must have an image if that is known at once.
         """

@@ -84,15 +84,16 @@ class CocoSource(ObjectSource, FolderSource):
 
 
 def image_folder(root: Path, split: str, path: Path, names: list[str]) -> Path:
-    """The folder with all images of a split. Raises InputError where some are missing."""
-    folders = [root / pattern.format(split) for pattern in FOLDERS]
-    folder = next((folder for folder in folders if (folder / names[0]).is_file()), folders[0])
-    below = {parent: files_in(folder / parent) for parent in {os.path.dirname(name) for name in names}}
-    missing = [name for name in names if os.path.basename(name) not in below[os.path.dirname(name)]]
-    if missing:
-        found = f"{len(missing):,} of the {len(names):,} images of {str(path)!r} are missing"
-        raise InputError(f"{found}: expected {str(folder / missing[0])!r}")
-    return folder
+    """The folder with all images of a split. Raises InputError where some are missing from each."""
+    missing = {}
+    for folder in (root / pattern.format(split) for pattern in FOLDERS):
+        below = {parent: files_in(folder / parent) for parent in {os.path.dirname(name) for name in names}}
+        missing[folder] = [name for name in names if os.path.basename(name) not in below[os.path.dirname(name)]]
+        if not missing[folder]:
+            return folder
+    folder = min(missing, key=lambda folder: len(missing[folder]))
+    found = f"{len(missing[folder]):,} of the {len(names):,} images of {str(path)!r} are missing"
+    raise InputError(f"{found}: expected {str(folder / missing[folder][0])!r}")
 
 
 def files_in(folder: Path) -> set[str]:

@@ -18,7 +18,7 @@ from greenjax.data.remote import Remote, is_url, joined
 from greenjax.data.sources.base import Source
 from greenjax.data.sources.image_files import SUFFIXES, names_at, names_below
 from greenjax.data.sources.names import Names
-from greenjax.errors import InputError, listed, refuse
+from greenjax.errors import InputError, NoLabels, listed, refuse
 from greenjax.runtime.classes import plain
 from greenjax.runtime.files import expanded, folders_in
 
@@ -129,7 +129,7 @@ def class_folders(root: str, inside: Iterable[str]) -> dict[str, int]:
     """The folders inside of a split, numbered in the order of their names."""
     folders = sorted(inside, key=plain)  # the same order however a file system writes accents
     if not folders:
-        raise InputError(f"{root!r} has no class folders, hence no labels: expected {root}/CLASS/IMAGE")
+        raise NoLabels(f"{root!r} has no class folders, hence no labels: expected {root}/CLASS/IMAGE")
     for one, other in pairwise(folders):
         if plain(one) == plain(other):
             raise InputError(f"{root!r} has two class folders {one!r}, spelt with other characters: expected one")
@@ -140,6 +140,6 @@ def labels_of(root: str, names: Names, classes: Mapping[str, int]) -> Int32[np.n
     """The labels of the images `names`, relative to `root`: the number of the first folder in each name."""
     labels = np.array([classes.get(name.partition(os.sep)[0], -1) for name in names], np.int32)
     if labels.min() < 0:
-        image = os.path.join(root, names[int(labels.argmin())])
-        raise InputError(f"image {image!r} has no label: expected it in a class folder")
+        image, kind = os.path.join(root, names[int(labels.argmin())]), InputError if labels.max() >= 0 else NoLabels
+        raise kind(f"image {image!r} has no label: expected it in a class folder")
     return labels

@@ -16,7 +16,7 @@ from greenjax.data.remote import is_url
 from greenjax.data.sources.base import Paths, Source
 from greenjax.data.sources.folder import FolderSource, nested, split_folder
 from greenjax.data.sources.names import hashed_order
-from greenjax.errors import InputError
+from greenjax.errors import InputError, NoLabels
 from greenjax.runtime.classes import Classes, plain
 
 
@@ -60,7 +60,14 @@ class FoldersSource(Source):
 
     def labelled(self, training: bool) -> Listed:
         """Each image with the class folder that it lies in."""
-        found = [folder.labelled(training=False) for folder in self.folders]
+        found, without = [], []
+        for folder in self.folders:
+            try:
+                found.append(folder.labelled(training=False))
+            except NoLabels as error:
+                without.append(error)
+        if without:
+            raise (InputError if found else NoLabels)(str(without[0])) from without[0]
         classes = united([each.classes for each in found])
         numbers = {plain(name): number for number, name in enumerate(classes)}
         own = [np.array([numbers[plain(name)] for name in each.classes], np.int32)[each.labels] for each in found]

@@ -24,7 +24,7 @@ from greenjax.data.labels import Listed, by_name
 from greenjax.data.sources.base import Source
 from greenjax.data.sources.list import read_listed
 from greenjax.data.sources.patterns import files_of
-from greenjax.errors import InputError, in_a_line, installed, listed, refuse
+from greenjax.errors import InputError, NoLabels, in_a_line, installed, listed, refuse
 from greenjax.runtime.files import expanded
 
 KINDS = {".arrow": "arrow", ".parquet": "parquet"}  # the library's names of files, by suffix
@@ -110,14 +110,16 @@ class HuggingFaceSource(Source):
         name = self.label or ("label" if "label" in self.classes or len(of_classes) != 1 else of_classes[0])
         if name not in self.classes:
             columns = f"a column of classes of {self.root!r}, which has {listed(self.classes) or 'none'}"
-            raise InputError(f"data.label_column is {self.label!r}: expected {columns}")
+            kind = InputError if self.label or of_classes else NoLabels
+            raise kind(f"data.label_column is {self.label!r}: expected {columns}")
         values = [value for chunk in self._chunks(name) for value in chunk.to_pylist()]
         names = self.classes[name]
         for index, value in enumerate(values):
             fine = isinstance(value, int) and 0 <= value < len(names) if names else value not in (None, "", -1)
             if not fine:
                 allowed = f"0 or more, below {len(names)}, its classes" if names else "the name or number of a class"
-                raise InputError(f"{self.name_of(index)} has label {value!r} in column {name!r}: expected {allowed}")
+                kind = NoLabels if set(values) <= {None, "", -1} else InputError
+                raise kind(f"{self.name_of(index)} has label {value!r} in column {name!r}: expected {allowed}")
         return Listed(self, np.array(values, np.int32), names) if names else by_name(self, list(map(str, values)))
 
     def parts(self) -> Iterator[bytes]:

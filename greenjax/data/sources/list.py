@@ -18,7 +18,7 @@ from greenjax.data.labels import Listed, by_name
 from greenjax.data.remote import Remote, is_url, joined, refusing
 from greenjax.data.sources.folder import FolderSource, read_file
 from greenjax.data.sources.names import Names, hashed_order
-from greenjax.errors import InputError, installed, listed, refuse
+from greenjax.errors import InputError, NoLabels, installed, listed, refuse
 from greenjax.runtime.files import expanded
 
 COLUMNS = {  # what a column holds, and the names it may have: the first that is there counts
@@ -65,13 +65,12 @@ class ListSource(FolderSource):
     def labelled(self, training: bool) -> Listed:
         """Each image with its label in the list."""
         if self.labels is None:
-            raise InputError(
-                f"the list in {self.root!r} has no labels: expected a column {' or '.join(COLUMNS['label'])}"
-            )
+            columns = " or ".join(COLUMNS["label"])
+            raise NoLabels(f"the list in {self.root!r} has no labels: expected a column {columns}")
         labels = list(self.labels)
         if not all(labels):
-            image = self.names[labels.index("")]
-            raise InputError(f"image {image!r} of the list in {self.root!r} has no label: expected the name of a class")
+            image, kind = self.names[labels.index("")], InputError if any(labels) else NoLabels
+            raise kind(f"image {image!r} of the list in {self.root!r} has no label: expected the name of a class")
         return by_name(self, labels)
 
     def parts(self) -> Iterator[bytes]:

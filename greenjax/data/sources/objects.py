@@ -11,7 +11,7 @@ from greenjax.data.detection.annotations import Objects
 from greenjax.data.encoded import Image, Size, Undecoded
 from greenjax.data.labels import numbers_of
 from greenjax.data.sources.base import Source
-from greenjax.errors import InputError
+from greenjax.errors import InputError, NoLabels
 from greenjax.runtime.classes import Classes
 
 
@@ -49,7 +49,7 @@ class ObjectSource(Source):
         """The annotations of the image as COCO has them, with compressed run lengths."""
 
     def labelled(self, training: bool) -> NoReturn:
-        raise InputError("data.source has images of many objects: expected one of images with one label each")
+        raise NoLabels("data.source has images of many objects: expected one of images with one label each")
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,17 +28,22 @@ def files_of(pattern: str, split: str, kind: str, remote: Remote | None = None) 
     paths = in_ranges(str(expanded(of_split)) if remote is None else of_split)
     if missing := [path for path in paths if remote is None and "*" not in path and not os.path.isfile(path)]:
         raise InputError(f"data.path is {pattern!r}: there is no {listed(missing)}")
-    like = glob.glob if remote is None else partial(urls_like, remote)
+    like = (lambda path: glob.glob(starred(path))) if remote is None else partial(urls_like, remote)
     found = sorted({file for path in paths for file in (like(path) if "*" in path else [path])})
     if not found:
         raise InputError(f"data.path is {pattern!r}: expected {kind}, found none of split {split!r}")
     return found
 
 
+def starred(path: str) -> str:
+    """The path as a pattern of `glob` and `fnmatch` in which * alone has a meaning."""
+    return "*".join(map(glob.escape, path.split("*")))
+
+
 def urls_like(remote: Remote, pattern: str) -> Iterator[str]:
     """The URLs that a URL with * stands for: as in paths, * is no slash."""
     root = pattern[: pattern.index("*")].rpartition("/")[0]
-    wanted = pattern[len(root) + 1 :].split("/")
+    wanted = starred(pattern[len(root) + 1 :]).split("/")
     with refusing():
         names = remote.names(root)
     for name in names:

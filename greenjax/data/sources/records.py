@@ -26,7 +26,7 @@ from greenjax.data.labels import Listed
 from greenjax.data.remote import Remote, Stat, is_url, joined, refusing
 from greenjax.data.sources.array_record import THREADS, CopiedRecords, Shard, count_records, naming_damage
 from greenjax.data.sources.base import Source
-from greenjax.errors import InputError, listed, refuse
+from greenjax.errors import InputError, NoLabels, listed, refuse
 from greenjax.runtime.files import expanded, parse_json, read_json
 
 ENCODINGS = ("raw", "jpeg")
@@ -95,8 +95,8 @@ class RecordsSource(Source):
 
     def labelled(self, training: bool) -> Listed:
         if self.classes is None:
-            why = "its source had none when it was prepared"
-            raise InputError(f"{self.root!r} has no labels of split {self.split!r}: {why}")
+            why = "its source had none when it was prepared, or --unlabelled left them out"
+            raise NoLabels(f"{self.root!r} has no labels of split {self.split!r}: {why}")
         labels = np.concatenate([read_labels(labels_path(path), self.remote) for path in self.shards])
         if len(labels) != len(self):
             found = f"{len(labels)} labels of the {len(self)} images"

@@ -3,6 +3,7 @@
     0001.jpg  0001.cls        an image, and its class as text
     0002.png  0002.json       an image, and {"label": its class}
 
+The name of a sample ends at its first dot: 0002.mask.png is no image.
 An index of each tar file is made once, beside it or in the user's cache folder, so that any image is read by itself:
 the order of images, resumes and processes are those of every other source. Of a tar file at a URL one request fetches
 one image; its index is in the cache folder.
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -33,7 +35,7 @@ from greenjax.data.remote import PART, Remote, Seekable, Stat, is_url, refusing
 from greenjax.data.sources.base import Source
 from greenjax.data.sources.image_files import SUFFIXES
 from greenjax.data.sources.patterns import files_of
-from greenjax.errors import InputError, listed, refuse
+from greenjax.errors import InputError, NoLabels, listed, refuse
 from greenjax.runtime.cache import cache_folder
 from greenjax.runtime.files import replacing
 
@@ -49,7 +51,8 @@ class Index(NamedTuple):
     size: Int64[np.ndarray, " n"]  # in bytes
     names: np.ndarray  # bytes: the names of the images in the tar file
     labels: np.ndarray  # bytes: the names of their classes; empty where a sample has none
-    without: int  # samples without an image
+    dotted: np.ndarray  # bytes: the names of files such as a.1.png in samples without an image
+    without: int  # samples without either
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +84,19 @@ class TarSource(Source):
                 stats = list(pool.map(remote.stat, shards))
                 found = list(pool.map(partial(index_at_url, remote), shards, stats))
                 versions = tuple(stat.version for stat in stats)
-        if without := sum(index.without for index in found):
+        *columns, counts = zip(*found)
+        start, size, names, labels, dotted = map(np.concatenate, columns)
+        why = "the name of a sample ends at its first dot"
+        dots = [f"{len(dotted):,} images are left out, {os.fsdecode(name)!r} first: {why}" for name in dotted[:1]]
+        if not len(start):
+            expected = "; ".join([f"expected samples with one of *{', *'.join(SUFFIXES)}", *dots])
+            raise InputError(f"{data.path!r} has no images: {expected}")
+        for line in dots:
+            logging.warning("%s: %s", data.path, line)
+        if without := sum(counts):
             logging.warning("%s: %s samples have no image and are left out", data.path, f"{without:,}")
         ends = np.cumsum([len(index.start) for index in found])
-        if not ends[-1]:
-            raise InputError(f"{data.path!r} has no images: expected samples with one of *{', *'.join(SUFFIXES)}")
-        start, size, names, labels = (np.concatenate(column) for column in list(zip(*found))[:4])
-        return cls(tuple(shards), ends, Index(start, size, names, labels, without), remote, versions)
+        return cls(tuple(shards), ends, Index(start, size, names, labels, dotted, without), remote, versions)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -116,10 +125,9 @@ class TarSource(Source):
     def labelled(self, training: bool) -> Listed:
         missing = np.flatnonzero(self.index.labels == b"")
         if len(missing):
-            what = (
-                f"{len(missing):,} of the {len(self):,} images have no label, {self.name_of(int(missing[0]))!r} first"
-            )
-            raise InputError(f"{what}: expected a file .cls beside each, or .json with one of {listed(LABELS)}")
+            first, kind = self.name_of(int(missing[0])), InputError if len(missing) < len(self) else NoLabels
+            what = f"{len(missing):,} of the {len(self):,} images have no label, {first!r} first"
+            raise kind(f"{what}: expected a file .cls beside each, or .json with one of {listed(LABELS)}")
         return by_name(self, [label.decode() for label in self.index.labels.tolist()])
 
     def parts(self) -> Iterator[bytes]:
@@ -180,8 +188,8 @@ def read_index(path: Path, stamp: np.ndarray) -> Index | None:
     try:
         with path.open("rb") as file, np.load(file) as kept:
             if np.array_equal(kept["stamp"], stamp):
-                start, size, names, labels = (kept[name] for name in Index._fields[:4])
-                return Index(start, size, names, labels, int(kept["without"]))
+                *columns, without = (kept[name] for name in Index._fields)
+                return Index(*columns, without=int(without))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, RuntimeError):  # what damage of an .npz may raise
         pass
     return None
@@ -201,9 +209,10 @@ def make_index(shard: str, file: Any = None) -> Index:
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{shard!r} is no whole tar file: {error}") from error
     found = [row for row in rows if row is not None]
-    start, size, names, labels = zip(*found) if found else ((), (), (), ())
-    files, classes = (np.array(list(map(os.fsencode, column)), bytes) for column in (names, labels))
-    return Index(np.array(start, np.int64), np.array(size, np.int64), files, classes, len(rows) - len(found))
+    others = [dotted_images(files) for files, row in zip(samples.values(), rows) if row is None]
+    start, size, *texts = zip(*found) if found else ((), (), (), ())
+    columns = [np.array(list(map(os.fsencode, column)), bytes) for column in (*texts, chain.from_iterable(others))]
+    return Index(np.array(start, np.int64), np.array(size, np.int64), *columns, without=others.count([]))
 
 
 def row_of(tar: tarfile.TarFile, shard: str, files: Mapping[str, tarfile.TarInfo]) -> tuple[int, int, str, str] | None:
@@ -214,16 +223,21 @@ def row_of(tar: tarfile.TarFile, shard: str, files: Mapping[str, tarfile.TarInfo
     return image.offset_data, image.size, image.name, label_in(tar, shard, files)
 
 
+def dotted_images(files: Mapping[str, tarfile.TarInfo]) -> list[str]:
+    """The files of a sample that end as images do: "a 10.30.png" is file .30.png of sample "a 10"."""
+    return [member.name for suffix, member in files.items() if suffix.endswith(SUFFIXES)]
+
+
 def label_in(tar: tarfile.TarFile, shard: str, files: Mapping[str, tarfile.TarInfo]) -> str:
     """The class that the .cls or .json file of a sample names; "" for none."""
     read = {suffix: tar.extractfile(files[suffix]) for suffix in (".cls", ".json") if suffix in files}
     texts = {suffix: file.read() for suffix, file in read.items() if file is not None}
     try:
         if ".cls" in texts:
-            return texts[".cls"].decode().strip()
+            return texts[".cls"].decode("utf-8-sig").strip()  # as json.loads, without a byte order mark
         found = json.loads(texts.get(".json", b"{}"))
     except ValueError as error:
         name = files[".cls" if ".cls" in texts else ".json"].name
         raise InputError(f"{shard!r}: {name} holds no class: expected text, or a JSON object") from error
-    values = [found[key] for key in LABELS if key in found] if isinstance(found, dict) else []
+    values = [found[key] for key in LABELS if found.get(key) is not None] if isinstance(found, dict) else []
     return str(values[0]) if values else ""

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from greenjax.data.encoded import DecodeError, Encoded, Undecoded
 from greenjax.data.sources.array_record import count_records, naming_damage
 from greenjax.data.sources.base import Source
-from greenjax.errors import InputError, installed, listed, refuse
+from greenjax.errors import InputError, NoLabels, installed, listed, refuse
 from greenjax.runtime.files import expanded, folders_in
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -85,10 +85,13 @@ class TfdsSource(Source):
         """The label is the feature `label`, or the only ClassLabel."""
         tfds = library()
         features = self.examples.dataset_info.features
-        label = named_or_only("label", features_of(features, tfds.features.ClassLabel))
+        labels = features_of(features, tfds.features.ClassLabel)
+        label = named_or_only("label", labels)
         if label is None:
             found = f"its features are {listed(sorted(features))}"
-            raise InputError(f"{self.name!r} needs a class label, named 'label' or the only one: {found}")
+            raise (InputError if labels else NoLabels)(
+                f"{self.name!r} needs a class label, named 'label' or the only one: {found}"
+            )
         return TfdsLabelled(self, label, tuple(features[label].names))
 
     def parts(self) -> Iterator[bytes]:
