@@ -117,7 +117,7 @@ def _in_folder(folder: Path) -> Path:
 def _read_shards(index: Path, trust: bool) -> Contents:
     """The tensors that an index names, from the files beside it."""
     try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         files = sorted(set(shards.values()))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"weights {str(index)!r} cannot be read: expected JSON with a weight_map of names") from error

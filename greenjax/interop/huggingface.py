@@ -78,7 +78,7 @@ def folder_classes(path: Path) -> Classes:
     """
     config = (path if path.is_dir() else path.parent) / "config.json"
     try:
-        found = json.loads(config.read_text(encoding="utf-8"))
+        found = json.loads(config.read_text(encoding="utf-8-sig"))
         names = found["id2label"]
         classes = tuple(str(names[str(index)]) for index in range(len(names)))
     except (OSError, ValueError, KeyError, TypeError):
