@@ -42,8 +42,8 @@ install_requirements() {
     echo "$wanted" >"$stamp" # written last, so that a broken installation is tried again
 }
 
-# Takes the Python that PYTHON names, or that of the active environment, of .venv-cuda or of .venv: the first that is
-# there. JAX ends with an error where it finds a GPU that this environment has no JAX for.
+# Takes the Python that PYTHON names, or that of the active virtual environment, of .venv-cuda, of conda's active
+# environment (base is often active by accident) or of .venv: the first that is there. JAX ends with an error where it finds a GPU that this environment has no JAX for.
 choose_environment() {
     local folder
     export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
@@ -51,7 +51,7 @@ choose_environment() {
         python=$PYTHON
         return
     fi
-    for folder in ${VIRTUAL_ENV:+"$VIRTUAL_ENV"} .venv-cuda .venv; do
+    for folder in ${VIRTUAL_ENV:+"$VIRTUAL_ENV"} .venv-cuda ${CONDA_PREFIX:+"$CONDA_PREFIX"} .venv; do
         python=$folder/bin/python
         if [ -x "$python" ]; then return; fi
     done

@@ -468,6 +468,8 @@ def test_a_value_of_a_wrong_type_is_refused_before_anything_computes_with_it(tmp
             assert refusal({}, tmp_path / name) == expected
     (tmp_path / "own.yaml").write_text("epochs: 9\noptim: {warmup_epochs: some}\n")
     assert "optim.warmup_epochs is 'some': expected" in refusal({"steps": 5}, tmp_path / "own.yaml")
+    (tmp_path / "own.yaml").write_text("model: {name: null}\n")
+    assert refusal({}, tmp_path / "own.yaml").startswith("model.name is None: expected")
 
 
 def test_what_needs_labels_is_for_classifiers():

@@ -185,6 +185,13 @@ def test_missing_pixels_stay_missing_in_an_erased_box(no_data):
     assert np.count_nonzero(found[there] != 7) > 10
 
 
+@pytest.mark.parametrize("no_data", [0, 65535])
+def test_noise_at_the_limit_of_a_type_is_no_missing_pixel(no_data):
+    erasing = Erasing(0, 1.0, (no_data / 65535,), (0.1,), 65535.0, str(no_data))
+    found = erasing(np.full((24, 24, 1), 7, np.uint16), 3)
+    assert is_there(found, str(no_data)).all() and np.count_nonzero(abs(found.astype(int) - no_data) == 1) > 10
+
+
 # The view
 
 

@@ -162,6 +162,14 @@ def test_a_detector_without_names_takes_those_of_as_many_classes(kind, tmp_path,
     with pytest.raises(RuntimeError, match="a detector of 10, 8 channels"):
         judged(unnamed(tmp_path / "ten", 10, kind))
     assert "does not name its classes: they are taken to be those of test[:3], '0', '1'" in capsys.readouterr().out
+    about = {"greenjax_version": greenjax.__version__, "layout": "timm"}
+    save_file(
+        {"norm.bias": np.zeros(8, np.float32)},
+        tmp_path / "encoder.safetensors",
+        describe(small_config(**DETECT)) | about,
+    )
+    with pytest.raises(InputError, match="has no predictors of a detector"):
+        judged(tmp_path / "encoder.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from greenjax.data.loader import labelled_batches
 from greenjax.data.open import open_labelled
 from greenjax.errors import InputError
 from greenjax.evaluation.monitor import Monitor
+from greenjax.evaluation.results import read_results
 from greenjax.interop.heads import initial_head
 from greenjax.interop.loading import initial_model
 from greenjax.runtime.checkpoint import Checkpointer
@@ -457,6 +458,16 @@ def test_neighbours_are_found_by_names(insects, tmp_path):
     shutil.rmtree(tmp_path / "data" / "test" / "ant")
     knn = dict(task="knn", init=str(workdir), data__path=str(tmp_path / "data"), data__eval_split="test", knn__k=(1,))
     assert evaluate_knn(small_config(**INSECTS | knn), tmp_path / "knn")[1]["top1"] == 1
+
+
+def test_a_finished_run_tells_what_is_asked_for_later(insects, tmp_path):
+    root, workdir, _ = insects
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    later = dict(data__path=str(root), data__eval_split="test", log__predictions=True)
+    finetune(small_config(**INSECTS | later | dict(optim__base_lr=0.1, steps=40)), tmp_path / "run")
+    assert read_results(tmp_path / "run") == read_results(workdir)
+    assert len((tmp_path / "run" / "predictions_test.csv").read_text().splitlines()) == 1 + 12
 
 
 def test_exports_name_their_classes_and_are_judged_by_them(insects, tmp_path):

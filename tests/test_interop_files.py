@@ -565,6 +565,9 @@ def test_a_folder_may_have_a_dot_in_its_name(model, tmp_path):
     for name in ("swin_b_v1.0", "my.model"):
         greenjax.save_torch(model, tmp_path / name, "hf")
         assert (tmp_path / name / "config.json").is_file() and (tmp_path / name / "model.safetensors").is_file()
+        (tmp_path / name / "checkpoints").mkdir()  # of another program: this makes no run of it
+        (tmp_path / name / "checkpoints" / "best.pt").touch()
+        assert greenjax.load_pretrained(tmp_path / name).config.model.name == model.config.model.name
     with pytest.raises(ValueError, match=r"x\.safetensor': expected a file named .* or a folder; one of this name has"):
         greenjax.save_torch(model, tmp_path / "x.safetensor", "hf")
     (tmp_path / "run_v1.0" / "checkpoints").mkdir(parents=True)

@@ -57,8 +57,11 @@ def test_one_machine_needs_no_environment(run):
     assert (done.returncode, done.stdout.split()) == (0, ["-m", "greenjax.main", *" ".join(ARGUMENTS).split()])
 
 
+ACTIVE = ("VIRTUAL_ENV", "mine"), ("CONDA_PREFIX", "conda")
+
+
 def test_a_run_takes_the_environment_that_is_there(tmp_path):
-    """The active one, then that for GPUs, then that of the quickstart; without any, one line."""
+    """The active one, then that for GPUs, then conda's, then that of the quickstart; without any, one line."""
     shutil.copytree(LAUNCH, tmp_path / "launch")
 
     def started(**environment):
@@ -66,12 +69,12 @@ def test_a_run_takes_the_environment_that_is_there(tmp_path):
         return subprocess.run(command, env={"PATH": os.environ["PATH"]} | environment, capture_output=True, text=True)
 
     assert started().returncode == 1 and started().stderr.startswith("no environment: expected an active one")
-    for folder in (".venv", ".venv-cuda", "mine"):
+    for folder in (".venv", "conda", ".venv-cuda", "mine"):
         (tmp_path / folder / "bin").mkdir(parents=True)
         python = tmp_path / folder / "bin" / "python"
         python.write_text(f"#!/usr/bin/env bash\necho {folder} $JAX_PLATFORMS")
         python.chmod(0o755)
-        active = {"VIRTUAL_ENV": str(tmp_path / folder)} if folder == "mine" else {}
+        active = {name: str(tmp_path / place) for name, place in ACTIVE if (tmp_path / place).exists()}
         assert started(**active).stdout == f"{folder} cuda,cpu\n"
     assert started(PYTHON=str(python), JAX_PLATFORMS="cpu").stdout == "mine cpu\n"
 

@@ -4,6 +4,7 @@ import errno
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from small import small_config, small_run
 
@@ -15,7 +16,9 @@ from greenjax.training.loop import Hook, Watch
 from greenjax.training.meter import Meter
 from greenjax.training.metrics import MetricsWriter
 from greenjax.training.sharding import make_mesh
-from greenjax.training.state import State
+from greenjax.training.state import Counts, State
+
+WITHOUT_WEIGHTS = State(None, None, None, None, Counts(*np.zeros(4, np.int32)))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, *GONE])
@@ -73,14 +76,14 @@ def test_metrics_are_read_once_the_next_update_is_dispatched(tmp_path):
     """The devices never wait; a hook that is due waits for the update under way."""
     config, read = small_config(mesh__data=1), []
     with MetricsWriter(tmp_path, total=10) as writer:
-        watch = Watch(small_run(config, tmp_path), writer)
+        watch = Watch(small_run(config, tmp_path), writer, WITHOUT_WEIGHTS)
         watch.meter.add = read.append
         for step in (1, 2):
             watch.dispatched(step, {"loss": jnp.float32(step), "skipped_in_a_row": jnp.int32(0)})
         assert [each["loss"] for each in read] == [1.0]
         looked = []
         hooks = [Hook(2, lambda *_: looked.append(len(read))), Hook(5, lambda *_: looked.append("never"))]
-        watch.look(2, State(*[None] * 5), hooks)
+        watch.look(2, WITHOUT_WEIGHTS, hooks)
         assert looked == [2]
 
 
@@ -91,11 +94,17 @@ def test_values_that_are_not_finite_are_a_divergence_while_updates_are_skipped(t
         raise NotFinite("logits of image 0 are not finite")
 
     with MetricsWriter(tmp_path, total=10) as writer:
-        watch = Watch(small_run(small_config(mesh__data=1), tmp_path), writer)
+        run = small_run(small_config(mesh__data=1), tmp_path)
+        watch = Watch(run, writer, WITHOUT_WEIGHTS)
         with pytest.raises(NotFinite):
-            watch.look(0, State(*[None] * 5), [Hook(1, judge)])
+            watch.look(0, WITHOUT_WEIGHTS, [Hook(1, judge)])
         for step, skipped in ((1, 0), (2, 1), (3, 2)):
             watch.dispatched(step, {"loss": jnp.float32("nan"), "skipped_in_a_row": jnp.int32(skipped)})
         with pytest.raises(DivergedError, match="logits of image 0") as caught:
-            watch.look(3, State(*[None] * 5), [Hook(1, judge)])
+            watch.look(3, WITHOUT_WEIGHTS, [Hook(1, judge)])
+    assert (caught.value.step, caught.value.since) == (3, 2)
+    with MetricsWriter(tmp_path, total=10) as writer:  # the next process knows it from the checkpoint
+        state = WITHOUT_WEIGHTS._replace(counts=WITHOUT_WEIGHTS.counts._replace(skipped_in_a_row=np.int32(2)))
+        with pytest.raises(DivergedError, match="logits of image 0") as caught:
+            Watch(run, writer, state).look(3, state, [Hook(1, judge)])
     assert (caught.value.step, caught.value.since) == (3, 2)

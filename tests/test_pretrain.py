@@ -23,8 +23,8 @@ from greenjax.backbones.geometry import make_planner
 from greenjax.data.loader import eval_batches
 from greenjax.data.open import open_source
 from greenjax.data.workers import WorkerDied
-from greenjax.errors import InputError
-from greenjax.evaluation.held_out import HeldOut
+from greenjax.errors import InputError, InterruptedRun
+from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.monitor import Monitor
 from greenjax.evaluation.pictures.canvas import Canvas
 from greenjax.evaluation.pictures.curve import draw_loss_curve, held_out_line
@@ -202,22 +202,33 @@ def test_the_last_step_is_saved_before_its_evaluation_which_the_next_start_repea
 
 
 def test_any_step_is_saved_before_its_evaluation_which_the_next_start_repeats(finished, tmp_path, monkeypatch):
+    """Nothing is in metrics.jsonl twice; a signal in the repeated evaluation lets it end."""
     workdir, state = finished
-    losses = {line["step"]: line["held_out_loss"] for line in lines_of(workdir) if "held_out_loss" in line}
+    losses = [(line["step"], line["held_out_loss"]) for line in lines_of(workdir) if "held_out_loss" in line]
+    config = small_config(**RUN, log__picture_every=3)
 
-    def fail(held_out, params, loss=HeldOut.loss):
+    def fail(*_, draw=Pictures.draw):
         if (tmp_path / ".unfinished").exists():
-            raise MemoryError("of the evaluation of step 3")
+            raise MemoryError("of the picture of step 3")
+        return draw(*_)
+
+    def signalled(held_out, params, loss=HeldOut.loss):
+        if (tmp_path / ".unfinished").read_text() == "3":
+            os.kill(os.getpid(), signal.SIGTERM)
         return loss(held_out, params)
 
     with monkeypatch.context() as patched:
-        patched.setattr(HeldOut, "loss", fail)
+        patched.setattr(Pictures, "draw", fail)
         with pytest.raises(MemoryError):
-            pretrain(small_config(**RUN), tmp_path)
+            pretrain(config, tmp_path)
     assert Checkpointer(tmp_path).steps() == [3]
-    assert [line["step"] for line in lines_of(tmp_path) if "held_out_loss" in line] == [0]
-    jax.tree.map(np.testing.assert_array_equal, pretrain(small_config(**RUN), tmp_path), state)
-    assert {line["step"]: line["held_out_loss"] for line in lines_of(tmp_path) if "held_out_loss" in line} == losses
+    with monkeypatch.context() as patched:
+        patched.setattr(HeldOut, "loss", signalled)
+        with pytest.raises(InterruptedRun, match="stopped by SIGTERM after step 4 of 6"):
+            pretrain(config, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, pretrain(config, tmp_path), state)
+    assert [(line["step"], line["held_out_loss"]) for line in lines_of(tmp_path) if "held_out_loss" in line] == losses
+    assert [line["step"] for line in lines_of(tmp_path) if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert not (tmp_path / ".unfinished").exists()
 
 

@@ -40,7 +40,8 @@ def load_config(
     given, found = flatten(overrides or {}), flatten(read_config(path))
     for key, value in (found | given).items():  # `override` and `inherit` compute with values
         check_key(key)
-        checked(key, value)
+        if value is not None or key in given or key == "init":  # None in a file: what `init` brings
+            checked(key, value)
     settings = override(found, given)
     if task is not None and settings.setdefault("task", task) != task:
         raise InputError(_other_task(path, settings["task"], task, "task" in given))

@@ -144,6 +144,9 @@ class Erasing:
         if image.dtype.kind in "iu":
             limits = np.iinfo(image.dtype)
             values = np.clip(np.rint(values), limits.min, limits.max)
+            if self.no_data not in ("none", "nan"):  # noise that happens to have this value is none
+                gone = float(self.no_data)
+                values[values == gone] = gone + 1 if gone < limits.max else gone - 1
         image = image.copy()
         box = image[top : top + height, left : left + width]
         there = True if self.no_data == "none" else is_there(box, self.no_data)

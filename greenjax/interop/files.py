@@ -201,7 +201,7 @@ def check_output(path: str | Path, folder: bool = False) -> Path:
         raise InputError(f"output {str(path)!r}: expected a file named *.safetensors or *.pth, {also}")
     if path.suffix == ".pth":
         require_torch(path)
-    if folder and is_run(path):  # the export's config.json would replace the run's
+    if folder and (path / "checkpoints").is_dir():  # the export's config.json would replace the run's
         raise InputError(f"output {str(path)!r} is the workdir of a run: expected another folder")
     check_place(path, folder)
     return path

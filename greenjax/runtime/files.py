@@ -45,8 +45,8 @@ def folders_in(root: Path) -> list[str]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is the workdir of a run, whatever files lie beside its checkpoints, an export of it included."""
-    return (folder / "checkpoints").is_dir()
+    """Whether a folder holds checkpoints of greenjax, whatever files lie beside them, an export of it included."""
+    return any(path.name.isdigit() for path in (folder / "checkpoints").glob("[0-9]*"))
 
 
 @contextmanager

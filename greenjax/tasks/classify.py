@@ -75,6 +75,9 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     if leads():
         with unless_unwritable("accuracy.png"):
             draw_accuracy_curve(workdir / "accuracy.png", read_metrics(workdir))
+    if held_out is not None and run.start == run.total:  # another eval_split or log.predictions may have been asked for
+        found = judge.evaluate(state.weights, held_out.source, predictions=True)
+        report(config, workdir, config.data.eval_split, found, held_out, run.total)
     say(*end_lines(workdir, run_time(run)))
     return state
 

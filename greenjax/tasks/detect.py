@@ -131,6 +131,8 @@ def evaluate_detector(config: ConfigDict, workdir: Path) -> dict[str, Judged]:
     as_detector = {key: KEYS[key].default for key in unused} | {"task": "detect", "steps": 1}
     detector = flatten(config) | as_detector
     head, sources = initial_head(resolve(detector)), {}
+    if head.outputs is None:
+        raise InputError(f"init {config.init!r} has no predictors of a detector: expected a run or a file with them")
     classes = head.classes
     for each in eval_sets(config):
         own = resolve(detector | {f"data.{key}": value for key, value in each.data.items()} | as_detector)

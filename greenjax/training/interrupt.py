@@ -28,7 +28,7 @@ class Interruption:
         self._any = jax.jit(jnp.any, out_shardings=place.copies)
 
     @property
-    def reason(self) -> str:
+    def by(self) -> str:
         return self.signal or "another process"
 
     def asked(self) -> bool:

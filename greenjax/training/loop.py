@@ -1,9 +1,9 @@
 """The loop of every training task: updates, hooks at the steps that are due, checkpoints, rollbacks, interruptions."""
 
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -58,9 +58,15 @@ def train(
     if run.start == 0:
         rollbacks.forget()
     rollbacks.back_to(run.start)
-    while int(state.step) < run.total:
+    finished = run.start == run.total and _noted(run.workdir) != run.total
+    while not finished:
         try:
-            state = _to_the_end(run, state, rollbacks, interruption, batches, hooks, counts)
+            if int(state.step) < run.total:
+                state = _to_the_end(run, state, rollbacks, interruption, batches, hooks, counts)
+            else:
+                with _writer(run, run.total, again=True) as writer, jax.set_mesh(run.mesh):
+                    _repeat(run, Watch(run, writer, state), interruption, state, hooks)
+            finished = True
         except DivergedError as error:
             checkpointer = Checkpointer(run.workdir)
             good = [step for step in checkpointer.steps() if step < error.since]
@@ -70,16 +76,15 @@ def train(
             state = checkpointer.restore(abstract_state(run.config, run.mesh))
             agree({"gone back to step": int(state.step)})
             rollbacks.add(error, int(state.step))
-    if run.start == run.total and _noted(run.workdir) == run.total:
-        with _writer(run, run.total) as writer, jax.transfer_guard("disallow"), jax.set_mesh(run.mesh):
-            Watch(run, writer).look(run.total, state, hooks)
-            _forget_note(run.workdir)
+            if run.start == run.total:  # nothing is ready for training
+                raise InterruptedRun(f"back at step {int(state.step)}: the same command goes on from there") from error
     return state
 
 
-def _writer(run: Run, start: int) -> MetricsWriter:
-    """The metrics of a run from a step on."""
-    return MetricsWriter(run.workdir, run.total, start, trackers_of(run.config.log.to), flatten(run.config))
+def _writer(run: Run, start: int, again: bool) -> MetricsWriter:
+    """The metrics of a run from a step on; `again`: its hooks are called again."""
+    trackers = trackers_of(run.config.log.to)
+    return MetricsWriter(run.workdir, run.total, start, trackers, flatten(run.config), again)
 
 
 def _to_the_end(
@@ -93,26 +98,24 @@ def _to_the_end(
 ) -> State:
     """The state after the last step, unless the run diverges on the way."""
     log, place, start, total = run.config.log, Placement(run.mesh), int(state.step), run.total
-    skipped = rollbacks.skipped(start)  # batches
+    skipped, again = rollbacks.skipped(start), _noted(run.workdir) == start
     with (
         Checkpointer(run.workdir, log.keep, log.keep_every) as checkpointer,
-        _writer(run, start) as writer,
+        _writer(run, start, again) as writer,
         jax.transfer_guard("disallow"),
         jax.set_mesh(run.mesh),  # for callbacks: ops/spconv_bridge.py
         closing(batches(start + skipped)) as stream,  # closing ends the workers
     ):
         checkpointer.forget_after(start)  # damaged ones
-        watch = Watch(run, writer)
+        watch = Watch(run, writer, state)
         lines = _lines(run, watch, lambda step: counts(step + skipped) | rollbacks.counts())
-
-        def save(step: int, state: State, *_: Any) -> None:
-            _note(run.workdir, step)
-            checkpointer.save(step, state)
-            if step == total:  # an error or a kill in the last hooks loses no training
-                writer.phase("saving the last checkpoint")
-                checkpointer.settle()
-
-        _start(run, watch, writer, state, hooks)
+        saves = _saves(run, checkpointer)
+        with _compiled_beside(run.update, writer):
+            if again:
+                _repeat(run, watch, interruption, state, hooks)
+            elif start == 0:
+                watch.look(0, state, hooks)
+        writer.phase("waiting for the first batch")
         watch.meter.start()
         with interruption:  # before this a signal ends the run at once: nothing is lost
             for step in range(start + 1, total + 1):
@@ -120,13 +123,10 @@ def _to_the_end(
                 state, metrics = run.update(state, batch)
                 watch.dispatched(step, metrics)
                 stopping = interruption.asked()
-                saves = Hook(1 if stopping else log.checkpoint_every, save)
-                watch.look(step, state, (lines, saves))
+                watch.look(step, state, (lines, saves._replace(every=1) if stopping else saves))
                 if stopping:
                     checkpointer.wait()
-                    raise InterruptedRun(
-                        f"stopped by {interruption.reason} after step {step} of {total}, which is saved"
-                    )
+                    raise InterruptedRun(f"stopped by {interruption.by} after step {step} of {total}, which is saved")
                 watch.look(step, state, hooks)
                 if saves.due(step, total):
                     _forget_note(run.workdir)
@@ -144,17 +144,24 @@ def _lines(run: Run, watch: "Watch", more: CountsAt) -> Hook:
     return Hook(run.config.log.every, line)
 
 
-def _start(run: Run, watch: "Watch", writer: MetricsWriter, state: State, hooks: Sequence[Hook]) -> None:
-    """Waits until the update is compiled; calls the hooks of the step from which the run goes on, if they are due."""
-    step, alone = int(state.step), jax.default_backend() == "gpu"
-    if alone:  # XLA times kernels to choose among them: nothing else may run there
-        await_update(run.update, writer)
-    if step == 0 or _noted(run.workdir) == step:
-        watch.look(step, state, hooks)
+def _saves(run: Run, checkpointer: Checkpointer) -> Hook:
+    """Saves a step, and notes that its other hooks are to come."""
+
+    def save(step: int, state: State, writer: MetricsWriter) -> None:
+        _note(run.workdir, step)
+        checkpointer.save(step, state)
+        if step == run.total:  # an error or a kill in the last hooks loses no training
+            writer.phase("saving the last checkpoint")
+            checkpointer.settle()
+
+    return Hook(run.config.log.checkpoint_every, save)
+
+
+def _repeat(run: Run, watch: "Watch", interruption: Interruption, state: State, hooks: Sequence[Hook]) -> None:
+    """Calls the hooks of a step in which an earlier process ended. A signal stops the run after its next step."""
+    with interruption, jax.transfer_guard("disallow"):
+        watch.look(int(state.step), state, hooks)
         _forget_note(run.workdir)
-    if not alone:
-        await_update(run.update, writer)
-    writer.phase("waiting for the first batch")
 
 
 def _note(workdir: Path, step: int) -> None:
@@ -181,12 +188,12 @@ def _forget_note(workdir: Path) -> None:
 class Watch:
     """Reads the metrics of each update once the next one is dispatched, so that the devices never wait; calls hooks."""
 
-    def __init__(self, run: Run, writer: MetricsWriter):
+    def __init__(self, run: Run, writer: MetricsWriter, state: State):
         self.meter = Meter(run.config, run.mesh, run.update, writer.hours_before)
         self._guard = Guard(run.config.optim.max_skipped, run.config.guard.spike)
         self._total, self._writer = run.total, writer
         self._under_way: tuple[int, Metrics] | None = None
-        self._skipped = 0  # updates in a row, up to the last one that was read
+        self._skipped = int(jax.device_get(state.counts.skipped_in_a_row))  # up to the last update that was read
 
     def dispatched(self, step: int, metrics: Metrics) -> None:
         """An update was dispatched: takes its metrics, and reads those of the update before."""
@@ -219,6 +226,15 @@ class Watch:
                     if not self._skipped:
                         raise
                     raise DivergedError(str(error), step, since=step - self._skipped + 1) from error
+
+
+@contextmanager
+def _compiled_beside(update: BackgroundJit, writer: MetricsWriter) -> Iterator[None]:
+    """XLA compiles the update beside the block. On a GPU before it: XLA times kernels there, beside nothing else."""
+    if jax.default_backend() == "gpu":
+        await_update(update, writer)
+    yield
+    await_update(update, writer)
 
 
 def await_update(update: BackgroundJit, writer: MetricsWriter) -> None:

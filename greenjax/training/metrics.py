@@ -19,6 +19,7 @@ class MetricsWriter(AbstractContextManager):
     """Writes and shows the metrics of a run from step `start` (0: from its beginning) to step `total`.
 
     Lines of steps after `start` are dropped: these steps are repeated. Process 0 alone writes and shows anything.
+    With `again` only the line of training of `start` is kept: the others are written again.
     `to` names the trackers, which are also told the flat `settings`.
     """
 
@@ -29,6 +30,7 @@ class MetricsWriter(AbstractContextManager):
         start: int = 0,
         to: Sequence[str] = ("tensorboard",),
         settings: Mapping[str, Any] = MappingProxyType({}),
+        again: bool = False,
     ):
         self.hours_before = 0.0  # of all devices, spent on this run before; repeated steps included
         self._writes, self._start = leads(), start
@@ -38,7 +40,9 @@ class MetricsWriter(AbstractContextManager):
         if start:
             self.hours_before = max((line.get("device_hours", 0.0) for line in lines), default=0.0)
         if path.exists():  # also drops a last line that was cut short
-            kept = [line for line in lines if start and line["step"] <= start]
+            kept = [
+                line for line in lines if start and line["step"] < start + (not again or "images_per_second" in line)
+            ]
             replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._lines = GrowingFile(path)
         self._trackers = open_trackers(to, Tracked(workdir, start, settings))
