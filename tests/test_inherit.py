@@ -206,7 +206,9 @@ def test_statistics_that_are_given_go_before_those_of_the_weights(run):
 
 def test_a_file_may_leave_open_what_the_weights_bring(run, tmp_path):
     folder, there = run
-    (tmp_path / "own.yaml").write_text("steps: 9\nmodel: {name: null}\ndata: {source: folder, path: x, mean: null, std: null}\n")
+    (tmp_path / "own.yaml").write_text(
+        "steps: 9\nmodel: {name: null}\ndata: {source: folder, path: x, mean: null, std: null}\n"
+    )
     config = load_config(tmp_path / "own.yaml", {"init": str(folder)})
     assert (config.model.name, config.data.mean) == (there.model.name, there.data.mean)
 
