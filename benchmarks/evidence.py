@@ -131,7 +131,7 @@ class Evidence:
 
     def readings(self, arm: Arm, seed: int) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
         """The entries of an arm's results.json, and what measures each."""
-        folder, reader = self.folder(arm, seed), self.reader(arm.config or self.config)
+        folder, reader = self.folder(arm, seed), self.reader(arm.config or arm.encoder or self.config)
         for updates in self.points(arm):
             run, step = (folder, updates) if arm.config else (arm.start or None, None)
             weights = partial(reader.weights, run, step, seed)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from benchmarks.evidence_patches import loss_of_green, swapped_latents
 from benchmarks.study import changed
 from greenjax.config import flatten
+from greenjax.errors import InputError
 
 GREEN, SIMMIM, SIMMIM_ALIKE, MAE = "green", "SimMIM", "SimMIM, loss of green", "MAE (ViT)"
 SCRATCH, SCRATCH_LONGER = "from scratch", "from scratch, longer"
@@ -21,6 +22,7 @@ class Arm(NamedTuple):
 
     name: str
     config: ConfigDict | None  # None: no pre-training
+    encoder: ConfigDict | None = None  # without a pre-training: whose encoder it has; by default --config's
     start: str = ""  # the run whose encoder is taken without a pre-training, in place of a random one
     longer: bool = False  # trained on to equal wall time
     inside: Callable[[], AbstractContextManager[None]] = nullcontext  # a change that holds while it trains
@@ -46,8 +48,29 @@ def methods(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
 
 
 def families(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
-    """Green and no pre-training, for the backbone of --config."""
-    return [Arm(GREEN, config), Arm(SCRATCH, None)]
+    """Green and no pre-training, for the Swin of --config and for other backbones as wide and as deep."""
+    if not config.model.name.startswith("swin_"):
+        raise InputError(f"model.name of --config is {config.model.name!r}: --table families expects a Swin")
+    arms = [Arm(GREEN, config, longer=True), Arm(SCRATCH, None)]
+    for name, settings in backbones(config.model).items():
+        sizes = {"norm_epsilon": None} | settings  # None: the family's own
+        own = changed(config, {f"model.{key}": value for key, value in sizes.items()})
+        arms += [Arm(name, own, against=name), Arm(f"{name}, {SCRATCH}", None, encoder=own, against=name)]
+    return arms
+
+
+def backbones(swin: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Other families in the size of a Swin, by name: what of `model` is not as there."""
+    strides = [2**stage for stage in range(len(swin.depths))]
+    by_stage = {"embed_dim": 0, "embed_dims": tuple(swin.embed_dim * stride for stride in strides)}
+    reducing = {**by_stage, "sr_ratios": tuple(reversed(strides))}  # one key a mask unit
+    return {
+        "Swin V2": {"name": "swinv2_t"},
+        "Twins-SVT": {"name": "twins_s", **reducing},
+        "PVT v2": {"name": "pvt_v2_b0", "window": 0, **reducing},
+        "ConvNeXt V2": {"name": "convnextv2_atto", "window": 0, "num_heads": (0,), **by_stage},
+        "Hiera": {"name": "hiera_t", "window": 0},
+    }
 
 
 def continuing(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:

@@ -130,6 +130,8 @@ def test_arms_of_a_table_have_names_of_their_own_and_are_compared_with_one_of_th
         names = [arm.name for arm in arms(config, None)]
         assert len(set(names)) == len(names) > 1, table
         assert {arm.against or names[0] for arm in arms(config, None)} <= {*names}, table
+    with pytest.raises(InputError, match=r"model\.name of --config is 'twins_s': --table families expects a Swin"):
+        TABLES["families"](small_config("twins"), None)
     recipe = small_config(task="finetune", data__per_class=2)
     with pytest.raises(InputError, match="init of --config is 'none': expected the run that --table continuing"):
         evidence.Evidence(small_config(steps=4), recipe, None, tmp_path, "continuing")
