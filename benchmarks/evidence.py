@@ -132,22 +132,23 @@ class Evidence:
     def readings(self, arm: Arm, seed: int) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
         """The entries of an arm's results.json, and what measures each."""
         folder, reader = self.folder(arm, seed), self.reader(arm.config or arm.encoder or self.config)
+        extra = self.extra(arm)
         for updates in self.points(arm):
             run, step = (folder, updates) if arm.config else (arm.start or None, None)
             weights = partial(reader.weights, run, step, seed)
-            if arm.config or not updates:
+            if not arm.tuned_on:
                 yield f"{updates}", lambda weights=weights: reader.frozen(weights(), seed)
             if updates not in self.ends(arm):
                 continue
             for labels in (ALL, FEW):
-                tuned = partial(reader.finetuned, labels=labels, seed=seed, rate=arm.rate)
-                extra = 0 if arm.config else updates
-                yield tuning(updates, labels, arm), lambda w=weights, t=tuned, extra=extra: t(w(), extra=extra)
+                tuned = partial(reader.finetuned, labels=labels, seed=seed, rate=arm.rate, extra=extra)
+                yield tuning(updates + extra, labels, arm), lambda w=weights, t=tuned: t(w())
 
     def pretrain(self, arm: Arm, seed: int) -> None:
         """Pre-trains an arm at a constant rate."""
         every = self.config.steps // READINGS
-        own = {"seed": seed, "steps": self.points(arm)[-1], "optim.schedule": "steps", "optim.steps_factor": 1.0}
+        last = self.points(arm._replace(tuned_on=False))[-1]
+        own = {"seed": seed, "steps": last, "optim.schedule": "steps", "optim.steps_factor": 1.0}
         own |= {"log.checkpoint_every": every, "log.keep_every": every, "log.eval_every": every, "log.picture_every": 0}
         assert arm.config is not None
         with arm.inside():
@@ -159,24 +160,31 @@ class Evidence:
         return self.workdir / f"{arm.of or arm.name}{length}".replace(", ", "_").replace(" ", "_") / f"seed_{seed}"
 
     def points(self, arm: Arm) -> list[int]:
-        """Updates at which an arm is read: at equal updates; `longer`: also before, and on to equal wall time.
-
-        Equal wall time is what the slowest pre-training takes for equal updates. An arm without pre-training is read
-        at 0; a `longer` one at the number of updates with labels, beyond the recipe's, that take that time.
-        """
+        """Updates of pre-training at which an arm is read: at equal updates; `longer`: also before, and on to equal
+        wall time. An arm without pre-training is read at 0."""
         equal, step = self.config.steps, self.config.steps // READINGS
-        if not arm.longer:
+        if not arm.longer or arm.tuned_on:
             return [equal if arm.config else 0]
-        seconds = {name: cost["seconds"] for name, cost in self.costs.items()}
-        slowest = max(time for name, time in seconds.items() if name != SCRATCH)
-        last = int(equal * (slowest / seconds[cost_of(arm)]))
-        return sorted({*range(step, equal, step), *range(equal, last, equal), last}) if arm.config else [last]
+        last = int(equal * (self.slowest / self.costs[cost_of(arm)]["seconds"]))
+        return sorted({*range(step, equal, step), *range(equal, last, equal), last})
+
+    def extra(self, arm: Arm) -> int:
+        """Updates of fine-tuning beyond the recipe's: of an arm `tuned_on` those that fill equal wall time."""
+        if not arm.tuned_on:
+            return 0
+        spent = self.points(arm)[-1] * self.costs[cost_of(arm)]["seconds"]
+        return int((self.config.steps * self.slowest - spent) / self.costs[SCRATCH]["seconds"])
+
+    @property
+    def slowest(self) -> float:
+        """The seconds of an update of the slowest pre-training: equal wall time is as many of these as `steps`."""
+        return max(cost["seconds"] for name, cost in self.costs.items() if name != SCRATCH)
 
     def ends(self, arm: Arm) -> dict[int, tuple[str, ...]]:
         """The points that count in tables, and as what."""
-        last = self.points(arm)[-1]
-        ends: dict[int, tuple[str, ...]] = {self.config.steps if arm.config else 0: (EQUAL_UPDATES,)}
-        if arm.longer:
+        last, equal = self.points(arm)[-1], self.config.steps if arm.config else 0
+        ends: dict[int, tuple[str, ...]] = {} if arm.tuned_on else {equal: (EQUAL_UPDATES,)}
+        if arm.longer or arm.tuned_on:
             ends[last] = (*ends.get(last, ()), EQUAL_TIME)
         return ends
 
@@ -185,13 +193,17 @@ class Evidence:
         folder = self.folder(arm, seed)
         known = read_results(folder)
         losses = {line["step"]: line["held_out_loss"] for line in read_metrics(folder) if "held_out_loss" in line}
-        cost = self.costs.get(cost_of(arm))
+        cost, extra = self.costs.get(cost_of(arm)), self.extra(arm)
         for updates in self.points(arm):
-            row: Row = {"arm": arm.name, "against": arm.against, "seed": seed, "updates": updates}
+            row: Row = {"arm": arm.name, "against": arm.against, "seed": seed, "updates": updates + extra}
             row["ends"] = self.ends(arm).get(updates, ())
-            row |= {"seconds": updates * cost["seconds"]} if cost else {}
-            row |= {HELD_OUT: losses[updates]} if updates in losses else {}
-            for entry in (f"{updates}", *(tuning(updates, labels, arm) for labels in (ALL, FEW))):
+            if cost:
+                row["seconds"] = updates * cost["seconds"] + extra * self.costs[SCRATCH]["seconds"]
+            entries = [tuning(updates + extra, labels, arm) for labels in (ALL, FEW)]
+            if not arm.tuned_on:
+                row |= {HELD_OUT: losses[updates]} if updates in losses else {}
+                entries = [f"{updates}", *entries]
+            for entry in entries:
                 row |= known.get(entry, {})
             yield row
 

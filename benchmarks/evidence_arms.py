@@ -12,6 +12,7 @@ from greenjax.config import flatten
 from greenjax.errors import InputError
 
 GREEN, SIMMIM, SIMMIM_ALIKE, MAE = "green", "SimMIM", "SimMIM, loss of green", "MAE (ViT)"
+GREEN_LONGER = "green, fine-tuned longer"
 SCRATCH, SCRATCH_LONGER = "from scratch", "from scratch, longer"
 # Rates of pre-training over green's: the best of `--table rates` on mnist5k (docs/evidence.md).
 SIMMIM_RATE, SIMMIM_ALIKE_RATE = 1 / 8, 2
@@ -25,6 +26,7 @@ class Arm(NamedTuple):
     encoder: ConfigDict | None = None  # without a pre-training: whose encoder it has; by default --config's
     start: str = ""  # the run whose encoder is taken without a pre-training, in place of a random one
     longer: bool = False  # trained on to equal wall time
+    tuned_on: bool = False  # from equal updates, or from scratch, fine-tuned on to equal wall time
     inside: Callable[[], AbstractContextManager[None]] = nullcontext  # a change that holds while it trains
     rate: float = 1.0  # of fine-tuning, times the recipe's
     of: str = ""  # the arm whose pre-training this one takes
@@ -41,10 +43,10 @@ def methods(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
 
     simmim = Arm(SIMMIM, at(SIMMIM_RATE), longer=True)
     alike = Arm(SIMMIM_ALIKE, at(SIMMIM_ALIKE_RATE), longer=True, inside=loss_of_green, like=SIMMIM)
-    arms = [Arm(GREEN, config, longer=True), simmim, alike]
-    arms += [Arm(MAE, mae, longer=True)] if mae is not None else []
-    scratch = Arm(SCRATCH, None)
-    return [*arms, scratch, scratch._replace(name=SCRATCH_LONGER, longer=True)]
+    green, scratch = Arm(GREEN, config, longer=True), Arm(SCRATCH, None)
+    arms = [green, simmim, alike] + ([Arm(MAE, mae, longer=True)] if mae is not None else [])
+    arms += [scratch, scratch._replace(name=SCRATCH_LONGER, tuned_on=True)]
+    return [*arms, green._replace(name=GREEN_LONGER, tuned_on=True, of=GREEN, like=GREEN)]
 
 
 def families(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
@@ -84,7 +86,7 @@ def rates(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
     return [
         Arm(f"{arm.name}, {rate:g}", changed(arm.config, {"optim.base_lr": rate}), inside=arm.inside)
         for arm in methods(config, mae)
-        if arm.config
+        if arm.config and not arm.tuned_on
         for rate in (config.optim.base_lr * factor for factor in (4, 2, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16))
     ]
 
@@ -94,7 +96,7 @@ def finetuning(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
     return [
         arm._replace(name=f"{arm.name}, rate x {rate:g}", rate=rate, of=arm.name, longer=False)
         for arm in methods(config, mae)
-        if arm.config or not arm.longer
+        if not arm.tuned_on
         for rate in (0.5, 1.0, 2.0, 4.0)
     ]
 

@@ -159,8 +159,12 @@ def test_a_table_goes_on_where_it_was_stopped_and_finds_the_same(tmp_path, monke
         assert all(0 <= row[key] <= 1 for key in ACCURACIES if key in row)
         assert ("fine-tuning, all labels" in row) == bool(row["ends"])
     whole = evidence.Evidence(config, load_config(str(recipe)), None, tmp_path / "runs", "methods")
-    longer = next(arm for arm in all_methods(config, None) if arm.name == "from scratch, longer")
-    assert whole.points(longer) == [8] and whole.ends(longer)[8] == ("equal wall time",)
+    by_name = {arm.name: arm for arm in all_methods(config, None)}  # an update of green takes 1 s, and one with labels
+    for name, start, extra in (("from scratch, longer", 0, 8), ("green, fine-tuned longer", 4, 4)):
+        assert (whole.points(by_name[name]), whole.extra(by_name[name])) == ([start], extra)
+        assert whole.ends(by_name[name]) == {start: ("equal wall time",)}
+        (row,) = whole.rows(by_name[name], 0)
+        assert (row["updates"], row["seconds"]) == (8, 8)
     text = (tmp_path / "runs" / "methods.txt").read_text()
     assert "Top-1 at equal updates" in text and "| from scratch less green |" in text
     assert (tmp_path / "runs" / "methods.png").stat().st_size > 10_000
