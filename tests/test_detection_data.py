@@ -26,6 +26,7 @@ from greenjax.data.open import open_objects, open_source
 from greenjax.data.overlap import images_in_both
 from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError
+from greenjax.tasks.detect import opened
 
 
 def config_of(source="scenes", path="", image_size=32, detect=None, **data):
@@ -33,6 +34,10 @@ def config_of(source="scenes", path="", image_size=32, detect=None, **data):
     data = {"source": source, "path": str(path), "batch_size": 4, "workers": 0, **data}
     sections = dict(model=model, data=data, detect={"max_objects": 8, **(detect or {})})
     return resolve({"task": "finetune", "steps": 1, "image_size": image_size} | sections)
+
+
+def training_images(config, **classes):
+    return open_objects(config, "train", **classes, training=True)
 
 
 def take(iterator, count):
@@ -60,7 +65,7 @@ def assert_equal(ours, theirs):
 @pytest.mark.parametrize("index", range(12))
 def test_masks_and_boxes_of_a_scene_are_exact(index):
     """A pixel is bright where a mask has it and dark elsewhere; no two masks share one; boxes touch their masks."""
-    image, (size, boxes, labels, masks) = open_objects(config_of(), "train").encoded(index)
+    image, (size, boxes, labels, masks) = training_images(config_of()).encoded(index)
     assert image.shape == (*size, 1) == (128, 128, 1) and 1 <= len(labels) == len(masks) <= 6
     assert (masks.sum(axis=0) == (image[:, :, 0] >= BRIGHT)).all() and image[masks.sum(axis=0) == 0].max() <= DARK
     for (x0, y0, x1, y1), mask in zip(boxes.astype(int), masks):
@@ -96,7 +101,7 @@ def test_a_label_is_that_of_its_digit_and_every_digit_stays_visible():
 
 def test_masks_boxes_and_labels_are_those_of_pycocotools(tmp_path):
     coco(tmp_path)
-    source = open_objects(config_of("coco", tmp_path, detect=dict(keep_empty=True)), "train")
+    source = training_images(config_of("coco", tmp_path, detect=dict(keep_empty=True)))
     theirs = COCO(tmp_path / "annotations" / "instances_train.json")
     seen = 0
     for index in range(len(source)):
@@ -123,24 +128,26 @@ def test_images_without_objects_are_left_out_of_training_alone(tmp_path):
     coco(tmp_path)
     coco(tmp_path, "val")
     config = config_of("coco", tmp_path, eval_split="val")
-    train = open_objects(config, "train")
+    train = training_images(config)
     assert sorted(train.image_id(index) for index in range(len(train))) == [12, 13, 14, 15]
-    assert len(open_objects(config, "val")) == 6
+    assert len(open_objects(config, "val")) == len(open_objects(config, "train")) == 6
+    train, held_out, _ = opened(config_of("coco", tmp_path, eval_split="train"))
+    assert held_out is not None and (len(train), len(held_out)) == (4, 6)
     half = config_of("coco", tmp_path, split="train[:50%]", detect=dict(keep_empty=True))
-    assert len(open_objects(half, "train[:50%]")) == 3
+    assert len(open_objects(half, "train[:50%]", training=True)) == 3
 
 
 def test_classes_are_told_by_name(tmp_path):
     """An evaluation set may number its categories otherwise, and lack some; one that the model lacks is refused."""
     coco(tmp_path)
     classes = ("horse", "dog", "cat")
-    ours, theirs = (open_objects(config_of("coco", tmp_path), "train", classes=names) for names in (classes, ()))
+    ours, theirs = (training_images(config_of("coco", tmp_path), classes=names) for names in (classes, ()))
     for index in range(len(ours)):
         names = [[source.classes[label - 1] for label in source.encoded(index)[1].labels] for source in (ours, theirs)]
         assert names[0] == names[1] and names[0]
     assert [ours.category_id(label) for label in (1, 2, 3)] == [None, 3, 7]
     with refused("train has class 'cat': expected the classes of the model, dog, horse"):
-        open_objects(config_of("coco", tmp_path), "train", classes=("dog", "horse"))
+        training_images(config_of("coco", tmp_path), classes=("dog", "horse"))
 
 
 def test_sets_are_told_apart_and_known_again(tmp_path):
@@ -149,7 +156,7 @@ def test_sets_are_told_apart_and_known_again(tmp_path):
     config = config_of("coco", tmp_path, eval_split="val")
     train, again, val = (open_objects(config, split) for split in ("train", "train", "val"))
     assert listing(train) == listing(again) != listing(val)
-    assert images_in_both(train, again) == 4 and images_in_both(train, val) == 0
+    assert images_in_both(train, again) == 6 and images_in_both(train, val) == 0
     first, second = (open_objects(config_of(), split) for split in ("train[:5]", "train[3:9]"))
     assert images_in_both(first, second) == 2 and images_in_both(first, open_objects(config_of(), "test")) == 0
 
@@ -164,7 +171,7 @@ def test_other_layouts_are_found(tmp_path, pattern, images):
     for file in (tmp_path / "train").glob("*.png"):
         (tmp_path / images).mkdir(exist_ok=True)
         file.rename(tmp_path / images / file.name)
-    assert open_objects(config_of("coco", tmp_path), "train").encoded(0)[0].decode().shape == (8, 12, 3)
+    assert training_images(config_of("coco", tmp_path)).encoded(0)[0].decode().shape == (8, 12, 3)
 
 
 def entry(**changes):
@@ -195,7 +202,7 @@ COUNTED = {
 def test_an_annotation_that_cannot_be_used_is_counted_in_one_line(tmp_path, caplog, fault):
     coco(tmp_path, annotations=[entry(), COUNTED[fault], entry(bbox=[10, 6, 4.5, 4]), COUNTED[fault]])
     with caplog.at_level(logging.WARNING):
-        source = open_objects(config_of("coco", tmp_path), "train")
+        source = training_images(config_of("coco", tmp_path))
     first = 1 if COUNTED[fault] is None else 5
     (line,) = [record.getMessage() for record in caplog.records]
     file = tmp_path / "annotations" / "instances_train.json"
@@ -227,7 +234,7 @@ REFUSED = {
 def test_a_wrong_file_is_refused_in_one_line(tmp_path, line):
     coco(tmp_path, **REFUSED[line])
     with refused(line):
-        open_objects(config_of("coco", tmp_path), "train")
+        training_images(config_of("coco", tmp_path))
 
 
 def test_what_is_no_file_of_coco_is_refused(tmp_path):
@@ -235,12 +242,12 @@ def test_what_is_no_file_of_coco_is_refused(tmp_path):
     with refused("no annotations of split 'val': expected one of annotations/instances_val.json, annotations/val.json"):
         open_objects(config_of("coco", tmp_path), "val")
     with refused("data.source is 'digits': expected one whose images have objects, 'coco', 'scenes'"):
-        open_objects(config_of("digits"), "train")
+        training_images(config_of("digits"))
     with refused("images of many objects: expected one of images with one label each"):
-        open_objects(config_of(), "train").source.labelled(True)
+        training_images(config_of()).source.labelled(True)
     (tmp_path / "annotations" / "instances_train.json").write_text('{"images": [')
     with refused("is cut short or damaged: expected COCO's instances"):
-        open_objects(config_of("coco", tmp_path), "train")
+        training_images(config_of("coco", tmp_path))
     with refused("data.path is '': expected a directory with annotations/instances_SPLIT.json"):
         config_of("coco")
 
@@ -299,7 +306,7 @@ def test_images_are_looked_for_in_each_folder(tmp_path):
     """All images count, not the first: the folder with the fewest missing ones is named."""
     coco(tmp_path)
     (tmp_path / "train").rename(tmp_path / "images")
-    whole = open_objects(config_of("coco", tmp_path), "train")
+    whole = training_images(config_of("coco", tmp_path))
     assert len(whole) == 4
     (tmp_path / "train").mkdir()
     first = whole.source.name_of(0)
@@ -307,7 +314,7 @@ def test_images_are_looked_for_in_each_folder(tmp_path):
     with refused(
         f"1 of the 6 images of '{tmp_path / 'annotations/instances_train.json'}' are missing: expected '{first}'"
     ):
-        open_objects(config_of("coco", tmp_path), "train")
+        training_images(config_of("coco", tmp_path))
 
 
 # Views
@@ -337,7 +344,7 @@ def test_a_shorter_side_that_no_image_can_get_is_refused():
 def test_boxes_and_masks_lie_where_the_view_shows_the_objects(flip):
     """Scenes at random sizes, flipped or not: what is bright in the view is what the masks in their boxes cover."""
     detect = dict(shorter_sides=(96, 128, 160))
-    source, config = open_objects(config_of(), "train"), config_of(image_size=(160, 192), detect=detect, flip=flip)
+    source, config = training_images(config_of()), config_of(image_size=(160, 192), detect=detect, flip=flip)
     view, sizes, flips = ObjectView.from_config(config, training=True), set(), 0
     for index in range(16):
         image, objects = source.encoded(index)
@@ -377,7 +384,7 @@ def test_the_largest_objects_are_kept(tmp_path, caplog):
     coco(tmp_path, annotations=[entry(bbox=box, segmentation=COLUMNS) for box in boxes])
     config = config_of("coco", tmp_path, image_size=(8, 16), detect=dict(max_objects=2), flip=False)
     with caplog.at_level(logging.WARNING):
-        (batch,) = take(object_batches(config, open_objects(config, "train")), 1)
+        (batch,) = take(object_batches(config, training_images(config)), 1)
     assert batch.targets.boxes[0].tolist() == [[0, 0, 6, 6], [0, 0, 5, 5]] and batch.targets.valid.all()
     assert (
         "1 images of 'train' have more objects than detect.max_objects, 2: the largest ones are learnt" in caplog.text
@@ -388,7 +395,7 @@ def test_an_image_of_another_size_than_its_annotations_is_damaged(tmp_path):
     coco(tmp_path)
     (tmp_path / "train" / "3.png").write_bytes(encode(picture(3, 12, 8)))
     config, undecodable = config_of("coco", tmp_path, eval_split="train"), Undecodable(tmp_path)
-    batches = list(object_eval_batches(config, open_objects(config, "train"), undecodable=undecodable))
+    batches = list(object_eval_batches(config, training_images(config), undecodable=undecodable))
     assert sum(batch.undecodable.sum() for batch in batches) == 1 and sum(batch.valid.sum() for batch in batches) == 3
     (line,) = (tmp_path / "undecodable.txt").read_text().splitlines()
     assert line.endswith("3.png\thas 12 x 8 pixels: expected 8 x 12, (height, width), as its annotations have")
@@ -408,7 +415,7 @@ def config(request, tmp_path):
 
 @pytest.mark.parametrize("start, workers", [(0, 0), (3, 0), (2, 2)])
 def test_a_batch_depends_on_its_step_alone(config, start, workers):
-    source = open_objects(config, "train")
+    source = training_images(config)
     whole = take(object_batches(config, source), 6)
     other = ConfigDict(config).copy_and_resolve_references()
     other.data.workers = workers
@@ -424,7 +431,7 @@ def test_every_image_comes_once_an_epoch_and_once_in_an_evaluation(tmp_path):
     coco(tmp_path, "val", count=10)
     order = [
         int(image[0, 0, 0])
-        for batch in take(object_batches(config, open_objects(config, "train")), 4)
+        for batch in take(object_batches(config, training_images(config)), 4)
         for image in batch.images
     ]
     assert sorted(order[:8]) == sorted(order[8:]) == list(range(2, 10)) and order[:8] != order[8:]
@@ -437,7 +444,7 @@ def test_every_image_comes_once_an_epoch_and_once_in_an_evaluation(tmp_path):
 
 
 def test_a_blank_batch_has_the_shapes_of_others(config):
-    (batch,) = take(object_batches(config, open_objects(config, "train")), 1)
+    (batch,) = take(object_batches(config, training_images(config)), 1)
     shapes = [
         [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(each)] for each in (batch, blank_object_batch(config))
     ]

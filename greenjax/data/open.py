@@ -46,11 +46,11 @@ def open_labelled(data: ConfigDict, split: str) -> LabelledSource:
     return source
 
 
-def open_objects(config: ConfigDict, split: str, classes: Classes = ()) -> WithObjects:
+def open_objects(config: ConfigDict, split: str, classes: Classes = (), *, training: bool = False) -> WithObjects:
     """The images of a split with their objects, under the classes of a model, or under their own.
 
-    Of the training split, `data.split`, images without objects are left out unless `detect.keep_empty`. Raises
-    InputError where the data set or the split is missing, has no objects, or has a class that the model does not have.
+    For training, images without objects are left out unless `detect.keep_empty`. Raises InputError where the data set
+    or the split is missing, has no objects, or has a class that the model does not have.
     """
     data = config.data
     if not issubclass(SOURCES.get(data.source, ObjectSource), ObjectSource):
@@ -59,12 +59,12 @@ def open_objects(config: ConfigDict, split: str, classes: Classes = ()) -> WithO
     source = open_whole(data, split)
     assert isinstance(source, ObjectSource)
     rows, counts = np.array(split_range(split, len(source))), source.counts()
-    if split == data.split and not config.detect.keep_empty:
+    if training and not config.detect.keep_empty:
         rows = rows[counts[rows] > 0]
         if not len(rows):
             raise InputError(f"split {split!r} has no image with an object: expected some, to be trained on")
     many = np.count_nonzero(counts[rows] > config.detect.max_objects)
-    if many and split == data.split:
+    if many and training:
         found = f"{many:,} images of {split!r} have more objects than detect.max_objects, {config.detect.max_objects}"
         logging.warning("%s: the largest ones are learnt", found)
     return WithObjects.of(source, rows, classes or source.classes, split)

@@ -64,7 +64,7 @@ def detect(config: ConfigDict, workdir: Path) -> State:
 
 def opened(config: ConfigDict) -> tuple[WithObjects, WithObjects | None, ConfigDict]:
     """The training images, the held-out images, and the configuration with as many classes as the images have."""
-    source = open_objects(config, config.data.split)
+    source = open_objects(config, config.data.split, training=True)
     count = config.model.num_classes or len(source.classes)
     if len(source.classes) > count:
         found = f"the {len(source.classes)} classes of the data, {listed(source.classes)}"
