@@ -22,13 +22,16 @@ install_requirements() {
     local requirements=$1 base wanted stamp
     python=.venv/bin/python
     stamp=.venv/installed-$requirements
-    if ! "$python" -m pip --version >/dev/null 2>&1; then
+    if ! "$python" -c '' 2>/dev/null; then
         base=$(find_python) || return 1
         echo "Making .venv with $("$base" --version)"
         "$base" -m venv --clear .venv || {
             echo "$base cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
             return 1
         }
+    elif ! "$python" -m pip --version >/dev/null 2>&1 && ! "$python" -m ensurepip >/dev/null 2>&1; then
+        echo ".venv has no pip, and its Python cannot install it: expected one made by python3 -m venv, or uv venv --seed" >&2
+        return 1
     fi
     wanted=$({ "$python" --version; cat requirements*.txt pyproject.toml; } | cksum)
     if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then

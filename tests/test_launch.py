@@ -79,6 +79,33 @@ def test_a_run_takes_the_environment_that_is_there(tmp_path):
     assert started(PYTHON=str(python), JAX_PLATFORMS="cpu").stdout == "mine cpu\n"
 
 
+PIP = """#!/usr/bin/env bash
+echo "$*" >>told
+case "$*" in
+    *"pip --version") [ -e pip ] ;;
+    *ensurepip) [ -z "$STRIPPED" ] && touch pip ;;
+esac
+"""
+
+
+def test_an_environment_without_pip_is_kept_and_gets_it(tmp_path):
+    """As `uv venv` makes it. A Python that has no ensurepip gets a line."""
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PIP)
+    python.chmod(0o755)
+    for name in ("requirements.txt", "pyproject.toml"):
+        (tmp_path / name).touch()
+    command = ["bash", "-c", f"source {LAUNCH}/environment.sh && install_requirements requirements.txt"]
+    usual = dict(cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | {"STRIPPED": "1"}, **usual)
+    assert done.returncode == 1 and done.stderr.startswith(".venv has no pip, and its Python cannot install it")
+    done = subprocess.run(command, env=os.environ | {"STRIPPED": ""}, **usual)
+    assert done.returncode == 0, done.stderr
+    told = (tmp_path / "told").read_text()
+    assert python.read_text() == PIP and "-m pip install" in told and "venv --clear" not in told
+
+
 def test_several_machines_need_theirs(run):
     told = dict(JAX_COORDINATOR_ADDRESS="host:1", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="1")
     done, _ = run("multi_host.sh", *ARGUMENTS, **told, CODE="75")
