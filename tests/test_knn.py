@@ -1,10 +1,7 @@
 """Weighted k-NN against scikit-learn and against a plain loop where neighbours tie."""
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 from sklearn.neighbors import KNeighborsClassifier
 
 from greenjax.errors import InputError
@@ -42,16 +39,6 @@ def test_chunk_sizes_do_not_matter(query_chunk, bank_chunk):
     for k in whole:
         np.testing.assert_array_equal(parts[k].argmax(axis=1), whole[k].argmax(axis=1))
         np.testing.assert_allclose(parts[k], whole[k], atol=1e-5)
-
-
-def test_eight_devices_equal_one():
-    bank, labels, queries = example()
-    mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
-    place = lambda x: jax.device_put(x, NamedSharding(mesh, P("data")))  # noqa: E731
-    options = dict(k=(5,), query_chunk=16, bank_chunk=32)
-    with jax.transfer_guard("disallow"):
-        split = knn_scores(bank, labels, queries, CLASSES, place=place, **options)[5]
-    np.testing.assert_allclose(split, knn_scores(bank, labels, queries, CLASSES, **options)[5], atol=1e-6)
 
 
 @pytest.mark.parametrize("bank_chunk", [3, 40])

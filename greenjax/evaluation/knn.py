@@ -11,12 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, Sharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Integer
 
 from greenjax.errors import InputError
-from greenjax.evaluation.checks import Place, check_features, check_finite, pad_rows
+from greenjax.evaluation.checks import check_features, check_finite, pad_rows
 
 _TINY = 1e-12  # least norm: features that are all zero stay zero
 
@@ -38,25 +36,22 @@ def knn_scores(
     temperature: float | int = 0.07,
     query_chunk: int = 4096,
     bank_chunk: int = 16384,
-    place: Place | None = None,
 ) -> dict[int, Float[np.ndarray, "n classes"]]:
     """By k, the classes' shares of the votes of each query's k nearest neighbours; rows sum to 1.
 
     A neighbour votes for its class with weight exp(cosine similarity / temperature). Among equally near neighbours the
     first in the bank counts.
 
-    At a time, `query_chunk` queries, `bank_chunk` images of the bank and their similarities are on the devices; the
-    result takes n * classes numbers a k on the host. `place` puts queries on the devices, split by axis 0; the number
-    of devices then divides `query_chunk`. Without `place` one device computes all. Raises InputError for a k larger
-    than the bank, a temperature that is not above 0, labels that are no class, and features that are not finite.
+    One device computes all. At a time it holds `query_chunk` queries, `bank_chunk` images of the bank and their
+    similarities; the result takes n * classes numbers a k on the host. Raises InputError for a k larger than the bank,
+    a temperature that is not above 0, labels that are no class, and features that are not finite.
     """
     _check(bank, labels, queries, classes, k, temperature)
-    # Chunks of one size, so that each function compiles once; a single device may have a chunk of any size.
-    rows, place = (query_chunk, place) if place else (min(query_chunk, len(queries)), jax.device_put)
+    rows = min(query_chunk, len(queries))  # chunks of one size, so that each function compiles once
     ascending, found = tuple(sorted(set(k))), {each: [] for each in k}
     for first in range(0, len(queries), rows):
         part = queries[first : first + rows]
-        nearest = _nearest(place(pad_rows(part, rows)), bank, labels, max(k), min(bank_chunk, len(bank)))
+        nearest = _nearest(jax.device_put(pad_rows(part, rows)), bank, labels, max(k), min(bank_chunk, len(bank)))
         for each, shares in zip(ascending, jax.device_get(_votes(nearest, float(temperature), ascending, classes))):
             found[each].append(shares[: len(part)])
     return {each: np.concatenate(parts) for each, parts in found.items()}
@@ -77,17 +72,12 @@ def _check(
 
 def _nearest(queries: Array, bank: np.ndarray, labels: np.ndarray, k: int, rows: int) -> Neighbours:
     """The k nearest images of the whole bank, of which `rows` are on the devices at a time."""
-    everywhere = _replicated(queries.sharding)
     nobody = np.full((len(queries), k), -np.inf, queries.dtype), np.zeros((len(queries), k), np.int32)
-    best = Neighbours(*jax.device_put(nobody, queries.sharding))
+    best = Neighbours(*jax.device_put(nobody))
     unit = _unit(queries)
     for part in _parts(bank, labels, rows):
-        best = _nearer(best, unit, *jax.device_put(part, everywhere))
+        best = _nearer(best, unit, *jax.device_put(part))
     return best
-
-
-def _replicated(sharding: Sharding) -> Sharding:
-    return NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else sharding
 
 
 def _parts(bank: np.ndarray, labels: np.ndarray, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.int32]]:

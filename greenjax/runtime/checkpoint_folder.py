@@ -31,7 +31,7 @@ def is_complete(folder: Path) -> bool:
         right = all((folder / "state" / name).stat().st_size == size for name, (size, _) in sums.items())
     except (OSError, ValueError, TypeError, AttributeError):
         return False
-    return folder.name.isdigit() and right and metadata.get("commit_timestamp_nsecs") is not None
+    return right and metadata.get("commit_timestamp_nsecs") is not None
 
 
 def damaged_file(folder: Path) -> str:
