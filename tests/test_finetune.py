@@ -598,6 +598,13 @@ def test_one_class_is_refused_before_anything_is_compiled(tmp_path, monkeypatch)
         Monitor(config, monitor_data(config), graphdef, Placement(make_mesh(config)))
 
 
+def test_a_linear_monitor_of_few_images_is_refused_at_the_start():
+    config = small_config(**ONE_STAGE, monitor="linear", data__eval_split="test", log__monitor_images=9)
+    line = r"^monitor is 'linear', with 9 images of 'train' \(log.monitor_images is 9\): expected at least 10$"
+    with pytest.raises(InputError, match=line):
+        Monitor(config, monitor_data(config), model_graph(config), Placement(make_mesh(config)))
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

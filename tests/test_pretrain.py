@@ -20,10 +20,11 @@ from worker_cases import children
 
 import greenjax
 from greenjax.backbones.geometry import make_planner
-from greenjax.data.loader import eval_batches
+from greenjax.data.loader import Batch, eval_batches
 from greenjax.data.open import open_source
 from greenjax.data.workers import WorkerDied
 from greenjax.errors import InputError, InterruptedRun
+from greenjax.evaluation import held_out as held_out_module
 from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.monitor import Monitor
 from greenjax.evaluation.pictures.canvas import Canvas
@@ -98,6 +99,17 @@ def test_the_average_of_the_weights_is_judged(finished):
         averaged, latest = (held_out.loss(place.everywhere(each)) for each in (weights, raw))
     np.testing.assert_allclose(averaged, measured, rtol=1e-6)
     assert abs(latest - measured) > 1e-4 * measured
+
+
+def test_the_best_constant_is_that_of_all_held_out_images(monkeypatch):
+    """Stored by class: the first half black, the second half white. The targets here are the images."""
+    config, valid = small_config(data__eval_images=8, mesh__data=1), np.ones((2, 1), bool)
+    batches = [Batch(np.full((2, 1, 6, 4), white, np.float32), None, None, None, valid) for white in (0, 0, 1, 1)]
+    held_out = HeldOut(config, model_graph(config), lambda batch: batch, lambda: iter(batches))
+    held_out._targets = lambda params, batch: batch.images
+    for values in (1 << 25, 8 * 6 * 4 // 2, 8 * 6 * 4 // 5):
+        monkeypatch.setattr(held_out_module, "FITTED_VALUES", values)
+        assert held_out.best_constant(None) == 0.25
 
 
 def test_every_hook_judges_the_average(tmp_path, monkeypatch):

@@ -29,7 +29,8 @@ def test_the_first_lines_say_what_is_going_to_happen(tmp_path):
     assert lines["updates"] == "400 of 64 images each: 17.1 epochs; warm-up 20 (5%)"
     assert lines["rate"] == "up to 0.00025 (optim.base_lr 0.001 x 64/256)"
     assert lines["devices"].startswith("1 x cpu, ")
-    assert str(tmp_path) in lines["results"]
+    assert lines["results"] == f"{tmp_path}, checkpoints there every 1,000 updates"
+    assert said(small_config(log__checkpoint_every=0), tmp_path)["results"].endswith(", a checkpoint there at the end")
     assert lines["exports to"].startswith("swin")
 
 

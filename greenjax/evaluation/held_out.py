@@ -65,16 +65,15 @@ class HeldOut:
     def best_constant(self, params: Any) -> float:
         """The loss of the one unit that fits all held-out targets best: a model that sees nothing can reach it.
 
-        The mean unit for a squared error, the median unit for an absolute error, over the first FITTED_VALUES values of
-        the targets. The result does not depend on the parameters.
+        The mean unit for a squared error, the median unit for an absolute error. Of more targets than FITTED_VALUES
+        every n-th unit counts. The result does not depend on the parameters.
         """
         seen: list[np.ndarray] = []
         for batch in self.parts():
             targets, valid = gathered((self._targets(params, self.place(batch)), batch.valid))
-            seen.append(targets[valid].reshape(-1, targets.shape[-1]))
-            if sum(units.size for units in seen) >= FITTED_VALUES:
-                break
-        units: Any = np.concatenate(seen)[: FITTED_VALUES // seen[0].shape[-1]].astype(np.float64)
+            every = -(-self.config.data.eval_images * math.prod(targets.shape[-2:]) // FITTED_VALUES)
+            seen.append(targets[valid].reshape(-1, targets.shape[-1])[::every])
+        units: Any = np.concatenate(seen).astype(np.float64)
         median = np.median
         if self.config.data.no_data != "none":  # values that do not count are NaN
             units, median = np.ma.masked_invalid(units), np.ma.median

@@ -14,7 +14,7 @@ from greenjax.errors import InputError
 from greenjax.evaluation.classify import accuracy, reported_accuracies
 from greenjax.evaluation.knn import knn_scores
 from greenjax.evaluation.outputs import pooled_forward, source_features
-from greenjax.evaluation.probe import linear_scores
+from greenjax.evaluation.probe import LEAST, linear_scores
 from greenjax.runtime.console import say
 from greenjax.runtime.placement import Placement
 
@@ -27,7 +27,10 @@ class Monitor:
     """
 
     def __init__(self, config: ConfigDict, data: ConfigDict, graphdef: nnx.GraphDef, place: Placement):
-        """`data`: a data section, for its split and eval_split. Raises InputError for no labels, or one class."""
+        """`data`: a data section, for its split and eval_split.
+
+        Raises InputError for no labels, one class, or too few images.
+        """
         most = config.log.monitor_images
         train, held_out = (open_labelled(data, split) for split in (data.split, data.eval_split))
         if data != config.data:  # pre-training warns of an overlap of its own splits
@@ -40,6 +43,9 @@ class Monitor:
         self.train, self.held_out = (evenly_spaced(source, most) for source in (train, found.source))
         if config.monitor == "knn":
             check_neighbours(config, len(self.train), data.split)
+        elif len(self.train) < LEAST:
+            found = f"{len(self.train)} images of {data.split!r} (log.monitor_images is {most})"
+            raise InputError(f"monitor is 'linear', with {found}: expected at least {LEAST}")
         self.config, self.place = config, place
         self.pooled = pooled_forward(graphdef)
 

@@ -20,6 +20,7 @@ from greenjax.evaluation.checks import check_features, pad_rows
 from greenjax.evaluation.outputs import Features
 
 EPSILON = 1e-6  # added to variances; MAE's
+LEAST = 10  # images: a tenth of them chooses l2
 L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 _CHUNK = 1 << 14  # images whose logits exist at a time
@@ -92,9 +93,9 @@ def choose_l2(
 ) -> float:
     """The l2 of `grid` whose fit to nine tenths of the images has the least cross-entropy on the last tenth.
 
-    `seed` draws the tenth; among equally good fits the largest l2 wins. Raises InputError for fewer than 10 images.
+    `seed` draws the tenth; among equally good fits the largest l2 wins. Raises InputError for fewer than LEAST images.
     """
-    check_features(features, labels, classes, least=10)
+    check_features(features, labels, classes, least=LEAST)
     if not grid:
         raise InputError("grid is empty: expected at least one l2")
     order = np.random.default_rng(seed).permutation(len(features))

@@ -64,13 +64,15 @@ def start_lines(run: Run) -> list[str]:
         visible = f"{visible_units(config)} of {units} units visible"
         visible += f", {config.mask.block} x {config.mask.block} to a block" if config.mask.block > 1 else ""
         rows.append(("masks", f"{groups} an update, each for {batch // groups} images; {visible}"))
+    every = config.log.checkpoint_every
+    kept = f"checkpoints there every {every:,} updates" if every else "a checkpoint there at the end"
     epochs = total * batch / len(run.sources[TRAINING])
     warmup = f"warm-up {run.warmup:,} ({run.warmup / total:.0%})" if run.warmup else "no warm-up"
     rows += [
         ("updates", f"{total:,} of {batch} images each: {epochs:.3g} epochs; {warmup}"),
         ("rate", f"up to {peak_rate(config):.3g} (optim.base_lr {optim.base_lr:g} x {batch}/256)"),
         ("devices", _devices(run.mesh)),
-        ("results", f"{run.workdir}, checkpoints there every {config.log.checkpoint_every:,} updates"),
+        ("results", f"{run.workdir}, {kept}"),
         ("exports to", export_line(config).partition(": ")[2]),
     ]
     return table(rows)
