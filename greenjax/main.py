@@ -27,9 +27,9 @@ def main(argv: list[str], task: str | None = None, about: str | None = None) -> 
 
     `greenjax finetune` gives `task`, which the config must have or leave open, and what its help says about it.
     """
+    first_speaks()
     arguments, config = parse(argv, task, about)
     workdir = arguments.workdir
-    first_speaks()
     say(f"greenjax {__version__}: {arguments.config}, task {config.task}, workdir {workdir}")
     again = f"the same command goes on from the last checkpoint in {workdir}"
 

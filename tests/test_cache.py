@@ -89,9 +89,11 @@ def test_above_the_largest_size_the_least_recently_used_go(tmp_path, monkeypatch
     for age, name in enumerate(("newest", "older", "oldest")):
         (tmp_path / name).write_bytes(b"12345")
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    (tmp_path / "of XLA").mkdir()
+    os.utime(tmp_path / "of XLA", (0, 0))
     monkeypatch.setattr(cache, "LARGEST", 10)
     cache._shrink(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"newest", "older"}
+    assert {path.name for path in tmp_path.iterdir()} == {"newest", "older", "of XLA"}
 
 
 def test_what_the_user_says_is_respected(tmp_path):

@@ -257,5 +257,8 @@ def test_losses_of_several_runs_are_drawn_into_one_picture(tmp_path, capsys, mon
     assert [text.get_text() for text in axes.get_legend().get_texts()] == runs
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 9], [20, 0.5]], [[0, 2]]] * 2
     assert "expected a file named *.png" in said(capsys, "compare", *runs, "--plot", str(tmp_path / "a.txt"))[2]
+    (tmp_path / "folder.png").mkdir()
+    out, code, err = said(capsys, "compare", *runs, "--plot", str(tmp_path / "folder.png"))
+    assert "held_out_loss" in out and code and err.endswith("folder.png' cannot be written: Is a directory\n")
     (tmp_path / "b" / "metrics.jsonl").unlink()
     assert f"{runs[1]!r} has no losses" in said(capsys, "compare", *runs, "--plot", plot)[2]

@@ -9,8 +9,10 @@ from safetensors.numpy import save_file
 from small import small_config
 
 import greenjax
+from greenjax import main
 from greenjax.config import flags, flatten, load_config
 from greenjax.config.inherit import describe, inherit, recorded
+from greenjax.runtime import console
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = dict(model__in_channels=3, data__mean=(0.1, 0.2, 0.3), data__std=(0.4, 0.5, 0.6), data__source="folder")
@@ -250,3 +252,13 @@ def test_the_command_line_says_what_came_with_the_weights(run, capsys):
     _, config = flags.parse_command(flags.Parser("python -m greenjax.main"), argv)
     assert config.model.name == "swin_t"
     assert capsys.readouterr().out.startswith(f"settings of init '{folder}': model.name='swin_t', ")
+
+
+def test_one_process_of_a_run_says_it(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(console, "_silent", False)
+    for name in ("start", "run"):
+        monkeypatch.setattr(main, name, lambda *_: None)
+    for process, count in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("JAX_PROCESS_ID", process)
+        main.main(["greenjax", "--config", str(CONFIGS / "finetune_swin_b.py"), f"--config.init={tmp_path}"])
+        assert capsys.readouterr().out.count("settings of init") == count

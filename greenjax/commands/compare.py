@@ -28,23 +28,28 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv[1:])
     try:
         table = compared([expanded(run) for run in arguments.runs])
+        draw(arguments.runs, table)
         if arguments.json:
             replace_text(arguments.json, json.dumps({"runs": arguments.runs, **table}, indent=1) + "\n")
         if arguments.plot:
             plot_losses(arguments.plot, arguments.runs)
     except InputError as error:
         raise SystemExit(f"{argv[0]}: {error}") from None
-    draw(arguments.runs, table)
 
 
 def plot_losses(path: Path, runs: list[str]) -> None:
-    """Draws the losses of these runs into a PNG. Raises InputError for another file and for a run without losses."""
+    """Draws the losses of these runs into a PNG. Raises InputError for another file, for one that
+    cannot be written, and for a run without losses.
+    """
     if path.suffix != ".png" or not path.absolute().parent.is_dir():
         raise InputError(f"--plot is {str(path)!r}: expected a file named *.png in a folder that is there")
     lines = {run: read_metrics(expanded(run)) for run in runs}
     if without := [run for run in runs if not any("loss" in line for line in lines[run])]:
         raise InputError(f"--plot: {without[0]!r} has no losses in metrics.jsonl: expected runs that train")
-    draw_losses(path, lines)
+    try:
+        draw_losses(path, lines)
+    except OSError as error:
+        raise InputError(f"--plot {str(path)!r} cannot be written: {error.strerror}") from error
 
 
 def compared(workdirs: list[Path]) -> Table:

@@ -53,7 +53,8 @@ def _shrink(folder: Path) -> None:
     found = []
     for path in folder.iterdir():
         try:
-            found.append((path.stat(), path))
+            if path.is_file():  # on GPUs XLA keeps a folder of its own there
+                found.append((path.stat(), path))
         except FileNotFoundError:  # another run shrinks the folder, too
             continue
     total = 0
