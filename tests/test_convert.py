@@ -5,17 +5,19 @@ import shlex
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from small import small_config
+from small import ONE_STAGE, small_config
 
 import greenjax
 from greenjax import convert, main
 from greenjax.config.inherit import recorded
+from greenjax.errors import InputError
 from greenjax.interop import loading
 from greenjax.interop.layouts import layout_names
 from greenjax.interop.loading import initial_model
@@ -23,6 +25,8 @@ from greenjax.interop.pretrained import load_placed
 from greenjax.interop.weights import flat_weights
 from greenjax.runtime.checkpoint import Checkpointer, SaveError
 from greenjax.tasks import finetune, pretrain
+from greenjax.training import start
+from greenjax.training.start import write_start
 
 RUN = dict(
     model__depths=(1, 1), steps=4, ema=0.5, log__checkpoint_every=2, optim__base_lr=1e-2, mesh__data=1, model__patch=2
@@ -185,6 +189,43 @@ def test_weights_of_another_program_are_found_or_said(run, tmp_path, capsys):
         np.testing.assert_array_equal(weights["encoder/norm/scale"], expected.numpy())
     assert "key is 'model': the file has 'state_dict'" in refused(*into, tmp_path / "new", "--key", "model")
     assert not (tmp_path / "new").exists()
+
+
+CLASSIFIER = ONE_STAGE | dict(task="finetune", model__num_classes=10, mesh__data=1)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """The workdir that from-torch makes."""
+    workdir, config = tmp_path_factory.mktemp("converted"), small_config(**CLASSIFIER)
+    write_start(workdir, greenjax.build(config), config)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (dict(model__norm_epsilon=1e-3), r"model.norm_epsilon is 1e-05 there, 0.001 here: use another --workdir"),
+        (dict(model__window=2), r"model.window is 4 there, 2 here"),
+        (dict(model__embed_dim=16), r"model.embed_dim is 8 there, 16 here"),
+        (dict(model__num_classes=12), r"belongs to another configuration: params/head/"),
+        (dict(ema=0.5), r"ema/encoder/.* is not in the checkpoint"),
+    ],
+)
+def test_a_start_that_converted_weights_do_not_fit_is_refused_and_leaves_their_settings(converted, changes, expected):
+    before = sorted((path, path.read_bytes()) for path in converted.iterdir() if path.is_file())
+    with pytest.raises(InputError, match=expected):
+        finetune(small_config(**CLASSIFIER | changes), converted)
+    assert sorted((path, path.read_bytes()) for path in converted.iterdir() if path.is_file()) == before
+
+
+def test_converted_weights_take_other_settings_of_training_and_images(converted, tmp_path, monkeypatch):
+    workdir = shutil.copytree(converted, tmp_path / "run")
+    monkeypatch.setattr(start, "_first_state", Mock(side_effect=KeyboardInterrupt))
+    changed = small_config(**CLASSIFIER | dict(image_size=32, model__drop_path=0.1, model__dtype="bfloat16", steps=7))
+    with pytest.raises(KeyboardInterrupt):
+        finetune(changed, workdir)
+    assert json.loads((workdir / "config.json").read_text()) == json.loads(json.dumps(changed.to_dict()))
 
 
 def test_init_takes_a_workdir_of_another_window(run, tmp_path, capsys):

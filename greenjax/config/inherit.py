@@ -28,8 +28,9 @@ FREE = tuple(part for part in SIZE_SETTINGS if KEYS[f"model.{part}"].free)  # we
 OWN = tuple(f"model.{part}" for part in FREE if KEYS[f"model.{part}"].own)
 SIZES = (*(part for part in SIZE_SETTINGS if part not in FREE), "in_channels")
 FIXED = ("model.name", *(f"model.{part}" for part in SIZES))  # weights fit no others
+ENCODER = (*FIXED, *(f"model.{part}" for part in FREE))
 COLOURS = ("data.mean", "data.std")
-MODEL = (*FIXED, *(f"model.{part}" for part in FREE), *COLOURS, "data.scale")
+MODEL = (*ENCODER, *COLOURS, "data.scale")
 DECODER = tuple(key for key in KEYS if key.startswith("decoder."))
 MASKS = {"mask_ratio": "mask.ratio", "mask_block": "mask.block"}  # by their names in a file
 PLACE = ("data.source", "data.path", "data.name")
@@ -88,7 +89,7 @@ def kept(there: Settings, here: Settings) -> Settings:
 
 def _model(settings: Settings) -> tuple[ConfigDict, Any]:
     """The section model, resolved, and its grids."""
-    keys = ("image_size", "model.border", *FIXED, *(f"model.{part}" for part in FREE))
+    keys = ("image_size", "model.border", *ENCODER)
     model = {key: settings[key] for key in keys if settings.get(key) is not None}
     config = resolve(model | {"task": "knn", "data.source": "python", "data.mean": (0.5,), "data.std": (0.5,)})
     return config.model, token_grid(config)

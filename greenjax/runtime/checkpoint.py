@@ -110,6 +110,11 @@ class Checkpointer:
             found = reader.restore(folder, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))).state
         return jax.tree.unflatten(jax.tree.structure(abstract_state), [found[key] for key in wanted])
 
+    def check(self, abstract_state: Any, step: int) -> None:
+        """Raises InputError where `restore` does. Reads no array."""
+        with self._opened(step, ocp.StandardCheckpointHandler()) as (_, folder, arrays):
+            _compare(self.directory / folder.name, arrays, flatten_tree(abstract_state))
+
     def weights(self, step: int | None = None) -> tuple[dict[str, np.ndarray], int]:
         """The weights alone, {"encoder/norm/scale": array, ...}, and their step: the moving average where there is one.
 

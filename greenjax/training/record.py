@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ def record_config(workdir: Path, config: ConfigDict, images: int, resuming: bool
     `images` is the length of the training split and `listing` its digest: other images make other batches. A run that
     begins anew overwrites the files. Raises InputError, which names what differs.
     """
-    path, data = workdir / "config.json", workdir / "data.json"
-    if resuming and path.exists():
-        _refuse_other(path, config)
+    data = workdir / "data.json"
+    if resuming:
+        refuse_other(workdir, config)
     before = read_json(data, dict, REMEDY) if resuming and data.exists() else {}
     if before.get("images", images) != images:
         raise InputError(
@@ -47,7 +48,7 @@ def record_config(workdir: Path, config: ConfigDict, images: int, resuming: bool
             f" the same; {_init_flag(workdir)} with a new --workdir starts from its weights"
         )
     if leads():
-        replace_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
+        replace_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
         replace_text(data, json.dumps({"images": images, "listing": listing}) + "\n")
         replace_text(workdir / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
@@ -64,13 +65,16 @@ def versions() -> dict[str, str]:
     return found | {"greenjax": __version__, "devices": f"{len(devices)} x {devices[0].device_kind}"}
 
 
-def _refuse_other(path: Path, config: ConfigDict) -> None:
-    """Raises InputError where config.json has other settings, except HARMLESS ones."""
+def refuse_other(workdir: Path, config: ConfigDict, among: Collection[str] = KEYS) -> None:
+    """Raises InputError where config.json is there and has other settings `among` these, except HARMLESS ones."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
     here = _as_json(flatten(config))
     defaults = {key: entry.default for key, entry in KEYS.items()}
     there = defaults | read_recorded(path, REMEDY)  # the run may be older than a key, or than a published setting
     there = _as_json({key: filled(there, key) for key in there})
-    keys = [key for key in there if not key.startswith(HARMLESS) and there[key] != here.get(key)]
+    keys = [key for key in among if not key.startswith(HARMLESS) and there[key] != here.get(key)]
     if not keys:
         return
     if config.init != "none" and there["init"] == config.init and not expanded(config.init).exists():

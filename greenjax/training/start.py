@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from greenjax.config.flags import DETERMINISTIC
+from greenjax.config.inherit import ENCODER
 from greenjax.data.listing import listing
 from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError
@@ -26,7 +27,7 @@ from greenjax.runtime.lock import held
 from greenjax.runtime.processes import leads
 from greenjax.training.guard import Rollbacks
 from greenjax.training.optim import learning_rate, run_length
-from greenjax.training.record import record_config
+from greenjax.training.record import record_config, refuse_other
 from greenjax.training.sharding import batch_shapes, make_mesh
 from greenjax.training.state import Params, State, abstract_state, init_state, parameters
 from greenjax.training.step import Task, make_update
@@ -86,6 +87,9 @@ def begin(
     start = last or 0
     if classes is not None and last is not None:
         refuse_other_classes(workdir, classes)
+    if last == 0:  # of converted weights, whose config.json a wrong start leaves as it is
+        refuse_other(workdir, config, ENCODER)
+        checkpointer.check(abstract_state(config, mesh), last)
     given = weights() if last is None else None  # before any file is written: they may be wrong
     same_start(last, start + Rollbacks(workdir).skipped(start), sources)
     record_config(workdir, config, len(images), start > 0, listing(images))
