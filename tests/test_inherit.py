@@ -160,6 +160,15 @@ def test_an_evaluation_takes_images_and_classes_too(run):
         loaded("eval", {"data.path": "/other"}, folder)
 
 
+def test_an_evaluation_of_a_detector_has_the_batch_of_its_training(tmp_path):
+    settings = dict(data__source="scenes", data__eval_split="test", data__batch_size=4, optim__accumulation=2)
+    there = small_config(**settings, task="detect", model__num_classes=3, detect__anchor_sizes=(4, 8, 16))
+    (tmp_path / "config.json").write_text(json.dumps(there.to_dict()))
+    for given, expected in (({}, (4, 2)), ({"optim.accumulation": 4}, (4, 4)), ({"data.batch_size": 1}, (1, 1))):
+        config, _ = loaded("eval", given, tmp_path)
+        assert (config.data.batch_size, config.optim.accumulation) == expected
+
+
 def test_a_file_that_names_its_images_keeps_them(run, tmp_path):
     own = tmp_path / "own.py"
     text = (CONFIGS / "eval.py").read_text()

@@ -55,7 +55,9 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
     if task == "pretrain" and there.get("task") == "pretrain":
         wanted |= {key: there.get(key, KEYS[key].default) for key in DECODER}  # the run may be older than a key
     if task == "eval" and there.get("task") == "detect":
-        wanted |= {key: there[key] for key in there if key.startswith("detect.")}
+        # The file's batch is one of classifiers: as many images of a detector do not fit into memory.
+        batch = () if "data.batch_size" in given else ("data.batch_size", "optim.accumulation")
+        wanted |= {key: there[key] for key in there if key.startswith("detect.") or key in batch}
     keys = [*READING] if all(key in given or _is_default(settings, key) for key in READING) else []
     if task in ("eval", "knn"):
         keys += ["image_size", "data.eval_crop", "model.border", *(["model.num_classes"] if task == "eval" else [])]
