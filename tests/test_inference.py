@@ -2,9 +2,11 @@
 
 import csv
 import re
+import sys
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
 import torch
@@ -157,6 +159,22 @@ def test_python_gives_the_vectors_and_maps_of_files_pixels_and_models(runs):
         np.testing.assert_allclose(greenjax.embed(model, one)[0], vectors[:1], atol=1e-5)
     assert greenjax.embed(model, list(pixels))[1] == ["source[0]", "source[1]", "source[2]"]
     assert not model.floats_are_raw
+
+
+def test_any_number_of_devices_shares_a_batch(runs, monkeypatch):
+    devices, sizes = jax.devices()[:3], []
+
+    def computed(model, *_):
+        sizes.append(model.config.data.batch_size)
+        yield np.array([0]), np.zeros((1, 8))
+
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(sys.modules["greenjax.tasks.inference.embed"], "outputs", computed)
+    pixels = np.zeros((1000, SIDE, SIDE, 3), np.uint8)
+    for model in (runs / "mim", greenjax.load(runs / "mim")):
+        for given in ({}, {"batch_size": 7}, {"batch_size": 1}):
+            greenjax.embed(model, pixels, **given)
+    assert sizes == [255, 6, 3] * 2
 
 
 def test_python_reads_images_as_the_run_does(tmp_path, capsys):

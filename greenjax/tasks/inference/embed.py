@@ -49,23 +49,25 @@ def embed_files(
 
 
 def embed(
-    model: Any, images: Any, *, stage: int | None = None
+    model: Any, images: Any, *, stage: int | None = None, batch_size: int = 256
 ) -> tuple[Float[np.ndarray, "n c"] | Float[np.ndarray, "n h w c"], list[str]]:
     """The pooled features of images, float32, and the names of the images; or their maps at the end of a stage.
 
     `model` is one of greenjax, the workdir of a run, or a file of weights that greenjax wrote. `images`: the path of a
     folder, of a list or of an image, or a sequence of paths; or images as in `model.embed`: pixels [h, w] or
     [h, w, c], a PIL image, the bytes of a file, or several. They are resized and cropped as in evaluation. `stage`
-    counts from 0, as in `greenjax.features`. An image that cannot be used is named in a warning and left out. Raises
-    InputError where none can be used, and for pooled features of a detector.
+    counts from 0, as in `greenjax.features`. `batch_size` images are computed at a time, on all devices together,
+    or the next smaller multiple of the devices; a smaller batch needs less memory. An image that cannot be used is
+    named in a warning and left out. Raises InputError where none can be used, and for pooled features of a detector.
     """
     if isinstance(model, str | Path):
-        config = load_config(TASK, {"init": str(model), "data.source": "python"}, task=TASK)
+        given = {"init": str(model), "data.source": "python", "data.batch_size": batch_size}
+        config = load_config(TASK, given, task=TASK)
         source = python_images(config, images)
         loaded = model_of_init(config, len(source))
     else:
         source = python_images(model.config, images)
-        loaded = model_of(model, len(source))
+        loaded = model_of(model, len(source), batch_size)
     check_stage(loaded.config, stage)
     check_images(loaded.config, source)
     names: list[str] = []

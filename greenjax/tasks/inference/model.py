@@ -16,11 +16,11 @@ from greenjax.data.loader import LEFT_OUT, image_batches
 from greenjax.data.undecodable import Fault, Undecodable
 from greenjax.evaluation.outputs import model_outputs
 from greenjax.runtime.placement import Placement
+from greenjax.runtime.processes import find_devices
 from greenjax.tasks.evaluate import given_model
 from greenjax.training.sharding import make_mesh
 from greenjax.training.state import Params, parameters
 
-BATCH = 256  # images of one call, as in configs/knn.py
 NOT_FINITE = "the model's output is not finite"
 
 Forward = Callable[[Any, Any], Any]  # (parameters, images [b, h, w, c]) -> outputs [b, ...]
@@ -37,31 +37,33 @@ class Model(NamedTuple):
 
 def model_of_init(config: ConfigDict, images: int, step: int | None = None) -> Model:
     """The model of `config.init`, for so many images. Raises InputError as an evaluation does."""
+    config = with_batch(config, images)
     mesh = make_mesh(config)
-    config = with_batch(config, images, mesh)
     return Model(config, *given_model(config, mesh, step), mesh)
 
 
-def model_of(model: Any, images: int) -> Model:
-    """A model of Python for so many images. The caller's own stays as it is."""
+def model_of(model: Any, images: int, batch_size: int) -> Model:
+    """A model of Python for so many images, in batches as of `with_batch`. The caller's own stays as it is."""
     kept = ("image_size", "data.mean", "data.std", "data.scale", "data.eval_crop", *READING)
     there = flatten(model.config)
     settings = {key: value for key, value in there.items() if key in kept or key.startswith("model.")}
-    given = {"task": "knn", "init": "none", "data.source": "python", "data.batch_size": BATCH}
-    config = resolve(settings | given)
+    given = {"task": "knn", "init": "none", "data.source": "python", "data.batch_size": batch_size}
+    config = with_batch(resolve(settings | given), images)
     mesh = make_mesh(config)
     own = model.for_files()
     params = Placement(mesh).everywhere(jax.tree.map(np.asarray, parameters(own)))
-    return Model(with_batch(config, images, mesh), nnx.graphdef(own), params, mesh)
+    return Model(config, nnx.graphdef(own), params, mesh)
 
 
-def with_batch(config: ConfigDict, images: int, mesh: Mesh) -> ConfigDict:
-    """The configuration with a batch that is no larger than the images need; the devices divide it.
+def with_batch(config: ConfigDict, images: int) -> ConfigDict:
+    """The configuration with a batch that is no larger than the images need.
 
-    Where its attention kernel cannot run, XLA computes the same, as in a model of `greenjax.load`.
+    It is rounded down to a multiple of the devices, and has an image for each of them at least: outputs do not depend
+    on it. Where its attention kernel cannot run, XLA computes the same, as in a model of `greenjax.load`.
     """
-    needed = -(-images // mesh.size) * mesh.size
-    here = {"data.batch_size": min(config.data.batch_size, needed), "model.attention": runnable(config.model.attention)}
+    devices = len(find_devices()) if config.mesh.data == -1 else config.mesh.data * config.mesh.fsdp
+    of_each = max(1, min(config.data.batch_size // devices, -(-images // devices)))
+    here = {"data.batch_size": of_each * devices, "model.attention": runnable(config.model.attention)}
     return resolve(flatten(config) | here)
 
 
