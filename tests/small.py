@@ -5,6 +5,7 @@ import greenjax
 _TWINS = {"model.embed_dim": 0, "model.embed_dims": (8, 16), "model.sr_ratios": (2, 1)}
 _CONVNEXT = {"model.embed_dim": 0, "model.embed_dims": (8, 16), "model.window": 0, "model.num_heads": (0,)}
 ONE_STAGE = dict(image_size=16, model__depths=(1,), model__num_heads=(2,))  # 8 x 8 units, for runs of any model
+LOSSES = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"}  # of a detector
 FAMILIES = {
     "swin": {},
     "twins": {"model.name": "twins_s", **_TWINS},

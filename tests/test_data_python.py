@@ -93,6 +93,20 @@ def test_a_wrong_item_is_named():
         opened([picture(8), np.zeros(4, np.uint8)])[1]
 
 
+def test_a_sequence_takes_the_place_of_any_data_set(tmp_path, monkeypatch):
+    def reached(config, _):
+        raise RuntimeError(config.data)
+
+    monkeypatch.setattr(greenjax.tasks, "run", reached)
+    columns = dict(data__path="here", data__name="plain", data__image_column="image", data__label_column="kind")
+    config = small_config(data__source="huggingface", data__eval_split="test", **columns)
+    with pytest.raises(RuntimeError) as raised:
+        greenjax.pretrain(config, tmp_path, source=[picture(16)])
+    (data,) = raised.value.args
+    assert (data.source, data.path, data.name, data.split, data.eval_split) == ("python", "", "", "source", "")
+    assert data.image_column == data.label_column == ""
+
+
 def test_both_trainings_take_a_sequence(tmp_path):
     digits = Images([np.asarray(Image.open(io.BytesIO(encode(picture(40 * i, 16, 16, 1))))) for i in range(4)])
     sizes = dict(steps=1, data__batch_size=4, mask__groups=2, mesh__data=2)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from small import small_config
+from small import LOSSES, small_config
 
 import greenjax
 import greenjax.interop.loading
@@ -40,7 +40,6 @@ DETECT = dict(
     detect__max_objects=6,
     detect__score_threshold=0.0,  # there are detections from the start
 )
-LOSSES = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"}
 
 
 def detections(workdir):

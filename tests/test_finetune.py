@@ -452,12 +452,15 @@ def test_a_test_set_without_a_class_is_judged_by_names(insects, tmp_path, capsys
 
 
 def test_neighbours_are_found_by_names(insects, tmp_path):
-    """The first class folder of the bank is missing among the queries."""
+    """The first class folder of the bank is missing among the queries, and one of theirs is missing in the bank."""
     root, workdir, _ = insects
     shutil.copytree(root, tmp_path / "data", ignore=shutil.ignore_patterns("run"))
     shutil.rmtree(tmp_path / "data" / "test" / "ant")
+    (tmp_path / "data" / "test" / "dog").rename(tmp_path / "data" / "test" / "emu")
     knn = dict(task="knn", init=str(workdir), data__path=str(tmp_path / "data"), data__eval_split="test", knn__k=(1,))
     assert evaluate_knn(small_config(**INSECTS | knn), tmp_path / "knn")[1]["top1"] == 1
+    results = json.loads((tmp_path / "knn" / "results.json").read_text())["test k=1"]
+    assert (results["images"], results["left_out"]) == (6, 3)
 
 
 def test_a_finished_run_tells_what_is_asked_for_later(insects, tmp_path):

@@ -25,6 +25,7 @@ from greenjax.data.sources.names import Names
 from greenjax.data.sources.python import PythonSource
 from greenjax.errors import InputError
 from greenjax.runtime.draft import Draft
+from greenjax.tasks.inference import formats
 from greenjax.tasks.inference.formats import CLASS_FORMATS, Outputs, finish_classes
 from greenjax.tasks.inference.images import check_images
 from greenjax.tasks.inference.reconstruct import listed_mask, mask_of_file, picture_paths, pretrained
@@ -95,7 +96,7 @@ def test_vectors_are_the_pooled_features_of_transformers(runs, tmp_path, capsys)
     assert (
         code == 0
         and "17 of 19 images" in out
-        and f"2 cannot be used and are left out: {tmp_path}/a.left_out.txt" in out
+        and f"2 cannot be used and are left out: {tmp_path}/a.npy.left_out.txt" in out
     )
     warned = [re.search(r"(\d\d)\.png: (.*)", line) for line in err.splitlines() if line.startswith("warning")]
     assert sorted(found.groups() for found in warned) == [
@@ -137,7 +138,7 @@ def test_a_killed_command_goes_on_and_its_file_is_the_same(runs, tmp_path, capsy
     )
     out, code, _ = said(capsys, *words, "--out", tmp_path / "resumed.npy")
     assert code == 0 and "going on after 8 images ...\n" in out
-    for name in (".npy", ".names.txt", ".left_out.txt"):
+    for name in (".npy", ".names.txt", ".npy.left_out.txt"):
         assert (tmp_path / f"resumed{name}").read_bytes() == (tmp_path / f"whole{name}").read_bytes()
     assert not list(tmp_path.glob(".*"))
 
@@ -356,6 +357,22 @@ def test_parquet_has_the_same_rows(runs, tmp_path, capsys):
     with (tmp_path / "p.csv").open(newline="") as file:
         for row, expected in zip(csv.DictReader(file), table, strict=True):
             assert {k: v if isinstance(v, str) else f"{v:.6f}" for k, v in expected.items()} == row
+
+
+def test_rows_are_read_a_bounded_part_at_a_time(tmp_path, monkeypatch):
+    """Of maps, a few rows fill the memory: at least one comes, and never more than the bytes or the rows allowed."""
+    row = np.dtype([("vectors", np.float32, (2, 2, 3))])  # 48 bytes
+    draft, rows = Draft(tmp_path, {}, row, 16, anew=False), np.zeros(5, row)
+    rows["vectors"] = np.arange(5)[:, None, None, None]
+    draft.append(rows, list("abcde"))
+    for most, sizes in ((1, [1] * 5), (100, [2, 2, 1]), (10_000, [4, 1])):
+        monkeypatch.setattr(formats, "MOST_BYTES", most)
+        monkeypatch.setattr(formats, "AT_ONCE", 4)
+        parts = [(part.copy(), names) for part, names in formats.parts_of(draft)]
+        assert [len(part) for part, _ in parts] == [len(names) for _, names in parts] == sizes
+        np.testing.assert_array_equal(np.concatenate([part for part, _ in parts]), rows)
+        assert [name for _, names in parts for name in names] == list("abcde")
+    draft.close()
 
 
 @pytest.mark.parametrize("ending", [".csv", pytest.param(".parquet", marks=pytest.mark.extra)])

@@ -217,6 +217,11 @@ class Matched(NamedTuple):
     left_out: dict[str, int]  # images of unknown classes, counted by class
     missing: Classes  # classes of which the set has no image
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What results say of it: "left_out", where some images were."""
+        return {"left_out": sum(self.left_out.values())} if self.left_out else {}
+
     def lines(self, name: str) -> list[str]:
         """One line about the set `name` that says which classes differ; none where all are the same."""
         found = []

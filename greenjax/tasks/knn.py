@@ -51,7 +51,7 @@ def evaluate_knn(config: ConfigDict, workdir: Path) -> dict[int, dict[str, int |
         about = dict(task="knn", init=config.init, bank=split, split=eval_split)
         numbers = dict(k=k, temperature=temperature, bank_images=len(bank.labels))
         if leads():
-            write_results(workdir, f"{eval_split} k={k}", about | numbers | found[k])
+            write_results(workdir, f"{eval_split} k={k}", about | numbers | found[k] | images.counts)
         say(f"{eval_split}: k-NN, k {k}: top-1 {found[k]['top1']:.4f}, {found[k]['images']:,} images")
     say(*end_lines(workdir, "done"))
     return found

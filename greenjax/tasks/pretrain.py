@@ -17,7 +17,7 @@ from greenjax.config import flatten, resolve
 from greenjax.data.loader import Batch, Batches, blank_batch, eval_batches, train_batches
 from greenjax.data.open import open_source
 from greenjax.data.overlap import warn_of_overlap
-from greenjax.data.sources import COLUMNS, SOURCES
+from greenjax.data.sources import unread
 from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.monitor import Monitor
 from greenjax.evaluation.pictures.curve import draw_loss_curve, held_out_line
@@ -103,9 +103,7 @@ def monitor_data(config: ConfigDict) -> ConfigDict:
     """`config.data` for the monitor's sets: a `data.monitor_KEY` that is given replaces `data.KEY`."""
     keys = ("source", "path", "name", "split", "eval_split")
     given = {f"data.{key}": config.data[f"monitor_{key}"] for key in keys if config.data[f"monitor_{key}"]}
-    source = SOURCES[given.get("data.source", config.data.source)]
-    unread = {key: "" for key in ("data.path", *COLUMNS) if key not in source.place}
-    return resolve(flatten(config) | unread | given).data
+    return resolve(flatten(config) | unread(given.get("data.source", config.data.source)) | given).data
 
 
 def pretraining(config: ConfigDict) -> Task[Batch, Batch]:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from greenjax import tasks
 from greenjax.config import flatten, resolve
+from greenjax.data.sources import unread
 from greenjax.data.sources.python import given
 from greenjax.errors import InputError
 from greenjax.training.state import State
@@ -38,10 +39,10 @@ def _done(expected: tuple[str, ...], config: ConfigDict, workdir: str | Path, so
         raise InputError("held_out is given without source: expected both, or data.eval_split in the config")
     if source is None:
         return tasks.run(resolve(settings), Path(workdir))
-    own = {"source": "python", "path": "", "name": "", "split": "source", "eval_split": ""}
+    own = {"data.source": "python", "data.name": "", "data.split": "source", "data.eval_split": ""}
     images = {"source": source}
     if held_out is not None:
-        own["eval_split"], images["held_out"] = "held_out", held_out
-    config = resolve(settings | {f"data.{key}": value for key, value in own.items()})
+        own["data.eval_split"], images["held_out"] = "held_out", held_out
+    config = resolve(settings | unread("python") | own)
     with given(**images):
         return tasks.run(config, Path(workdir))

@@ -57,8 +57,7 @@ def report(
         f" {metrics['images']:,} images"
     )
     about = dict(task=config.task, init=config.init, split=name) | ({} if step is None else dict(step=step))
-    left_out = {"left_out": sum(images.left_out.values())} if images.left_out else {}
-    write_results(workdir, name, about | metrics | left_out)
+    write_results(workdir, name, about | metrics | images.counts)
     assert found.predictions is not None
     plain, names = in_file_names(name), output_names(source.classes, len(found.confusion))
     if config.log.predictions:

@@ -36,3 +36,8 @@ SEVERAL: dict[str, type[Source]] = {  # by data.source, where data.path names se
 }
 
 COLUMNS = ("data.image_column", "data.label_column")  # settings, for sources in whose `place` they are
+
+
+def unread(source: str) -> dict[str, str]:
+    """The settings by which other kinds of data sets are found, empty: a source refuses some of them."""
+    return {key: "" for key in ("data.path", *COLUMNS) if key not in SOURCES[source].place}

@@ -22,7 +22,6 @@ from greenjax.models.detection.proposals import RegionProposals
 from greenjax.models.detection.pyramid import FeaturePyramid
 
 NORM_EPSILON = 1e-5  # of the norms of the stages
-LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
 
 Sizes = Int[Array, "b 2"]  # (height, width) in pixels
 
@@ -74,8 +73,9 @@ class Detector(Backbone):
         dropped, and samples are always the same. Raises InputError for other shapes.
         """
         images, sizes = self._padded(images, sizes)
-        if len(images) != len(targets[0] if isinstance(targets, Targets) else targets):
-            raise InputError(f"targets: found {len(targets)}, expected one for each of the {len(images)} images")
+        count = len(targets[0] if isinstance(targets, Targets) else targets)
+        if count != len(images):
+            raise InputError(f"targets: found {count}, expected one for each of the {len(images)} images")
         if not isinstance(targets, Targets):
             targets = packed(targets, (self.grid.height, self.grid.width), self.config.model.num_classes)
         return _losses(*nnx.split(self), images, jax.tree.map(jnp.asarray, targets), sizes, key)

@@ -20,7 +20,7 @@ from greenjax.runtime.classes import Classes
 from greenjax.runtime.draft import Draft, folder_of
 from greenjax.runtime.files import expanded, replacing
 
-AT_ONCE = 4096  # rows that are taken from a draft at a time: a row group of Parquet
+AT_ONCE, MOST_BYTES = 4096, 1 << 28  # rows that are taken from a draft at a time: a row group of Parquet
 SAFETENSORS_HEAD = 256  # bytes
 VECTORS = "vectors"  # the tensor of a safetensors file, and the column of a Parquet file
 SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16"}
@@ -74,7 +74,7 @@ class Outputs(NamedTuple):
 
     @property
     def left_out(self) -> Path:
-        return self.path.with_suffix(".left_out.txt")
+        return self.path.with_name(f"{self.path.name}.left_out.txt")  # embed and predict may share a stem
 
 
 def check_out(out: str | Path, formats: Mapping[str, Format], overwrite: bool) -> Outputs:
@@ -143,11 +143,12 @@ def finish_classes(draft: Draft, files: Outputs, names: Classes) -> None:
 
 
 def parts_of(draft: Draft) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """AT_ONCE rows after AT_ONCE rows, with their names."""
+    """The rows, as many at a time as fit into memory, with their names."""
     draft.record()
     rows, names = draft.array(), draft.names()
-    for first in range(0, len(rows), AT_ONCE):
-        part = np.array(rows[first : first + AT_ONCE])
+    count = max(1, min(AT_ONCE, MOST_BYTES // draft.dtype.itemsize))
+    for first in range(0, len(rows), count):
+        part = np.array(rows[first : first + count])
         yield part, list(islice(names, len(part)))
 
 
