@@ -48,7 +48,6 @@ def make_parser(prog: str = "python -m greenjax.convert") -> flags.Parser:
     out.add_argument("--step", type=int, help="a checkpoint's step; default: the latest")
     out.add_argument("--output", required=True, help="*.safetensors or *.pth; for hf a folder, too")
     out.add_argument("--encoder-only", action="store_true", help="without the decoder or head that the layout has")
-    out.add_argument("--image-size", help="pixels, N or HEIGHT,WIDTH: buffers and bias tables for such images")
     out.add_argument("--rgb", action="store_true", help="a classifier of grey images as one that takes RGB")
     out.add_argument("--prefix", default="", help="before every name, such as 'backbone.'")
     onnx = commands.add_parser("to-onnx", help="a model -> a file for onnxruntime and other runtimes")
@@ -70,6 +69,8 @@ def make_parser(prog: str = "python -m greenjax.convert") -> flags.Parser:
     take.add_argument("--trust", action="store_true", help="let the file run code: only for files that you trust")
     for command, run in ((out, to_torch), (onnx, to_onnx), (into, from_torch), (take, extract)):
         command.set_defaults(parser=command, run=run)
+    for command in (out, onnx):
+        command.add_argument("--image-size", help="pixels, N or HEIGHT,WIDTH: buffers and bias tables for such images")
     for command in (out, into):
         command.add_argument("--layout", required=True, choices=layout_names())
         order = "order of the 2 x 2 patch merging; raster: GreenMIM files that were pre-trained so"
@@ -108,6 +109,7 @@ def to_torch(arguments: argparse.Namespace, _: list[str]) -> None:
 
 def to_onnx(arguments: argparse.Namespace, _: list[str]) -> None:
     """Writes a model as ONNX, the moving average of its weights where there is one."""
+    from greenjax.interop.loading import with_image_size
     from greenjax.interop.onnx.saving import check_onnx, save_onnx
     from greenjax.interop.pretrained import load_placed
     from greenjax.runtime.processes import find_devices
@@ -116,7 +118,11 @@ def to_onnx(arguments: argparse.Namespace, _: list[str]) -> None:
     output = check_onnx(arguments.output, arguments.overwrite)
     model, step = load_placed(arguments.model, arguments.step)
     outputs = tuple(filter(None, arguments.outputs.split(",")))
-    lines = save_onnx(model, output, outputs=outputs, step=step, overwrite=arguments.overwrite)
+    lines: list[str] = []
+    if arguments.image_size:
+        model, report = with_image_size(model, flags.image_size(arguments.image_size))
+        lines += report.lines()
+    lines += save_onnx(model, output, outputs=outputs, step=step, overwrite=arguments.overwrite)
     _tell(f"{output}: {model.config.model.name}" + ("" if step is None else f" of step {step}"), lines)
 
 

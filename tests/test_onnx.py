@@ -12,7 +12,7 @@ from small import FAMILIES, small_config
 import greenjax
 from greenjax import convert
 from greenjax.errors import InputError, RunError
-from greenjax.interop.loading import filled
+from greenjax.interop.loading import filled, with_image_size
 from greenjax.interop.weights import flat_weights
 from greenjax.runtime.classes import write_classes
 from greenjax.training.start import write_start
@@ -147,6 +147,9 @@ def test_the_command_takes_runs_and_files(tmp_path, capsys):
         session = session_of(out)
         assert_same(session.run(["logits"], {"images": pixels(model)})[0], expected)
         assert ("classes" in session.get_modelmeta().custom_metadata_map) == (place == run)
+    command("--model", run, "--output", out, "--image-size", "48,32", "--overwrite")
+    other, _ = with_image_size(model, (48, 32))
+    assert_same(session_of(out).run(["logits"], {"images": pixels(other)})[0], np.asarray(other(pixels(other))))
     for arguments, message in (
         (("--model", run, "--output", out), "is there: expected a new file, or --overwrite"),
         (("--model", run, "--output", tmp_path / "a.pth"), "expected a file named *.onnx"),
