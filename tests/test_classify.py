@@ -8,13 +8,19 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from sklearn import metrics as sklearn_metrics
-from small import small_config
+from small import ONE_STAGE, small_config
 
 import greenjax
 from greenjax.data.loader import LabelledBatch
+from greenjax.data.open import open_labelled, open_source
 from greenjax.errors import InputError
 from greenjax.evaluation.classify import ClassificationTotals, accuracy, evaluate
+from greenjax.evaluation.monitor import Monitor
 from greenjax.evaluation.outputs import extract_features
+from greenjax.evaluation.views import ViewsMonitor
+from greenjax.runtime.placement import Placement
+from greenjax.tasks.report import Judge
+from greenjax.training.sharding import make_mesh
 
 CLASSES = 7
 
@@ -108,6 +114,31 @@ def batches(images, labels, size):
 
 def linear(params, images):
     return images.reshape(len(images), -1).astype(jnp.float32) / 255 @ params
+
+
+def test_evaluations_compute_parts_as_large_as_those_of_an_update():
+    """A classifier and the monitors, all with the numbers of whole batches."""
+    weights = np.random.default_rng(0).normal(size=(16 * 16, 10)).astype(np.float32)
+    given = ONE_STAGE | dict(data__split="train[:40]", data__eval_split="test[:23]", mesh__data=2, knn__k=(3,))
+    found, sizes = [], []
+
+    def forward():
+        return lambda params, images: sizes.append(len(images)) or linear(weights, images)  # when it is traced
+
+    for accumulation in (1, 2):
+        config = small_config(**given, monitor="knn", optim__accumulation=accumulation)
+        mesh, graphdef = make_mesh(config), nnx.graphdef(nnx.Module())
+        images, place = open_labelled(config.data, "test[:23]"), Placement(mesh)
+        judge = Judge(config, graphdef, mesh)
+        unlabelled = open_source(config.data, "train[:40]")
+        monitors = Monitor(config, config.data, graphdef, place), ViewsMonitor(config, unlabelled, graphdef, place)
+        judge.forward, monitors[0].pooled, monitors[1].pooled = forward(), forward(), forward()
+        evaluation = judge.evaluate({}, images, predictions=True)
+        measured = [monitor.measure({}) for monitor in monitors]
+        found.append([evaluation.metrics, *measured, evaluation.predictions])
+        assert sizes == [16 // accumulation] * 3
+        sizes.clear()
+    jax.tree.map(lambda whole, parts: np.testing.assert_allclose(parts, whole, rtol=1e-6), *found)
 
 
 def on_eight_devices():

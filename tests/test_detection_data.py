@@ -441,6 +441,11 @@ def test_every_image_comes_once_an_epoch_and_once_in_an_evaluation(tmp_path):
     values = np.concatenate([batch.images[:, 0, 0, 0] for batch in batches])[valid]
     assert values.tolist() == [source.image_id(index) - 10 for index in range(10)] and valid.sum() == 10
     assert all((batch.sizes[batch.valid] == (8, 12)).all() for batch in batches)
+    config.optim.accumulation = 2
+    parts = list(object_eval_batches(config, source))
+    assert {len(part.images) for part in parts} == {len(batches[0].images) // 2}
+    whole, joined = (jax.tree.map(lambda *rows: np.concatenate(rows)[:10], *each) for each in (batches, parts))
+    assert_equal([joined], [whole])
 
 
 def test_a_blank_batch_has_the_shapes_of_others(config):

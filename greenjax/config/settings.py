@@ -167,7 +167,7 @@ KEYS = {
     "optim.layer_blocks": count(1).means("blocks of a stage, in turn, that are one layer of the decay"),
     "optim.clip": amount(5.0, "; 0 = no clipping").means("the largest global norm of a gradient"),
     "optim.label_smoothing": share(0.1).means("the part of a classifier's target that is spread over all classes"),
-    "optim.accumulation": count(1).means("the number of parts in which the batch of an update is computed"),
+    "optim.accumulation": count(1).means("parts in which the batch of an update, or of an evaluation, is computed"),
     "optim.max_skipped": count(10, 0).means("more updates in a row that are not finite are a divergence"),
     "guard.spike": Key(float, 3.0, "a number above 1, or 0 = off", lambda value: value == 0 or value > 1).means(
         "a median loss of 10 updates above so many times the mean of the 100 before is a divergence"

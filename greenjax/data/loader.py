@@ -54,6 +54,11 @@ class LabelledBatch(NamedTuple):
     valid: Bool[np.ndarray, " b"]  # all True in training; False in evaluation: undecodable, or padding at the end
 
 
+def eval_size(config: ConfigDict) -> int:
+    """Images of a batch of an evaluation, those of a part of an update: they fit into memory where an update does."""
+    return config.data.batch_size // config.optim.accumulation
+
+
 def blank_batch(config: ConfigDict, plan: Plan) -> Batch:
     """A black batch of pre-training for its shapes; `plan` is that of all mask groups. Its images take no memory."""
     groups, each = config.mask.groups, config.data.batch_size // config.mask.groups
@@ -118,7 +123,8 @@ def labelled_batches(
     """Endless batches for a classifier, as `train_batches`. Raises InputError for labels without an output."""
     check_classes(config, source)
     stream = Stream(source, shuffled(len(source), config.seed), labelled_view(config), labelled=True)
-    return Batches(read_ahead(config, labelled_maker(config, stream, own), start_step), undecodable, REPLACED)
+    make = Maker(stream, config.data.batch_size, own or range(config.data.batch_size), with_labels)
+    return Batches(read_ahead(config, make, start_step), undecodable, REPLACED)
 
 
 def eval_batches(
@@ -135,7 +141,7 @@ def eval_batches(
     `train_batches`.
     """
     count = min(len(source), config.data.eval_images)
-    stream = one_pass(config, source, spaced_rows(len(source), count).tolist())
+    stream = one_pass(config, source, spaced_rows(len(source), count).tolist(), config.data.batch_size)
     make = pretraining_maker(config, stream, planner.held_out_plans, own)
     return Batches(read_once(config, make), undecodable, LEFT_OUT)
 
@@ -143,13 +149,13 @@ def eval_batches(
 def labelled_eval_batches(
     config: ConfigDict, source: LabelledSource, own: range | None = None, undecodable: Undecodable | None = None
 ) -> Batches[LabelledBatch]:
-    """All images, each once and in order; the last batch is filled up with black images.
+    """All images, each once and in order, in batches of `eval_size`; the last one is filled up with black images.
 
     An image that cannot be used is left out as in `eval_batches`. Raises InputError as `labelled_batches`.
     """
     check_classes(config, source)
-    stream = one_pass(config, source, range(len(source)), labelled=True)
-    return Batches(read_once(config, labelled_maker(config, stream, own)), undecodable, LEFT_OUT)
+    stream = one_pass(config, source, range(len(source)), size := eval_size(config), labelled=True)
+    return Batches(read_once(config, Maker(stream, size, own or range(size), with_labels)), undecodable, LEFT_OUT)
 
 
 def image_batches(
@@ -163,8 +169,9 @@ def image_batches(
 
     However many images cannot be used, the pass goes on.
     """
-    stream = one_pass(config, source, range(len(source)), patient=True)
-    make = Maker(stream, config.data.batch_size, own or range(config.data.batch_size), without_labels)
+    size = config.data.batch_size
+    stream = one_pass(config, source, range(len(source)), size, patient=True)
+    make = Maker(stream, size, own or range(size), without_labels)
     return Batches(read_once(config, make, first), undecodable, LEFT_OUT)
 
 
@@ -177,9 +184,9 @@ def two_views(
 ) -> Batches[LabelledBatch]:
     """These images, each in a random view of training, then again in another one; the same at each call.
 
-    Otherwise as `image_batches`.
+    Otherwise as `image_batches`, in batches of `eval_size`.
     """
-    size = config.data.batch_size
+    size = eval_size(config)
     order, view = [*rows, *rows], RandomView.from_config(config)
     stream = Stream(source, order, view, length=-(-len(order) // size) * size, patient=True)
     make = Maker(stream, size, own or range(size), without_labels)
@@ -190,11 +197,12 @@ def one_pass(
     config: ConfigDict,
     source: Images | LabelledSource,
     order: Sequence[int],
+    size: int,
     labelled: bool = False,
     patient: bool = False,
 ) -> Stream:
-    """The images `order`, then black ones up to whole batches."""
-    length = -(-len(order) // config.data.batch_size) * config.data.batch_size
+    """The images `order`, then black ones up to whole batches of `size`."""
+    length = -(-len(order) // size) * size
     return Stream(source, order, CentreView.from_config(config), labelled, length, patient)
 
 
@@ -225,10 +233,6 @@ def pretraining_maker(config: ConfigDict, stream: Stream, plans: Callable[..., A
     own = own or range(groups)
     rows = range(own.start * size // groups, own.stop * size // groups)
     return Maker(stream, size, rows, partial(with_plans, partial(plans, groups=groups, own=own), len(own)))
-
-
-def labelled_maker(config: ConfigDict, stream: Stream, own: range | None) -> Maker:
-    return Maker(stream, config.data.batch_size, own or range(config.data.batch_size), with_labels)
 
 
 def with_plans(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int32
 from ml_collections import ConfigDict
 
 from greenjax.data.labels import LabelledSource
-from greenjax.data.loader import LabelledBatch, labelled_eval_batches
+from greenjax.data.loader import LabelledBatch, eval_size, labelled_eval_batches
 from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import Place
@@ -34,7 +34,7 @@ def source_features(
     undecodable: Undecodable | None = None,
 ) -> Features:
     """The features of all images of a source; images that cannot be used are left out and reported to `undecodable`."""
-    batches = labelled_eval_batches(config, source, place.own(config.data.batch_size), undecodable)
+    batches = labelled_eval_batches(config, source, place.own(eval_size(config)), undecodable)
     return extract_features(pooled, params, batches, place)
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from greenjax.data.encoded import Images
 from greenjax.data.labels import spaced_rows
-from greenjax.data.loader import two_views
+from greenjax.data.loader import eval_size, two_views
 from greenjax.data.undecodable import Undecodable
 from greenjax.errors import InputError
 from greenjax.evaluation.checks import check_finite
@@ -37,7 +37,7 @@ class ViewsMonitor:
         self, params: Any, undecodable: Undecodable | None = None
     ) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, "n c"]]:
         """The features of both views of the images that can be used."""
-        own = self.place.own(self.config.data.batch_size)
+        own = self.place.own(eval_size(self.config))
         batches = two_views(self.config, self.images, self.rows, own, undecodable)
         found = [(features, valid) for features, _, valid in model_outputs(self.pooled, params, batches, self.place)]
         features, valid = (np.concatenate(each)[: 2 * len(self.rows)] for each in zip(*found))

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from greenjax.data.detection.batches import object_eval_batches
+from greenjax.data.loader import eval_size
 from greenjax.data.sources.objects import WithObjects
 from greenjax.data.undecodable import Undecodable
 from greenjax.evaluation.detection.precision import average_precision
@@ -43,7 +44,7 @@ class DetectionJudge:
         self.forward = jax.jit(lambda params, images, sizes: nnx.merge(graphdef, params).detections(images, sizes))
 
     def evaluate(self, params: Params, source: WithObjects) -> Judged:
-        own = self.place.own(self.config.data.batch_size)
+        own = self.place.own(eval_size(self.config))
         batches = object_eval_batches(self.config, source, own, self.undecodable)
         with jax.set_mesh(self.mesh):  # for kernels: ops/fused_attention.py
             found = collect(self.forward, params, batches, self.place, source)
@@ -51,7 +52,7 @@ class DetectionJudge:
 
     def draw(self, path: Path, params: Params, source: WithObjects) -> None:
         """The first images with their objects and the detections."""
-        own = self.place.own(self.config.data.batch_size)
+        own = self.place.own(eval_size(self.config))
         batch = next(object_eval_batches(self.config, source, own, self.undecodable))
         with jax.set_mesh(self.mesh):
             found = self.forward(params, self.place(batch.images), self.place(batch.sizes))

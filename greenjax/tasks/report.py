@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from greenjax.data.augment import CentreView
 from greenjax.data.encoded import undecoded
 from greenjax.data.labels import LabelledSource, Matched
-from greenjax.data.loader import labelled_eval_batches
+from greenjax.data.loader import eval_size, labelled_eval_batches
 from greenjax.data.undecodable import Undecodable
 from greenjax.evaluation.classify import Evaluation, evaluate, reported_accuracies
 from greenjax.evaluation.pictures.canvas import coloured
@@ -37,7 +37,7 @@ class Judge:
         self.forward = lambda params, images: nnx.merge(graphdef, params).forward(images)
 
     def evaluate(self, params: Params, source: LabelledSource, predictions: bool = False) -> Evaluation:
-        own = self.place.own(self.config.data.batch_size)
+        own = self.place.own(eval_size(self.config))
         batches = labelled_eval_batches(self.config, source, own, self.undecodable)
         with jax.set_mesh(self.mesh):  # for kernels: ops/fused_attention.py
             return evaluate(self.forward, params, batches, self.place, predictions=predictions)

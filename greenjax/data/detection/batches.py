@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from greenjax.data.detection.targets import Targets
 from greenjax.data.detection.view import ObjectView, no_targets
-from greenjax.data.loader import LEFT_OUT, REPLACED, Batches, Maker, read_ahead, read_once
+from greenjax.data.loader import LEFT_OUT, REPLACED, Batches, Maker, eval_size, read_ahead, read_once
 from greenjax.data.stream import Stream, shuffled
 from greenjax.data.undecodable import Undecodable
 
@@ -36,20 +36,20 @@ def object_batches(
     """
     view = ObjectView.from_config(config, training=True)
     stream = ObjectStream(source, shuffled(len(source), config.seed), view)
-    return Batches(read_ahead(config, object_maker(config, stream, own), start_step), undecodable, REPLACED)
+    make = Maker(stream, config.data.batch_size, own or range(config.data.batch_size), with_objects)
+    return Batches(read_ahead(config, make, start_step), undecodable, REPLACED)
 
 
 def object_eval_batches(
     config: ConfigDict, source: Any, own: range | None = None, undecodable: Undecodable | None = None
 ) -> Batches[ObjectBatch]:
-    """All images, each once and in order; the last batch is filled up with black images.
+    """All images, each once and in order, in batches of `eval_size`; the last one is filled up with black images.
 
     An image that cannot be used is left out as in `eval_batches`.
     """
-    view = ObjectView.from_config(config, training=False)
-    length = -(-len(source) // config.data.batch_size) * config.data.batch_size
-    stream = ObjectStream(source, range(len(source)), view, length=length)
-    return Batches(read_once(config, object_maker(config, stream, own)), undecodable, LEFT_OUT)
+    view, size = ObjectView.from_config(config, training=False), eval_size(config)
+    stream = ObjectStream(source, range(len(source)), view, length=-(-len(source) // size) * size)
+    return Batches(read_once(config, Maker(stream, size, own or range(size), with_objects)), undecodable, LEFT_OUT)
 
 
 def blank_object_batch(config: ConfigDict) -> ObjectBatch:
@@ -73,10 +73,6 @@ class ObjectStream(Stream):
 def nothing_of(view: ObjectView) -> tuple[np.ndarray, ...]:
     """What a view gives of a black image without objects."""
     return np.zeros((*view.size, view.channels), np.uint8), np.array(view.size, np.int32), *no_targets(view.most)
-
-
-def object_maker(config: ConfigDict, stream: ObjectStream, own: range | None) -> Maker:
-    return Maker(stream, config.data.batch_size, own or range(config.data.batch_size), with_objects)
 
 
 def with_objects(step: int, rows: tuple[np.ndarray, ...]) -> ObjectBatch:
