@@ -18,6 +18,7 @@ from greenjax.data import prepare
 from greenjax.data.loader import train_batches
 from greenjax.data.open import open_labelled, open_source
 from greenjax.data.prepare.__main__ import main
+from greenjax.data.remote import Remote, RemoteError, Stat
 from greenjax.data.sources import records
 from greenjax.errors import InputError, NoLabels
 
@@ -82,6 +83,18 @@ def test_a_small_jpeg_keeps_its_bytes(tree, tmp_path):
     )
     same = [source.encoded(i).data == images.encoded(i).data for i in range(12)]
     assert same == [images[i].shape[0] == 12 for i in range(12)]
+
+
+@pytest.mark.parametrize("error", [RemoteError("the server is gone"), InputError("the disk is full")])
+def test_records_that_cannot_be_copied_now_are_not_left_out(error):
+    class Gone(Remote):
+        def copy(self, url, stat):
+            raise error
+
+    remote = dict(remote=Gone(1.0, None), stats=(Stat(9, ""),))
+    source = records.RecordsSource("http://host", "train", "raw", ("http://host/train-0",), (2,), **remote)
+    with pytest.raises(type(error), match=f"^{error}$"):
+        source.encoded(0)
 
 
 def test_raw_pixels_are_not_copied_and_read_by_workers_alike(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from greenjax.data.encoded import DecodeError
-from greenjax.errors import InputError
+from greenjax.errors import InputError, RunError
 
 THREADS = 16  # that open files
 
@@ -24,6 +24,8 @@ def naming_damage(name: str, index: int, shards: Sequence[str], counts: Sequence
     """
     try:
         yield
+    except (InputError, RunError):  # of a server that is gone, or of a disk that is full, while the file is copied
+        raise
     except (RuntimeError, ValueError) as error:
         ends = list(accumulate(counts))
         shard = bisect_right(ends, index)
