@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from greenjax.data import encoded
 from greenjax.data.augment import CentreView, RandomView
 from greenjax.data.encoded import LARGE, DecodeError, Encoded, load
 from greenjax.data.reading import Reading, is_there
 from greenjax.data.sources.folder import FolderSource
 from greenjax.data.sources.names import Names
+from greenjax.errors import InputError
 
 RNG = np.random.default_rng(0)
 
@@ -239,6 +241,27 @@ def test_a_crop_of_a_large_scene_reads_its_tiles_alone(tmp_path):
         load(scene, lambda size: ((0, 0, 300, 300), (50, 60)))
 
 
+@pytest.mark.extra
+@pytest.mark.parametrize(
+    "channels, options",
+    [
+        (1, dict(bitspersample=4)),
+        (4, dict(photometric="rgb", extrasamples=["assocalpha"])),
+        (4, dict(photometric="rgb", extrasamples=["unassalpha"])),
+        (4, dict(photometric="rgb", extrasamples=["unspecified"])),
+        (5, dict(photometric="rgb", extrasamples=["unassalpha", "unspecified"])),
+    ],
+)
+def test_a_large_picture_has_the_pixels_of_a_small_one(channels, options, monkeypatch):
+    """Numbers of 4 bits are levels of grey, opacity is taken out of colours, and other channels are no colours."""
+    image = array("uint8", channels) >> 8 - options.get("bitspersample", 8)
+    data = tiff_file(image.squeeze(), tile=(16, 16), planarconfig="contig" if channels > 1 else None, **options)
+    part = lambda size: ((8, 16, 12, 20), (12, 20))  # noqa: E731
+    small, _ = load(Encoded(data, "scene"), part)
+    monkeypatch.setattr(encoded, "LARGE", 0)
+    np.testing.assert_array_equal(load(Encoded(data, "scene"), part)[0], small)
+
+
 def test_images_smaller_than_the_crop_are_enlarged():
     for view in (
         RandomView(0, (64, 64), 5, (0.2, 1.0), (0.75, 1.33), True, reading=Reading("int16", 5)),
@@ -279,5 +302,5 @@ def test_a_missing_reader_is_named_with_the_line_that_installs_it(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(DecodeError, match=r"tifffile reads it: `pip install 'greenjax\[tiff\]'` installs it"):
+    with pytest.raises(InputError, match=r"^image .*: tifffile reads it: `pip install 'greenjax\[tiff\]'` installs"):
         read(b"II*\0" + bytes(20), "uint16")

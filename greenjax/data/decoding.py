@@ -21,14 +21,14 @@ from jaxtyping import Num, UInt8
 
 from greenjax.data.jpeg import JpegHeader, without_rows
 from greenjax.data.reading import Buffer, Part, Reading, Size
-from greenjax.data.tiff import by_tifffile, by_window, turned
+from greenjax.data.tiff import ORIENTATION, TIFFS, WHITE_IS_ZERO, Decoded, by_tifffile, by_window, turned
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")  # decoded by Pillow
 # The mode to which a Pillow image is converted, by its own mode; transparency is dropped.
 MODES = {"1": "L", "L": "L", "LA": "L"} | dict.fromkeys(("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"), "RGB")
-BITS, PHOTOMETRIC, ORIENTATION, PLANES, KIND = 258, 262, 274, 284, 339  # tags of a TIFF, and of EXIF
+BITS, PHOTOMETRIC, PLANES, KIND = 258, 262, 284, 339  # tags of a TIFF
 KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}  # values of KIND
-WHITE_IS_ZERO, SEPARATE = 0, 2  # values of PHOTOMETRIC and PLANES
+SEPARATE = 2  # a value of PLANES
 GREY_ALPHA = 4  # the type of colour in byte 25 of a PNG
 # Flags by factor. In spite of their names they leave colours to the other flags.
 REDUCED = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
@@ -40,8 +40,6 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 for library in ("PIL", "tifffile"):
     logging.getLogger(library).setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module="PIL")
-
-Decoded = tuple[Num[np.ndarray, "h w c"], bool]  # pixels; whether the last channel is their opacity
 
 
 def decode(
@@ -204,7 +202,7 @@ READERS = tuple(
         # OpenCV takes the upper 8 of 16 bits, as it does in a PNG; Pillow rounds them.
         (rb"P[2356]((\s|#[^\n]*\n)+\d+){2}(\s|#[^\n]*\n)+65535\s", by_opencv),
         (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", by_kind(by_pillow, by_opencv)),  # JPEG 2000
-        (rb"II[*+]\0|MM\0[*+]", by_kind(by_pillow, by_tifffile)),  # TIFF and BigTIFF
+        (b"|".join(map(re.escape, TIFFS)), by_kind(by_pillow, by_tifffile)),
         (rb"\x93NUMPY|PK\x03\x04", by_numpy),  # .npy and .npz
     )
 )

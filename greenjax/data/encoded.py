@@ -14,9 +14,10 @@ from jaxtyping import Num
 
 from greenjax.data.jpeg import JpegHeader, jpeg_header
 from greenjax.data.reading import PICTURE, Box, Buffer, Part, Reading, Size
+from greenjax.data.tiff import TIFFS
+from greenjax.errors import InputError
 
 LARGE = 1 << 24  # bytes of a file from which a view reads no more than it needs
-TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin
 FACTORS = (1, 2, 4, 8)  # by which a decoder shrinks a JPEG
 
 
@@ -39,15 +40,17 @@ class Encoded:
         """The pixels that `reading` asks for. Applies EXIF rotation, ignores ICC profiles.
 
         As uint8 takes the upper 8 of 16 bits of grey and RGB. Shrinks a JPEG by `factor`, one of FACTORS, and may leave
-        out rows below the first `rows`. Raises DecodeError, also for pixels of another type than that of `reading`.
+        out rows below the first `rows`. Raises DecodeError, also for pixels of another type than that of `reading`;
+        InputError where the package is missing that reads the file.
         """
         from greenjax.data import decoding  # loads OpenCV, which settings of sources do without
 
         try:
             return taken(decoding.decode(self.data, self.header, factor, rows, reading), reading)
         except ValueError as error:
+            kind = InputError if isinstance(error, InputError) else DecodeError  # the former: a reader is not installed
             why = f": {error}" if str(error) else ""
-            raise DecodeError(f"{self.name} cannot be decoded as an image{why}") from error
+            raise kind(f"{self.name} cannot be decoded as an image{why}") from error
 
     def decode_part(self, part: Part, reading: Reading) -> tuple[Num[np.ndarray, "h w c"], Size] | None:
         """The pixels of a part and its new size, decoded without the rest; None where that cannot be."""

@@ -3,6 +3,8 @@
 import struct
 from mmap import mmap
 
+from greenjax.data.tiff import TIFFS
+
 FULL = 0  # the lowest bits of a TIFF's tag 254 for a page in full size, no preview and no mask
 KINDS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # types of a TIFF's numbers
 
@@ -16,7 +18,7 @@ def has_more(data: bytes | mmap) -> bool:
             return bool(data[20] & 2)
         if data[:8] == b"\x89PNG\r\n\x1a\n":
             return png_frames(data)
-        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        if data[:4] in TIFFS:
             return tiff_pages(data)
         return data[4:12] == b"ftypavis"
     except (IndexError, KeyError, OverflowError, struct.error):

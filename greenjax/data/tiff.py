@@ -13,9 +13,11 @@ from jaxtyping import Num
 from greenjax.data.reading import Box, Buffer, Part, Reading, Size
 from greenjax.errors import installed
 
+TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin; the latter two are BigTIFF
 MOST = 1 << 31  # values of a page
-ORIENTATION, GDAL_NODATA = 274, 42113  # tags
-ALPHA = (1, 2)  # values of the tag ExtraSamples: opacity, multiplied into the colours or not
+ORIENTATION, GDAL_NODATA = 274, 42113  # tags; the former of EXIF, too
+UNASSOCIATED = 2  # value of the tag ExtraSamples: opacity that is not multiplied into the colours
+ALPHA = (1, UNASSOCIATED)
 AXES = ("YX", "YXS", "SYX")  # of a page, in tifffile's letters; S are the channels
 WHITE_IS_ZERO, PALETTE = 0, 3  # values of the tag PhotometricInterpretation
 GREY_OR_RGB, YCBCR, JPEG = (1, 2), 6, 7  # others, and a value of the tag Compression
@@ -60,9 +62,12 @@ def opened(data: Buffer) -> Iterator[Any]:
 
 
 def by_segments(page: Any, picture: bool) -> bool:
-    """Whether a page can be put together from its tiles or strips alone; a picture as its viewers show it."""
+    """Whether a page can be put together from its tiles or strips alone; a picture as Pillow reads it."""
     plain = page.photometric in GREY_OR_RGB or (page.photometric == YCBCR and page.compression == JPEG)
-    return plain and page.axes in AXES and orientation_of(page) == 1 and not (picture and page.dtype != np.uint8)
+    if picture:
+        colours = page.samplesperpixel - (page.extrasamples == (UNASSOCIATED,))
+        plain = plain and page.dtype == np.uint8 and page.bitspersample == 8 and colours in (1, 3)
+    return plain and page.axes in AXES and orientation_of(page) == 1
 
 
 def page_of(file: Any, reading: Reading) -> Any:
