@@ -371,6 +371,17 @@ def test_statistics_are_measured_once_and_named_in_a_config(tmp_path):
         small_config(**settings | dict(data__scale=None))
 
 
+def test_a_channel_of_one_value_has_no_deviation(tmp_path):
+    """However the sums of a large image are rounded."""
+    image = noise("float32", 512, 512, 12)
+    image[..., 1:] = np.linspace(0.1, 300.1, 11)
+    np.save(tmp_path / "a.npy", image)
+    for channel in range(1, 12):
+        config = small_config(**bands(2, "float32", data__path=str(tmp_path), data__channels=(0, channel)))
+        with pytest.raises(InputError, match=r"^channel 1 of 1 images has one value at most: expected two"):
+            measure(config, 1, 1)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e9])
 def test_statistics_have_six_digits_whatever_the_scale(tmp_path, scale):
     folder(tmp_path, "float32", 2, n=2, size=(8, 8))
@@ -391,8 +402,9 @@ def test_records_keep_every_bit(tmp_path):
     ours, made = open_source(config.data, "all"), open_source(records.data, "all")
     view = RandomView.from_config(config)
     assert all(np.array_equal(view(ours.encoded(i), i), view(made.encoded(i), i)) for i in range(8))
-    with pytest.raises(InputError, match="--encoding is jpeg: expected raw for images that are not 8 bits"):
-        list(prepare(config, tmp_path / "other", How(256, "jpeg"), ["all"]))
+    for refused in (config, small_config(data__no_data="0")):  # a JPEG would mix missing pixels into others
+        with pytest.raises(InputError, match="--encoding is jpeg: expected raw for images that are not 8 bits"):
+            list(prepare(refused, tmp_path / "other", How(256, "jpeg"), ["all"]))
 
 
 def test_a_picture_shows_three_channels_stretched():

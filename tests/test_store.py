@@ -50,6 +50,15 @@ def test_an_object_above_the_limit_is_not_kept(store):
     assert store.get("a") is None and not entries(store.folder)
 
 
+def test_an_entry_of_another_user_is_used(store, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    store.put("a", b"1")
+    monkeypatch.setattr(os, "utime", refuse)
+    assert store.get("a") == b"1"
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])
 def test_a_damaged_entry_is_not_used(store, damage):
     store.put("a", b"x" * 1000)

@@ -17,16 +17,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO
 
-from absl import logging
 from ml_collections import ConfigDict
 
 from greenjax.errors import InputError
 from greenjax.runtime.cache import cache_folder
+from greenjax.runtime.console import warn_once
 from greenjax.runtime.files import FULL, expanded, replacing
 
 DIGEST = 16  # bytes at the end of an entry
@@ -62,9 +61,10 @@ class Store:
         path = self._path(key)
         try:
             entry = path.read_bytes()
-            os.utime(path)
         except OSError:
             return None
+        with suppress(OSError):  # an entry of another user
+            os.utime(path)
         data = entry[:-DIGEST]
         return data if entry[-DIGEST:] == _digest(data) else None
 
@@ -84,7 +84,7 @@ class Store:
         except OSError as error:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
-            _warn_once(f"{self.folder} keeps no more objects: {error.strerror}")
+            warn_once(f"{self.folder} keeps no more objects: {error.strerror}")
 
     def copy(self, key: str, size: int, write: Callable[[IO[bytes]], None]) -> Path:
         """A file of `size` bytes under a key, which `write` writes where it is missing; one process does, others wait.
@@ -154,8 +154,3 @@ class Store:
 
 def _digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=DIGEST).digest()
-
-
-@cache
-def _warn_once(message: str) -> None:
-    logging.warning("%s", message)

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from absl import logging as absl_logging
@@ -41,6 +42,12 @@ def say(*lines: str) -> None:
 def warn(text: str) -> None:
     """A line on standard error: `warning: text`."""
     _line("stderr", f"warning: {text}")
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Logs a warning once a process, however often it is due, such as once a split of one folder."""
+    absl_logging.warning("%s", text)
 
 
 def complain(text: str) -> None:

@@ -24,11 +24,10 @@ from greenjax.data.reading import PICTURE, Box, Reading, Size
 from greenjax.data.remote import is_url
 from greenjax.data.sources.array_record import count_records
 from greenjax.data.sources.base import paths_of
-from greenjax.data.sources.image_files import warn_once
 from greenjax.data.sources.records import DESCRIPTION, REMEDY, labels_path, read_description, shard_names, to_raw
 from greenjax.data.worker_process import keep_freed_memory
 from greenjax.errors import InputError, NoLabels, in_a_line
-from greenjax.runtime.console import progress_bar
+from greenjax.runtime.console import progress_bar, warn_once
 from greenjax.runtime.files import expanded, replace_text, replacing
 from greenjax.runtime.lock import LOCK, held
 
@@ -70,8 +69,8 @@ def prepare(
     Without `names`, converts the splits that the config names.
     """
     how = replace(how, reading=replace(reading_of(config), channels=()))  # all channels are kept
-    if how.encoding == "jpeg" and not how.reading.of_picture:
-        raise InputError("--encoding is jpeg: expected raw for images that are not 8 bits of grey or RGB")
+    if how.encoding == "jpeg" and how.reading != PICTURE:  # JPEG mixes pixels without data into others
+        raise InputError("--encoding is jpeg: expected raw for images that are not 8 bits of grey or RGB, or lack data")
     data = config.data.copy_and_resolve_references()
     data.per_class = 0
     names = names or [split for split in (data.split, data.eval_split) if split]

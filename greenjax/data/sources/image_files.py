@@ -10,14 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-
-from absl import logging
 
 from greenjax.data.remote import Remote, refusing
 from greenjax.data.sources import kept_listing
 from greenjax.data.sources.names import Names, hashed_order
+from greenjax.runtime.console import warn_once
 
 SUFFIXES = (".avif", ".bmp", ".btf", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".npz")
 SUFFIXES += (".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tf8", ".tif", ".tiff", ".webp")
@@ -134,9 +132,3 @@ def warn_of_left_out(root: Path | str, left_out: Counter[str]) -> None:
         total = left_out.total()
         files = "1 file is" if total == 1 else f"{total} files are"
         warn_once(f"{root}: {files} left out: {', '.join(counts)}: expected {', '.join(SUFFIXES)}")
-
-
-@cache
-def warn_once(message: str) -> None:
-    """Logs a warning once a process, however many splits are read from the same folder."""
-    logging.warning("%s", message)

@@ -16,6 +16,7 @@ from greenjax.data.reading import Reading, is_there, scale_of
 from greenjax.data.stream import fault_of
 from greenjax.errors import InputError
 
+ROUNDING = 1e-10  # of the square of a mean: the most that sums of one value differ by
 Sums = Float64[np.ndarray, "3 c"]  # number, sum and sum of squares of the values of each channel
 
 
@@ -41,8 +42,9 @@ def measure(config: ConfigDict, most: int, workers: int) -> dict[str, Any]:
     count, total, squares = sum(found, np.zeros((3, channels)))
     mean = total / np.maximum(count, 1)
     variance = squares / np.maximum(count, 1) - mean**2
-    if not (variance > 0).all():
-        channel = int((variance > 0).argmin())
+    differ = variance > ROUNDING * mean**2
+    if not differ.all():
+        channel = int(differ.argmin())
         raise InputError(f"channel {channel} of {len(found)} images has one value at most: expected two, to be scaled")
     data, measured = config.data, {"mean": mean, "std": np.sqrt(variance)}
     settings = dict(dtype=data.dtype, scale=data.scale, channels=list(data.channels), no_data=data.no_data)
@@ -56,7 +58,8 @@ def sums_of(image: Image, reading: Reading, channels: int, scale: float) -> Sums
     check_measured(pixels, reading.no_data)
     there = is_there(pixels, reading.no_data)
     values = np.where(there, pixels / np.float64(scale), 0)
-    return np.stack([part.sum(axis=(0, 1), dtype=np.float64) for part in (there, values, values**2)])
+    # Sums of sums: one after the other, the values of a large image lose digits.
+    return np.stack([part.sum(axis=0, dtype=np.float64).sum(axis=0) for part in (there, values, values**2)])
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
