@@ -132,9 +132,13 @@ def test_names_are_compared_as_people_read_them():
         matched(source, ("tea", "tea", composed), "set")
 
 
-def test_two_spellings_of_one_class_folder_are_refused(tmp_path):
+def test_two_spellings_of_one_class_are_refused(tmp_path):
     fill(tmp_path / "train", **{"caf\u00e9": [1], "cafe\u0301": [2]})
-    assert_refused("has two class folders 'caf", settings("folder", tmp_path), "train")
+    line = r"has classes 'cafe\\u0301' and 'caf\\xe9', one name: expected one spelling|has classes 'caf\\xe9' and 'cafe"
+    assert_refused(line, settings("folder", tmp_path), "train")
+    for one, other in (("caf\u00e9", "cafe\u0301"), ("1", "01")):
+        (tmp_path / "list.csv").write_text(f"path,label\na.png,{one}\nb.png,{other}\n")
+        assert_refused("^data.path has classes '.*' and '.*', one name", settings("list", tmp_path / "list.csv"), "all")
 
 
 def test_no_label_at_all_is_told_from_one_that_is_missing(tmp_path):
@@ -405,7 +409,7 @@ def test_evaluation_leaves_out_what_cannot_be_decoded_and_counts_it(caplog):
 def test_nothing_decodable_stops_the_run(batches):
     with pytest.raises(
         InputError,
-        match=r"(4|100) of the last \1 images cannot be used, the first of them: file\d.jpg cannot be decoded",
+        match=r"(4|100) of the last \1 images cannot be used, the first of them: \d: file\d.jpg cannot be decoded",
     ):
         next(batches(config(), labelled(4, broken=range(4))))
 

@@ -111,6 +111,9 @@ def test_parquet_holds_the_same(tree):
     parquet.write_table(table, tree / "list.parquet")
     one, other = (open_labelled(settings("list", tree / name), "train") for name in ("list.csv", "list.parquet"))
     assert np.array_equal(one.labels, other.labels) and listing(one) == listing(other)
+    parquet.write_table(pyarrow.table({"path": ["a.png", None]}), tree / "list.parquet")
+    with pytest.raises(InputError, match="has no path in row 2"):
+        open_source(settings("list", tree / "list.parquet"), "all")
 
 
 @pytest.mark.parametrize(
@@ -118,8 +121,9 @@ def test_parquet_holds_the_same(tree):
     [
         ("list.json", "[]", r"expected a file of paths, \*.txt, \*.csv, \*.tsv, \*.parquet"),
         ("list.csv", "label\nx\n", "has columns 'label': expected one of 'path', 'file'"),
-        ("list.csv", "path,label\na.png\n", "has 1 values in row 2: expected 2, 'path', 'label'"),
-        ("list.csv", "path,label\n,b\n", "has no path in row 1"),
+        ("list.csv", "path,label\na.png\n", "has 1 values in line 2: expected 2, 'path', 'label'"),
+        ("list.csv", 'path,label\n"a\nb.png",c\n\nd.png', "has 1 values in line 5"),
+        ("list.csv", "path,label\n\na.png,b\n,b\n", "has no path in line 4"),
         ("list.csv", 'path\n"a.png\n', "cannot be read: unexpected end of data"),
         ("list.csv", "", "has no line: expected a path in each"),
         ("list.txt", "\n", "has no images of split 'all'"),

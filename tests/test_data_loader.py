@@ -24,6 +24,7 @@ from greenjax.backbones.geometry import make_planner
 from greenjax.config import resolve
 from greenjax.data.loader import eval_batches, train_batches
 from greenjax.data.open import open_source
+from greenjax.data.sources.python import PythonSource
 from greenjax.data.stream import ImagesError
 from greenjax.data.undecodable import Fault, Undecodable
 from greenjax.data.workers import WorkerDied, WorkerError, WorkerPool
@@ -156,6 +157,12 @@ def test_most_images_undecodable_stop_the_run(planner, workers):
         take(train_batches(tiny_config(workers=workers), broken, planner), 50)
 
 
+def test_the_first_of_them_is_named_where_its_error_names_none(planner):
+    source = PythonSource([np.zeros((9, 9, 1), np.uint16)] * 4)
+    with pytest.raises(InputError, match=r", the first of them: source\[\d\]: its pixels are uint16"):
+        next(train_batches(tiny_config(), source, planner))
+
+
 def test_a_quarter_of_them_does_not(planner):
     batches = take(train_batches(tiny_config(), Broken(constants(20), range(5)), planner), 20)
     assert min(told(batches)) == 5
@@ -178,6 +185,7 @@ def test_what_all_images_raise_ends_the_run_with_the_first_traceback(planner, wo
         next(train_batches(tiny_config(workers=workers), source, planner))
     said = "".join(traceback.format_exception(raised.value))
     assert "return [][1] if" in said and "IndexError" in said and "100 of the last 100 images cannot be used" in said
+    assert "the first of them: file" in said
 
 
 def test_one_damaged_file_does_not_hide_what_the_others_raise(planner):

@@ -292,6 +292,19 @@ def test_a_mask_is_found_by_the_whole_name_of_its_image(tmp_path):
     assert [(each["image_id"], each["area"]) for each in found] == [(1, 16), (2, 24)]
 
 
+def test_masks_belong_to_upright_photographs(tmp_path):
+    """Every view turns a photograph by its EXIF data; the mask is that of what people see."""
+    mask, tags = np.zeros((12, 8), np.uint8), PIL.Image.Exif()
+    mask[:5, 2:], tags[274] = 1, 6
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    PIL.Image.fromarray(picture(1, 8, 12)).save(tmp_path / "images" / "a.jpg", exif=tags)
+    PIL.Image.fromarray(mask).save(tmp_path / "masks" / "a.png")
+    convert(["", "--path", str(tmp_path), "--images", "images", "--masks", "masks", "--name", "x"])
+    image, objects = open_objects(config_of("coco", tmp_path, split="all"), "all").encoded(0)
+    assert image.decode().shape[:2] == objects.size == (12, 8) and objects.boxes.tolist() == [[2, 0, 8, 5]]
+
+
 @pytest.mark.parametrize("file, damage", [("images/a.npy", b"\x93NUMPY"), ("masks/a.png", None)])
 def test_a_file_that_pillow_cannot_read_is_named(tmp_path, file, damage):
     for path, content in (("images/a.png", encode(picture(1, 8, 12))), ("masks/a.png", encode(picture(1, 8, 12, 1)))):
@@ -386,9 +399,10 @@ def test_the_largest_objects_are_kept(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         (batch,) = take(object_batches(config, training_images(config)), 1)
     assert batch.targets.boxes[0].tolist() == [[0, 0, 6, 6], [0, 0, 5, 5]] and batch.targets.valid.all()
-    assert (
-        "1 images of 'train' have more objects than detect.max_objects, 2: the largest ones are learnt" in caplog.text
-    )
+    open_objects(config_of(detect=dict(max_objects=4)), "train", training=True)
+    for count, most in (("1", 2), ("100,000", 4)):
+        line = f"up to {count} images of 'train' have more objects than detect.max_objects, {most}: the largest ones"
+        assert line in caplog.text
 
 
 def test_an_image_of_another_size_than_its_annotations_is_damaged(tmp_path):

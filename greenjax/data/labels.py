@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from greenjax.data.encoded import DecodeError, Image, Images, Undecoded, undecoded
 from greenjax.errors import InputError, listed
-from greenjax.runtime.classes import Classes, plain, same
+from greenjax.runtime.classes import Classes, in_order, plain, same
 
 
 @runtime_checkable
@@ -73,12 +73,11 @@ class Listed(Undecoded):
 
 def by_name(source: Images, names: Sequence[str]) -> Listed:
     """Images with the names of their classes: classes are in the order of their names, or, if all are whole numbers, of
-    their values."""
+    their values. Raises InputError for two spellings of one name or number."""
     found = set(names)
-    numbers = all(name.isdecimal() for name in found)
-    classes = sorted(found, key=int if numbers else plain)
+    classes = in_order(found, "data.path", int if all(name.isdecimal() for name in found) else plain)
     index = {name: label for label, name in enumerate(classes)}
-    return Listed(source, np.array([index[name] for name in names], np.int32), tuple(classes))
+    return Listed(source, np.array([index[name] for name in names], np.int32), classes)
 
 
 @dataclass(frozen=True)

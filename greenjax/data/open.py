@@ -65,8 +65,8 @@ def open_objects(config: ConfigDict, split: str, classes: Classes = (), *, train
             raise InputError(f"split {split!r} has no image with an object: expected some, to be trained on")
     many = np.count_nonzero(counts[rows] > config.detect.max_objects)
     if many and training:
-        found = f"{many:,} images of {split!r} have more objects than detect.max_objects, {config.detect.max_objects}"
-        logging.warning("%s: the largest ones are learnt", found)
+        found = f"up to {many:,} images of {split!r} have more objects than detect.max_objects"
+        logging.warning("%s, %d: the largest ones are learnt", found, config.detect.max_objects)
     return WithObjects.of(source, rows, classes or source.classes, split)
 
 

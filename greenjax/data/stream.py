@@ -58,7 +58,8 @@ class Stream:
         self.source, self.order, self.view, self.labelled, self.length = source, order, view, labelled, length
         self.patient = patient
         self.blank = self.nothing()
-        self._last: deque[Exception | None] = deque(maxlen=min(LOOKED_AT, len(order)))  # errors of images, None if fine
+        # Errors of the last images, None of a fine one.
+        self._last: deque[tuple[Exception, Fault] | None] = deque(maxlen=min(LOOKED_AT, len(order)))
         self._faults: deque[Fault | Remark] = deque()  # filled by several threads in evaluation
         reading = getattr(view, "reading", PICTURE)  # detection reads pictures alone
         self._looks_for_frames = reading.page == 0  # until it has found some
@@ -108,18 +109,18 @@ class Stream:
 
     def _blame(self, number: int, error: Exception) -> None:
         """Records the error of an image. Raises where too many images have one."""
-        self._faults.append(fault_of(self.source, number, error))
+        fault = fault_of(self.source, number, error)
+        self._faults.append(fault)
         traceback.clear_frames(error.__traceback__)  # frees pixels
-        self._last.append(error)
+        self._last.append((error, fault))
         raised = [each for each in self._last.copy() if each is not None]
         if self.patient or len(self._last) < (self._last.maxlen or 0) or 2 * len(raised) <= len(self._last):
             return
-        ((kind, _),) = Counter(map(type, raised)).most_common(1)
-        first = next(each for each in raised if type(each) is kind)
+        ((kind, _),) = Counter(type(error) for error, _ in raised).most_common(1)
+        first, fault = next(each for each in raised if type(each[0]) is kind)
         found = f"{len(raised)} of the last {len(self._last)} images cannot be used"
-        if isinstance(first, DecodeError):
-            raise InputError(f"{found}, the first of them: {first}") from first
-        raise ImagesError(found) from first
+        found += f", the first of them: {': '.join(filter(None, fault))}"
+        raise (InputError if isinstance(first, DecodeError) else ImagesError)(found) from first
 
 
 def fault_of(source: Any, number: int, error: Exception) -> Fault:

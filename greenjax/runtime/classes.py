@@ -2,8 +2,10 @@
 
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from greenjax.errors import InputError, listed
 from greenjax.runtime.files import read_json, replace_text
@@ -16,6 +18,15 @@ FILE = "classes.json"
 def plain(name: str) -> str:
     """The name in one Unicode form: macOS writes an accent as a character of its own."""
     return unicodedata.normalize("NFC", name)
+
+
+def in_order(names: Iterable[str], whose: str, key: Callable[[str], Any] = plain) -> Classes:
+    """Different names in the order of `key`. Raises InputError where two of them are one by it."""
+    found = sorted(names, key=key)
+    for one, other in pairwise(found):
+        if key(one) == key(other):
+            raise InputError(f"{whose} has classes {one!a} and {other!a}, one name: expected one spelling")
+    return tuple(found)
 
 
 def same(one: Sequence[str], other: Sequence[str]) -> bool:

@@ -4,7 +4,7 @@
 
 writes DIR/annotations/instances_all.json. The mask of DIR/PNGImages/A.png is DIR/PedMasks/A.png or A_mask.png, of the
 same size, with one channel: 0 is background, and every other value an object of the class --name. A mask of 1 bit a
-pixel has one object.
+pixel has one object. Masks belong to upright images: photographs are turned by their EXIF data, masks are not.
 `python -m greenjax.data.detection` does the same.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 from jaxtyping import Integer
 
 from greenjax.config import flags
@@ -72,7 +73,7 @@ def read_mask(image: Path, beside: Path) -> Integer[np.ndarray, "h w"]:
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise InputError(f"{str(image)!r} has no mask: expected {' or '.join(map(repr, map(str, candidates)))}")
-    size = of_image(image, lambda picture: picture.size)
+    size = of_image(image, lambda picture: PIL.ImageOps.exif_transpose(picture).size)
     pixels = of_image(path, np.asarray)  # of a palette the numbers, not the colours
     if pixels.ndim != 2 or pixels.shape[::-1] != size:
         raise InputError(f"mask {str(path)!r} has shape {pixels.shape}: expected {size[::-1]}, with a number an object")

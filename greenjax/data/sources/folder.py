@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from greenjax.data.sources.base import Source
 from greenjax.data.sources.image_files import SUFFIXES, names_at, names_below
 from greenjax.data.sources.names import Names
 from greenjax.errors import InputError, NoLabels, listed, refuse
-from greenjax.runtime.classes import plain
+from greenjax.runtime.classes import in_order
 from greenjax.runtime.files import expanded, folders_in
 
 
@@ -83,7 +82,7 @@ class FolderSource(Source):
             return super().in_both(rows, other, others)
         return len(self.paths(rows) & other.paths(others)) if nested(self.root, other.root) else 0
 
-    def paths(self, rows: Int[np.ndarray, " n"]) -> set[str]:
+    def paths(self: Source, rows: Int[np.ndarray, " n"]) -> set[str]:
         return {os.path.abspath(self.name_of(int(row))) for row in rows}
 
 
@@ -127,12 +126,9 @@ def split_folder(data: ConfigDict, split: str, verb: str = "is") -> str:
 
 def class_folders(root: str, inside: Iterable[str]) -> dict[str, int]:
     """The folders inside of a split, numbered in the order of their names."""
-    folders = sorted(inside, key=plain)  # the same order however a file system writes accents
+    folders = in_order(inside, repr(root))  # the same order however a file system writes accents
     if not folders:
         raise NoLabels(f"{root!r} has no class folders, hence no labels: expected {root}/CLASS/IMAGE")
-    for one, other in pairwise(folders):
-        if plain(one) == plain(other):
-            raise InputError(f"{root!r} has two class folders {one!r}, spelt with other characters: expected one")
     return {name: index for index, name in enumerate(folders)}
 
 

@@ -94,8 +94,7 @@ class FoldersSource(Source):
             return 0
         return len(self.paths(rows) & other.paths(others))
 
-    def paths(self, rows: Int[np.ndarray, " n"]) -> set[str]:
-        return {os.path.abspath(self.name_of(int(row))) for row in rows}
+    paths = FolderSource.paths
 
 
 def refuse_shared(paths: Paths, folders: list[str]) -> None:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO, TextIOWrapper
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +111,7 @@ def read_table(path: str, content: bytes) -> Table:
     """The columns of a list. Raises InputError where it is damaged, or has no column of paths."""
     suffix = os.path.splitext(path)[1].lower()
     try:
-        columns = read_parquet(path, content) if suffix == ".parquet" else read_text(path, content)
+        columns, places = read_parquet(path, content) if suffix == ".parquet" else read_text(path, content)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"list {path!r} cannot be read: {error}") from error
     table = {what: columns[name] for what, name in chosen(columns).items()}
@@ -120,9 +119,10 @@ def read_table(path: str, content: bytes) -> Table:
         raise InputError(f"list {path!r} has no line: expected a path in each, or the names of columns in the first")
     if "path" not in table:
         raise InputError(f"list {path!r} has columns {listed(columns)}: expected one of {listed(COLUMNS['path'])}")
-    for row, name in enumerate(table["path"]):
+    for place, name in zip(places, table["path"]):
         if not name:
-            raise InputError(f"list {path!r} has no path in row {row + 1}: expected the path of an image")
+            what = "row" if suffix == ".parquet" else "line"
+            raise InputError(f"list {path!r} has no path in {what} {place}: expected the path of an image")
     return table
 
 
@@ -131,26 +131,26 @@ def chosen(columns: Collection[str]) -> dict[str, str]:
     return {what: name for what, names in COLUMNS.items() for name in reversed(names) if name in columns}
 
 
-def read_text(path: str, content: bytes) -> Table:
-    """The columns of a text file: of CSV and TSV those that its first line names, else paths alone."""
+def read_text(path: str, content: bytes) -> tuple[Table, Sequence[int]]:
+    """The columns of a text file, of CSV and TSV those that its first line names, else paths alone; and their lines."""
     suffix = os.path.splitext(path)[1].lower()
     with TextIOWrapper(BytesIO(content), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         if suffix == ".txt":
             lines = file.read().replace("\r\n", "\n").split("\n")  # names of files may have other line breaks
-            return {"path": [line for line in lines if line]}
+            return {"path": [line for line in lines if line]}, ()  # none is empty
         lines = csv.reader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
         header = [name.strip().lower() for name in next(lines, [])]
-        rows = [row for row in zip(count(2), lines) if row[1]]
+        rows = [(lines.line_num, row) for row in lines if row]
     for number, row in rows:
         if len(row) != len(header):
             raise InputError(
-                f"list {path!r} has {len(row)} values in row {number}: expected {len(header)}, {listed(header)}"
+                f"list {path!r} has {len(row)} values in line {number}: expected {len(header)}, {listed(header)}"
             )
-    return dict(zip(header, map(list, zip(*(row for _, row in rows)))))
+    return dict(zip(header, map(list, zip(*(row for _, row in rows))))), [number for number, _ in rows]
 
 
-def read_parquet(path: str, content: bytes) -> Table:
-    """The columns of a Parquet file as texts, empty those that are not read."""
+def read_parquet(path: str, content: bytes) -> tuple[Table, Sequence[int]]:
+    """The columns of a Parquet file as texts, empty those that are not read; and the numbers of its rows."""
     installed("pyarrow.parquet", "greenjax[parquet]", f"list {path!r} needs the package pyarrow")
     import pyarrow.parquet
 
@@ -162,7 +162,7 @@ def read_parquet(path: str, content: bytes) -> Table:
     except pyarrow.ArrowInvalid as error:
         raise InputError(f"list {path!r} cannot be read: {error}") from error
     texts = {name: ["" if value is None else str(value) for value in values] for name, values in columns.items()}
-    return {name.lower(): texts.get(name, []) for name in names}
+    return {name.lower(): texts.get(name, []) for name in names}, range(1, file.metadata.num_rows + 1)
 
 
 def rows_of(path: str, table: Table, split: str) -> Sequence[int]:
