@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from benchmarks.ahead import CARDS, at_best, described
 from benchmarks.hlo import read_kernels
 from benchmarks.measure import TIMING, Timed, interleaved_seconds, machine, ratio_quartiles
-from benchmarks.programs import check_devices, check_pretraining, compile_part, first_state, runnable, sized
+from benchmarks.programs import ONE_DEVICE, check_pretraining, compile_part, first_state, runnable, sized
 from benchmarks.roofline import total
 from benchmarks.tables import Column, markdown
 from greenjax.ops import group_attention, primitives
@@ -124,7 +124,6 @@ def run(
         costs = {dtype: of_card(config, batch, dtype, pieces, device) for dtype in DTYPES}
         report |= {"device": CARDS[gpu].name, "jax": jax.__version__}
     else:
-        check_devices(batch)
         costs = {dtype: of_this_machine(config, batch, dtype, pieces, repeats) for dtype in DTYPES}
         report |= machine() | {"repeats": repeats}
     report["rows"] = [
@@ -162,7 +161,7 @@ def of_this_machine(
     config: ConfigDict, batch: int, dtype: str, pieces: Sequence[str], repeats: int
 ) -> dict[str, dict[str, float]]:
     """For each piece the ratios of memory, bytes, and time with its quartiles."""
-    of = sized(config, batch, model__dtype=dtype)
+    of = sized(config, batch, model__dtype=dtype, **ONE_DEVICE)
     held = [first_state(of)]
     programs, runs = {}, dict[str, Timed]()
     for name in (OWN, *pieces):
@@ -186,7 +185,7 @@ def of_card(
     config: ConfigDict, batch: int, dtype: str, pieces: Sequence[str], device: Any
 ) -> dict[str, dict[str, float]]:
     """For each piece the ratios of memory and of bytes moved, by programs for a device that is not here."""
-    of = sized(config, batch, model__dtype=dtype, mesh__data=1, mesh__fsdp=1, mask__groups=1)
+    of = sized(config, batch, model__dtype=dtype, **ONE_DEVICE)
     costs = {}
     for name in (OWN, *pieces):
         with replaced(*{name} - {OWN}):

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.hlo import Kernel, read_kernels
 from benchmarks.measure import TIMING
-from benchmarks.programs import check_pretraining, compile_part, memory_slope, sized
+from benchmarks.programs import METHODS, ONE_DEVICE, check_pretraining, compile_part, memory_slope, sized
 from benchmarks.roofline import Cost, grouped, least, part, rows, total
 from benchmarks.tables import Column, table
 from greenjax.errors import InputError
@@ -43,7 +43,6 @@ FLAGS = {
     "--batch": TIMING["--batch"],
     "--gpu": dict(choices=CARDS, default="h100", help="the card to compile for"),
 }
-METHODS = {"green": "green", "dense": "simmim"}
 
 
 def run(config: ConfigDict, batch: int, gpu: str = "h100") -> dict[str, Any]:
@@ -61,7 +60,7 @@ def run(config: ConfigDict, batch: int, gpu: str = "h100") -> dict[str, Any]:
     report |= {"model": config.model.name, "dtype": config.model.dtype, "attention": config.model.attention}
     report |= {"batch": batch, "flops_per_second": rates[0], "bytes_per_second": rates[1], "rows": [], "parts": {}}
     for name, method in METHODS.items():
-        of = sized(config, batch, method=method, mesh__data=1, mesh__fsdp=1, mask__groups=1)
+        of = sized(config, batch, method=method, **ONE_DEVICE)
         program = compile_part(of, "update", devices=[device])
         kernels = read_kernels(program.compiled.as_text())
         costs = at_best(kernels, rates)

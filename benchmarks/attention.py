@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from benchmarks.measure import TIMING, Timed, interleaved_medians, machine
-from benchmarks.programs import check_pretraining, memory_of, random_batch, sized
+from benchmarks.programs import ONE_DEVICE, check_pretraining, memory_of, random_batch, sized
 from benchmarks.tables import Column, table
 from greenjax.backbones.geometry import stage_channels, stage_specs, token_grid
 from greenjax.errors import InputError
@@ -74,7 +74,7 @@ CANDIDATES: dict[str, Candidate] = {
 def run(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     """Forward + backward of every candidate that can run here, for every stage, and for all blocks of an update."""
     check_pretraining(config)
-    config = sized(config, batch, mesh__data=1, mesh__fsdp=1, mask__groups=1)
+    config = sized(config, batch, **ONE_DEVICE)
     left_out = {name: why for name in CANDIDATES if (why := why_not(name, config.model.dtype))}
     report = {**machine(), "model": config.model.name, "method": config.method}
     report |= {"dtype": config.model.dtype, "batch": batch, "repeats": repeats, "left_out": left_out, "rows": []}

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.ahead import CARDS, described
 from benchmarks.families import named
-from benchmarks.programs import check_pretraining, compile_part, sized
+from benchmarks.programs import ONE_DEVICE, check_pretraining, compile_part, sized
 from benchmarks.tables import Column, markdown
 from greenjax.backbones.registry import family_of
 
@@ -49,7 +49,7 @@ def run(config: ConfigDict, names: list[str], gpu: str | None = None) -> dict[st
         family_of(name)  # raises InputError for an unknown name before minutes of work
     device = described(CARDS[gpu]) if gpu else jax.devices()[0]
     card = CARDS[gpu].name if gpu else device.device_kind
-    shared = {"mask__groups": config.mask.groups, "mesh__data": 1, "mesh__fsdp": 1}
+    shared = ONE_DEVICE | {"mask__groups": config.mask.groups, "method": "green"}
     print(f"the green update, compiled for one {card}, {config.mask.groups} masks, {SHARE:g} of the memory: not run")
     rows: list[dict[str, Any]] = []
     for name in names:

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.measure import TIMING, interleaved_medians, machine
-from benchmarks.programs import STEPS, check_devices, memory_of, sized
+from benchmarks.programs import ONE_DEVICE, STEPS, memory_of, sized
 from benchmarks.tables import Column, table
 from greenjax.backbones.registry import FAMILIES
 from greenjax.config.flags import positive
@@ -50,15 +50,14 @@ def run(config: ConfigDict, batch: int, repeats: int, objects: int, memory: list
         raise InputError(f"task is {config.task!r}: expected 'detect'")
     if memory:
         rows = [
-            costs(sized(config, count, model__dtype=dtype, model__remat=remat), objects)
+            costs(sized(config, count, model__dtype=dtype, model__remat=remat, **ONE_DEVICE), objects)
             for count in memory
             for dtype in ("float32", "bfloat16")
             for remat in (False, True)
         ]
         print(table(COLUMNS, rows))
         return {"model": config.model.name, "image_size": config.image_size, "rows": rows}
-    check_devices(batch)
-    return times(sized(config, batch), repeats, objects)
+    return times(sized(config, batch, **ONE_DEVICE), repeats, objects)
 
 
 def costs(config: ConfigDict, objects: int) -> dict[str, Any]:
@@ -92,6 +91,8 @@ def why_not(config: ConfigDict) -> str:
     """Why torchvision cannot run beside this configuration; "": it can."""
     if missing := [name for name in ("torch", "torchvision") if find_spec(name) is None]:
         return f"{' and '.join(missing)} not installed"
+    if jax.default_backend() != "cpu" or config.model.dtype != "float32":
+        return "it runs here on a CPU in float32 alone"
     if config.model.name not in FAMILIES["swin"].sizes:
         return f"it has no {config.model.name}"
     return "" if config.model.in_channels == 3 else "its Swin takes three channels: --config.model.in_channels=3"

@@ -17,7 +17,6 @@ chosen where no test image is seen: tables `rates` and `finetuning` in a workdir
 `--config.data.split=train[:3200] --config.data.eval_split=train[3200:] --config.seed=100`.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -30,15 +29,15 @@ from benchmarks.evidence_costs import Costs, costs_of
 from benchmarks.evidence_figure import draw
 from benchmarks.evidence_reading import ALL, FEW, Reader
 from benchmarks.evidence_text import EQUAL_TIME, EQUAL_UPDATES, HELD_OUT, Row, text
-from benchmarks.study import changed
-from greenjax.config import flatten, load_config
+from benchmarks.study import changed, remember
+from greenjax.config import load_config
 from greenjax.config.flags import folder, positive
 from greenjax.errors import InputError, listed
 from greenjax.evaluation.pictures.canvas import save_png
 from greenjax.evaluation.results import read_results, write_results
 from greenjax.runtime.cache import keep_compiled
 from greenjax.runtime.console import say
-from greenjax.runtime.files import read_json, read_metrics, replace_text
+from greenjax.runtime.files import read_metrics, replace_text
 from greenjax.runtime.lock import held
 from greenjax.tasks import pretrain
 
@@ -104,7 +103,8 @@ class Evidence:
             raise InputError("init of --config is 'none': expected the run that --table continuing starts from")
         self.config, self.recipe, self.workdir, self.readers = config, recipe, workdir, dict[str, Reader]()
         self.arms = TABLES[table](config, mae)
-        remember(workdir, {"--config": config, "--finetune": recipe} | ({"--mae": mae} if mae else {}))
+        configs = {"--config": config, "--finetune": recipe} | ({"--mae": mae} if mae else {})
+        remember(workdir, configs, ("seed", "log."))  # folders have the seeds
         self.costs: Costs = {}
         if any(arm.longer for arm in self.arms):
             self.costs = costs_of(workdir, TABLES["methods"](config, mae), self.reader(config))
@@ -216,17 +216,3 @@ def cost_of(arm: Arm) -> str:
 def tuning(updates: int, labels: str, arm: Arm) -> str:
     """The entry of a fine-tuning."""
     return f"{updates}, fine-tuned, {labels}, rate x {arm.rate:g}"
-
-
-def remember(workdir: Path, configs: dict[str, ConfigDict]) -> None:
-    """Writes down the configs of a workdir. Raises InputError where it has others: their results are not these."""
-    file = workdir / "configs.json"
-    found = read_json(file, dict, "expected configs; take another --workdir") if file.exists() else {}
-    for flag, config in configs.items():
-        values = json.loads(json.dumps(flatten(config)))
-        for key, value in found.setdefault(flag, values).items():
-            if not key.startswith(("seed", "log.")) and values.get(key) != value:
-                raise InputError(
-                    f"{key} of {flag} is {values.get(key)!r}: {file} has {value!r}; take another --workdir"
-                )
-    replace_text(file, json.dumps(found, indent=1) + "\n")

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from benchmarks.measure import TIMING
 from benchmarks.programs import (
-    check_devices,
+    METHODS,
+    ONE_DEVICE,
     check_pretraining,
     compile_part,
     memory_slope,
@@ -23,6 +24,7 @@ from benchmarks.programs import (
 from benchmarks.tables import Column, markdown
 from greenjax.backbones.registry import ARCHITECTURES, SIZE_SETTINGS, family_of
 from greenjax.config.inherit import OWN
+from greenjax.errors import InputError, listed
 from greenjax.models import build
 from greenjax.runtime.cost import matmul_flops
 
@@ -52,10 +54,11 @@ def run(config: ConfigDict, batch: int, names: list[str], memory: list[str] | No
     `memory`: the names whose memory is measured; [] stands for all of `names`.
     """
     check_pretraining(config)
-    check_devices(batch)
     measured = [] if memory is None else memory or names
-    for name in (*names, *measured):
+    for name in names:
         family_of(name)  # raises InputError for an unknown name before minutes of work
+    if others := [name for name in measured if name not in names]:
+        raise InputError(f"--memory is {others[0]!r}: expected some of --names, {listed(names)}")
     print(f"one update of {batch} images, mask ratio {config.mask.ratio:g}, {config.model.dtype}")
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -73,16 +76,17 @@ def named(config: ConfigDict, name: str) -> ConfigDict:
     window, patch = (ARCHITECTURES[name].get(part) for part in ("window", "patch"))
     stages = len(ARCHITECTURES[name]["depths"])
     size = window * patch * 2 ** (stages - 1) if window else config.image_size
-    return sized(config, config.data.batch_size, image_size=size, **published)
+    return sized(config, config.data.batch_size, image_size=size, **published, **ONE_DEVICE)
 
 
 def row(config: ConfigDict, batch: int, memory: bool) -> dict[str, Any]:
     """The figures of one model; `parameters` counts a classifier with 1,000 classes."""
-    green, dense = (sized(config, batch, method=method) for method in ("green", "simmim"))
+    methods = {name: sized(config, batch, method=method, **ONE_DEVICE) for name, method in METHODS.items()}
     found = {"name": config.model.name, "parameters": parameters(config), "image_size": config.image_size[0]}
-    for name, method in (("green", green), ("dense", dense)):
+    for name, method in methods.items():
         found[f"{name}_flops"] = matmul_flops(trace_part(method, "update", random_batch(method)).jaxpr)
     found["ratio"] = found["green_flops"] / found["dense_flops"]
+    green = methods["green"]
     found["memory_slope"] = memory_slope(green, compile_part(green, "update")) if memory else None
     return found
 

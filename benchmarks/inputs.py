@@ -36,6 +36,7 @@ FLAGS = TIMING
 PHOTOGRAPHS = {"500 x 375": ((375, 500), 64), "4000 x 3000": ((3000, 4000), 4)}  # size, and how many files
 QUALITY = 90
 PREPARED = (("jpeg", 256), ("raw", 256), ("raw", 224))  # encoding, pixels of the shorter side
+LARGE_BATCH = 2  # of photographs with a side from 1000 pixels on
 EPOCH = 50_000  # images of an epoch, because shuffling few costs more for each image
 LOADED = 12  # batches of the timed loader
 BATCH = 64  # images of such a batch
@@ -64,11 +65,12 @@ def run(batch: int, repeats: int) -> dict[str, Any]:
         for name, (size, count) in PHOTOGRAPHS.items():
             root = Path(folder, name.replace(" ", ""))
             write_photographs(root, size, count)
-            ways = ways_to_read(root, small=max(size) < 1000)
-            report["rows"] += rows_of(name, ways, batch if max(size) < 1000 else 2, repeats)
+            small = max(size) < 1000
+            report["rows"] += rows_of(name, ways_to_read(root, small), batch if small else LARGE_BATCH, repeats)
             print(f"measured {name}", flush=True)
         report["loader"] = loader_rows(Path(folder, next(iter(PHOTOGRAPHS)).replace(" ", "")))
-    print(f"one core of {report['cores']}, median of {repeats} interleaved runs of {batch} images")
+    images = f"{batch} images, {LARGE_BATCH} of large ones"
+    print(f"one core of {report['cores']}, median of {repeats} interleaved runs of {images}")
     print(table(ROWS, report["rows"]))
     print(f"whole loader, batches of {BATCH}")
     print(table(LOADER, report["loader"]))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from benchmarks.measure import TIMING, Timed, machine, medians_one_by_one
-from benchmarks.programs import check_pretraining, sized
+from benchmarks.programs import METHODS, ONE_DEVICE, check_pretraining, sized
 from benchmarks.tables import Column, table
 from greenjax.backbones.registry import FAMILIES
 from greenjax.errors import InputError
@@ -34,7 +34,7 @@ class Peers(NamedTuple):
 def run(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) -> dict[str, Any]:
     """Prints the table of PyTorch's programs and returns their figures. Raises InputError where they cannot run."""
     check_pretraining(config)
-    peers = find_peers(sized(config, batch, method="simmim"), batch, compiled)
+    peers = find_peers(sized(config, batch, method=METHODS["dense"], **ONE_DEVICE), batch, compiled)
     if reason := peers.left_out.get(PEER):
         raise InputError(f"{PEER} is left out: {reason}")
     report = {**machine(), "model": config.model.name, "dtype": config.model.dtype, "batch": batch}

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from benchmarks.measure import TIMING, Timed, interleaved_seconds, machine, product
 from benchmarks.peers import PEER, find_peers
 from benchmarks.programs import (
+    METHODS,
+    ONE_DEVICE,
     Program,
-    check_devices,
     check_pretraining,
     compile_part,
     first_state,
@@ -28,7 +29,6 @@ from greenjax.config.flags import positive
 
 FLAGS = TIMING | {"--windows": dict(type=positive, nargs="*", default=[], help="windows beside the configuration's")}
 DTYPES = ("float32", "bfloat16")
-METHODS = {"green": "green", "dense": "simmim"}
 
 
 class Update(NamedTuple):
@@ -42,14 +42,14 @@ class Update(NamedTuple):
 def run(config: ConfigDict, batch: int, repeats: int, windows: Sequence[int] = ()) -> dict[str, Any]:
     """Prints the table of a resolved pre-training configuration and returns its figures."""
     check_pretraining(config)
-    check_devices(batch)
     own, states = config.model.window, {}
     compiled: dict[Update, tuple[ConfigDict, Program]] = {}
     runs: dict[Any, Timed] = {}
     for dtype in DTYPES:
         for window in dict.fromkeys((own, *windows)):
             for name, method in METHODS.items():
-                of = sized(config, batch, method=method, model__dtype=dtype, model__window=window)
+                changes = dict(method=method, model__dtype=dtype, model__window=window)
+                of = sized(config, batch, **changes, **ONE_DEVICE)
                 program = compile_part(of, "update")
                 compiled[Update(name, dtype, window)] = of, program
                 # Parameters are float32 in both types: updates of both go on from one state.
@@ -58,7 +58,7 @@ def run(config: ConfigDict, batch: int, repeats: int, windows: Sequence[int] = (
     limits, flops, left_out = {}, 0, {}
     for dtype in DTYPES:
         runs["matmul", dtype], flops, limits[dtype] = product(dtype)
-        peers = find_peers(sized(config, batch, method="simmim", model__dtype=dtype), batch, compiled=False)
+        peers = find_peers(compiled[Update("dense", dtype, own)][0], batch, compiled=False)
         left_out |= peers.left_out
         if PEER in peers.makers:
             runs[Update(PEER, dtype, own)] = peers.makers[PEER]()["update"], ()

@@ -25,6 +25,8 @@ from greenjax.training.step import make_update
 PARTS = ("forward", "backward", "update")  # "backward" is forward + backward
 LARGE = 64  # images on one device; from such a batch the slope of memory is taken towards a smaller one
 STEPS = 1000  # length of the schedule of the learning rate
+METHODS = {"green": "green", "dense": "simmim"}  # by their names in tables
+ONE_DEVICE = {"mesh__data": 1, "mesh__fsdp": 1, "mask__groups": 1}  # for `sized`: one device, as PyTorch has, one mask
 
 
 class Program(NamedTuple):
@@ -65,7 +67,8 @@ def random_batch(config: ConfigDict, plan: Plan | None = None) -> Batch:
     if plan is None:
         plan, _ = make_planner(config).plans(0, config.mask.groups)
     batch = blank_batch(config, plan)
-    return batch._replace(images=np.random.default_rng(0).integers(256, size=batch.images.shape, dtype=np.uint8))
+    noise = np.random.default_rng(0).integers(256, size=batch.images.shape, dtype=np.uint8)
+    return batch._replace(images=noise.astype(batch.images.dtype))
 
 
 def compile_part(

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from benchmarks.hlo import Kernel, read_kernels
 from benchmarks.measure import TIMING, Timed, copy, interleaved_seconds, machine, product
 from benchmarks.profile import Event, profiled, shared_seconds, without_callers
-from benchmarks.programs import Program, check_pretraining, compile_part, runnable, sized
+from benchmarks.programs import ONE_DEVICE, Program, check_pretraining, compile_part, runnable, sized
 from benchmarks.tables import Column, table
 from greenjax.errors import InputError
 from greenjax.runtime.cost import peak_flops, peak_memory
@@ -60,7 +60,7 @@ class Cost(NamedTuple):
 def run(config: ConfigDict, batch: int, repeats: int) -> dict[str, Any]:
     """Prints the tables of one update by `config.method` on one device, and returns their figures."""
     check_pretraining(config)
-    config = sized(config, batch, mesh__data=1, mesh__fsdp=1, mask__groups=1)
+    config = sized(config, batch, **ONE_DEVICE)
     program = compile_part(config, "update")
     kernels = read_kernels(program.compiled.as_text())
     update = runnable(config, {"update": program})["update"]

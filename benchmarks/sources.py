@@ -27,6 +27,7 @@ from greenjax.data.worker_process import keep_freed_memory
 
 FLAGS = TIMING
 SIZE, COUNT = (375, 500), 64  # of the photographs
+READ = 4 * COUNT  # images of a turn that only reads
 COLUMNS: list[Column] = [
     ("source", "source", 1, ""),
     ("images/s", "images_per_second", 1, ".0f"),
@@ -49,10 +50,10 @@ def run(batch: int, repeats: int) -> dict[str, Any]:
         seconds = turns(views, batch, repeats)
         sources = {name: open_source(config.data, config.data.split) for name, config in configs.items()}
         reads = {name: lambda i, source=source: undecoded(source, i % COUNT) for name, source in sources.items()}
-        reading = turns(reads, 4 * COUNT, repeats)
+        reading = turns(reads, READ, repeats)
     rows = [row(name, seconds, reading) for name in configs]
     report = {**machine(), "batch": batch, "repeats": repeats, "rows": rows}
-    print(f"one core of {report['cores']}, medians of {repeats} turns of {batch} images")
+    print(f"one core of {report['cores']}, medians of {repeats} turns of {batch} images, {READ} for reading")
     print(table(COLUMNS, rows))
     return report
 

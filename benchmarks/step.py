@@ -14,9 +14,10 @@ from benchmarks import whole_run
 from benchmarks.measure import TIMING, Timed, copy, interleaved_medians, machine, medians_one_by_one, product
 from benchmarks.peers import Maker, Peers, find_peers
 from benchmarks.programs import (
+    METHODS,
+    ONE_DEVICE,
     PARTS,
     Program,
-    check_devices,
     check_pretraining,
     compile_part,
     memory_slope,
@@ -37,8 +38,7 @@ def run(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) ->
     `compiled`: time torch.compile too, which takes minutes on a CPU; on a GPU it is timed always.
     """
     check_pretraining(config)
-    check_devices(batch)
-    methods = {"green": sized(config, batch, method="green"), "dense": sized(config, batch, method="simmim")}
+    methods = {name: sized(config, batch, method=method, **ONE_DEVICE) for name, method in METHODS.items()}
     peers = find_peers(methods["dense"], batch, compiled or jax.default_backend() == "gpu")
     for name, reason in peers.left_out.items():
         print(f"{name} is left out: {reason}")
@@ -49,8 +49,7 @@ def run(config: ConfigDict, batch: int, repeats: int, compiled: bool = False) ->
     report |= {"repeats": repeats, "left_out": peers.left_out}
     report |= {"matmul": limit, "matmul_flops_per_second": rates[0]}
     report |= {"copy_bytes_per_second": rates[1], "peak_memory_bytes": peak_memory()}
-    peak = peak_flops(report["device"], config.model.dtype)
-    report["peak_flops_per_second"] = peak and peak * jax.device_count()
+    report["peak_flops_per_second"] = peak_flops(report["device"], config.model.dtype)
     report["planning_ms"] = planning_time(make_planner(methods["green"]), 100)
     report["rows"] = [row(name, part, time, programs, peers, report) for (name, part), time in seconds.items()]
     slopes = {name: memory_slope(of, programs[name]["update"]) for name, of in methods.items()}

@@ -8,6 +8,7 @@ training from scratch: the same updates at a rate of its own. Each is done with 
 and which of them have labels; `config.seed` is the first. docs/digits.md explains the figures.
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -37,7 +38,7 @@ from greenjax.interop.loading import initial_model
 from greenjax.models import build
 from greenjax.runtime.cache import keep_compiled
 from greenjax.runtime.console import say
-from greenjax.runtime.files import replace_text
+from greenjax.runtime.files import read_json, replace_text
 from greenjax.runtime.lock import held
 from greenjax.runtime.placement import Placement
 from greenjax.tasks.classify import classification, held_out_images, with_head
@@ -168,13 +169,7 @@ class Bench:
 
     def scored(self, bank: Features, queries: Features, seed: int) -> dict[str, float]:
         """Accuracies on `queries` of a linear probe and the first k of k-NN that learn from `bank`."""
-        classes = len(self.images.classes)
-        k, temperature = self.config.knn.k[0], self.config.knn.temperature
-        scores = {
-            PROBE: linear_scores(bank, queries, classes, seed=seed),
-            KNN: knn_scores(*bank, queries.values, classes, k=(k,), temperature=temperature)[k],
-        }
-        return {name: accuracy(of_all, queries.labels)["top1"] for name, of_all in scores.items()}
+        return frozen_top1(self.config, bank, queries, len(self.images.classes), seed)
 
     def finetuned(
         self, params: Any, labelled: LabelledSource, seed: int, base_lr: float | None = None
@@ -193,8 +188,35 @@ class Bench:
         return state
 
 
+def frozen_top1(config: ConfigDict, bank: Features, queries: Features, classes: int, seed: int = 0) -> dict[str, float]:
+    """Accuracies on `queries` of a linear probe and the first k of k-NN that learn from `bank`."""
+    k, temperature = config.knn.k[0], config.knn.temperature
+    scores = {
+        PROBE: linear_scores(bank, queries, classes, seed=seed),
+        KNN: knn_scores(*bank, queries.values, classes, k=(k,), temperature=temperature)[k],
+    }
+    return {name: accuracy(of_all, queries.labels)["top1"] for name, of_all in scores.items()}
+
+
 def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
     return resolve(flatten(config) | changes)
+
+
+def remember(workdir: Path, configs: dict[str, ConfigDict], free: tuple[str, ...] = ("log.",)) -> None:
+    """Writes down the configs of a workdir. Raises InputError where it has others, whose results are others.
+
+    `free`: what the names of settings that may change begin with.
+    """
+    file = workdir / "configs.json"
+    found = read_json(file, dict, "expected configs; take another --workdir") if file.exists() else {}
+    for flag, config in configs.items():
+        values = json.loads(json.dumps(flatten(config)))
+        for key, value in found.setdefault(flag, values).items():
+            if not key.startswith(free) and values.get(key) != value:
+                raise InputError(
+                    f"{key} of {flag} is {values.get(key)!r}: {file} has {value!r}; take another --workdir"
+                )
+    replace_text(file, json.dumps(found, indent=1) + "\n")
 
 
 def parameters(model: nnx.Module) -> Any:

@@ -5,7 +5,8 @@
 
 Every point is one pre-training in its own folder. Its frozen features are judged on `data.eval_split` by a linear
 probe and by k-NN; with --finetune the classifier fine-tuned from it is judged too, as in the paper. Points in
-results.json are not computed again, so an interrupted sweep goes on. Leaves results.json and figure5.png.
+results.json are not computed again, so an interrupted sweep goes on, with the same configs alone. Leaves results.json
+and figure5.png.
 """
 
 import math
@@ -13,22 +14,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from benchmarks.study import KNN, PROBE, frozen_top1, parameters, remember
 from greenjax.config import flatten, load_config, resolve
 from greenjax.config.flags import folder
 from greenjax.data.labels import matched
 from greenjax.data.open import open_labelled
 from greenjax.data.workers import WorkerDied
 from greenjax.errors import InputError
-from greenjax.evaluation.classify import accuracy
-from greenjax.evaluation.knn import knn_scores
 from greenjax.evaluation.monitor import check_neighbours
 from greenjax.evaluation.outputs import pooled_forward, source_features
 from greenjax.evaluation.pictures.canvas import save_png
-from greenjax.evaluation.probe import linear_scores
 from greenjax.evaluation.results import read_results, write_results
 from greenjax.interop.loading import load
 from greenjax.runtime.cache import keep_compiled
@@ -104,8 +104,14 @@ def sweep(config: ConfigDict, axes: Axes, workdir: Path, finetune_file: str | No
         for axis, values in axes.items()
         for value, changes in values.items()
     ]
-    if finetune_file is not None:
-        check_recipe(finetune_file)
+    recipe = {"--finetune": recipe_of(finetune_file)} if finetune_file else {}
+    for settings, found in read_results(workdir).items():
+        if ("finetune" in found) != bool(finetune_file):
+            missing = "no fine-tuned classifier" if finetune_file else "a fine-tuned classifier"
+            raise InputError(
+                f"--finetune is {finetune_file!r}: the point {settings!r} has {missing}; take another --workdir"
+            )
+    remember(workdir, {"--config": config} | recipe)
     for axis, value, run in points:
         settings = f"ratio {run.mask.ratio:g}, depth {run.decoder.depth}, {run.epochs or run.steps} {_unit(run)}"
         folder = workdir / settings.replace(", ", "_").replace(" ", "_")
@@ -122,8 +128,8 @@ def sweep(config: ConfigDict, axes: Axes, workdir: Path, finetune_file: str | No
         draw(workdir / "figure5.png", list(axes), read_results(workdir))
 
 
-def check_recipe(file: str) -> None:
-    """Raises InputError for a config file that cannot fine-tune a point and judge it."""
+def recipe_of(file: str) -> ConfigDict:
+    """The config of a file. Raises InputError where it cannot fine-tune a point and judge it."""
     recipe = load_config(file)
     if recipe.task not in ("finetune", "linear"):
         raise InputError(f"--finetune is {file!r}, whose task is {recipe.task!r}: expected finetune or linear")
@@ -131,6 +137,7 @@ def check_recipe(file: str) -> None:
         raise InputError(f"--finetune is {file!r}, without data.eval_split: expected the split to judge points on")
     for split in (recipe.data.split, recipe.data.eval_split):
         open_labelled(recipe.data, split)
+    return recipe
 
 
 def _unit(config: ConfigDict) -> str:
@@ -141,17 +148,14 @@ def judged(folder: Path, finetune_file: str | None) -> dict[str, float]:
     """Top-1 of a run's features on its held-out split: {"linear", "knn", "finetune"}."""
     model = load(folder)
     config = model.config
-    params, pooled = nnx.to_pure_dict(nnx.state(model, nnx.Param)), pooled_forward(nnx.graphdef(model))
+    params, pooled = parameters(model), pooled_forward(nnx.graphdef(model))
     images, others = (open_labelled(config.data, split) for split in (config.data.split, config.data.eval_split))
     sources = images, matched(others, images.classes, config.data.eval_split).source
-    place = Placement(make_mesh(config))
-    train, held_out = (source_features(config, pooled, params, source, place) for source in sources)
-    classes, k = len(images.classes), config.knn.k[0]
-    scores = {
-        "linear": linear_scores(train, held_out, classes),
-        "knn": knn_scores(*train, held_out.values, classes, k=(k,), temperature=config.knn.temperature)[k],
-    }
-    top1 = {name: accuracy(of_all, held_out.labels)["top1"] for name, of_all in scores.items()}
+    mesh = make_mesh(config)
+    with jax.set_mesh(mesh):  # for kernels: ops/fused_attention.py
+        train, held_out = (source_features(config, pooled, params, source, Placement(mesh)) for source in sources)
+    found = frozen_top1(config, train, held_out, len(images.classes))
+    top1 = {"linear": found[PROBE], "knn": found[KNN]}
     if finetune_file is not None:
         run = load_config(finetune_file, {"seed": config.seed, "init": str(folder)})
         finetune(run, folder / "finetune")

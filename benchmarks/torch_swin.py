@@ -18,6 +18,8 @@ Peaks = dict[str, int]  # peak bytes of the GPU's memory by part, filled by runs
 def programs(config: ConfigDict, batch: int, peaks: Peaks, compiled: bool = False) -> dict[str, Callable[[], Any]]:
     """Forward, forward + backward and the update as functions without arguments, which return after the GPU is done."""
     device = torch.device("cuda" if on_gpu() else "cpu")
+    if on_gpu():
+        torch.set_float32_matmul_precision("high")  # TF32, in which XLA multiplies float32 on a GPU
     model = SwinForMaskedImageModeling(swin_config(config)).train()
     torch.nn.Module.to(model, device)
     optim = config.optim

@@ -1,7 +1,8 @@
 """Time to the first step of `python -m greenjax.main` on photographs or records on disk, and the speed after it.
 
-The command runs twice with one new cache: the first run compiles and plans layouts, the second finds both. On a GPU,
-start the benchmark with XLA_PYTHON_CLIENT_PREALLOCATE=false, or this process leaves too little memory to the command.
+The command runs on one device, twice with one new cache: the first run compiles and plans layouts, the second finds
+both. On a GPU, start the benchmark with XLA_PYTHON_CLIENT_PREALLOCATE=false, or this process leaves too little memory
+to the command.
 """
 
 import json
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.inputs import PHOTOGRAPHS, prepared, write_photographs
 from benchmarks.measure import TIMING, machine
-from benchmarks.programs import STEPS, check_pretraining, sized
+from benchmarks.programs import ONE_DEVICE, STEPS, check_pretraining, sized
 from greenjax.backbones.geometry import make_planner
 from greenjax.config import flatten, resolve
 from greenjax.data.loader import train_batches
@@ -91,7 +92,7 @@ def on_data(config: ConfigDict, batch: int, source: str, path: Path) -> ConfigDi
     changes = {f"data__{name}": value for name, value in data.items()}
     changes |= dict(epochs=None, optim__warmup_epochs=None, steps=STEPS, optim__warmup_steps=1)
     changes |= dict(monitor="none", log__every=1, log__checkpoint_every=0)
-    return sized(config, batch, **changes)
+    return sized(config, batch, **changes, **ONE_DEVICE)
 
 
 def write_config(path: Path, config: ConfigDict) -> Path:

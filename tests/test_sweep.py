@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small import ONE_STAGE, small_config
+from small import ONE_STAGE, config_file, small_config
 
 from benchmarks import __main__
 from benchmarks import study as study_module
 from benchmarks import sweep as sweep_module
 from benchmarks.sweep import sweep, sweep_axes
 from greenjax.data.workers import WorkerDied
-from greenjax.evaluation.results import read_results
+from greenjax.errors import InputError
+from greenjax.evaluation.results import read_results, write_results
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUN = dict(**ONE_STAGE, steps=2, optim__warmup_steps=1, data__split="train[:60]", data__eval_split="test[:20]")
@@ -37,6 +38,23 @@ def test_every_point_is_computed_once_and_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_module, "pretrain", again)
     sweep(config, axes, tmp_path)
     assert read_results(tmp_path) == results
+    with pytest.raises(InputError, match=r"seed of --config is 1: .*configs.json has 0; take another --workdir"):
+        sweep(small_config(**RUN, mesh__data=1, seed=1), axes, tmp_path)
+
+
+def test_a_point_is_fine_tuned_like_the_others_or_refused(tmp_path):
+    """Else a curve has some of the points, without a word."""
+    recipe = str(config_file(tmp_path / "recipe.py", **RUN | dict(task="finetune")))
+    write_results(tmp_path, "ratio 0.5", {"linear": 0.5})
+    with pytest.raises(InputError, match=r"--finetune is .*recipe.py': the point 'ratio 0.5' has no fine-tuned"):
+        sweep(small_config(**RUN), {}, tmp_path, recipe)
+    write_results(tmp_path, "ratio 0.5", {"linear": 0.5, "finetune": 0.9})
+    with pytest.raises(InputError, match=r"--finetune is None: the point 'ratio 0.5' has a fine-tuned"):
+        sweep(small_config(**RUN), {}, tmp_path)
+    sweep(small_config(**RUN), {}, tmp_path, recipe)
+    config_file(tmp_path / "recipe.py", **RUN | dict(task="finetune", optim__base_lr=0.5))
+    with pytest.raises(InputError, match=r"optim.base_lr of --finetune is 0.5: .*configs.json has"):
+        sweep(small_config(**RUN), {}, tmp_path, recipe)
 
 
 def test_what_cannot_be_swept_is_refused(tmp_path):
