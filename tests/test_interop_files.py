@@ -24,8 +24,11 @@ from test_interop_layouts import SWIN, random_model
 
 import greenjax
 from greenjax import convert
+from greenjax.config import flatten
+from greenjax.config.inherit import recorded
 from greenjax.interop import huggingface
 from greenjax.interop.files import write_tensors
+from greenjax.interop.loading import initial_model
 from greenjax.interop.weights import flat_weights
 from greenjax.runtime.files import replace_text
 
@@ -65,6 +68,26 @@ def test_metadata_says_what_is_in_a_file(model, saved):
     assert metadata["greenjax_version"] == greenjax.__version__
     assert json.loads(metadata["model"])["depths"] == [2, 2]
     assert json.loads(metadata["mean"]) == [0.5, 0.5, 0.5]
+
+
+def test_metadata_of_another_program_says_nothing(model, saved):
+    """Its keys may have the names of greenjax's own, and mean something else."""
+    other = saved.with_name("other.safetensors")
+    theirs = {"model": "swin_t", "layout": "NCHW", "image_size": "64", "classes": "cats, dogs", "format": "pt"}
+    save_file(load_file(saved), other, theirs)
+    config = greenjax.resolve(flatten(model.config) | {"init": str(other)})
+    for found in (greenjax.load_torch(other, config, "swin"), initial_model(config)[0]):
+        assert found.classes == ()
+        for name, value in flat_weights(found).items():
+            np.testing.assert_array_equal(value, flat_weights(model)[name])
+    assert recorded(str(other)) == {}
+
+
+def test_numbers_keep_their_shape_and_arrays_their_order(tmp_path):
+    tensors = {"count": np.array(3, np.float32), "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T}
+    write_tensors(tmp_path / "weights.safetensors", tensors, {})
+    for name, value in load_file(tmp_path / "weights.safetensors").items():
+        np.testing.assert_array_equal(value, tensors[name], strict=True)
 
 
 def test_half_precision_becomes_float32(model, saved):

@@ -10,6 +10,7 @@ from test_interop_layouts import KINDS, random_model
 from torch_swin import TorchSwin
 
 import greenjax
+from greenjax.backbones.registry import FAMILIES
 from greenjax.interop.weights import flat_weights, put_weights
 
 transformers.logging.set_verbosity_error()
@@ -124,3 +125,12 @@ def test_what_a_library_cannot_say_is_refused(tmp_path):
     model = random_model("swin", "green", model__mlp_ratio=(4, 2))
     with pytest.raises(ValueError, match=r"model.mlp_ratio is \(4.0, 2.0\): expected one ratio for all stages"):
         greenjax.save_torch(model, tmp_path / "folder", "hf")
+
+
+@pytest.mark.parametrize("family", ["swin", "swinv2", "hiera"])
+def test_a_ratio_that_transformers_rounds_otherwise_is_refused(family):
+    """Of 8 channels: 2.45 has 20 hidden channels here, and 19 there."""
+    layout = FAMILIES[family].layouts["hf"]
+    with pytest.raises(ValueError, match=r"model.mlp_ratio is 2.45: expected one ratio .* that are rounded up"):
+        layout.folder(small_config(family, model__mlp_ratio=2.45), set())
+    assert layout.folder(small_config(family, model__mlp_ratio=2.51), set())["mlp_ratio"] == 2.51

@@ -130,4 +130,4 @@ def test_positions_are_resized_or_stay():
     expected = torch.nn.functional.interpolate(grid, (12, 6), mode="bicubic", antialias=True)
     np.testing.assert_allclose(larger.encoder.positions, expected[0].permute(1, 2, 0), atol=1e-5)
     np.testing.assert_array_equal(larger.encoder.class_token, model.encoder.class_token)
-    assert "positions resized (bicubic) from 8 x 8 to 12 x 6 tokens" in str(report.lines())
+    assert "positions resized (bicubic) from 8 x 8 to 12 x 6 tokens" in report.lines()

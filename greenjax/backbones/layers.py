@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from greenjax.backbones.initial import xavier
 from greenjax.backbones.settings import by_stage
+from greenjax.errors import InputError
 from greenjax.ops.primitives import after, gelu_matmul, layer_norm, matmul
 from greenjax.planning import Plan, TokenGrid
 from greenjax.planning.tokens import to_unit_major
@@ -166,6 +167,15 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
 def hidden_channels(ratio: float | tuple[float, ...], channels: Sequence[int]) -> list[int]:
     """The hidden channels of the MLPs of every stage: its channels times `ratio`, one number or one a stage."""
     return [round(ratio * width) for ratio, width in zip(by_stage(ratio, len(channels)), channels, strict=True)]
+
+
+def transformers_ratio(ratio: float | tuple[float, ...], channels: Sequence[int]) -> float:
+    """The ratio of a model in transformers, which rounds down. Raises InputError for other `hidden_channels` here."""
+    one = by_stage(ratio, len(channels))[0]
+    if hidden_channels(ratio, channels) != [int(one * width) for width in channels]:
+        expected = "one ratio for all stages with layout 'hf', and no hidden channels that are rounded up"
+        raise InputError(f"model.mlp_ratio is {ratio}: expected {expected}")
+    return one
 
 
 def traced_once(module: Callable[..., Array]) -> Callable[..., Array]:

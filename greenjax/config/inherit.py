@@ -142,7 +142,7 @@ def describe(config: ConfigDict) -> dict[str, str]:
 
 def _described(metadata: Mapping[str, str]) -> Settings:
     """The flat settings in the metadata of a file; {} where greenjax did not write it."""
-    if "greenjax_version" not in metadata:
+    if not metadata:
         return {}
     sections = {"model": "model", "decoder": "decoder", "detect": "detect", "reading": "data"}
     parts = {ours: json.loads(metadata[section]) for section, ours in sections.items() if section in metadata}

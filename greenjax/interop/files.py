@@ -46,7 +46,7 @@ class Contents(NamedTuple):
     """The tensors and metadata of a file."""
 
     containers: dict[str, dict[str, Any]]  # arrays of NumPy or tensors of PyTorch, by the key of their dictionary or ""
-    metadata: dict[str, str]  # of safetensors
+    metadata: dict[str, str]  # that greenjax wrote; {} in files of other programs
 
 
 def read_weights(path: str | Path, *, trust: bool = False) -> Contents:
@@ -221,7 +221,7 @@ def check_place(path: Path, folder: bool = False) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes a file as a whole or not at all; *.pth holds a plain state_dict, without metadata."""
     # safetensors writes the memory of an array without its strides.
-    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     try:
         with replacing(path) as draft:
             if path.suffix == ".pth":

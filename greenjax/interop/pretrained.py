@@ -45,7 +45,7 @@ def load_pretrained(name: str | Path, *, revision: str | None = None) -> Any:
     layout = contents.metadata.get("layout", LAYOUT)
     found = family_of(settings["model.name"]).layouts[layout]
     config = resolve(acceptable(settings | {"init": str(name)} | task_of(contents, found, settings)))
-    model, report = read_torch(path, config, layout)
+    model, report = read_torch(path, config, layout, contents=contents)
     for line in (*report.lines(), *_notes(path, contents), *map(str, _differing(found, config))):
         logging.warning("%s: %s", name, line)
     return model
@@ -99,7 +99,7 @@ def task_of(contents: Contents, layout: Layout, settings: dict[str, Any]) -> dic
 
 def _notes(path: Path, contents: Contents) -> list[str]:
     """How greenjax differs from transformers, for a folder that greenjax did not write."""
-    if "layout" in contents.metadata or not (path / "config.json").is_file():
+    if contents.metadata or not (path / "config.json").is_file():
         return []
     return described(path, read_json(path / "config.json", dict, EXPECTED)).notes
 

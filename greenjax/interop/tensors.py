@@ -20,7 +20,7 @@ from greenjax.interop.entries import Expected, entries, expected_tensors, fixed_
 from greenjax.interop.files import Contents, to_array
 from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
 from greenjax.interop.selection import best_selection, fitting_layouts, has_place, look_alike, renamed
-from greenjax.interop.weights import Report, Weights, fits, misfits_text, parameter_shapes
+from greenjax.interop.weights import LAST_NORM, Report, Weights, fits, misfits_text, parameter_shapes
 from greenjax.models import Backbone
 
 
@@ -35,7 +35,6 @@ class Reading(NamedTuple):
 
 
 BY_DEFAULT = Reading()
-LAST_NORM = ("encoder/norm/scale", "encoder/norm/bias")
 
 
 def to_tensors(
@@ -88,7 +87,6 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
     read = {theirs for entry in needed for theirs in entry.theirs}
     extra = [key for key in given if key not in read]
     fixed = fixed_tensors(layout, config, whole=whole)
-    # A detector norms every stage in place of the last.
     last_norm = {theirs for entry in entries(layout, LAST_NORM, config, whole=whole) for theirs in entry.theirs}
     report.dropped = [key for key in extra if key in fixed or key in last_norm or has_place(layout, key)]
     unexpected = [key for key in extra if key not in report.dropped]

@@ -21,7 +21,7 @@ from greenjax.runtime.checkpoint import flatten_tree
 Weights = dict[str, Shaped[np.ndarray, "..."]]
 
 SHOWN = 10  # misfits
-LAST_NORM = "encoder/norm/"  # what the names of its arrays begin with
+LAST_NORM = ("encoder/norm/scale", "encoder/norm/bias")  # a detector norms every stage instead
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Report:
         lines += [f"left out{behind}: {_by_part(self.left_out, self.prefix)}"] if self.left_out else []
         for line, names in self.resized.items():
             stages = sorted({int(found[1]) + 1 for name in names if (found := re.search(r"stages/(\d+)", name))})
-            lines.append(f"{line}: stage {', '.join(map(str, stages))}")
+            lines.append(line + (f": stage {', '.join(map(str, stages))}" if stages else ""))
         return lines + self.notes
 
 
@@ -104,12 +104,8 @@ def adapt(
     if new_head:
         weights = {key: value for key, value in weights.items() if not of_classes(key)}
     parts, wanted = set(map(part_of, weights)), set(map(part_of, shapes))
-    normed = any(key.startswith(LAST_NORM) for key in shapes)  # a detector norms every stage instead
-    used = {
-        key: value
-        for key, value in weights.items()
-        if part_of(key) in wanted and (normed or not key.startswith(LAST_NORM))
-    }
+    lost = () if LAST_NORM[0] in shapes else LAST_NORM
+    used = {key: value for key, value in weights.items() if part_of(key) in wanted and key not in lost}
     report.dropped += [key for key in weights if key not in used]
     weights = used
     lacking = (key for key in shapes if part_of(key) not in parts or (new_head and of_classes(key)))

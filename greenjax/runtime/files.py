@@ -114,14 +114,15 @@ def parse_json(name: str, content: bytes, kind: type, remedy: str) -> Any:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; {} of another file."""
+    """The metadata of a safetensors file of greenjax; {} of another file: its keys have other meanings."""
     import safetensors  # few commands need it
 
     try:
         with safetensors.safe_open(path, "numpy") as opened:
-            return opened.metadata() or {}
+            found = opened.metadata() or {}
     except safetensors.SafetensorError:
         return {}  # the reader of its tensors says what is wrong
+    return found if "greenjax_version" in found else {}
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

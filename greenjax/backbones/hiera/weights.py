@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from greenjax.backbones.geometry import token_grid
+from greenjax.backbones.geometry import stage_channels, token_grid
 from greenjax.backbones.hiera.family import is_local, unpooled
+from greenjax.backbones.layers import transformers_ratio
 from greenjax.backbones.positions import POSITIONS
 from greenjax.backbones.rules import Fault, Layout, OtherName, Rule, Table, head
 from greenjax.backbones.transforms import CONV, LINEAR, NORM, PIXEL_SHUFFLE, Kind, one, token
@@ -112,9 +113,8 @@ def _folder(config: ConfigDict, parts: set[str]) -> dict[str, Any]:
     Raises InputError for what HieraConfig cannot say.
     """
     model, decoder, stages = config.model, config.decoder, len(config.model.depths)
-    if isinstance(model.mlp_ratio, tuple):
-        raise InputError(f"model.mlp_ratio is {model.mlp_ratio}: expected one ratio for all stages with layout 'hf'")
-    if "decoder" in parts and model.mlp_ratio != 4:
+    ratio = transformers_ratio(model.mlp_ratio, stage_channels(config))
+    if "decoder" in parts and ratio != 4:
         raise InputError(f"model.mlp_ratio is {model.mlp_ratio}: expected 4, as the decoder has it, with layout 'hf'")
     kinds = {"head": "HieraForImageClassification", "decoder": "HieraForPreTraining"}
     described = {
@@ -129,7 +129,7 @@ def _folder(config: ConfigDict, parts: set[str]) -> dict[str, Any]:
         "embed_dim_multiplier": 2.0,
         "depths": list(model.depths),
         "num_heads": list(model.num_heads),
-        "mlp_ratio": model.mlp_ratio,
+        "mlp_ratio": ratio,
         "num_query_pool": stages - 1 - unpooled(model),
         "query_stride": [2, 2],
         "masked_unit_size": [token_grid(config).side(0)] * 2,

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import stage_channels, token_grid
+from greenjax.backbones.layers import transformers_ratio
 from greenjax.backbones.rules import DETECTOR, MAE_DECODER, Fault, Layout, Resizing, Rule, Table, head, simmim_decoder
 from greenjax.backbones.swin import position_bias
 from greenjax.backbones.swin.position_bias import position_buffers
@@ -133,9 +134,7 @@ def transformers_settings(config: ConfigDict, parts: set[str], name: str, model_
     Raises InputError for what they cannot say.
     """
     model = config.model
-    ratios = set(model.mlp_ratio) if isinstance(model.mlp_ratio, tuple) else {model.mlp_ratio}
-    if len(ratios) > 1:
-        raise InputError(f"model.mlp_ratio is {model.mlp_ratio}: expected one ratio for all stages with layout 'hf'")
+    ratio = transformers_ratio(model.mlp_ratio, stage_channels(config))
     rows, columns = config.image_size
     if "pixel_head" in parts and rows != columns:
         raise InputError(f"image_size is {config.image_size}: expected a square with layout 'hf' and a decoder")
@@ -150,7 +149,7 @@ def transformers_settings(config: ConfigDict, parts: set[str], name: str, model_
         "depths": list(model.depths),
         "num_heads": list(model.num_heads),
         "window_size": model.window,
-        "mlp_ratio": ratios.pop(),
+        "mlp_ratio": ratio,
         "qkv_bias": True,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
