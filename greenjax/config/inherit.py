@@ -108,7 +108,7 @@ def recorded(init: str) -> Settings:
     exported = path / "model.safetensors"  # beside a config.json of transformers
     file = exported if exported.is_file() and not is_run(path) else path
     if file.suffix == ".safetensors" and file.is_file():
-        settings = _described(read_metadata(file))
+        settings = _described(metadata) if (metadata := read_metadata(file)) else {}
         if settings or file == path:
             return settings
     config = path / "config.json"
@@ -141,9 +141,7 @@ def describe(config: ConfigDict) -> dict[str, str]:
 
 
 def _described(metadata: Mapping[str, str]) -> Settings:
-    """The flat settings in the metadata of a file; {} where greenjax did not write it."""
-    if not metadata:
-        return {}
+    """The flat settings in the metadata of a file of greenjax."""
     sections = {"model": "model", "decoder": "decoder", "detect": "detect", "reading": "data"}
     parts = {ours: json.loads(metadata[section]) for section, ours in sections.items() if section in metadata}
     found = {f"{section}.{key}": value for section, values in parts.items() for key, value in values.items()}
