@@ -1,18 +1,16 @@
 """Objects at URLs (s3://, http://, ...): listings of folders, and the bytes of objects; with retries, kept locally.
 
-The one module that knows fsspec. Connections belong to a process and are opened at its first request, so sources stay
-picklable. Every request ends: within data.fetch_seconds it gives bytes or an error that names the object.
+Connections belong to a process and are opened at its first request, so sources stay picklable. Every request ends:
+within data.fetch_seconds it gives bytes or an error that names the object.
 """
 
 import html
-import importlib
 import io
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from posixpath import normpath
 from typing import IO, Any, NamedTuple, TypeVar
@@ -20,31 +18,16 @@ from urllib.parse import quote, unquote, urlsplit
 
 from ml_collections import ConfigDict
 
-from greenjax.data.encoded import DecodeError
+from greenjax.data.filesystems import Forbidden, Refused, check_scheme, filesystem, judged
 from greenjax.data.store import Store
-from greenjax.errors import InputError, RunError, listed
+from greenjax.errors import InputError, RunError
 
-PACKAGES = {  # by scheme: the module that fsspec needs for it, and what installs that
-    "s3": ("s3fs", "'greenjax[s3]'"),
-    "http": ("aiohttp", "'greenjax[http]'"),
-    "https": ("aiohttp", "'greenjax[http]'"),
-    "gs": ("gcsfs", "gcsfs"),
-    "hf": ("huggingface_hub", "huggingface_hub"),
-}
 TRIES = 3  # at least, where a server does not answer: the share of the time that one of them may take
 SHORTEST = 0.1  # seconds of a try
 FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0  # seconds between two tries; each wait is twice the one before
-BOTO = {"config_kwargs": {"retries": {"max_attempts": 1}}}  # by itself it tries for longer than one try may take
-NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")  # boto's
 PART = 1 << 24  # bytes of one request for a large file
-VERSIONS = (
-    "ETag",
-    "etag",
-    "Last-Modified",
-    "LastModified",
-    "md5Hash",
-    "last_commit",
-)  # in what fsspec knows of objects
+# Of what fsspec knows of an object.
+VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "md5Hash", "last_commit")
 
 T = TypeVar("T")
 
@@ -53,14 +36,6 @@ class RemoteError(RunError):
     """An object cannot be fetched now, however often it is tried; the message is one line that names it."""
 
     resumable = True
-
-
-class Refused(DecodeError):
-    """A server does not give an object, and would not give it if asked again."""
-
-
-class Forbidden(Refused):
-    """A server does not give an object to this user."""
 
 
 class Stat(NamedTuple):
@@ -238,66 +213,3 @@ class Seekable(io.RawIOBase):
         buffer[:count] = self._remote.fetch(self._url, self._place, count)
         self._place += count
         return count
-
-
-# fsspec
-
-
-def check_scheme(url: str) -> None:
-    """Raises InputError for a kind of URL that is not read, or whose package is not installed."""
-    scheme = url.partition("://")[0]
-    if scheme not in PACKAGES:
-        raise InputError(f"{url!r} is a URL: expected a path, or a URL that begins with one of {listed(PACKAGES)}")
-    module, name = PACKAGES[scheme]
-    try:
-        importlib.import_module("fsspec")
-        importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"{url!r} needs {module}, which is not installed: pip install {name}") from error
-
-
-@cache
-def filesystem(scheme: str, process: int) -> Any:
-    """fsspec's filesystem of a process, shared by its threads."""
-    import fsspec  # an extra: only URLs need it
-    from fsspec.asyn import sync
-    from fsspec.config import conf
-
-    options = BOTO if scheme == "s3" and "config_kwargs" not in conf.get("s3", {}) else {}
-    files: Any = fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **options)
-    if hasattr(files, "set_session"):  # reading boto's files takes up to seconds: a cancelled try would begin anew
-        sync(files.loop, files.set_session)
-    return files
-
-
-def judged(error: Exception) -> tuple[type[Refused] | None, str]:
-    """What to raise at once, None for an error that may pass; and the reason in words."""
-    cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and type(cause).__module__.startswith("aiohttp"):
-        assert isinstance(cause, Exception)
-        return judged(cause)  # fsspec's http takes any error of a size for a missing file
-    status = status_of(error)
-    if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return Refused, "there is no such object"
-    if isinstance(error, PermissionError) or status in (401, 403) or type(error).__name__ in NO_KEYS:
-        return Forbidden, f"no right to read it ({status or said(error)})"
-    if status is not None and 400 <= status < 500 and status not in (408, 429):
-        return Refused, f"the server answers {status} ({said(error)})"
-    if status is not None:
-        return None, f"the server answers {status}"
-    return None, "no answer in time" if isinstance(error, TimeoutError) else said(error)
-
-
-def status_of(error: Exception) -> int | None:
-    """The status of HTTP that a server answered: of aiohttp's errors, and of boto's below s3fs's."""
-    for each in (error, error.__cause__):
-        if isinstance(status := getattr(each, "status", None), int):
-            return status
-        if isinstance(response := getattr(each, "response", None), dict):
-            return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return None
-
-
-def said(error: Exception) -> str:
-    """The first line of an error."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
