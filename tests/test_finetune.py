@@ -28,6 +28,7 @@ from greenjax.tasks.classify import classification
 from greenjax.tasks.evaluate import eval_sets
 from greenjax.tasks.pretrain import monitor_data
 from greenjax.tasks.report import Judge, in_file_names
+from greenjax.training.loop import UNFINISHED
 from greenjax.training.optim import layer_multipliers, learning_rate, make_optimizer, run_length
 from greenjax.training.sharding import make_mesh
 from greenjax.training.state import init_state, model_graph
@@ -463,12 +464,16 @@ def test_neighbours_are_found_by_names(insects, tmp_path):
     assert (results["images"], results["left_out"]) == (6, 3)
 
 
-def test_a_finished_run_tells_what_is_asked_for_later(insects, tmp_path):
+def test_a_finished_run_tells_what_is_asked_for_later(insects, tmp_path, capsys):
     root, workdir, _ = insects
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
     later = dict(data__path=str(root), data__eval_split="test", log__predictions=True)
-    finetune(small_config(**INSECTS | later | dict(optim__base_lr=0.1, steps=40)), tmp_path / "run")
+    config = small_config(**INSECTS | later | dict(optim__base_lr=0.1, steps=40))
+    for noted in ("", "40"):  # the step in whose last evaluation the run was killed
+        (tmp_path / "run" / UNFINISHED).write_text(noted)
+        finetune(config, tmp_path / "run")
+        assert capsys.readouterr().out.count("test: top-1 ") == 1
     assert read_results(tmp_path / "run") == read_results(workdir)
     assert len((tmp_path / "run" / "predictions_test.csv").read_text().splitlines()) == 1 + 12
 

@@ -57,6 +57,7 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     say(*start_lines(run))
     judge = Judge(config, task.graphdef, mesh, run.undecodable)
     own = Placement(mesh).own(config.data.batch_size)
+    reported: list[int] = []
 
     def measure(step: int, state: State, writer: MetricsWriter) -> None:
         """Accuracy on the held-out split; of the averaged weights where there are any."""
@@ -67,6 +68,7 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
         writer.write(step, {f"eval_{name}": value for name, value in numbers.items()})
         if step == run.total:
             report(config, workdir, config.data.eval_split, found, held_out, step)
+            reported.append(step)
 
     def batches(position: int) -> Batches[LabelledBatch]:
         return labelled_batches(config, source, position, own, run.undecodable)
@@ -75,7 +77,7 @@ def finetune(config: ConfigDict, workdir: Path) -> State:
     if leads():
         with unless_unwritable("accuracy.png"):
             draw_accuracy_curve(workdir / "accuracy.png", read_metrics(workdir))
-    if held_out is not None and run.start == run.total:  # another eval_split or log.predictions may have been asked for
+    if held_out is not None and not reported:  # another eval_split or log.predictions may have been asked for
         found = judge.evaluate(state.weights, held_out.source, predictions=True)
         report(config, workdir, config.data.eval_split, found, held_out, run.total)
     say(*end_lines(workdir, run_time(run)))
