@@ -104,7 +104,7 @@ class Evidence:
         self.config, self.recipe, self.workdir, self.readers = config, recipe, workdir, dict[str, Reader]()
         self.arms = TABLES[table](config, mae)
         configs = {"--config": config, "--finetune": recipe} | ({"--mae": mae} if mae else {})
-        remember(workdir, configs, ("seed", "log."))  # folders have the seeds
+        remember(workdir, configs, "seed")  # folders have the seeds
         self.costs: Costs = {}
         if any(arm.longer for arm in self.arms):
             self.costs = costs_of(workdir, TABLES["methods"](config, mae), self.reader(config))
@@ -142,7 +142,7 @@ class Evidence:
                 continue
             for labels in (ALL, FEW):
                 tuned = partial(reader.finetuned, labels=labels, seed=seed, rate=arm.rate, extra=extra)
-                yield tuning(updates + extra, labels, arm), lambda w=weights, t=tuned: t(w())
+                yield tuning(updates, extra, labels, arm), lambda w=weights, t=tuned: t(w())
 
     def pretrain(self, arm: Arm, seed: int) -> None:
         """Pre-trains an arm at a constant rate."""
@@ -189,7 +189,8 @@ class Evidence:
         return ends
 
     def rows(self, arm: Arm, seed: int) -> Iterator[Row]:
-        """One row for each reading of an arm."""
+        """One row for each reading of an arm. Updates and seconds are those of the pre-training, and of fine-tuning
+        where an arm is `tuned_on`."""
         folder = self.folder(arm, seed)
         known = read_results(folder)
         losses = {line["step"]: line["held_out_loss"] for line in read_metrics(folder) if "held_out_loss" in line}
@@ -199,7 +200,7 @@ class Evidence:
             row["ends"] = self.ends(arm).get(updates, ())
             if cost:
                 row["seconds"] = updates * cost["seconds"] + extra * self.costs[SCRATCH]["seconds"]
-            entries = [tuning(updates + extra, labels, arm) for labels in (ALL, FEW)]
+            entries = [tuning(updates, extra, labels, arm) for labels in (ALL, FEW)]
             if not arm.tuned_on:
                 row |= {HELD_OUT: losses[updates]} if updates in losses else {}
                 entries = [f"{updates}", *entries]
@@ -213,6 +214,7 @@ def cost_of(arm: Arm) -> str:
     return (arm.like or arm.name) if arm.config else SCRATCH
 
 
-def tuning(updates: int, labels: str, arm: Arm) -> str:
-    """The entry of a fine-tuning."""
-    return f"{updates}, fine-tuned, {labels}, rate x {arm.rate:g}"
+def tuning(updates: int, extra: int, labels: str, arm: Arm) -> str:
+    """The entry of a fine-tuning of `extra` updates more than the recipe's, behind `updates` of pre-training."""
+    told = " + ".join(str(count) for count in (updates, extra) if count) or "0"
+    return f"{told}, fine-tuned, {labels}, rate x {arm.rate:g}"

@@ -1,4 +1,4 @@
-"""The figure of `benchmarks evidence`: accuracy over the seconds, or the updates, of a pre-training."""
+"""The figure of `benchmarks evidence`: accuracy over the seconds, or the updates, of a training."""
 
 import statistics
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     along = "seconds" if all("seconds" in row for row in rows) else "updates"
     for index, key in enumerate(PANELS):
-        panel = figure.add_subplot(2, 3, index + 1, title=key, xlabel=f"{along} of pre-training")
+        panel = figure.add_subplot(2, 3, index + 1, title=key, xlabel=along)
         for number, arm in enumerate(arms):
             curve(panel, [row for row in rows if row["arm"] == arm and key in row], key, along, f"C{number}", arm)
         panel.grid(alpha=0.3)

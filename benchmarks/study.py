@@ -52,6 +52,8 @@ from greenjax.training.step import Metrics, make_update
 
 RANDOM, PRETRAINED, SCRATCH, FINETUNED = "random encoder", "pre-trained encoder", "from scratch", "fine-tuned"
 PROBE, KNN, FINETUNE = "linear probe", "k-NN", "fine-tuning"
+# Settings that change no result, by what their names begin with.
+HARMLESS = ("log.", "mesh.", "data.workers", "data.path", "data.cache", "data.fetch", "model.attention", "model.remat")
 
 FLAGS = {
     "--workdir": dict(required=True, type=folder, help="where the table and the numbers go"),
@@ -202,17 +204,17 @@ def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
     return resolve(flatten(config) | changes)
 
 
-def remember(workdir: Path, configs: dict[str, ConfigDict], free: tuple[str, ...] = ("log.",)) -> None:
+def remember(workdir: Path, configs: dict[str, ConfigDict], *free: str) -> None:
     """Writes down the configs of a workdir. Raises InputError where it has others, whose results are others.
 
-    `free`: what the names of settings that may change begin with.
+    The settings `free` may change, and those that change no result.
     """
     file = workdir / "configs.json"
     found = read_json(file, dict, "expected configs; take another --workdir") if file.exists() else {}
     for flag, config in configs.items():
         values = json.loads(json.dumps(flatten(config)))
         for key, value in found.setdefault(flag, values).items():
-            if not key.startswith(free) and values.get(key) != value:
+            if not key.startswith((*HARMLESS, *free)) and values.get(key) != value:
                 raise InputError(
                     f"{key} of {flag} is {values.get(key)!r}: {file} has {value!r}; take another --workdir"
                 )

@@ -16,6 +16,7 @@ from benchmarks.evidence_arms import TABLES
 from benchmarks.evidence_patches import loss_of_green, swapped_latents
 from benchmarks.evidence_signals import FOUND, effective_rank, signals, spread
 from benchmarks.evidence_text import ACCURACIES, EQUAL_UPDATES, between, differences, interval, within
+from greenjax.backbones.geometry import stage_channels
 from greenjax.config import load_config
 from greenjax.errors import InputError
 from greenjax.models import build
@@ -130,6 +131,9 @@ def test_arms_of_a_table_have_names_of_their_own_and_are_compared_with_one_of_th
         names = [arm.name for arm in arms(config, None)]
         assert len(set(names)) == len(names) > 1, table
         assert {arm.against or names[0] for arm in arms(config, None)} <= {*names}, table
+    swin, *others = (arm.config or arm.encoder or config for arm in TABLES["families"](config, None))
+    for other in others:
+        assert stage_channels(other) == stage_channels(swin) and other.model.depths == swin.model.depths
     with pytest.raises(InputError, match=r"model\.name of --config is 'twins_s': --table families expects a Swin"):
         TABLES["families"](small_config("twins"), None)
     recipe = small_config(task="finetune", data__per_class=2)
@@ -164,6 +168,9 @@ def test_a_table_goes_on_where_it_was_stopped_and_finds_the_same(tmp_path, monke
         assert (whole.points(by_name[name]), whole.extra(by_name[name])) == ([start], extra)
         assert whole.ends(by_name[name]) == {start: ("equal wall time",)}
         (row,) = whole.rows(by_name[name], 0)
+        assert (
+            "k-NN, all labels" not in row and "fine-tuning, all labels" not in row
+        )  # another arm's of the same folder
         assert (row["updates"], row["seconds"]) == (8, 8)
     text = (tmp_path / "runs" / "methods.txt").read_text()
     assert "Top-1 at equal updates" in text and "| from scratch less green |" in text

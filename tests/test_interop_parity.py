@@ -131,6 +131,8 @@ def test_what_a_library_cannot_say_is_refused(tmp_path):
 def test_a_ratio_that_transformers_rounds_otherwise_is_refused(family):
     """Of 8 channels: 2.45 has 20 hidden channels here, and 19 there."""
     layout = FAMILIES[family].layouts["hf"]
-    with pytest.raises(ValueError, match=r"model.mlp_ratio is 2.45: expected one ratio .*, of whole channels"):
+    with pytest.raises(
+        ValueError, match=r"model.mlp_ratio is 2.45: expected one ratio .*, and no hidden channels rounded up"
+    ):
         layout.folder(small_config(family, model__mlp_ratio=2.45), set())
     assert layout.folder(small_config(family, model__mlp_ratio=2.51), set())["mlp_ratio"] == 2.51

@@ -173,7 +173,7 @@ def transformers_ratio(ratio: float | tuple[float, ...], channels: Sequence[int]
     """The ratio of a model in transformers, which rounds down. Raises InputError for other `hidden_channels` here."""
     one = by_stage(ratio, len(channels))[0]
     if hidden_channels(ratio, channels) != [int(one * width) for width in channels]:
-        expected = "one ratio for all stages with layout 'hf', of whole channels"
+        expected = "one ratio for all stages with layout 'hf', and no hidden channels rounded up"
         raise InputError(f"model.mlp_ratio is {ratio}: expected {expected}")
     return one
 

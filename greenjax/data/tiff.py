@@ -17,6 +17,7 @@ TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how they begin; the latter t
 MOST = 1 << 31  # values of a page
 ORIENTATION, GDAL_NODATA = 274, 42113  # tags; the former of EXIF, too
 UNASSOCIATED = 2  # value of the tag ExtraSamples: opacity that is not multiplied into the colours
+TRANSPOSED = (5, 6, 7, 8)  # values of the tag of orientation that swap height and width
 ALPHA = (1, UNASSOCIATED)
 AXES = ("YX", "YXS", "SYX")  # of a page, in tifffile's letters; S are the channels
 WHITE_IS_ZERO, PALETTE = 0, 3  # values of the tag PhotometricInterpretation
@@ -58,6 +59,8 @@ def opened(data: Buffer) -> Iterator[Any]:
         with tifffile.TiffFile(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
             yield file
     except Exception as error:  # a damaged file has tifffile raise errors of many classes
+        if "imagecodecs" in str(error):  # which this compression needs
+            installed("imagecodecs", "greenjax[tiff]", "imagecodecs reads it")
         raise ValueError(" ".join(str(error).split())) from error
 
 
@@ -151,7 +154,7 @@ def orientation_of(page: Any) -> int:
 
 def turned(pixels: Num[np.ndarray, "h w c"], orientation: int) -> Num[np.ndarray, "h2 w2 c"]:
     """The pixels upright, by EXIF's definition of orientations; others than 2 to 8 change nothing."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in TRANSPOSED:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 from jaxtyping import Integer
 
 from greenjax.config import flags
 from greenjax.data.detection import run_lengths
 from greenjax.data.sources.image_files import find_images
+from greenjax.data.tiff import ORIENTATION, TRANSPOSED
 from greenjax.errors import InputError, in_a_line
 from greenjax.runtime.console import say
 from greenjax.runtime.files import expanded, replace_text
@@ -73,11 +73,16 @@ def read_mask(image: Path, beside: Path) -> Integer[np.ndarray, "h w"]:
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise InputError(f"{str(image)!r} has no mask: expected {' or '.join(map(repr, map(str, candidates)))}")
-    size = of_image(image, lambda picture: PIL.ImageOps.exif_transpose(picture).size)
+    size = of_image(image, upright_size)
     pixels = of_image(path, np.asarray)  # of a palette the numbers, not the colours
     if pixels.ndim != 2 or pixels.shape[::-1] != size:
         raise InputError(f"mask {str(path)!r} has shape {pixels.shape}: expected {size[::-1]}, with a number an object")
     return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+
+
+def upright_size(picture: PIL.Image.Image) -> tuple[int, int]:
+    """Width and height of an image that is turned as its EXIF data say. Reads no pixels."""
+    return picture.size[::-1] if picture.getexif().get(ORIENTATION) in TRANSPOSED else picture.size
 
 
 def of_image(path: Path, take: Callable[[PIL.Image.Image], Any]) -> Any:

@@ -16,7 +16,7 @@ from greenjax.data.reading import Reading, is_there, scale_of
 from greenjax.data.stream import fault_of
 from greenjax.errors import InputError
 
-ROUNDING = 1e-10  # of the square of a mean: the most that sums of one value differ by
+ROUNDING = 1e-10  # of the square of a mean: far above what sums of one value differ by, 2e-13
 Sums = Float64[np.ndarray, "3 c"]  # number, sum and sum of squares of the values of each channel
 
 
@@ -45,7 +45,8 @@ def measure(config: ConfigDict, most: int, workers: int) -> dict[str, Any]:
     differ = variance > ROUNDING * mean**2
     if not differ.all():
         channel = int(differ.argmin())
-        raise InputError(f"channel {channel} of {len(found)} images has one value at most: expected two, to be scaled")
+        found_there = f"channel {channel} of {len(found)} images has one value at most, or hardly differs"
+        raise InputError(f"{found_there}: expected two, to be scaled")
     data, measured = config.data, {"mean": mean, "std": np.sqrt(variance)}
     settings = dict(dtype=data.dtype, scale=data.scale, channels=list(data.channels), no_data=data.no_data)
     numbers = {name: [float(f"{value:.6g}") for value in each] for name, each in measured.items()}
