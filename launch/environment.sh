@@ -26,6 +26,7 @@ install_requirements() {
         base=$(find_python) || return 1
         echo "Making .venv with $("$base" --version)"
         "$base" -m venv --clear .venv || {
+            rm -rf .venv # it may have a Python without pip
             echo "$base cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
             return 1
         }

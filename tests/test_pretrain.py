@@ -103,13 +103,17 @@ def test_the_average_of_the_weights_is_judged(finished):
 
 def test_the_best_constant_is_that_of_all_held_out_images(monkeypatch):
     """Stored by class: the first half black, the second half white. The targets here are the images."""
-    config, valid = small_config(data__eval_images=8, mesh__data=1), np.ones((2, 1), bool)
-    batches = [Batch(np.full((2, 1, 6, 4), white, np.float32), None, None, None, valid) for white in (0, 0, 1, 1)]
+    config, valid = small_config(mesh__data=1), np.ones((2, 1), bool)
+    images = np.repeat(np.float32([0, 0, 1, 1]), 2).reshape(4, 2, 1, 1, 1) * np.ones((6, 4), np.float32)
+    batches = [Batch(each, None, None, None, valid) for each in images]
     held_out = HeldOut(config, model_graph(config), lambda batch: batch, lambda: iter(batches))
     held_out._targets = lambda params, batch: batch.images
-    for values in (1 << 25, 8 * 6 * 4 // 2, 8 * 6 * 4 // 5):
+    for values in (1 << 25, images.size // 2, images.size // 5, 1):
         monkeypatch.setattr(held_out_module, "FITTED_VALUES", values)
         assert held_out.best_constant(None) == 0.25
+    monkeypatch.setattr(held_out_module, "FITTED_VALUES", images.size)  # none is left out
+    images += np.random.default_rng(0).random(images.shape, np.float32)
+    np.testing.assert_allclose(held_out.best_constant(None), images.var(axis=(0, 1, 2, 3)).mean(), rtol=1e-6)
 
 
 def test_every_hook_judges_the_average(tmp_path, monkeypatch):

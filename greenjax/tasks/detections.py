@@ -51,7 +51,7 @@ class DetectionJudge:
         return Judged(found, average_precision(found) if leads() else {})
 
     def draw(self, path: Path, params: Params, source: WithObjects) -> None:
-        """The first images with their objects and the detections."""
+        """The first images of the first batch with their objects and the detections."""
         own = self.place.own(eval_size(self.config))
         batch = next(object_eval_batches(self.config, source, own, self.undecodable))
         with jax.set_mesh(self.mesh):

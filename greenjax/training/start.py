@@ -87,7 +87,7 @@ def begin(
     start = last or 0
     if classes is not None and last is not None:
         refuse_other_classes(workdir, classes)
-    if last == 0:  # of converted weights, whose config.json a wrong start leaves as it is
+    if last == 0:  # converted weights: a start that is refused must not overwrite their config.json
         refuse_other(workdir, config, ENCODER)
         checkpointer.check(abstract_state(config, mesh), last)
     given = weights() if last is None else None  # before any file is written: they may be wrong
