@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -309,12 +310,10 @@ def test_a_missing_reader_is_named_with_the_line_that_installs_it(monkeypatch):
 def test_so_is_one_that_a_compression_needs(monkeypatch):
     import sys
 
-    import tifffile
-
     def refused(_):  # in tifffile's words
         raise ValueError("<COMPRESSION.ZSTD: 50000> requires the 'imagecodecs' package")
 
-    monkeypatch.setattr(tifffile, "TiffFile", refused)
+    monkeypatch.setitem(sys.modules, "tifffile", SimpleNamespace(TiffFile=refused))
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     with pytest.raises(InputError, match=r"^image .*: imagecodecs reads it: `pip install 'greenjax\[tiff\]'` installs"):
         read(b"II*\0" + bytes(20), "uint16")
