@@ -82,7 +82,8 @@ def read_mask(image: Path, beside: Path) -> Integer[np.ndarray, "h w"]:
 
 def upright_size(picture: PIL.Image.Image) -> tuple[int, int]:
     """Width and height of an image that is turned as its EXIF data say. Reads no pixels."""
-    return picture.size[::-1] if picture.getexif().get(ORIENTATION) in TRANSPOSED else picture.size
+    width, height = picture.size
+    return (height, width) if picture.getexif().get(ORIENTATION) in TRANSPOSED else (width, height)
 
 
 def of_image(path: Path, take: Callable[[PIL.Image.Image], Any]) -> Any:
