@@ -46,7 +46,8 @@ def methods(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
     green, scratch = Arm(GREEN, config, longer=True), Arm(SCRATCH, None)
     arms = [green, simmim, alike] + ([Arm(MAE, mae, longer=True)] if mae is not None else [])
     arms += [scratch, scratch._replace(name=SCRATCH_LONGER, tuned_on=True)]
-    return [*arms, green._replace(name=GREEN_LONGER, tuned_on=True, of=GREEN, like=GREEN)]
+    longer = green._replace(name=GREEN_LONGER, tuned_on=True, of=GREEN, like=GREEN, against=SCRATCH_LONGER)
+    return [*arms, longer]
 
 
 def families(config: ConfigDict, mae: ConfigDict | None) -> list[Arm]:
