@@ -211,6 +211,7 @@ def remember(workdir: Path, configs: dict[str, ConfigDict], *free: str) -> None:
     """
     file = workdir / "configs.json"
     found = read_json(file, dict, "expected configs; take another --workdir") if file.exists() else {}
+    new = configs.keys() - found.keys()
     for flag, config in configs.items():
         values = json.loads(json.dumps(flatten(config)))
         for key, value in found.setdefault(flag, values).items():
@@ -218,7 +219,8 @@ def remember(workdir: Path, configs: dict[str, ConfigDict], *free: str) -> None:
                 raise InputError(
                     f"{key} of {flag} is {values.get(key)!r}: {file} has {value!r}; take another --workdir"
                 )
-    replace_text(file, json.dumps(found, indent=1) + "\n")
+    if new:  # several processes share a workdir
+        replace_text(file, json.dumps(found, indent=1) + "\n")
 
 
 def parameters(model: nnx.Module) -> Any:
