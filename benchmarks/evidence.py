@@ -169,7 +169,7 @@ class Evidence:
         return sorted({*range(step, equal, step), *range(equal, last, equal), last})
 
     def extra(self, arm: Arm) -> int:
-        """Updates of fine-tuning beyond the recipe's: of an arm `tuned_on` those that fill equal wall time."""
+        """How many updates more than the recipe's an arm is fine-tuned for: `tuned_on` fills equal wall time."""
         if not arm.tuned_on:
             return 0
         spent = self.points(arm)[-1] * self.costs[cost_of(arm)]["seconds"]
@@ -189,8 +189,10 @@ class Evidence:
         return ends
 
     def rows(self, arm: Arm, seed: int) -> Iterator[Row]:
-        """One row for each reading of an arm. Updates and seconds are those of the pre-training, and of fine-tuning
-        where an arm is `tuned_on`."""
+        """One row for each reading of an arm.
+
+        Its updates and seconds count the pre-training; for an arm `tuned_on`, the `extra` fine-tuning, too.
+        """
         folder = self.folder(arm, seed)
         known = read_results(folder)
         losses = {line["step"]: line["held_out_loss"] for line in read_metrics(folder) if "held_out_loss" in line}

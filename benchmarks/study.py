@@ -44,6 +44,7 @@ from greenjax.runtime.placement import Placement
 from greenjax.tasks.classify import classification, held_out_images, with_head
 from greenjax.tasks.report import Judge
 from greenjax.training.optim import learning_rate, run_length
+from greenjax.training.record import HARMLESS as RESUMABLE
 from greenjax.training.record import record_config
 from greenjax.training.sharding import make_mesh
 from greenjax.training.start import check_new
@@ -52,8 +53,8 @@ from greenjax.training.step import Metrics, make_update
 
 RANDOM, PRETRAINED, SCRATCH, FINETUNED = "random encoder", "pre-trained encoder", "from scratch", "fine-tuned"
 PROBE, KNN, FINETUNE = "linear probe", "k-NN", "fine-tuning"
-# Settings that change no result, by what their names begin with.
-HARMLESS = ("log.", "mesh.", "data.workers", "data.path", "data.cache", "data.fetch", "model.attention", "model.remat")
+# What the names of settings begin with that change neither a training nor how a benchmark judges it.
+HARMLESS = tuple(part for part in RESUMABLE if part not in ("knn.", "data.eval"))
 
 FLAGS = {
     "--workdir": dict(required=True, type=folder, help="where the table and the numbers go"),
@@ -205,9 +206,9 @@ def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
 
 
 def remember(workdir: Path, configs: dict[str, ConfigDict], *free: str) -> None:
-    """Writes down the configs of a workdir. Raises InputError where it has others, whose results are others.
+    """Writes down the configs of a workdir. Raises InputError where it already has others.
 
-    The settings `free` may change, and those that change no result.
+    `free`: settings that may differ all the same; so may HARMLESS ones.
     """
     file = workdir / "configs.json"
     found = read_json(file, dict, "expected configs; take another --workdir") if file.exists() else {}

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from greenjax.data.detection.annotations import Instances, Objects, ground_truth, read_instances
 from greenjax.data.encoded import Encoded, Size
 from greenjax.data.listing import parts_of
-from greenjax.data.sources.folder import FolderSource
+from greenjax.data.sources.folder import FolderSource, paths_at
 from greenjax.data.sources.names import Names, hashed_order
 from greenjax.data.sources.objects import ObjectSource
 from greenjax.errors import InputError, refuse
@@ -80,7 +80,7 @@ class CocoSource(ObjectSource, FolderSource):
             yield from parts_of(getattr(self.instances, field.name))
 
     def in_both(self, rows: Int[np.ndarray, " n"], other: Any, others: Int[np.ndarray, " m"]) -> int:
-        return len(self.paths(rows) & other.paths(others))
+        return len(paths_at(self, rows) & paths_at(other, others))
 
 
 def image_folder(root: Path, split: str, path: Path, names: list[str]) -> Path:

@@ -80,10 +80,12 @@ class FolderSource(Source):
         """Compares paths where one split lies inside the other."""
         if self == other:
             return super().in_both(rows, other, others)
-        return len(self.paths(rows) & other.paths(others)) if nested(self.root, other.root) else 0
+        return len(paths_at(self, rows) & paths_at(other, others)) if nested(self.root, other.root) else 0
 
-    def paths(self: Source, rows: Int[np.ndarray, " n"]) -> set[str]:
-        return {os.path.abspath(self.name_of(int(row))) for row in rows}
+
+def paths_at(source: Source, rows: Int[np.ndarray, " n"]) -> set[str]:
+    """The absolute paths of images of a source that names them by their paths."""
+    return {os.path.abspath(source.name_of(int(row))) for row in rows}
 
 
 def read_file(path: str) -> Encoded:

@@ -14,7 +14,7 @@ from greenjax.data.encoded import Encoded
 from greenjax.data.labels import Listed
 from greenjax.data.remote import is_url
 from greenjax.data.sources.base import Paths, Source
-from greenjax.data.sources.folder import FolderSource, nested, split_folder
+from greenjax.data.sources.folder import FolderSource, nested, paths_at, split_folder
 from greenjax.data.sources.names import hashed_order
 from greenjax.errors import InputError, NoLabels
 from greenjax.runtime.classes import Classes, plain
@@ -92,9 +92,7 @@ class FoldersSource(Source):
             return len(np.intersect1d(rows, others))
         if not any(nested(one, another) for one in self.roots for another in other.roots):
             return 0
-        return len(self.paths(rows) & other.paths(others))
-
-    paths = FolderSource.paths
+        return len(paths_at(self, rows) & paths_at(other, others))
 
 
 def refuse_shared(paths: Paths, folders: list[str]) -> None:

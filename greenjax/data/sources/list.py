@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from greenjax.data.encoded import DecodeError, Encoded
 from greenjax.data.labels import Listed, by_name
 from greenjax.data.remote import Remote, is_url, joined, refusing
-from greenjax.data.sources.folder import FolderSource, read_file
+from greenjax.data.sources.folder import FolderSource, paths_at, read_file
 from greenjax.data.sources.names import Names, hashed_order
 from greenjax.errors import InputError, NoLabels, installed, listed, refuse
 from greenjax.runtime.files import expanded
@@ -77,7 +77,7 @@ class ListSource(FolderSource):
         yield b"" if self.labels is None else self.labels.text.tobytes()
 
     def in_both(self, rows: Int[np.ndarray, " n"], other: Any, others: Int[np.ndarray, " m"]) -> int:
-        return len(self.paths(rows) & other.paths(others))
+        return len(paths_at(self, rows) & paths_at(other, others))
 
 
 def read_listed(path: str) -> Encoded:

@@ -20,10 +20,7 @@ from greenjax.runtime.classes import Classes
 from greenjax.runtime.draft import Draft, folder_of
 from greenjax.runtime.files import expanded, replacing
 
-AT_ONCE, MOST_BYTES = (
-    4096,
-    1 << 28,
-)  # rows and bytes, at most, that are taken from a draft at a time: a row group of Parquet
+AT_ONCE, MOST_BYTES = 4096, 1 << 28  # most rows, and bytes, taken from a draft at a time: a row group of Parquet
 SAFETENSORS_HEAD = 256  # bytes
 VECTORS = "vectors"  # the tensor of a safetensors file, and the column of a Parquet file
 SAFETENSORS_TYPES = {"float32": "F32", "float16": "F16"}
