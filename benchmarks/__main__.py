@@ -50,17 +50,17 @@ ABSENT_DEVICES = ("ahead", "scaling")  # compile for devices that are not here, 
 TRAINING = {"study", "sweep", "evidence"}  # compile with JAX's cache
 
 
-def forwarded(argv: Sequence[str], command: str, suite: str | None) -> None:
-    """Runs `python -m greenjax.study` and the like, and `python -m greenjax.benchmark [--suite NAME]`."""
-    flags = argv[1:]
-    if suite is None and (not flags or flags[0].startswith("-")):
+def forwarded(argv: Sequence[str], command: str) -> None:
+    """Runs `python -m greenjax.benchmark [--suite NAME]`; its errors begin with `command`."""
+    words = list(argv[1:])
+    if not words or words[0].startswith("-"):
         old = ArgumentParser(add_help=False, allow_abbrev=False)
         old.add_argument("--suite", default="step")
-        arguments, flags = old.parse_known_args(flags)
-        suite = arguments.suite
-    if suite not in TRAINING:
+        arguments, flags = old.parse_known_args(words)
+        words = [arguments.suite, *flags]
+    if not TRAINING & set(words[:1]):
         compile_anew()
-    main([command, *([suite] if suite else []), *flags], command)
+    main([command, *words], command)
 
 
 def compile_anew() -> None:

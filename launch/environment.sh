@@ -1,5 +1,5 @@
 # The other scripts source this file. Its functions set $python, the Python that a script runs:
-#   install_requirements requirements.txt       makes .venv once, and installs the file and greenjax when it has changed
+#   install_requirements requirements-base.txt  makes .venv once, and installs the file and greenjax when it has changed
 #   choose_environment                          takes an environment that is there, for a run on GPUs; installs nothing
 #   install_gpu_compiler
 
@@ -14,7 +14,7 @@ find_python() {
         fi
     done
     found=$("${names[0]}" --version 2>/dev/null)
-    echo "Python 3.11, 3.12 or 3.13 is needed (spconv has no wheels for others); found: ${found:-none}. Name another with PYTHON=/path/to/python." >&2
+    echo "Python 3.11, 3.12 or 3.13 is needed; found: ${found:-none}. Name another with PYTHON=/path/to/python." >&2
     return 1
 }
 
@@ -30,6 +30,9 @@ install_requirements() {
             echo "$base cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
             return 1
         }
+    elif [ -n "${PYTHON:-}" ] && [ "$("$PYTHON" --version)" != "$("$python" --version)" ]; then
+        echo ".venv has $("$python" --version), and PYTHON=$PYTHON is $("$PYTHON" --version): expected the same version; remove .venv, or leave PYTHON out" >&2
+        return 1
     elif ! "$python" -m pip --version >/dev/null 2>&1 && ! "$python" -m ensurepip >/dev/null 2>&1; then
         echo ".venv has no pip, and its Python cannot install it: expected one made by python3 -m venv, or uv venv --seed" >&2
         return 1

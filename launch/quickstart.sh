@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 if [[ ${CONFIG:-} == *detect_digits.py ]]; then exec bash launch/quickstart_detection.sh "$@"; fi
 source launch/environment.sh
-install_requirements requirements.txt
+install_requirements requirements-base.txt
 
 config=${CONFIG:-configs/digits.py}
 workdir=${WORKDIR:-runs/$(basename "$config" .py)}

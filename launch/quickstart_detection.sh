@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
-install_requirements requirements.txt
+install_requirements requirements-base.txt
 
 workdir=${WORKDIR:-runs/detect_digits}
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}

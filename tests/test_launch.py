@@ -106,6 +106,24 @@ def test_an_environment_without_pip_is_kept_and_gets_it(tmp_path):
     assert python.read_text() == PIP and "-m pip install" in told and "venv --clear" not in told
 
 
+def test_another_python_than_that_of_the_environment_is_refused(tmp_path):
+    """PYTHON says which Python makes .venv: one that is there has its own."""
+    command = ["bash", "-c", f"source {LAUNCH}/environment.sh && install_requirements requirements-base.txt"]
+    for place, version in ((".venv/bin", "3.11.2"), ("other", "3.13.1")):
+        python = tmp_path / place / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/usr/bin/env bash\ncase "$*" in *--version) echo Python {version};; esac\n')
+        python.chmod(0o755)
+    for name in ("requirements-base.txt", "pyproject.toml"):
+        (tmp_path / name).touch()
+    usual = dict(cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | {"PYTHON": str(python)}, **usual)
+    line = f".venv has Python 3.11.2, and PYTHON={python} is Python 3.13.1: expected the same version"
+    assert done.returncode == 1 and done.stderr.startswith(line)
+    done = subprocess.run(command, env=os.environ | {"PYTHON": str(tmp_path / ".venv/bin/python")}, **usual)
+    assert done.returncode == 0, done.stderr
+
+
 def test_several_machines_need_theirs(run):
     told = dict(JAX_COORDINATOR_ADDRESS="host:1", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID="1")
     done, _ = run("multi_host.sh", *ARGUMENTS, **told, CODE="75")

@@ -88,6 +88,7 @@ def test_the_next_commands_can_be_typed(file):
         assert found.task == "finetune" and found.model.name == config.model.name
         assert (found.init, rest) == ("runs/my run", ["--workdir", "runs/my run_finetuned"])
         assert (found.data.source, found.data.path) == (config.data.source, where)
+        assert found.data.batch_size == min(config.data.batch_size, load_config(path).data.batch_size)
     assert (file.with_name(f"finetune_{file.name}").exists()) <= ("fine-tune" in commands)
 
 

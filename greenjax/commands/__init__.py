@@ -28,7 +28,7 @@ COMMANDS = {
     "pretrain": Command(
         TASKS,
         "learns from images without labels",
-        "greenjax pretrain --config swin_t --set data.source=folder --set data.path=DIR",
+        "greenjax pretrain --config small_data --set data.path=DIR",
     ),
     "finetune": Command(
         TASKS,

@@ -48,8 +48,8 @@ def parse(parser: flags.Parser, argv: list[str], task: str) -> tuple[Namespace, 
     return flags.parse_command(parser, argv, task=task, meant=meant)
 
 
-def run(parser: flags.Parser, action: Callable[[], None]) -> None:
-    """Starts JAX and does the action. Every way in which the command ends has its line here."""
+def run(parser: flags.Parser, action: Callable[[], None], stopped: str = AGAIN) -> None:
+    """Starts JAX and does the action. Every way in which the command ends has its line here; `stopped` is Ctrl-C's."""
     set_up()
     try:
         keep_compiled()
@@ -59,4 +59,4 @@ def run(parser: flags.Parser, action: Callable[[], None]) -> None:
     except OSError as error:  # the disk may be full
         sys.exit(f"{parser.name}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{parser.name}: {AGAIN}")
+        sys.exit(f"{parser.name}: {stopped}")

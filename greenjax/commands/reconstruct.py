@@ -28,7 +28,8 @@ def main(argv: list[str]) -> None:
     mask.add_argument("--ratio", type=float, help="the share of hidden units; default: the run's mask.ratio")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn mask; default: 0")
     arguments = parser.parse_intermixed_args(argv[1:])
-    run(parser, lambda: reconstruct(arguments))
+    again = "stopped; the same command draws all pictures anew with --overwrite"
+    run(parser, lambda: reconstruct(arguments), again)
 
 
 def reconstruct(arguments: Namespace) -> None:

@@ -121,7 +121,7 @@ def parse_command(
         if path is None and task is not None and task in shipped():
             path = task
         if path is None:
-            raise InputError("no config given: expected --config FILE, such as configs/digits.py; --help says more")
+            raise InputError("no config given: expected --config FILE, such as digits; --help says more")
         overrides = meant(arguments, overrides) if meant else overrides
         resolved = load_config(path, overrides, tell=console.say, task=task)
     except (InputError, OSError) as error:

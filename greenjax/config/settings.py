@@ -135,7 +135,7 @@ KEYS = {
     "data.page": Key(int, 0, "at least 0, or -1 for all pages, as channels", lambda value: value >= -1).means(
         "of a TIFF"
     ),
-    "data.no_data": no_data().means("the value of pixels without a measurement; NaN is one too where this is given"),
+    "data.no_data": no_data().means("the value of missing pixels; where this is given, NaN counts as missing, too"),
     "data.scale": Key(float, None, f"a number above 0{UNSET}", lambda value: value >= 0).means(
         "pixels are divided by it; not given: by the largest value of an integer type"
     ),
@@ -168,9 +168,9 @@ KEYS = {
     "optim.clip": amount(5.0, "; 0 = no clipping").means("the largest global norm of a gradient"),
     "optim.label_smoothing": share(0.1).means("the part of a classifier's target that is spread over all classes"),
     "optim.accumulation": count(1).means("parts in which the batch of an update, or of an evaluation, is computed"),
-    "optim.max_skipped": count(10, 0).means("more updates in a row that are not finite are a divergence"),
+    "optim.max_skipped": count(10, 0).means("a run diverges if more updates than this in a row are not finite"),
     "guard.spike": Key(float, 3.0, "a number above 1, or 0 = off", lambda value: value == 0 or value > 1).means(
-        "a median loss of 10 updates above so many times the mean of the 100 before is a divergence"
+        "a run diverges if the median loss of 10 updates is above so many times the mean of the 100 before them"
     ),
     "guard.rollbacks": count(3, 0).means("how often a run that diverges goes back and takes other data"),
     "mesh.data": Key(int, -1, "at least 1, or -1 for all devices", lambda value: value == -1 or value >= 1).means(

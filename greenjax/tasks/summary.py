@@ -171,6 +171,8 @@ def _finetuning(config: ConfigDict, workdir: Path, file: str) -> list[str] | Non
     except InputError:  # somebody's own, which is not done yet
         return None
     changes |= {key: here[key] for key in DATA if here[key] != there[key]}
+    if here[batch := "data.batch_size"] < there[batch]:  # what fits a pre-training, which needs less memory an image
+        changes[batch] = here[batch]
     output = _beside(workdir, "_finetuned")
     name = recipe.stem if is_name(file) else str(recipe)
     words = [f"--config.{key}={_text(value)}" for key, value in changes.items()]
