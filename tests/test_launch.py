@@ -23,6 +23,7 @@ exit ${CODE:-0}
 """
 SRUN = """#!/usr/bin/env bash
 code=0
+if [ "$1" = --cpus-per-task=64 ]; then shift; else exit 2; fi
 for ((i = 0; i < SLURM_NTASKS; i++)); do SLURM_PROCID=$i "$@" || code=$?; done
 exit $code
 """
@@ -49,7 +50,7 @@ def run(tmp_path):
 
 
 ARGUMENTS = ("--config", "configs/swin_b.py", "--workdir", "runs/a b")
-SLURM = dict(SLURM_JOB_NODELIST="node[7,9]", SLURM_JOB_ID="40123", SLURM_NTASKS="2")
+SLURM = dict(SLURM_JOB_NODELIST="node[7,9]", SLURM_JOB_ID="40123", SLURM_NTASKS="2", SLURM_CPUS_PER_TASK="64")
 
 
 def test_one_machine_needs_no_environment(run):
