@@ -194,6 +194,24 @@ def test_epochs_take_the_place_of_a_file_s_steps():
     assert (config.epochs, config.optim.warmup_epochs) == (50, 3)  # 150 of 2,500 steps
 
 
+@pytest.mark.parametrize("before", ["swin_b", "twins_l", "swinv2_b", "hiera_b", "pvt_v2_b2", "vit_b"])
+def test_another_model_name_brings_its_sizes_to_the_settings_of_a_run(before, tmp_path):
+    """config.json says all sizes of its model; no other model keeps them."""
+    run = tmp_path / "config.json"
+    run.write_text(json.dumps(load_config(SWIN_B, {"model.name": before}).to_dict()))
+    for name in ("swin_t", "swinv2_t", "convnext_t", "vit_s", before):
+        assert load_config(run, {"model.name": name}) == load_config(SWIN_B, {"model.name": name})
+
+
+def test_another_model_name_leaves_what_the_file_and_the_command_line_change(tmp_path):
+    run = tmp_path / "config.json"
+    run.write_text(json.dumps(load_config(SWIN_B, {"model.window": 14, "model.mlp_ratio": 3}).to_dict()))
+    changed = load_config(run, {"model.name": "swin_t", "model.depths": (2, 2, 18, 2)})  # as swin_b's
+    assert (changed.model.window, changed.model.mlp_ratio) == (14, 3)
+    assert (changed.model.embed_dim, changed.model.depths) == (96, (2, 2, 18, 2))
+    assert refusal({"model.name": "convnext_t"}, run).startswith("model.window is 14: expected none for convnext_t")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

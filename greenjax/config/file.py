@@ -17,10 +17,12 @@ from typing import Any
 import yaml
 from ml_collections import ConfigDict
 
+from greenjax.backbones.registry import ARCHITECTURES
 from greenjax.config import values
 from greenjax.config.inherit import inherit
 from greenjax.config.places import KINDS, is_name, locate
 from greenjax.config.resolve import check_key, checked, flatten, resolve
+from greenjax.config.values import same_value
 from greenjax.errors import InputError
 from greenjax.runtime.files import read_json
 
@@ -56,9 +58,15 @@ def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
     """Flat settings with `changes` on top.
 
     A length in the other unit, such as steps for a file's epochs, unsets the file's length, and the warm-up keeps its
-    share of the run unless `changes` has one. In the same unit a warm-up is scaled only where it is too long.
+    share of the run unless `changes` has one. In the same unit a warm-up is scaled only where it is too long. Another
+    model.name brings its published sizes, except for those that the file has changed from its own model's.
     """
     settings = dict(settings)
+    name = settings.get("model.name")
+    if changes.get("model.name", name) != name:  # config.json has every size of its model
+        published = {f"model.{part}": size for part, size in ARCHITECTURES.get(name or "", {}).items()}
+        changed = {key for key, size in published.items() if not same_value(settings.get(key), size)}
+        settings = {key: value for key, value in settings.items() if key not in published or key in changed}
     for unit, other in (("steps", "epochs"), ("epochs", "steps")):
         warmup, other_warmup = f"optim.warmup_{unit}", f"optim.warmup_{other}"
         length, before = changes.get(unit), settings.get(other)
