@@ -84,6 +84,7 @@ def test_any_step_and_the_encoder_alone(run, tmp_path, capsys):
     assert all(name.startswith("encoder.") for name in load_file(output))
     with safe_open(output, "np") as opened:
         assert opened.metadata()["step"] == "4"
+    assert "decoder.dim" not in recorded(str(output))  # no pre-training goes on with it
     assert "found [2, 4]" in refused(
         "to-torch", "--workdir", workdir, "--step", 3, "--layout", "timm", "--output", output
     )

@@ -10,6 +10,7 @@ from small import small_config
 
 import greenjax
 from greenjax import main
+from greenjax.backbones.registry import family_of
 from greenjax.config import flags, flatten, load_config
 from greenjax.config.inherit import describe, inherit, recorded
 from greenjax.runtime import console
@@ -70,6 +71,34 @@ def test_a_pre_training_older_than_a_setting_of_the_decoder_goes_on_with_its_def
     assert (config.decoder.fusion, config.decoder.positions, config.decoder.depth) == (False, "sincos", 2)
     assert "decoder.fusion=False" in line and config.model.query_pools == 3
     assert loaded("hiera_b", {"model.query_pools": 1}, tmp_path)[0].model.query_pools == 1
+
+
+@pytest.mark.parametrize(("family", "kind"), [("swin", "file"), ("vit", "file"), ("vit", "hf"), ("hiera", "hf")])
+def test_a_pre_training_goes_on_with_the_decoder_of_a_file_or_a_folder(family, kind, tmp_path):
+    """Also in settings that no weight tells: the number of heads, and what is predicted."""
+    own = dict(decoder__depth=2, decoder__num_heads=8, decoder__norm_pixels=False)
+    own |= dict(decoder__fusion=True, decoder__positions="learned") if family == "hiera" else {}
+    there = small_config(family, **own)
+    if kind == "file":
+        init = tmp_path / "weights.safetensors"
+        save_file({"x": np.zeros(1)}, init, describe(there) | {"greenjax_version": greenjax.__version__})
+    else:
+        init = tmp_path
+        described = family_of(there.model.name).layouts["hf"].folder(there, {"encoder", "decoder"})
+        (tmp_path / "config.json").write_text(json.dumps(described))
+    config, (line,) = loaded("digits", {}, init)
+    assert config.decoder == there.decoder and "decoder.num_heads=8" in line
+    assert loaded("digits", {"decoder.num_heads": 2}, init)[0].decoder.num_heads == 2
+    assert loaded("digits", {"task": "finetune"}, init)[0].decoder == load_config("digits").decoder
+
+
+def test_a_pre_training_from_a_classifier_has_a_decoder_of_its_own(run):
+    folder, there = run
+    before = load_config("digits").decoder
+    assert loaded("digits", {}, folder)[0].decoder == before != there.decoder
+    metadata = describe(there) | {"greenjax_version": greenjax.__version__}
+    save_file({"x": np.zeros(1)}, folder / "weights.safetensors", metadata)
+    assert loaded("digits", {}, folder / "weights.safetensors")[0].decoder == before
 
 
 WIDER = {"image_size": 32, "model.window": 16}

@@ -52,7 +52,8 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
             refuse(settings, key, f"{found}, as the weights of init {init!r} have it")
     wanted = {key: there.get(key) for key in MODEL if key in there or key not in COLOURS}
     wanted["data.statistics"] = ""  # of other images than those of the weights
-    if task == "pretrain" and there.get("task") == "pretrain":
+    # A file or a folder of a decoder names no task; a run has these keys whatever its task.
+    if task == "pretrain" and there.get("task", "pretrain") == "pretrain" and "decoder.dim" in there:
         wanted |= {key: there.get(key, KEYS[key].default) for key in DECODER}  # the run may be older than a key
     if task == "eval" and there.get("task") == "detect":
         # The file's batch is one of classifiers: as many images of a detector do not fit into memory.

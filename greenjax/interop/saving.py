@@ -44,6 +44,8 @@ def save_torch(
     tensors, left_out = to_tensors(weights, config, layout, merge_order, encoder_only=encoder_only)
     tensors = {prefix + name: value for name, value in tensors.items()}
     metadata = describe(config) | {"layout": layout, "greenjax_version": __version__}
+    if "decoder" in left_out:
+        del metadata["decoder"]  # whose settings a pre-training from the file would take over
     metadata |= {} if step is None else {"step": str(step)}
     parts = set(map(part_of, weights)) - set(left_out)
     classes = model.classes if parts.intersection(map(part_of, filter(of_classes, weights))) else ()
