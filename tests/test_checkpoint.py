@@ -247,6 +247,37 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, c
     checkpointer.close()
 
 
+def test_the_draft_of_a_killed_save_takes_no_room_from_the_next(tmp_path, monkeypatch):
+    state, draft = {"x": jnp.arange(8.0)}, tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp-7"
+    draft.mkdir(parents=True)
+
+    def usage(path):
+        return shutil._ntuple_diskusage(1 << 40, 0, 0 if draft.exists() else 1 << 40)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state)
+        checkpointer.wait()
+        assert same_bits(checkpointer.restore(abstract(state)), state)
+
+
+def test_a_draft_that_cannot_be_removed_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch):
+    draft = tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp-7"
+    draft.mkdir(parents=True)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with Checkpointer(tmp_path) as checkpointer:
+        with monkeypatch.context() as patched:
+            patched.setattr(shutil, "rmtree", refuse)
+            checkpointer.save(2, {"x": jnp.arange(8.0)})
+        with pytest.raises(checkpoint.SaveError, match=r"step 2 could not be saved: .*Permission denied.*tmp-7"):
+            checkpointer.wait()
+        checkpointer.save(3, {"x": jnp.arange(8.0)})
+    assert checkpointer.steps() == [3] and not draft.exists()
+
+
 @pytest.mark.parametrize("what", ["a folder that cannot be made", "a file in its place"])
 def test_a_folder_that_cannot_be_written_costs_a_checkpoint_and_no_thread_waits(tmp_path, monkeypatch, what):
     """Orbax's threads would wait ten minutes for a folder that Orbax could not make."""

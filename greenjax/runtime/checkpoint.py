@@ -91,6 +91,7 @@ class Checkpointer:
         arrays = flatten_tree(state)
         self._saving, self._arrays = step, tuple(arrays)
         try:
+            self._clear()  # drafts take room
             self._check_room(state)
             if self._manager is None:
                 self._manager = self._open()
@@ -190,6 +191,22 @@ class Checkpointer:
             folder = directory / path.name
             yield reader, folder, reader.metadata(folder).item_metadata.state.tree
 
+    def _clear(self) -> None:
+        """Before the first save: removes drafts of killed saves and sets incomplete checkpoints aside.
+
+        Orbax would skip steps for them. Raises OSError in every process where the first one cannot.
+        """
+        problem, first = None, leads() and self._manager is None
+        try:
+            for draft in self.directory.glob("[0-9]*.orbax-checkpoint-tmp*") if first else ():
+                shutil.rmtree(draft)
+            for folder in self.directory.glob("[0-9]*") if first else ():
+                if folder.name.isdigit() and not is_complete(folder):
+                    set_aside(folder)
+        except OSError as error:
+            problem = str(error)
+        _raise_in_all(problem)
+
     def _check_room(self, state: Any) -> None:
         """Raises OSError where a save cannot succeed: during a save each of Orbax's threads would raise it.
 
@@ -206,14 +223,10 @@ class Checkpointer:
                 problem = f"{free / 1e6:,.1f} MB are free at {self.directory}, it may need {needed / 1e6:,.1f} MB"
         except OSError as error:
             problem = str(error)
-        if gathered(np.array([problem is not None])).any():
-            raise OSError(problem or "another process cannot write")
+        _raise_in_all(problem)
 
     def _open(self) -> ocp.CheckpointManager:
         """Opened by the first save only: a reader must not touch the folder of a run that is writing."""
-        if leads():
-            self._clear()
-        _wait_for_others("greenjax opens checkpoints")
         policy = ocp.checkpoint_managers.preservation_policy
         kept: list[Any] = [policy.LatestN(self._keep)]
         if self._keep_every:
@@ -232,14 +245,6 @@ class Checkpointer:
             if missing := missing_array(directory / draft.name / "state", self._arrays):
                 raise OSError(f"what was written cannot be read again: {missing} is not there")
         write_sums(draft)
-
-    def _clear(self) -> None:
-        """Removes drafts of killed saves and sets incomplete checkpoints aside: Orbax would skip steps for them."""
-        for draft in self.directory.glob("[0-9]*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(draft)
-        for folder in self.directory.glob("[0-9]*"):
-            if folder.name.isdigit() and not is_complete(folder):
-                set_aside(folder)
 
     def _give_up(self, error: OSError | ValueError) -> None:
         reason = str(error).strip().partition("\n")[0]
@@ -267,6 +272,12 @@ def flatten_tree(state: Any) -> dict[str, Any]:
     """{"encoder/norm/scale": leaf, ...} of nested dictionaries and named tuples."""
     leaves, _ = jax.tree.flatten_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _raise_in_all(problem: str | None) -> None:
+    """Raises OSError in every process where one of them has a problem; returns when all are here."""
+    if gathered(np.array([problem is not None])).any():
+        raise OSError(problem or "another process cannot write")
 
 
 def _wait_for_others(name: str) -> None:
