@@ -1,5 +1,6 @@
 """Settings: what a file, an override and a flag give, and that what can't work is refused in one line."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -522,6 +523,27 @@ def test_a_file_may_import_its_neighbours(tmp_path):
         assert parse(config=folder / "mine.py").seed == seed**2
     assert sys.path == path
     assert "neighbour" not in sys.modules
+
+
+def test_packages_of_an_environment_beside_a_file_are_not_its_own(tmp_path, monkeypatch):
+    """A .venv beside the config file holds JAX, which must not be imported twice; no line of it is the user's."""
+    installed = tmp_path / ".venv" / "site-packages"
+    for folder in (installed, tmp_path / "own" / "inner", tmp_path / "known" / "inner"):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("")
+        (folder.parent / "__init__.py").write_text("")
+    (installed / "installed.py").write_text("def fail():\n    raise ValueError('no')\n")
+    monkeypatch.syspath_prepend(installed)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("known")  # as greenjax is, beside a config in its checkout
+    text = "import greenjax, installed, known.inner, own.inner\n\ndef get_config():\n"
+    (tmp_path / "mine.py").write_text(f"{text}    return greenjax.load_config({str(SWIN_B)!r})\n")
+    parse(config=tmp_path / "mine.py")
+    assert not {"own", "own.inner"} & sys.modules.keys()
+    (tmp_path / "mine.py").write_text(f"{text}    installed.fail()\n")
+    assert said("--config", tmp_path / "mine.py").endswith("mine.py:4: ValueError: no")
+    for name in ("installed", "known", "known.inner"):  # all were kept
+        del sys.modules[name]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ overrides on top, takes the model from the weights that `init` names, and resolv
 
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -154,16 +155,24 @@ def _importable(folder: Path) -> Iterator[None]:
     finally:
         sys.path.remove(str(folder))
         for name in set(sys.modules) - before:
-            file = getattr(sys.modules[name], "__file__", None)
-            if file and folder in Path(file).parents:
+            known = name.partition(".")[0] in before  # greenjax, where the config is in the folder of its checkout
+            if not known and _is_own(folder, name, getattr(sys.modules[name], "__file__", None)):
                 del sys.modules[name]
+
+
+def _is_own(folder: Path, name: str, file: str | None) -> bool:
+    """Whether a module is imported from the folder: packages of a virtual environment below it are not."""
+    top = folder / name.partition(".")[0]
+    return file is not None and (Path(file) == top.with_name(f"{top.name}.py") or top in Path(file).parents)
 
 
 def _place(path: Path, error: Exception) -> str:
     """The line that failed, in the config file or a module beside it, and the error."""
-    folder = path.resolve().parent
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).parents]
-    places = [(frame.filename, frame.lineno) for frame in frames]
+    folder, places = path.resolve().parent, []
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        name, file = frame.f_globals.get("__name__", ""), frame.f_code.co_filename
+        if file == os.path.abspath(path) or _is_own(folder, name, file):
+            places.append((file, number))
     reason = " ".join(str(error).replace("\\n", " ").split())  # ml_collections quotes line breaks
     if isinstance(error, SyntaxError) and error.filename:
         reason = error.msg
