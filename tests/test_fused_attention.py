@@ -21,7 +21,9 @@ from greenjax.ops import fused_attention, fused_attention_kernel
 from greenjax.ops import group_attention as attention
 from greenjax.ops.fused_attention import fused_group_attention
 from greenjax.ops.group_attention import check_attention, group_attention
-from greenjax.planning import Grouping
+from greenjax.planning import Grouping, TokenGrid
+from greenjax.planning.border import padded_grouping
+from greenjax.planning.plan import Windows
 from greenjax.tasks import run
 
 interpreted = partial(fused_group_attention, interpret=True)
@@ -121,6 +123,21 @@ def test_padding_reaches_nothing(slots, n):
     for filler in (np.nan, np.inf, 1e30):
         jax.tree.map(np.testing.assert_array_equal, run(qkv, jnp.where(padding, filler, bias), dy), clean)
     assert not np.asarray(clean[2])[padding].any()
+
+
+@pytest.mark.parametrize("side", [4, 9], ids=["one tile", "several"])
+def test_rows_of_tokens_that_do_not_exist_are_written(side):
+    """Of an odd grid that zeros fill up. The interpreter, as a GPU's memory, has nonsense where nobody writes."""
+    grid = TokenGrid(12, 10, patch=2, stages=2, padded=True)
+    grouping, exists = padded_grouping(grid, 0, Windows(side, side, (1, 1))), grid.exists(0).ravel()
+    n = len(grouping.slot)
+    exists = np.append(exists, np.full(n - exists.size, True))  # and the zeros beyond the border
+    qkv, bias, dy = inputs_of(np.random.default_rng(0), grouping, n, 1, batch=2)
+    dy = dy * exists[None, :, None]  # nobody reads the others
+    actual, expected = (jax.jit(both_ways(f, grouping, 1))(qkv, bias, dy) for f in (interpreted, composed))
+    assert not exists.all() and np.isfinite(actual[0]).all()
+    assert_close((actual[0][:, exists], *actual[1:]), (expected[0][:, exists], *expected[1:]))
+    assert not np.asarray(actual[1])[:, ~exists].any()
 
 
 def test_images_of_one_program_share_its_bias(monkeypatch):

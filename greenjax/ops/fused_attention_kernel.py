@@ -242,7 +242,8 @@ def _tokens(tiling: Tiling, instance: Instance, where: Where, slots: Int[Array, 
         token, real = slots, inside
     else:
         token = triton.load(where.token.at[instance.group, slots], mask=inside, other=tiling.tokens)
-        real = inside & (_windows(tiling, instance, where, slots) >= 0)
+        # Not by the window: tokens that do not exist have -1 as padding has, but rows of the result that are read.
+        real = token < tiling.tokens
     channel = jnp.arange(tiling.width, dtype=jnp.int32)
     shape = slots.size, tiling.width
     return Tokens(*(jnp.broadcast_to(a, shape) for a in (token[:, None], channel[None, :], real[:, None])))
