@@ -8,7 +8,9 @@ from small import small_config
 
 import greenjax
 from greenjax.backbones.registry import FAMILIES
-from greenjax.interop.loading import blank_model
+from greenjax.config import flatten, resolve
+from greenjax.errors import InputError
+from greenjax.interop.loading import blank_model, read_torch
 from greenjax.interop.tensors import to_tensors
 from greenjax.interop.weights import flat_weights, parameter_shapes, put_weights
 
@@ -112,6 +114,24 @@ def test_vit_has_the_names_and_shapes_of_timm(token, pool, last):
     model = random_model("vit", "classifier", model__class_token=token, model__pool=pool)
     expected = torch_names.vit_timm(32, 4, 3, 8, 2, class_token=token, norm_name=last, num_classes=CLASSES)
     assert shapes_of(model, "timm") == (expected, [])
+
+
+@pytest.mark.parametrize(("pool", "other", "last"), [("token", "mean", "norm"), ("mean", "token", "fc_norm")])
+def test_the_head_of_a_vit_is_not_taken_for_one_of_another_pooling(pool, other, last, tmp_path):
+    """The last norm's name tells which it is; without the head, the encoder fits both."""
+    model, path = random_model("vit", "classifier", model__pool=pool), tmp_path / "weights.pth"
+    greenjax.save_torch(model, path, "timm")
+    config = resolve(flatten(model.config) | {"model.pool": other})
+    expected = (
+        rf"model.pool is '{other}': expected '{pool}' \(--config.model.pool={pool}\) .* has '{last}', or a new head"
+    )
+    with pytest.raises(InputError, match=expected):
+        greenjax.load_torch(path, config, "timm")
+    for fine in (dict(config=model.config), dict(config=config, new_head=True)):
+        loaded = greenjax.load_torch(path, layout="timm", **fine)
+        np.testing.assert_array_equal(loaded.encoder.norm.scale, model.encoder.norm.scale)
+    features = resolve(flatten(config) | {"task": "knn", "model.num_classes": None})
+    assert "dropped: head (2 tensors)" in read_torch(path, features, "timm")[1].lines()
 
 
 def test_simmim_has_the_names_and_shapes_of_the_library():

@@ -71,7 +71,9 @@ def test_all_visible_equals_transformers(tmp_path):
     np.testing.assert_allclose(model(images), logits, atol=1e-5)
     np.testing.assert_allclose(greenjax.features(model, images)[0].reshape(tokens.shape), tokens, atol=1e-5)
     greenjax.save_torch(model, tmp_path / "timm.pth", layout="timm")
-    mean = greenjax.load_torch(tmp_path / "timm.pth", small_config("vit", **settings, model__pool="mean"), "timm")
+    mean = greenjax.load_torch(
+        tmp_path / "timm.pth", small_config("vit", **settings, model__pool="mean"), "timm", new_head=True
+    )
     np.testing.assert_allclose(mean.pooled(images), pooled, atol=1e-5)
 
 

@@ -47,6 +47,8 @@ class OtherName(NamedTuple):
     name: str  # in the table
     other: str
     taken: Callable[[ConfigDict], bool]  # by the files of a resolved config
+    # A setting, and its values in a classifier whose file has the name or the other: its head fits no other value.
+    by_head: tuple[str, str, str] | None = None
 
 
 class Layout(NamedTuple):

@@ -177,7 +177,7 @@ def _unwrapped(tensors: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     short: dict[str, Any] = {}
     for whole, value in tensors.items():
         name = _WRAPPERS.sub("", whole)
-        for module, other, _ in layout.other_names:
+        for module, other, *_ in layout.other_names:
             name = renamed(name, other, module)
         short[name] = value
     return short if len(short) == len(tensors) else dict(tensors)

@@ -146,7 +146,7 @@ LAYOUTS: dict[str, Layout] = {
         _TIMM,
         head=head("head"),
         ignored=("decoder_", "mask_token"),  # of masked autoencoders whose encoder has timm's names
-        other_names=(OtherName("norm", "fc_norm", _pools),),
+        other_names=(OtherName("norm", "fc_norm", _pools, ("model.pool", "token", "mean")),),
         epsilon=1e-6,
     ),
     "hf": Layout(
