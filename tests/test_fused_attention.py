@@ -12,7 +12,9 @@ from jax.sharding import PartitionSpec as P
 from small import small_config
 
 import greenjax
+from greenjax.backbones import convolutions
 from greenjax.backbones.layers import checkpointed
+from greenjax.config import flatten, resolve
 from greenjax.errors import InputError
 from greenjax.interop import loading
 from greenjax.interop.weights import flat_weights
@@ -257,6 +259,22 @@ def test_elsewhere_a_run_by_the_kernel_is_loaded_for_xla(monkeypatch):
         model, step = loading.load_run("run")
         assert model.encoder.stages[0].blocks[0].attn.attention == expected and step == 3
         jax.tree.map(np.testing.assert_array_equal, flat_weights(model), weights)
+
+
+def test_elsewhere_a_run_by_spconv_is_loaded_for_native(monkeypatch):
+    """The package is that of the machine of the training."""
+
+    def missing(backend, callback):
+        if backend == "spconv":
+            raise InputError("model.sparse_conv is 'spconv', which does not import")
+
+    monkeypatch.setattr(convolutions, "check_backend", missing)
+    config = small_config("twins", model__sparse_conv="spconv", image_size=16)
+    weights = flat_weights(build(resolve(flatten(config) | {"model.sparse_conv": "native"}), 1))
+    monkeypatch.setattr(loading, "read_run", lambda *_: (weights, config, 3))
+    model, _ = loading.load_run("run")
+    assert model.config.model.sparse_conv == "native"
+    jax.tree.map(np.testing.assert_array_equal, flat_weights(model), weights)
 
 
 @pytest.mark.parametrize(("slots", "biased"), [(56, True), (56, False), (216, True)])

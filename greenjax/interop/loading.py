@@ -118,9 +118,11 @@ def load(workdir: str | Path, step: int | None = None) -> Any:
 
 
 def load_run(workdir: str | Path, step: int | None = None) -> tuple[Any, int]:
-    """As `load`, and the step. Where the run's attention kernel cannot run, XLA computes with the same weights."""
+    """As `load`, and the step. Where the run's attention kernel cannot run, XLA computes with the same weights; sparse
+    convolutions are native, as training alone needs the package of another backend."""
     weights, config, step = read_run(workdir, step)
-    config = resolve(flatten(config) | {"model.attention": runnable(config.model.attention)})
+    here = {"model.attention": runnable(config.model.attention), "model.sparse_conv": "native"}
+    config = resolve(flatten(config) | here)
     model = filled(blank_model(config), weights, config.seed)
     if any(map(of_classes, weights)):
         model.classes = read_classes(expanded(workdir))
