@@ -85,6 +85,15 @@ def test_another_window_is_loaded_and_said(method, tmp_path, caplog):
         np.testing.assert_array_equal(there[name], expected)
 
 
+def test_settings_of_training_do_not_stand_in_the_way_of_another_size():
+    turned = random_model("swin", "classifier", data__quarter_turns=True)
+    assert with_image_size(turned, (64, 128))[0].config.image_size == (64, 128)
+    detector = dict(task="detect", model__num_classes=2, detect__anchor_sizes=(4, 8, 16), detect__fpn_dim=8)
+    drawn = random_model("swin", "green", **detector, detect__shorter_sides=(48, 32, 64))
+    for size, sides in (((64, 48), (48, 32)), (24, ()), ((96,), (48, 32, 64))):
+        assert with_image_size(drawn, size)[0].config.detect.shorter_sides == sides
+
+
 def test_a_window_that_shrinks_to_its_grid_changes_its_table_too():
     model = random_model("swin", "green", model__window=8, image_size=64)  # grids of 16 and 8
     smaller, report = with_image_size(model, 32)  # 8 and 4

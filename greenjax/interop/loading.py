@@ -198,9 +198,10 @@ def with_image_size(
     model: Backbone, size: int | tuple[int, ...], resize: str = RESIZE_METHODS[0]
 ) -> tuple[Backbone, Report]:
     """The same model for other images: position bias tables are resized where a window has to change, and settings that
-    the family keeps from its weights stay."""
-    there = flatten(model.config)
-    here = there | {"image_size": size}
+    the family keeps from its weights stay. Settings of training that images of that size cannot have are left out."""
+    there, shorter = flatten(model.config), size if isinstance(size, int) else min(size)
+    sides = tuple(side for side in there["detect.shorter_sides"] if side <= shorter)
+    here = there | {"image_size": size, "detect.shorter_sides": sides, "data.quarter_turns": False}
     changed = kept(there, here)
     report = Report(notes=[f"{key} is {value}, as the weights were trained" for key, value in changed.items()])
     blank = blank_model(resolve(here | changed))
