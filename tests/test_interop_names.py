@@ -14,6 +14,7 @@ import greenjax
 from greenjax.backbones.registry import family_of
 from greenjax.config import flatten, resolve
 from greenjax.convert import make_parser
+from greenjax.interop import files
 from greenjax.interop.loading import blank_model, initial_model, read_torch
 from greenjax.interop.selection import Place, find_places
 from greenjax.interop.tensors import Reading, to_tensors
@@ -216,6 +217,19 @@ def test_init_takes_a_file_of_any_program_in_the_layout_that_it_fits(layout, tmp
         if layout != "mmdet" or name.startswith("encoder"):
             np.testing.assert_array_equal(weights[name], value, err_msg=name)
     assert layout == "hf" or f"layout {layout}, by the names in the file" in report.lines()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_file_is_read_once(suffix, model, tmp_path, monkeypatch):
+    """Pickles of a training have gigabytes."""
+    path, read, reads = tmp_path / f"weights{suffix}", files._read, []
+    greenjax.save_torch(model, path, "timm")
+    monkeypatch.setattr(files, "_read", lambda *args: reads.append(args) or read(*args))
+    initial_model(resolve(flatten(model.config) | {"init": str(path)}))
+    assert len(reads) == 1
+    if suffix == ".safetensors":  # says its model
+        greenjax.load_pretrained(path)
+        assert len(reads) == 2
 
 
 def test_init_refuses_what_no_layout_or_more_than_one_model_fits(model, tensors, tmp_path):

@@ -16,7 +16,7 @@ from greenjax.config import flatten, read_recorded, resolve
 from greenjax.config.inherit import differences, kept
 from greenjax.errors import InputError
 from greenjax.interop.entries import of_classes
-from greenjax.interop.files import PICKLES, SAFETENSORS, read_weights, weights_of
+from greenjax.interop.files import PICKLES, SAFETENSORS, Contents, read_weights, weights_of
 from greenjax.interop.heads import classes_of, head_size
 from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
 from greenjax.interop.selection import fitting_layouts, look_alike
@@ -59,13 +59,19 @@ def load_torch(
 
 
 def read_torch(
-    path: str | Path, config: ConfigDict, layout: str, how: Reading = BY_DEFAULT, seed: int = 0
+    path: str | Path,
+    config: ConfigDict,
+    layout: str,
+    how: Reading = BY_DEFAULT,
+    seed: int = 0,
+    contents: Contents | None = None,
 ) -> tuple[Any, Report]:
-    """As `load_torch`, of a resolved config, with a report in place of log lines."""
+    """As `load_torch`, of a resolved config, with a report in place of log lines. `contents`: those of the file, where
+    the caller has read it."""
     if how.resize not in RESIZE_METHODS:
         raise InputError(f"resize is {how.resize!r}: expected {' or '.join(RESIZE_METHODS)}")
     found = find_layout(layout, config, how.merge_order)
-    contents = read_weights(path)
+    contents = contents or read_weights(path)
     _check_metadata(contents.metadata, config, layout)
     if config.task not in ("pretrain", "knn") and not config.model.num_classes and not how.new_head:
         classes = head_size(contents, [found], detector=config.task == "detect")
@@ -174,7 +180,7 @@ def _from_foreign(init: Path, config: ConfigDict) -> tuple[Any, Report]:
     """The model with the weights of a file or a folder, in the layout that its metadata names or its names fit."""
     contents, how = read_weights(init), Reading(new_head=config.new_head)
     if layout := contents.metadata.get("layout"):
-        return read_torch(init, config, layout, how, config.seed)
+        return read_torch(init, config, layout, how, config.seed, contents)
     layouts = family_of(config.model.name).layouts
     fitting = fitting_layouts(contents, blank_model(config))
     if any(layouts[name].sets_epsilon for name in fitting):
@@ -189,7 +195,7 @@ def _from_foreign(init: Path, config: ConfigDict) -> tuple[Any, Report]:
         raise InputError(
             f"init is {str(init)!r}: its names are those of no layout of a {config.model.name}, {', '.join(layouts)}"
         )
-    model, report = read_torch(init, config, alike[0], how, config.seed)
+    model, report = read_torch(init, config, alike[0], how, config.seed, contents)
     report.notes.insert(0, f"layout {alike[0]}, by the names in the file")
     return model, report
 

@@ -45,7 +45,7 @@ def load_pretrained(name: str | Path, *, revision: str | None = None) -> Any:
     layout = contents.metadata.get("layout", LAYOUT)
     found = family_of(settings["model.name"]).layouts[layout]
     config = resolve(acceptable(settings | {"init": str(name)} | task_of(contents, found, settings)))
-    model, report = read_torch(path, config, layout)
+    model, report = read_torch(path, config, layout, contents=contents)
     for line in (*report.lines(), *_notes(path, contents), *map(str, _differing(found, config))):
         logging.warning("%s: %s", name, line)
     return model
