@@ -1,6 +1,7 @@
 """Plans of random geometries against the rules they follow, written out token by token."""
 
 import random
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -234,6 +235,18 @@ def test_visible_counts_of_windows(seed):
             for mask, sizes in zip(case.masks, partition.sizes(case.masks), strict=True):
                 ids = [partition.ids.ravel()[where[token]] for token in visible_tokens(case.grid, stage, mask)]
                 assert sizes.tolist() == np.bincount(ids, minlength=sizes.size).tolist()
+
+
+def test_counts_of_a_large_image_need_no_table_of_units_by_windows():
+    """At 2048 pixels it has 21 million entries, in a product for each mask."""
+    grid = TokenGrid(2048, 2048, patch=4, stages=4)
+    partition = WindowPartition(grid, 0, Windows(7, 7, (3, 3)))
+    visible = np.random.default_rng(0).random(grid.units) < 0.25
+    tracemalloc.start()
+    sizes = partition.sizes(visible)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < sizes.size * visible.size / 10 and sizes.sum() == 64 * visible.sum()
 
 
 def test_dense_plan_needs_no_padding():

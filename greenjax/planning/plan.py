@@ -93,16 +93,20 @@ class WindowPartition:
         return (row * self.windows.columns + column).astype(np.int32)
 
     @cached_property
-    def counts(self) -> Int32[np.ndarray, "u windows"]:
-        """How many tokens each unit gives to each window."""
-        windows = self.ids.max() + 1
-        flat = np.arange(len(self.ids))[:, None] * windows + self.ids
-        return np.bincount(flat.ravel(), minlength=len(self.ids) * windows).reshape(-1, windows).astype(np.int32)
+    def _shared(self) -> tuple[Int32[np.ndarray, "rows h"], Int32[np.ndarray, "w columns"]]:
+        """How many rows of tokens a row of windows shares with one of units, and how many columns."""
+        side, tables = self.grid.side(self.stage), []
+        for units, window, shift in zip(self.grid.units, self.windows[:2], self.windows.shift):
+            of_token = (np.arange(units * side) + -shift % window) // window
+            inside = of_token.reshape(units, side, 1) == np.arange(of_token[-1] + 1)
+            tables.append(inside.sum(axis=1, dtype=np.int32))
+        rows, columns = tables
+        return rows.T.copy(), columns
 
-    def sizes(self, visible: Bool[np.ndarray, "*m h w"]) -> Int[np.ndarray, "*m windows"]:
-        """The paper's w_i: visible tokens of each window."""
-        flat = visible.reshape(*visible.shape[:-2], -1)
-        return flat.astype(np.int32) @ self.counts
+    def sizes(self, visible: Bool[np.ndarray, "*m h w"]) -> Int32[np.ndarray, "*m windows"]:
+        """The paper's w_i: visible tokens of each window. A window shares a rectangle of tokens with each unit."""
+        rows, columns = self._shared
+        return (rows @ visible.astype(np.int32) @ columns).reshape(*visible.shape[:-2], -1)
 
     def group(self, visible_units: Int[np.ndarray, " v"], packing: Packing, layout: GroupLayout) -> Grouping:
         """Puts the tokens of the visible units where the packing puts their windows."""
@@ -111,7 +115,7 @@ class WindowPartition:
         n = window.size
         if layout == (n, 1):
             return Grouping(None, None, window[None], position[None])
-        sizes = np.bincount(window, minlength=self.counts.shape[1])
+        sizes = np.bincount(window)
         start = np.zeros(sizes.size, np.int32)
         for g, row in enumerate(packing):
             ends = np.cumsum(sizes[row])
