@@ -25,20 +25,12 @@ class OptimalGrouping(NamedTuple):
     cost: int
 
 
-def subset_sum(sizes: Sequence[int], limit: int) -> list[int]:
-    """Indices, ascending, of the windows with the largest total size not above limit: Eq. 7, exact.
-
-    Among equal totals, the one that leaves the smallest windows is taken (they fill later groups best); among
-    windows of equal size, low indices. Windows of size 0 are never chosen.
-    """
-    chosen = _best_fill(_count(sizes), limit)
-    return sorted(_name_windows([chosen], sizes)[0])
-
-
 def pack(sizes: Sequence[int], slots: int) -> Packing:
     """Groups of window indices, none above `slots` tokens: Eq. 7 repeated until all windows are placed.
 
-    Windows of size 0 stand in no group. Raises InputError when a window is larger than slots.
+    Among equal totals, Eq. 7 takes the one that leaves the smallest windows (they fill later groups best); among
+    windows of equal size, low indices. Windows of size 0 stand in no group. Raises InputError when a window is larger
+    than slots.
     """
     counts = _count(sizes)
     _check_largest(counts, slots)
@@ -128,7 +120,7 @@ def _check_largest(counts: Counts, slots: int) -> None:
 
 
 def _best_fill(counts: Counts, limit: int) -> Counts:
-    """How many windows of each size give the largest total not above limit.
+    """How many windows of each size give the largest total not above limit: Eq. 7, exact.
 
     The table of the dynamic programme is a bit set in a Python int, bit t of a row being set when total t can
     be reached. Equal sizes enter as lumps of 1, 2, 4, ... windows. The table ends with the first row that
