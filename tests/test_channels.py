@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import greenjax
 from greenjax.backbones.geometry import make_planner
 from greenjax.data.augment import CentreView, RandomView, resize
 from greenjax.data.encoded import DecodeError, Encoded
+from greenjax.data.labels import Matched
 from greenjax.data.loader import eval_batches, train_batches
 from greenjax.data.open import open_source
 from greenjax.data.prepare import How, prepare
@@ -25,9 +27,11 @@ from greenjax.data.reading import Reading, is_there
 from greenjax.data.statistics import measure
 from greenjax.data.statistics.__main__ import main as statistics
 from greenjax.errors import InputError
+from greenjax.evaluation.classify import Evaluation, Predictions
 from greenjax.evaluation.pictures.canvas import coloured
 from greenjax.evaluation.pictures.reconstruct import Colours, paste
 from greenjax.tasks import finetune, pretrain
+from greenjax.tasks.report import report
 from greenjax.training.state import model_graph
 
 DTYPES = ("uint8", "uint16", "int16", "float16", "float32")
@@ -416,6 +420,14 @@ def test_a_picture_shows_three_channels_stretched():
     for place, channel in enumerate((9, 4, 2)):
         order = np.argsort(image[0, ..., channel].ravel())
         assert (np.diff(shown[0, ..., place].ravel()[order].astype(int)) >= 0).all()
+
+
+def test_a_classifier_of_deep_images_may_make_no_mistake(tmp_path):
+    config = small_config(**bands(1, "uint16", data__path="x"), task="finetune", model__num_classes=2)
+    none = Predictions(*np.zeros((3, 0), int), np.zeros(0))
+    found = Evaluation(dict(images=6, top1=1.0, top5=1.0, loss=0.0, ece=0.0), np.diag([3, 3]), none)
+    report(config, tmp_path, "test", found, Matched(SimpleNamespace(classes=("a", "b")), {}, ()))
+    assert (tmp_path / "mistakes_test.png").stat().st_size > 100
 
 
 def test_true_targets_give_the_original_of_any_type():

@@ -79,6 +79,8 @@ def coloured(
     Pixels that are not uint8 are stretched: black to white is what 96 % of the pixels of an image of `like` span, by
     default of the image itself, in each channel. NaN is black.
     """
+    if not len(images):
+        return np.zeros((*images.shape[:3], 3), np.uint8)
     shown = list(rgb) if images.shape[-1] > 3 else [0, 1, 2][: shown_channels(images.shape[-1])]
     pixels = images[..., shown]
     if images.dtype != np.uint8:
