@@ -19,6 +19,7 @@ from greenjax.errors import InputError
 from greenjax.evaluation.detection.precision import average_precision
 from greenjax.evaluation.detection.results import Found, by_image, collect, write
 from greenjax.evaluation.pictures.detections import LEAST_SCORE, draw_detections
+from greenjax.tasks import detections
 from greenjax.tasks.detections import DetectionJudge
 from greenjax.training.sharding import make_mesh
 
@@ -128,6 +129,25 @@ def test_pictures_show_classes_that_the_images_do_not_have(tmp_path):
     judge.forward = lambda *_: found._replace(scores=np.ones_like(found.scores), labels=np.full_like(found.labels, 12))
     judge.draw(tmp_path / "detections.png", {}, source)
     assert (tmp_path / "detections.png").stat().st_size > 1000
+
+
+def test_pictures_show_six_images_whatever_the_batch(tmp_path, monkeypatch):
+    """Fewer where there are no more: the last batch is filled up with black images, which are not shown."""
+    shown = []
+    monkeypatch.setattr(detections, "draw_detections", lambda _, *rows: shown.append(rows))
+    parts = {"optim.accumulation": 2, "mesh.data": 1, "model.num_classes": 10}
+    config = resolve(flatten(config_of("scenes", image_size=(160, 192))) | parts)
+    for split, expected in (("test[:9]", 6), ("test[:3]", 3)):
+        source = open_objects(config, split)
+        batches = list(object_eval_batches(config, source))
+        judge = DetectionJudge(config, nnx.graphdef(nnx.Module()), make_mesh(config))
+        judge.forward = detector(batches)
+        judge.draw(tmp_path / "detections.png", {}, source)
+        images, _, truth, found, _ = shown.pop()
+        np.testing.assert_array_equal(images, np.concatenate([batch.images for batch in batches])[:expected])
+        for row, each in enumerate(found):
+            np.testing.assert_array_equal(each.boxes, truth.boxes[row][truth.valid[row]])
+        assert len(found) == expected
 
 
 def test_pictures_show_objects_and_sure_detections(tmp_path):

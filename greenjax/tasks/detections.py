@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -51,12 +52,12 @@ class DetectionJudge:
         return Judged(found, average_precision(found) if leads() else {})
 
     def draw(self, path: Path, params: Params, source: WithObjects) -> None:
-        """The first images of the first batch with their objects and the detections."""
-        own = self.place.own(eval_size(self.config))
-        batch = next(object_eval_batches(self.config, source, own, self.undecodable))
+        """The first images with their objects and the detections."""
+        own = self.place.own(size := eval_size(self.config))
+        batches = islice(object_eval_batches(self.config, source, own, self.undecodable), -(-PICTURES // size))
         with jax.set_mesh(self.mesh):
-            found = self.forward(params, self.place(batch.images), self.place(batch.sizes))
-        found, batch = gathered((found, batch))
+            few = [gathered((self.forward(params, *map(self.place, batch[:2])), batch)) for batch in batches]
+        found, batch = jax.tree.map(lambda *parts: np.concatenate(parts), *few)
         if leads():
             seen = by_image(found, batch.sizes, batch.valid)
             shown = {row: each for row, (_, each) in enumerate(islice(seen, PICTURES)) if each is not None}
