@@ -142,6 +142,28 @@ def test_every_hook_judges_the_average(tmp_path, monkeypatch):
     assert judged == [{"average": 0}] * 4
 
 
+@pytest.mark.parametrize("split", ["", "test[:5]"])
+def test_pictures_are_of_centres_of_held_out_images_or_of_training_images(split, tmp_path, monkeypatch):
+    """Of these as of those, without the start of another loader."""
+    story, config = sys.modules["greenjax.tasks.pretrain"], small_config(**RUN | dict(data__eval_split=split))
+    taken = []
+
+    def pictures_hook(_, batch):
+        taken.append(batch())
+        raise InterruptedError
+
+    monkeypatch.setattr(story, "begin", lambda *_: (small_run(config, tmp_path), None))
+    monkeypatch.setattr(story, "start_lines", lambda _: ())
+    monkeypatch.setattr(story, "pictures_hook", pictures_hook)
+    monkeypatch.setattr(story, "train_batches", None)
+    with pytest.raises(InterruptedError):
+        pretrain(config, tmp_path)
+    source = open_source(config.data, split or config.data.split)
+    expected = next(eval_batches(config, source, make_planner(config)))
+    jax.tree.map(np.testing.assert_array_equal, taken, [expected])
+    assert expected.valid.sum() == min(len(source), 16)
+
+
 def test_a_curve_is_drawn_of_losses_that_are_not_finite(tmp_path):
     lines = [{"step": 0, "held_out_loss": None, "best_constant_loss": None}, {"step": 1, "loss": 1.0}]
     draw_loss_curve(tmp_path / "loss.png", lines)

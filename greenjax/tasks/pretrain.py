@@ -63,14 +63,12 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
     def batches(position: int) -> Batches[Batch]:
         return train_batches(config, source, planner, position, own, undecodable)
 
-    def held_out_batches(own: range | None = own) -> Batches[Batch]:
+    def held_out_batches() -> Batches[Batch]:
         return eval_batches(config, held_out, planner, own, undecodable)
 
     def first_batch() -> Batch:
-        if held_out is not None:
-            return next(held_out_batches(None))
-        alone = resolve(flatten(config) | {"data.workers": 0})  # no worker processes for one batch
-        return next(train_batches(alone, source, planner, undecodable=undecodable))
+        shown = source if held_out is None else held_out
+        return next(eval_batches(config, shown, planner, undecodable=undecodable))
 
     hooks = [*held_out_hooks(run, held_out_batches), *monitor_hooks(run, monitor), pictures_hook(run, first_batch)]
     state = train(run, state, batches, hooks, partial(pool_use, config, planner.mask_ids, len(source)))
