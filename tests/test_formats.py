@@ -307,13 +307,34 @@ def test_a_missing_reader_is_named_with_the_line_that_installs_it(monkeypatch):
         read(b"II*\0" + bytes(20), "uint16")
 
 
-def test_so_is_one_that_a_compression_needs(monkeypatch):
+def without_imagecodecs(monkeypatch):
+    """Stands in for tifffile; its find_spec needs a spec."""
     import sys
 
     def refused(_):  # in tifffile's words
         raise ValueError("<COMPRESSION.ZSTD: 50000> requires the 'imagecodecs' package")
 
-    monkeypatch.setitem(sys.modules, "tifffile", SimpleNamespace(TiffFile=refused))
+    monkeypatch.setitem(sys.modules, "tifffile", SimpleNamespace(TiffFile=refused, __spec__=object()))
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
-    with pytest.raises(InputError, match=r"^image .*: imagecodecs reads it: `pip install 'greenjax\[tiff\]'` installs"):
-        read(b"II*\0" + bytes(20), "uint16")
+
+
+def test_so_is_one_that_a_compression_needs(monkeypatch):
+    without_imagecodecs(monkeypatch)
+    line = r"^image .*: imagecodecs reads it: `pip install 'greenjax\[tiff\]'` installs"
+    whole = lambda size: ((0, 0, *size), size)
+    scene, deep = Encoded(b"II*\0" + bytes(20), "image"), Reading("uint16")
+    with pytest.raises(InputError, match=line):
+        scene.decode(reading=deep)
+    with pytest.raises(InputError, match=line):  # no DecodeError, for which images are left out one by one
+        load(scene, whole, deep)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: object())  # it is there, and damaged
+    with pytest.raises(InputError, match=line):
+        load(scene, whole, deep)
+
+
+def test_a_large_picture_needs_neither(monkeypatch):
+    without_imagecodecs(monkeypatch)
+    monkeypatch.setattr(encoded, "LARGE", 0)
+    image = array("uint8", 3)
+    found, _ = load(Encoded(pillow_file(image, "TIFF", compression="tiff_lzw"), "image"), lambda s: ((0, 0, *s), s))
+    np.testing.assert_array_equal(found, image)

@@ -48,9 +48,7 @@ class Encoded:
         try:
             return taken(decoding.decode(self.data, self.header, factor, rows, reading), reading)
         except ValueError as error:
-            kind = InputError if isinstance(error, InputError) else DecodeError  # the former: a reader is not installed
-            why = f": {error}" if str(error) else ""
-            raise kind(f"{self.name} cannot be decoded as an image{why}") from error
+            raise self._named(error) from error
 
     def decode_part(self, part: Part, reading: Reading) -> tuple[Num[np.ndarray, "h w c"], Size] | None:
         """The pixels of a part and its new size, decoded without the rest; None where that cannot be."""
@@ -62,7 +60,13 @@ class Encoded:
             found = decoding.decode_part(self.data, part, reading)
             return found and (taken(found[0], reading), found[1])
         except ValueError as error:
-            raise DecodeError(f"{self.name} cannot be decoded as an image: {error}") from error
+            raise self._named(error) from error
+
+    def _named(self, error: ValueError) -> Exception:
+        """The error of a reader, with the name of the file; an InputError says that the reader is not installed."""
+        why = f": {error}" if str(error) else ""
+        kind = InputError if isinstance(error, InputError) else DecodeError
+        return kind(f"{self.name} cannot be decoded as an image{why}")
 
 
 @dataclass(frozen=True)

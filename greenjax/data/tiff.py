@@ -39,9 +39,10 @@ def by_tifffile(data: Buffer, reading: Reading) -> Decoded:
 def by_window(data: Buffer, reading: Reading, part: Part) -> tuple[Decoded, Size] | None:
     """The pixels of a part of a page and its new size, read without the rest of the page.
 
-    None where the page can only be read whole. Raises ValueError with the reason.
+    None where the page can only be read whole, or tifffile or imagecodecs is missing: pictures have another reader.
+    Raises ValueError with the reason.
     """
-    if importlib.util.find_spec("tifffile") is None:
+    if any(importlib.util.find_spec(package) is None for package in ("tifffile", "imagecodecs")):
         return None
     with opened(data) as file:
         page = page_of(file, reading) if reading.page >= 0 else None
