@@ -13,14 +13,14 @@ import pytest
 from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file
-from small import small_config
+from small import ONE_STAGE, small_config
 
 import greenjax
 from greenjax.backbones.geometry import make_planner
 from greenjax.data.augment import CentreView, RandomView, resize
 from greenjax.data.encoded import DecodeError, Encoded
 from greenjax.data.labels import Matched
-from greenjax.data.loader import eval_batches, train_batches
+from greenjax.data.loader import Batch, eval_batches, train_batches
 from greenjax.data.open import open_source
 from greenjax.data.prepare import How, prepare
 from greenjax.data.reading import Reading, is_there
@@ -28,9 +28,12 @@ from greenjax.data.statistics import measure
 from greenjax.data.statistics.__main__ import main as statistics
 from greenjax.errors import InputError
 from greenjax.evaluation.classify import Evaluation, Predictions
+from greenjax.evaluation.held_out import HeldOut
 from greenjax.evaluation.pictures.canvas import coloured
 from greenjax.evaluation.pictures.reconstruct import Colours, paste
+from greenjax.models.mim import GreenMIM
 from greenjax.tasks import finetune, pretrain
+from greenjax.tasks.pretrain import pretraining
 from greenjax.tasks.report import report
 from greenjax.training.state import model_graph
 
@@ -201,6 +204,64 @@ def test_an_image_without_data_has_no_loss():
     images = np.stack([noise("uint16", 32, 32, 2), np.full((32, 32, 2), 5, np.uint16)])
     found, _ = losses(images, data__no_data="5")
     assert found[1] == 0 and found[0] > 0
+
+
+def tile_sets(method="green"):
+    """A config, its model and three batches of two mask groups: tiles of which a third is blank, others by half."""
+    config = small_config(method=method, **ONE_STAGE, **bands(2, "uint16", data__no_data="5"), mesh__data=1)
+    images = noise("uint16", 3, 2, 4, 16, 16, 2) + np.uint16(10)
+    images[:2, :, 1, :8], images[0, :, 2], images[1, :, :2], images[2, 1] = 5, 5, 5, 5
+    plan, rows = make_planner(config).example(2), np.zeros(2, np.int32)
+    batches = [Batch(each, plan, rows, rows, np.ones((2, 4), bool)) for each in images]
+    return config, greenjax.build(config), batches
+
+
+def test_the_best_constant_is_never_beaten_by_a_model_that_predicts_it(monkeypatch):
+    """However many tiles have no data, or little: a value weighs as much in the held-out loss as in the constant's."""
+    config, model, batches = tile_sets()
+    held_out = HeldOut(config, model_graph(config), lambda batch: batch, lambda: iter(batches))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    targets = [np.asarray(held_out._targets(params, batch)) for batch in batches]
+    constant = np.nanmean(np.concatenate(targets).reshape(-1, targets[0].shape[-1]), axis=0)
+    best = held_out.best_constant(params)
+
+    def constantly(self, images, plan):
+        predicted = jnp.broadcast_to(constant, (*images.shape[:1], len(plan.masked_units), constant.size))
+        return SimpleNamespace(losses=self.losses(jnp.square, predicted, images, plan))
+
+    monkeypatch.setattr(GreenMIM, "forward", constantly)
+    np.testing.assert_allclose(held_out.loss(params), best, rtol=1e-5)
+    for batch in batches:
+        batch.images[:] = 5
+    with pytest.raises(InputError, match="expected at least 1 with data to predict"):
+        held_out.loss(params)
+
+
+@pytest.mark.parametrize("method", ["green", "simmim"])
+def test_blank_images_do_not_lower_the_loss_of_training(method):
+    """It is the mean over the others, in whichever part of an update they are."""
+    config, model, batches = tile_sets(method)
+    task, params = pretraining(config), nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    run = jax.jit(lambda part: task.loss(params, (part, None))[0])
+    for batch in batches:
+        (inputs, weights), _ = task.inputs(batch, jnp.int32(0))
+        parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], (inputs, weights)) for i in range(2)]
+        found = np.mean([run(part) for part in parts])
+        outs = [model.forward(batch.images[i], jax.tree.map(lambda leaf, i=i: leaf[i], batch.plan)) for i in range(2)]
+        each = np.stack([out.losses for out in outs])
+        blank = (batch.images == 5).all(axis=(2, 3, 4))
+        assert 0 < blank.sum() < blank.size and (each[blank] == 0).all() and (each[~blank] > 0).all()
+        np.testing.assert_allclose(found, each[~blank].mean(), rtol=1e-6)
+        for out, losses_, gone in zip(outs, each, blank):
+            np.testing.assert_allclose(out.loss, losses_[~gone].mean() if not gone.all() else 0, rtol=1e-6)
+
+
+def test_a_prediction_that_is_nan_is_no_missing_value():
+    _, model, batches = tile_sets()
+    images, plan = batches[0].images[0], jax.tree.map(lambda leaf: leaf[0], batches[0].plan)
+    target = model.masked_target(images, plan)
+    found = model.losses(jnp.square, jnp.full(target.shape, jnp.nan), images, plan)
+    np.testing.assert_array_equal(np.isnan(found), [True, True, False, True])  # the third has no data
 
 
 @pytest.mark.parametrize("size", [(16, 16), (26, 26), (60, 60)])

@@ -321,7 +321,6 @@ def without_imagecodecs(monkeypatch):
 def test_so_is_one_that_a_compression_needs(monkeypatch):
     without_imagecodecs(monkeypatch)
     line = r"^image .*: imagecodecs reads it: `pip install 'greenjax\[tiff\]'` installs"
-    whole = lambda size: ((0, 0, *size), size)
     scene, deep = Encoded(b"II*\0" + bytes(20), "image"), Reading("uint16")
     with pytest.raises(InputError, match=line):
         scene.decode(reading=deep)
@@ -332,9 +331,14 @@ def test_so_is_one_that_a_compression_needs(monkeypatch):
         load(scene, whole, deep)
 
 
+def whole(size):
+    """The part that is all of an image."""
+    return (0, 0, *size), size
+
+
 def test_a_large_picture_needs_neither(monkeypatch):
     without_imagecodecs(monkeypatch)
     monkeypatch.setattr(encoded, "LARGE", 0)
     image = array("uint8", 3)
-    found, _ = load(Encoded(pillow_file(image, "TIFF", compression="tiff_lzw"), "image"), lambda s: ((0, 0, *s), s))
+    found, _ = load(Encoded(pillow_file(image, "TIFF", compression="tiff_lzw"), "image"), whole)
     np.testing.assert_array_equal(found, image)

@@ -211,7 +211,7 @@ def passed(tmp_path_factory):
         params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: greenjax.build(config)), nnx.Param))
         task = pretraining(config)
         with jax.set_mesh(make_mesh(config)):
-            loss = jax.grad(lambda params, batch: task.loss(params, (batch, None))[0])
+            loss = jax.grad(lambda params, batch: task.loss(params, ((batch, None), None))[0])
             jax.jit(loss).trace(params, batch)
     finally:
         sys.setprofile(None)

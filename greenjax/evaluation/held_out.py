@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from greenjax.data.loader import Batch
@@ -32,12 +32,13 @@ class HeldOut:
         self.config, self.place, self.batches = config, place, batches
 
         @jax.jit
-        def losses(params: Any, batch: Batch) -> Float[Array, "m b"]:
+        def losses(params: Any, batch: Batch) -> tuple[Float[Array, "m b"], Int[Array, "m b"] | None]:
             model = nnx.merge(graphdef, params)
             # The axes over which `place` spreads the mask groups: spconv's callbacks stay on their device.
             axes = jax.sharding.get_abstract_mesh().axis_names or None
             by_group = jax.vmap(lambda images, plan: model.forward(images, plan).losses, spmd_axis_name=axes)
-            return by_group(batch.images, batch.plan)
+            counting = jax.vmap(model.counting)(batch.images, batch.plan)
+            return by_group(batch.images, batch.plan), None if counting is None else counting.sum(axis=(2, 3))
 
         @jax.jit
         def targets(params: Any, batch: Batch) -> Float[Array, "m b u p"]:
@@ -53,13 +54,14 @@ class HeldOut:
                 yield jax.tree.map(lambda leaf, first=first, size=size: leaf[first : first + size], batch)
 
     def loss(self, params: Any) -> float:
-        """The mean over all held-out images. Each image counts once."""
+        """The mean over all held-out images, weighed by their masked values that count, as in `best_constant`."""
         total, count = 0.0, 0
         for batch in self.parts():
-            losses, valid = gathered((self._losses(params, self.place(batch)), batch.valid))
-            total, count = total + losses[valid].sum(dtype=np.float64), count + valid.sum()
+            (losses, counts), valid = gathered((self._losses(params, self.place(batch)), batch.valid))
+            weights = np.ones(valid.sum(), int) if counts is None else counts[valid]
+            total, count = total + (losses[valid].astype(np.float64) * weights).sum(), count + weights.sum()
         if not count:
-            raise InputError("no held-out image can be used: expected at least 1 (warnings name them)")
+            raise InputError("no held-out image can be used (see warnings): expected at least 1 with data to predict")
         return float(total / count)
 
     def best_constant(self, params: Any) -> float:

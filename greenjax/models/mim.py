@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 from ml_collections import ConfigDict
 
 from greenjax.backbones.geometry import stage_channels
@@ -34,8 +34,8 @@ class Output(NamedTuple):
     embedding for the next.
     """
 
-    loss: Float[Array, ""]  # mean over the images
-    losses: Float[Array, " b"]
+    loss: Float[Array, ""]  # mean over the images of which a masked value counts; 0 where there are none
+    losses: Float[Array, " b"]  # mean over the masked values that count
     prediction: Float[Array, "b patches pixels"]
     latent: Float[Array, "b v latent"]
     stages: tuple[Float[Array, "b _ _"], ...]
@@ -75,7 +75,7 @@ class MaskedImageModel(Backbone):
         by_mask = rearrange(jnp.asarray(images), "(m b) h w c -> m b h w c", m=m)
         out = _forward_by_mask(*nnx.split(self), by_mask, jax.tree.map(jnp.asarray, plan))
         out = out._replace(stages=self._raster(out.stages, plan))
-        return Output(out.loss.mean(), *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tuple(out[1:])))
+        return Output(out.loss, *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tuple(out[1:])))
 
     def forward(self, images: Images, plan: Plan, key: Key[Array, ""] | None = None) -> Output:
         """Images that share one planned mask; tokens of `stages` stay unit-major. Without a key: no drop-path."""
@@ -88,22 +88,29 @@ class MaskedImageModel(Backbone):
     def masked_target(self, images: Images, plan: Plan) -> Float[Array, "b u p"]:
         """The targets of the patches of the masked units; NaN for values without data, and in patches with fewer than
         two values."""
-        units = jnp.take(self._units(images), plan.masked_units, axis=1, unique_indices=True)
-        squares = units.reshape(-1, self.grid.unit, self.grid.unit, len(self.mean))
-        patches = to_unit_major(squares, self.grid.unit, self.grid.pixels).reshape(len(units), -1, self.patch_pixels)
-        there = self._there(patches)
-        target = self.target(self._normalise(patches), there)
-        return target if there is None else jnp.where(there & (count_of(there) > 1), target, jnp.nan)
+        patches, counting = self._masked_patches(images, plan), self.counting(images, plan)
+        target = self.target(self._normalise(patches), self._there(patches))
+        return target if counting is None else jnp.where(counting, target, jnp.nan)
+
+    def counting(self, images: Images, plan: Plan) -> Bool[Array, "b u p"] | None:
+        """Which values of the masked units count; None without `data.no_data`, where all do."""
+        there = self._there(self._masked_patches(images, plan))
+        return None if there is None else there & (count_of(there) > 1)
 
     def losses(
         self, error: Callable[[Array], Array], predicted: Float[Array, "b u p"], images: Images, plan: Plan
     ) -> Float[Array, " b"]:
         """The mean error of each image over the values of its masked units that count; 0 where there are none."""
-        difference = widened(predicted) - self.masked_target(images, plan)
-        if self.config.data.no_data == "none":
+        difference, counting = widened(predicted) - self.masked_target(images, plan), self.counting(images, plan)
+        if counting is None:
             return mean_over_units(error(difference))
-        counts = ~jnp.isnan(difference)
-        return error(jnp.where(counts, difference, 0)).sum(axis=(1, 2)) / jnp.maximum(1, counts.sum(axis=(1, 2)))
+        return error(jnp.where(counting, difference, 0)).sum(axis=(1, 2)) / jnp.maximum(1, counting.sum(axis=(1, 2)))
+
+    def _masked_patches(self, images: Images, plan: Plan) -> Num[Array, "b u p"]:
+        """The patches of the masked units, with unchanged pixels."""
+        units = jnp.take(self._units(images), plan.masked_units, axis=1, unique_indices=True)
+        squares = units.reshape(-1, self.grid.unit, self.grid.unit, len(self.mean))
+        return to_unit_major(squares, self.grid.unit, self.grid.pixels).reshape(len(units), -1, self.patch_pixels)
 
     def _checked(self, visible: Any, images: int) -> Bool[np.ndarray, "m uh uw"]:
         h, w = self.grid.units
@@ -157,7 +164,8 @@ class GreenMIM(MaskedImageModel):
         units = jnp.concatenate([plan.visible_units, plan.masked_units])
         order = jnp.argsort(jnp.take(jnp.asarray(self.grid.raster(-1)), units, axis=0).ravel())
         prediction = widened(jnp.concatenate([seen, predicted], axis=1))[:, order]
-        return Output(losses.mean(), losses, prediction, tokens[:, : seen.shape[1]], stages)
+        loss = mean_over_images(losses, self.counting(images, plan))
+        return Output(loss, losses, prediction, tokens[:, : seen.shape[1]], stages)
 
     def target(self, pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
         """Normalised pixels (`normalised`); without `decoder.norm_pixels`, the pixels as they are."""
@@ -191,7 +199,8 @@ class SimMIM(MaskedImageModel):
         by_unit = prediction.reshape(len(units), *raster.shape, -1)
         predicted = jnp.take(by_unit, plan.masked_units, axis=1).reshape(len(units), -1, self.patch_pixels)
         losses = self.losses(jnp.abs, predicted, images, plan)
-        return Output(losses.mean(), losses, prediction[:, np.argsort(raster.ravel())], latent, stages)
+        loss = mean_over_images(losses, self.counting(images, plan))
+        return Output(loss, losses, prediction[:, np.argsort(raster.ravel())], latent, stages)
 
     def target(self, pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
         return pixels
@@ -199,9 +208,10 @@ class SimMIM(MaskedImageModel):
 
 @partial(jax.jit, static_argnames="graphdef")
 def _forward_by_mask(graphdef: nnx.GraphDef, params: Any, images: Array, plan: Plan) -> Output:
-    """[m, b, h, w, c] images and one plan a mask. Op by op, a first call would take many times longer."""
+    """[m, b, h, w, c] images, a plan a mask; the loss is that of all. Op by op, a first call would take far longer."""
     model = nnx.merge(graphdef, params)
-    return jax.vmap(lambda images, plan: model.forward(images, plan))(images, plan)
+    out = jax.vmap(lambda images, plan: model.forward(images, plan))(images, plan)
+    return out._replace(loss=mean_over_images(out.losses, jax.vmap(model.counting)(images, plan)))
 
 
 def normalised(pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
@@ -226,3 +236,14 @@ def count_of(there: Bool[Array, "b u p"]) -> Int[Array, "b u 1"]:
 def mean_over_units(errors: Float[Array, "b u p"]) -> Float[Array, " b"]:
     """The mean of each image; 0 where no unit is masked."""
     return errors.sum(axis=(1, 2)) / max(1, errors.shape[1] * errors.shape[2])
+
+
+def mean_over_images(losses: Float[Array, "*s"], counting: Bool[Array, "*s u p"] | None) -> Float[Array, ""]:
+    """The mean over the images of which a value counts, over all for None; 0 where there are none."""
+    return losses.mean() if counting is None else (losses * weights_of(counting)).mean()
+
+
+def weights_of(counting: Bool[Array, "*s u p"]) -> Float[Array, "*s"]:
+    """0 for images of which no value counts, one weight for all others. Their mean is 1, or 0 where none counts."""
+    some = counting.any(axis=(-2, -1))
+    return some * (some.size / jnp.maximum(1, some.sum()))

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from greenjax.backbones.geometry import make_planner, token_grid
 from greenjax.config import flatten, resolve
@@ -22,7 +22,7 @@ from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.monitor import Monitor
 from greenjax.evaluation.pictures.curve import draw_loss_curve, held_out_line
 from greenjax.evaluation.views import ViewsMonitor
-from greenjax.models.mim import predicts_normalised
+from greenjax.models.mim import predicts_normalised, weights_of
 from greenjax.runtime.console import say
 from greenjax.runtime.files import read_metrics, unless_unwritable
 from greenjax.runtime.placement import BATCH_AXES, Placement
@@ -34,7 +34,7 @@ from greenjax.training.metrics import MetricsWriter
 from greenjax.training.optim import run_length
 from greenjax.training.sharding import make_mesh
 from greenjax.training.start import HELD_OUT, TRAINING, Run, begin
-from greenjax.training.state import Params, State, model_graph
+from greenjax.training.state import Params, State, abstract_model
 from greenjax.training.step import Extras, Task
 from greenjax.training.together import holding_workdir
 
@@ -104,17 +104,25 @@ def monitor_data(config: ConfigDict) -> ConfigDict:
     return resolve(flatten(config) | unread(given.get("data.source", config.data.source)) | given).data
 
 
-def pretraining(config: ConfigDict) -> Task[Batch, Batch]:
-    """The mean loss of the mask groups, each under its own mask."""
-    graphdef = model_graph(config)
+def pretraining(config: ConfigDict) -> Task[Batch, tuple[Batch, Array | None]]:
+    """The mean loss of the mask groups, each under its own mask; with `data.no_data`, of images with data to predict.
 
-    def loss(params: Params, part: tuple[Batch, Array | None]) -> tuple[Array, Extras]:
-        batch, keys = part
+    Weights of images [m, b] come from the whole batch: parts of an update may differ in the number of such images.
+    """
+    graphdef, shapes = abstract_model(FrozenConfigDict(config))
+
+    def prepare(batch: Batch, step: Array) -> tuple[Batch, Array | None]:
+        counting = jax.vmap(nnx.merge(graphdef, shapes).counting)(batch.images, batch.plan)
+        return batch, None if counting is None else weights_of(counting)
+
+    def loss(params: Params, part: tuple[tuple[Batch, Array | None], Array | None]) -> tuple[Array, Extras]:
+        (batch, weights), keys = part
         # spmd_axis_name keeps the mask groups of sharded computations inside (shard_map) on their devices.
         by_group = jax.vmap(nnx.merge(graphdef, params).forward, spmd_axis_name=BATCH_AXES)
-        return by_group(batch.images, batch.plan, keys).loss.mean(), Extras({}, {})
+        out = by_group(batch.images, batch.plan, keys)
+        return out.loss.mean() if weights is None else (out.losses * weights).mean(), Extras({}, {})
 
-    return Task(config, graphdef, loss, config.seed)
+    return Task(config, graphdef, loss, config.seed, prepare)
 
 
 def held_out_hooks(run: Run, batches: Callable[[], Batches[Batch]]) -> list[Hook]:

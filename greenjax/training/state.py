@@ -55,11 +55,11 @@ def drawn_parameters(config: ConfigDict) -> Params:
 
 def model_graph(config: ConfigDict) -> nnx.GraphDef:
     """The structure of the model, without its parameters."""
-    return _abstract_model(FrozenConfigDict(config))[0]
+    return abstract_model(FrozenConfigDict(config))[0]
 
 
 @lru_cache(maxsize=8)
-def _abstract_model(config: FrozenConfigDict) -> tuple[nnx.GraphDef, Params]:
+def abstract_model(config: FrozenConfigDict) -> tuple[nnx.GraphDef, Params]:
     """The structure of the model and its abstract parameters. Cached: tracing a large model takes half a second."""
     model = nnx.eval_shape(lambda: build(config, config.seed))
     model.floats_are_raw = True  # a run's images come from files
@@ -83,7 +83,7 @@ def _first(config: ConfigDict, params: Params) -> State:
 
 def abstract_state(config: ConfigDict, mesh: Mesh) -> State:
     """Shapes, types and shardings of the state: what a checkpoint is restored onto."""
-    shapes = jax.eval_shape(partial(_first, config), _abstract_model(FrozenConfigDict(config))[1])
+    shapes = jax.eval_shape(partial(_first, config), abstract_model(FrozenConfigDict(config))[1])
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
