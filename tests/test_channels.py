@@ -19,7 +19,7 @@ import greenjax
 from greenjax.backbones.geometry import make_planner
 from greenjax.data.augment import CentreView, RandomView, resize
 from greenjax.data.encoded import DecodeError, Encoded
-from greenjax.data.labels import Matched
+from greenjax.data.labels import Listed, Matched
 from greenjax.data.loader import Batch, eval_batches, train_batches
 from greenjax.data.open import open_source
 from greenjax.data.prepare import How, prepare
@@ -489,6 +489,21 @@ def test_a_classifier_of_deep_images_may_make_no_mistake(tmp_path):
     found = Evaluation(dict(images=6, top1=1.0, top5=1.0, loss=0.0, ece=0.0), np.diag([3, 3]), none)
     report(config, tmp_path, "test", found, Matched(SimpleNamespace(classes=("a", "b")), {}, ()))
     assert (tmp_path / "mistakes_test.png").stat().st_size > 100
+
+
+def test_pictures_of_mistakes_are_not_washed_out_by_missing_values(tmp_path, monkeypatch):
+    """Black where there are none, and else as bright as if the image had no more than the rest."""
+    image = noise("float32", 1, 16, 16, 1)
+    image[:, :4] = -9999
+    config = small_config(**ONE_STAGE, **bands(1, "float32", data__no_data="-9999", data__eval_crop=1.0))
+    said = Predictions(np.array([0]), np.array([0]), np.array([1]), np.array([0.9]))
+    metrics = dict(top1=0.0, top5=1.0, loss=1.0, ece=0.1, images=1)
+    source, drawn = Listed(image, np.zeros(1, np.int32), ("a", "b")), []
+    monkeypatch.setattr("greenjax.tasks.report.draw_examples", lambda path, pixels, *_: drawn.append(pixels))
+    found = Evaluation(metrics, np.array([[0, 1], [0, 0]]), said)
+    report(config, tmp_path, "test", found, Matched(source, {}, ()))
+    assert (drawn[0][:, :4] == 0).all()
+    np.testing.assert_array_equal(drawn[0][:, 4:], coloured(image[:, 4:]))
 
 
 def test_true_targets_give_the_original_of_any_type():

@@ -67,9 +67,9 @@ def report(
         if 2 <= len(found.confusion) <= MOST_CLASSES:
             draw_confusion(workdir / f"confusion_{plain}.png", found.confusion, names)
         worst, view = most_confused(found.predictions), CentreView.from_config(config)
-        shown = [view(undecoded(source, int(i))[0], int(i)) for i in worst.image]
-        none = np.zeros((0, *config.image_size, config.model.in_channels), config.data.dtype)
-        pixels = coloured(np.stack(shown) if shown else none, config.log.picture_channels)
+        views = [view(undecoded(source, int(i))[0], int(i)) for i in worst.image]
+        shown = np.array(views, config.data.dtype).reshape(-1, *config.image_size, config.model.in_channels)
+        pixels = coloured(shown, config.log.picture_channels, no_data=config.data.no_data)
         draw_examples(workdir / f"mistakes_{plain}.png", pixels, worst, names)
 
 

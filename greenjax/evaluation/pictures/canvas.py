@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Float, Num, UInt8
 
+from greenjax.data.reading import is_there
 from greenjax.runtime.files import replacing
 
 CHAR = 7  # pixels: width of a character of 8 points, about
@@ -73,18 +74,20 @@ def coloured(
     images: Num[np.ndarray, "n h w c"],
     rgb: Sequence[int] = (0, 1, 2),
     like: Num[np.ndarray, "n h w c"] | None = None,
+    no_data: str = "none",
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """The images as RGB: the first of one or two channels in grey, or three channels, `rgb` of more than three.
 
     Pixels that are not uint8 are stretched: black to white is what 96 % of the pixels of an image of `like` span, by
-    default of the image itself, in each channel. NaN is black.
+    default of the image itself, in each channel. Pixels without data (NaN, or `no_data`) do not count, and are black.
     """
     if not len(images):
         return np.zeros((*images.shape[:3], 3), np.uint8)
     shown = list(rgb) if images.shape[-1] > 3 else [0, 1, 2][: shown_channels(images.shape[-1])]
     pixels = images[..., shown]
     if images.dtype != np.uint8:
-        model = (images if like is None else like)[..., shown].astype(np.float64)
+        model = pixels if like is None else like[..., shown]
+        pixels, model = (np.where(is_there(x, no_data), x, np.nan).astype(np.float64) for x in (pixels, model))
         empty = np.isnan(model).all(axis=(1, 2), keepdims=True)
         low, high = np.nanpercentile(np.where(empty, 0, model), (2, 98), axis=(1, 2), keepdims=True)
         share = (pixels - low) / np.maximum(high - low, 1e-12)

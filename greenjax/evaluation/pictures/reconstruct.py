@@ -47,9 +47,7 @@ def sheet(
         which = f"the first {len(shown)}" if shown == list(range(len(shown))) else ", ".join(map(str, shown))
         notes.append(f"Of {channels} channels {which} are shown.")
     reconstruction = paste(images, visible, prediction, patch, colours, normalised)
-    if images.dtype != np.uint8:
-        images = np.where(is_there(images, colours.no_data), images, np.nan)
-    original, pasted = (coloured(column, colours.shown, images) for column in (images, reconstruction))
+    original, pasted = (coloured(x, colours.shown, images, colours.no_data) for x in (images, reconstruction))
     return _laid_out(np.stack([original, hide(original, visible), pasted], axis=1), " ".join(notes))
 
 
