@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from greenjax.data import encoded
 from greenjax.data.augment import CentreView, RandomView
@@ -101,8 +102,34 @@ def test_alpha_of_grey_deep_and_turned_files():
     np.testing.assert_array_equal(read(data, "uint16", 4, alpha="keep"), deep)
     tags = Image.Exif()
     tags[274] = 6
-    turned = read(pillow_file(array("uint8", 4), "PNG", exif=tags), bands=4, alpha="keep")
-    assert turned.shape == (37, 24, 4)
+    image = array("uint8", 4)
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<rdf:Description tiff:Orientation="6"/>')
+    raw = PngInfo()
+    raw.add_text("Raw profile type exif", f"\nexif\n{len(tags.tobytes()):8}\n{tags.tobytes().hex()}", zip=True)
+    by_exif = pillow_file(image, "PNG", exif=tags)
+    webp = dict(lossless=True, exact=True)
+    for data in (
+        by_exif,
+        pillow_file(image, "PNG", pnginfo=text),
+        pillow_file(image, "PNG", pnginfo=raw),
+        pillow_file(image, "WEBP", exif=tags, **webp),
+        pillow_file(image, "WEBP", xmp=b'tiff:Orientation="6"', **webp),
+    ):
+        np.testing.assert_array_equal(read(data, bands=4, alpha="keep"), np.rot90(image, -1))
+    first = by_exif.index(b"eXIf") + 4
+    damaged = by_exif[:first] + b"!" + by_exif[first + 1 :]  # its checksum is wrong: OpenCV leaves EXIF data out
+    assert cv2.imdecode(np.frombuffer(damaged, np.uint8), cv2.IMREAD_UNCHANGED).shape == image.shape
+    with pytest.raises(DecodeError, match=r"^image cannot be decoded"):
+        read(damaged, bands=4, alpha="keep")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_image_with_opacity_is_decoded_once(kind, monkeypatch):
+    image = array("uint8", 4)
+    data = pillow_file(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+    monkeypatch.setattr(Image, "open", None)
+    np.testing.assert_array_equal(read(data, bands=4, alpha="keep"), image)
 
 
 # TIFF

@@ -10,7 +10,8 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -30,6 +31,8 @@ BITS, PHOTOMETRIC, PLANES, KIND = 258, 262, 284, 339  # tags of a TIFF
 KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}  # values of KIND
 SEPARATE = 2  # a value of PLANES
 GREY_ALPHA = 4  # the type of colour in byte 25 of a PNG
+# Names of the parts of PNG and WebP that may hold an orientation: EXIF data, as text too, and XMP data.
+TURNING = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp", b"EXIF", b"XMP ")
 # Flags by factor. In spite of their names they leave colours to the other flags.
 REDUCED = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 REDUCED[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
@@ -65,6 +68,17 @@ def decode_part(data: Buffer, part: Part, reading: Reading) -> tuple[Num[np.ndar
     return composed(pixels, reading.alpha) if transparent else pixels, size
 
 
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Makes ValueErrors of a library's errors: a damaged file has Pillow, NumPy and zipfile raise many classes."""
+    try:
+        yield
+    except PIL.UnidentifiedImageError as error:
+        raise ValueError from error
+    except Exception as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
 # OpenCV
 
 
@@ -95,8 +109,11 @@ def by_opencv(data: Buffer, reading: Reading) -> Decoded:
         image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if transparent else cv2.COLOR_BGR2RGB)
     if transparent and data[:4] == b"\x89PNG" and data[25] == GREY_ALPHA:
         image = image[:, :, [0, 3]]
-    with PIL.Image.open(io.BytesIO(data)) as head:
-        return turned(image, head.getexif().get(ORIENTATION, 1)), transparent
+    orientation = 1
+    if any(data.find(name) >= 0 for name in TURNING):  # Pillow would decode all of a PNG, to look behind the pixels
+        with refusing(), PIL.Image.open(io.BytesIO(data)) as head:
+            orientation = head.getexif().get(ORIENTATION, 1)
+    return turned(image, orientation), transparent
 
 
 def opened(data: Buffer | bytearray, flags: int) -> Num[np.ndarray, "h w c"]:
@@ -113,13 +130,8 @@ def opened(data: Buffer | bytearray, flags: int) -> Num[np.ndarray, "h w c"]:
 
 
 def by_pillow(data: Buffer, reading: Reading) -> Decoded:
-    try:
-        with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return pixels_of(image, reading.alpha != "drop")
-    except PIL.UnidentifiedImageError as error:
-        raise ValueError from error
-    except Exception as error:  # a damaged file has Pillow raise errors of many classes
-        raise ValueError(" ".join(str(error).split())) from error
+    with refusing(), PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return pixels_of(image, reading.alpha != "drop")
 
 
 def pixels_of(image: PIL.Image.Image, alpha: bool) -> Decoded:
@@ -168,15 +180,13 @@ def by_kind(picture: Callable[[Buffer, Reading], Decoded], other: Callable[[Buff
 
 def by_numpy(data: Buffer, reading: Reading) -> Decoded:
     """A .npy, or the only array of a .npz, or its array `image`: [h, w] or [h, w, c]."""
-    try:
+    with refusing():
         found = np.load(io.BytesIO(data), allow_pickle=False)
         if not isinstance(found, np.ndarray):
             name = found.files[0] if len(found.files) == 1 else "image"
             if name not in found.files:
                 raise ValueError(f"its arrays are {', '.join(found.files) or 'none'}: expected one, or one named image")
             found = found[name]
-    except Exception as error:  # a damaged file has NumPy and zipfile raise errors of many classes
-        raise ValueError(" ".join(str(error).split())) from error
     if found.ndim not in (2, 3) or not found.size or found.dtype.kind not in "uif":
         raise ValueError(f"it is an array of {found.dtype} {found.shape}: expected numbers [h, w] or [h, w, c]")
     found = found.astype(found.dtype.newbyteorder("="), copy=False)
