@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -54,6 +55,24 @@ def test_every_image_is_read_once_in_order(shards, pattern):
     assert source.name_of(5) == f"{shards}/train-01.tar x/0005.png"
     labelled = open_labelled(settings("tar", shards / pattern), "train")
     assert labelled.classes == ("a", "b", "c") and labelled.labels.tolist() == [i % 3 for i in range(12)]
+
+
+def test_an_index_reads_a_tar_file_once_from_its_beginning_to_its_end(tmp_path):
+    """At a URL it would else be fetched twice."""
+    reads = []
+
+    class Counted(io.FileIO):
+        def readinto(self, buffer):
+            start, count = self.tell(), super().readinto(buffer)
+            reads.append((start, start + count))
+            return count
+
+    path = tmp_path / "a.tar"
+    pack(path, sample(0) | sample(1, ".json") | {"y/pixels.png": bytes(9999), "y/label.txt": b""} | sample(2))
+    with io.BufferedReader(Counted(path), 600) as file:
+        found = tar.make_index(str(path), file)
+    assert found.labels.tolist() == [b"a", b"b", b"", b"c"] and len(reads) > 6
+    assert all(end <= start for (_, end), (start, _) in pairwise(reads))
 
 
 def test_in_a_pattern_a_star_alone_has_a_meaning(shards, monkeypatch):

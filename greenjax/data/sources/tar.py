@@ -41,7 +41,9 @@ from greenjax.runtime.files import replacing
 
 THREADS = 16  # that read tar files
 INDEX = ".index.npz"  # what the name of an index ends with
+LABELLED = (".cls", ".json")  # suffixes of files with the class of a sample
 LABELS = ("label", "class", "cls")  # what may hold the class in a JSON file of a sample
+Files = Mapping[str, tarfile.TarInfo]  # of a sample, by suffix
 
 
 class Index(NamedTuple):
@@ -196,48 +198,50 @@ def read_index(path: Path, stamp: np.ndarray) -> Index | None:
 
 
 def make_index(shard: str, file: Any = None) -> Index:
-    """Reads the headers of a tar file, opened as `file` where it is at a URL, and the labels in it."""
+    """Reads the headers and labels of a tar file, in order; opened as `file` where it is at a URL."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    texts: dict[str, bytes] = {}
     try:
         with tarfile.open(shard, "r:", file) as tar:
             for member in tar:
                 folder, _, base = member.name.rpartition("/")
                 key, dot, suffix = base.partition(".")
                 if member.isfile() and key:
-                    samples.setdefault(f"{folder}/{key}", {})[f"{dot}{suffix.lower()}"] = member
-            rows = [row_of(tar, shard, files) for files in samples.values()]
+                    suffix = f"{dot}{suffix.lower()}"
+                    samples.setdefault(f"{folder}/{key}", {})[suffix] = member
+                    if suffix in LABELLED and (text := tar.extractfile(member)):
+                        texts[member.name] = text.read()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{shard!r} is no whole tar file: {error}") from error
+    rows = [row_of(shard, files, texts) for files in samples.values()]
     found = [row for row in rows if row is not None]
     others = [dotted_images(files) for files, row in zip(samples.values(), rows) if row is None]
-    start, size, *texts = zip(*found) if found else ((), (), (), ())
-    columns = [np.array(list(map(os.fsencode, column)), bytes) for column in (*texts, chain.from_iterable(others))]
+    start, size, *named = zip(*found) if found else ((), (), (), ())
+    columns = [np.array(list(map(os.fsencode, column)), bytes) for column in (*named, chain.from_iterable(others))]
     return Index(np.array(start, np.int64), np.array(size, np.int64), *columns, without=others.count([]))
 
 
-def row_of(tar: tarfile.TarFile, shard: str, files: Mapping[str, tarfile.TarInfo]) -> tuple[int, int, str, str] | None:
-    """First byte, size, name and label of the image of a sample, by suffix; None for a sample without an image."""
+def row_of(shard: str, files: Files, texts: Mapping[str, bytes]) -> tuple[int, int, str, str] | None:
+    """First byte, size, name and label of the image of a sample; None for one without. `texts`: of files, by name."""
     image = next((member for suffix, member in files.items() if suffix in SUFFIXES), None)
     if image is None:
         return None
-    return image.offset_data, image.size, image.name, label_in(tar, shard, files)
+    return image.offset_data, image.size, image.name, label_in(shard, files, texts)
 
 
-def dotted_images(files: Mapping[str, tarfile.TarInfo]) -> list[str]:
+def dotted_images(files: Files) -> list[str]:
     """The files of a sample that end as images do: "a 10.30.png" is file .30.png of sample "a 10"."""
     return [member.name for suffix, member in files.items() if suffix.endswith(SUFFIXES)]
 
 
-def label_in(tar: tarfile.TarFile, shard: str, files: Mapping[str, tarfile.TarInfo]) -> str:
+def label_in(shard: str, files: Files, texts: Mapping[str, bytes]) -> str:
     """The class that the .cls or .json file of a sample names; "" for none."""
-    read = {suffix: tar.extractfile(files[suffix]) for suffix in (".cls", ".json") if suffix in files}
-    texts = {suffix: file.read() for suffix, file in read.items() if file is not None}
+    name = next((files[suffix].name for suffix in LABELLED if suffix in files), "")
     try:
-        if ".cls" in texts:
-            return texts[".cls"].decode("utf-8-sig").strip()  # as json.loads, without a byte order mark
-        found = json.loads(texts.get(".json", b"{}"))
+        if ".cls" in files:
+            return texts[name].decode("utf-8-sig").strip()  # as json.loads, without a byte order mark
+        found = json.loads(texts.get(name, b"{}"))
     except ValueError as error:
-        name = files[".cls" if ".cls" in texts else ".json"].name
         raise InputError(f"{shard!r}: {name} holds no class: expected text, or a JSON object") from error
     values = [found[key] for key in LABELS if found.get(key) is not None] if isinstance(found, dict) else []
     return str(values[0]) if values else ""
