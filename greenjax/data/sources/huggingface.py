@@ -5,6 +5,7 @@ Arrow files that hold the rows. pyarrow maps these into memory, here and again i
 time: nothing is copied to a worker, and none of them imports the library.
 """
 
+import glob
 import importlib
 import logging
 import os
@@ -204,7 +205,8 @@ def splits_of(data: ConfigDict, split: str) -> dict[str, Any]:
     files = files_of(path, split, "Parquet or Arrow files") if kind else []
     try:
         if kind:
-            return {split: datasets.load_dataset(kind, data_files=files, split="train", keep_in_memory=False)}
+            names = list(map(glob.escape, files))  # the library takes them as patterns
+            return {split: datasets.load_dataset(kind, data_files=names, split="train", keep_in_memory=False)}
         if saved:
             found = datasets.load_from_disk(folder, keep_in_memory=False)
         else:
