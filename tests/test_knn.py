@@ -69,7 +69,7 @@ def test_a_low_temperature_does_not_overflow():
         (dict(k=(91,)), r"^k is \(91,\): expected numbers from 1 to 90, the images of the bank$"),
         (dict(k=()), r"^k is \(\): expected numbers from 1 to 90"),
         (dict(temperature=0.0), r"^temperature is 0.0: expected a number above 0$"),
-        (dict(classes=3), r"^label of image \d+ is 3: expected 0 to 2, for 3 classes$"),
+        (dict(classes=3), r"^label 3 of image \d+: expected 0 or more, below 3 \(the number of classes\)$"),
         (dict(queries=np.full((2, 6), np.nan, np.float32)), r"^features of image 0 are not finite"),
     ],
 )

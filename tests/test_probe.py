@@ -89,7 +89,7 @@ def test_the_chosen_l2_has_the_least_held_out_loss():
     [
         (dict(l2=0.0), r"^l2 is 0.0: expected a number above 0$"),
         (dict(classes=1), r"^classes is 1: expected at least 2$"),
-        (dict(classes=2), r"^label of image \d+ is 2: expected 0 to 1, for 2 classes$"),
+        (dict(classes=2), r"^label 2 of image \d+: expected 0 or more, below 2 \(the number of classes\)$"),
         (dict(features=np.full((150, 5), np.inf, np.float32)), r"^features of image 0 are not finite"),
         (dict(features=np.zeros((0, 5), np.float32), labels=np.zeros(0, int)), r"^features are of 0 images"),
     ],

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, Int64, Integer, UInt8
@@ -151,7 +151,8 @@ def first_of_each_class(source: LabelledSource, count: int, split: str) -> Int32
     """Indices of the first `count` images of every class; labels are read no further than needed."""
     chosen, missing = [], np.full(len(source.classes), count)
     for index, label in readable_labels(source):
-        check_label(label, index, missing.size, f"the classes of split {split!r}")
+        if not 0 <= label < missing.size:
+            check_labels(np.array([label]), missing.size, f"the classes of split {split!r}", [index])
         if missing[label]:
             missing[label] -= 1
             chosen.append(index)
@@ -197,16 +198,13 @@ def check_classes(config: ConfigDict, source: LabelledSource) -> None:
     check_labels(labels, count, "model.num_classes")
 
 
-def check_labels(labels: Integer[np.ndarray, " n"], count: int, whose: str) -> None:
-    """Raises InputError for the first label that is none of `count` classes."""
-    for index in np.flatnonzero((labels < 0) | (labels >= count))[:1]:
-        check_label(int(labels[index]), int(index), count, whose)
-
-
-def check_label(label: int, index: int, count: int, whose: str) -> None:
-    """Raises InputError for the label of image `index` where it is none of `count` classes."""
-    if not 0 <= label < count:
-        raise InputError(f"label {label} of image {index}: expected 0 or more, below {count} ({whose})")
+def check_labels(
+    labels: Integer[np.ndarray, " n"], count: int, whose: str = "the number of classes", index: Any = None
+) -> None:
+    """Raises InputError for the first label that is none of `count` classes. `index`: the images' numbers."""
+    for row in np.flatnonzero((labels < 0) | (labels >= count))[:1]:
+        image = row if index is None else index[row]
+        raise InputError(f"label {labels[row]} of image {image}: expected 0 or more, below {count} ({whose})")
 
 
 class Matched(NamedTuple):

@@ -6,20 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer
 
+from greenjax.data.labels import check_labels
 from greenjax.errors import InputError, NotFinite
 
 Place = Callable[[Any], Any]  # puts a host array or batch on the devices: a runtime.placement.Placement, or a part
-
-
-def check_labels(
-    labels: Integer[np.ndarray, " n"], classes: int, index: Integer[np.ndarray, " n"] | None = None
-) -> None:
-    """Raises InputError where a label is not one of 0 to `classes` - 1. `index`: the images' numbers."""
-    wrong = (labels < 0) | (labels >= classes)
-    if wrong.any():
-        row = int(wrong.argmax())
-        image = row if index is None else index[row]
-        raise InputError(f"label of image {image} is {labels[row]}: expected 0 to {classes - 1}, for {classes} classes")
 
 
 def check_finite(name: str, values: Float[np.ndarray, "n _"], index: Integer[np.ndarray, " n"] | None = None) -> None:

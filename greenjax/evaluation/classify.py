@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int64, Integer
 
+from greenjax.data.labels import check_labels
 from greenjax.data.loader import LabelledBatch
 from greenjax.errors import InputError
-from greenjax.evaluation.checks import Place, check_classes, check_finite, check_labels
+from greenjax.evaluation.checks import Place, check_classes, check_finite
 from greenjax.evaluation.outputs import model_outputs
 
 TOP = 5
@@ -49,17 +50,14 @@ class ClassificationTotals:
         self._right_in_bin, self._confidence_in_bin = np.zeros(BINS, np.int64), np.zeros(BINS, np.float64)
 
     def add(
-        self,
-        logits: Float[np.ndarray, "b classes"],
-        labels: Integer[np.ndarray, " b"],
-        valid: Bool[np.ndarray, " b"],
+        self, logits: Float[np.ndarray, "b classes"], labels: Integer[np.ndarray, " b"], valid: Bool[np.ndarray, " b"]
     ) -> Predictions:
         """Counts the valid rows and returns their predictions.
 
         Raises InputError for labels that the head does not have and for logits that are not finite.
         """
         index, logits, labels = self._rows + np.flatnonzero(valid), logits[valid].astype(np.float64), labels[valid]
-        check_labels(labels, len(self.confusion), index)
+        check_labels(labels, len(self.confusion), index=index)
         check_finite("logits", logits, index)
         logits -= logits.max(axis=1, keepdims=True, initial=-np.inf)
         logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))  # now log-probabilities
