@@ -52,7 +52,7 @@ def pictures(monkeypatch):
 @pytest.mark.parametrize("classes", [2, 10, 60, 200])
 def test_every_cell_has_the_colour_of_its_share(tmp_path, pictures, classes):
     matrix = counts(classes)
-    draw_confusion(tmp_path / "c.png", matrix)
+    draw_confusion(tmp_path / "c.png", matrix, [*map(str, range(classes))])
     drawn, (pixels, left, top, cell) = read(tmp_path / "c.png"), pictures[0]
     # The corners of the cells are free of numbers.
     side = classes * cell
@@ -97,7 +97,7 @@ def test_no_name_breaks_the_picture(tmp_path, written):
 
 def test_too_many_classes_and_missing_names_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"^classes are 2001: expected 2 to 2000"):
-        draw_confusion(tmp_path / "c.png", np.zeros((2001, 2001), int))
+        draw_confusion(tmp_path / "c.png", np.zeros((2001, 2001), int), [""] * 2001)
     with pytest.raises(InputError, match=r"^class names are 3: expected 4, one a class$"):
         draw_confusion(tmp_path / "c.png", counts(4), ["a", "b", "c"])
 
@@ -127,6 +127,6 @@ def test_every_example_lies_in_the_file_with_its_classes(tmp_path, written, pict
 
 def test_without_mistakes_the_picture_says_so(tmp_path, written):
     said = Predictions(*np.zeros((3, 0), int), np.zeros(0))
-    draw_examples(tmp_path / "e.png", np.zeros((0, 8, 8, 1), np.uint8), said)
+    draw_examples(tmp_path / "e.png", np.zeros((0, 8, 8, 1), np.uint8), said, [])
     assert written == ["no mistakes"]
     assert read(tmp_path / "e.png").size

@@ -19,25 +19,20 @@ _SIDE, _WIDEST = 112, 1500  # pixels: of a picture's longer side at least, of a 
 _KEY, _KEY_GAP = 160, 70  # pixels: length of a colour key, between the two
 
 
-def draw_confusion(
-    path: str | Path,
-    counts: Integer[np.ndarray, "classes classes"],
-    names: Sequence[str] | None = None,
-) -> None:
+def draw_confusion(path: str | Path, counts: Integer[np.ndarray, "classes classes"], names: Sequence[str]) -> None:
     """Writes a PNG: true classes in rows, predicted ones in columns, colours by share of the row.
 
     Right answers are blue and mistakes red, so that a few mistakes do not drown in the diagonal. Up to about 25 classes
-    each cell has its count; up to about 120 classes rows and columns have their
-    names; beyond, class numbers run along the edges. Raises InputError for more than MOST_CLASSES classes and for
-    another number of names.
+    each cell has its count; up to about 120 classes rows and columns have their names; beyond, class numbers run along
+    the edges. Raises InputError for more than MOST_CLASSES classes and for another number of names.
     """
     classes = len(counts)
     if not 2 <= classes <= MOST_CLASSES:
         raise InputError(f"classes are {classes}: expected 2 to {MOST_CLASSES}, to be drawn as a confusion matrix")
-    if names is not None and len(names) != classes:
+    if len(names) != classes:
         raise InputError(f"class names are {len(names)}: expected {classes}, one a class")
     cell = _cell(classes)
-    labels = _labels(names if names is not None else [str(i) for i in range(classes)], cell)
+    labels = _labels(names, cell)
     longest = max(map(len, labels.values())) * CHAR
     left, top, side = longest + 2 * _GAP, (16 if longest <= cell else longest) + 34, classes * cell
     canvas = Canvas(left + max(side, 2 * _KEY + _KEY_GAP) + 2 * _GAP, top + side + 56)
@@ -123,10 +118,7 @@ def most_confused(predictions: Predictions, most: int = 20) -> Predictions:
 
 
 def draw_examples(
-    path: str | Path,
-    images: UInt8[np.ndarray, "n h w c"],
-    predictions: Predictions,
-    names: Sequence[str] | None = None,
+    path: str | Path, images: UInt8[np.ndarray, "n h w c"], predictions: Predictions, names: Sequence[str]
 ) -> None:
     """Writes a PNG of images, each over its true class, its predicted class and the confidence.
 
@@ -150,8 +142,8 @@ def draw_examples(
     canvas.save(path)
 
 
-def _caption(row: tuple, names: Sequence[str] | None) -> tuple[str, str]:
+def _caption(row: tuple, names: Sequence[str]) -> tuple[str, str]:
     """Two lines under an image: its true class, and its predicted class with the confidence."""
     label, predicted, confidence = int(row[0]), int(row[1]), float(row[2])
-    true, wrong = legible([names[i] if names else str(i) for i in (label, predicted)], _NAME)
+    true, wrong = legible([names[label], names[predicted]], _NAME)
     return f"is {true}", f"taken for {wrong} ({confidence:.2f})"
