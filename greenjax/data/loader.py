@@ -159,11 +159,7 @@ def labelled_eval_batches(
 
 
 def image_batches(
-    config: ConfigDict,
-    source: Images,
-    first: int = 0,
-    own: range | None = None,
-    undecodable: Undecodable | None = None,
+    config: ConfigDict, source: Images, first: int = 0, own: range | None = None, undecodable: Undecodable | None = None
 ) -> Batches[LabelledBatch]:
     """All images from batch `first` on, each once and in order, without labels; otherwise as `labelled_eval_batches`.
 

@@ -44,10 +44,7 @@ def pooled_forward(graphdef: nnx.GraphDef) -> Callable[[Any, Array], Float[Array
 
 
 def extract_features(
-    pooled: Callable[[Any, Array], Float[Array, "b c"]],
-    params: Any,
-    batches: Iterable[LabelledBatch],
-    place: Place,
+    pooled: Callable[[Any, Array], Float[Array, "b c"]], params: Any, batches: Iterable[LabelledBatch], place: Place
 ) -> Features:
     """pooled(params, images) of all valid images, as float32 on the host. Raises InputError for no images."""
     features: list[np.ndarray] = []

@@ -22,13 +22,7 @@ TASK = "eval"  # the task of a config whose model is a classifier
 
 
 def predict_files(
-    config: ConfigDict,
-    source: Any,
-    files: Outputs,
-    *,
-    top: int = 1,
-    step: int | None = None,
-    overwrite: bool = False,
+    config: ConfigDict, source: Any, files: Outputs, *, top: int = 1, step: int | None = None, overwrite: bool = False
 ) -> None:
     """Writes the `top` most probable classes of all images of a source by the classifier of `config.init`.
 
