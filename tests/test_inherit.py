@@ -49,16 +49,18 @@ def test_the_model_is_that_of_the_weights_whatever_the_file_says(run, name):
 def test_a_config_keeps_what_is_no_part_of_the_weights(tmp_path):
     """How a ViT pools, and whether its positions are trained: the file's own, where it has one, else those of init."""
     there = small_config("vit", model__pool="mean", model__positions="sincos")
-    (tmp_path / "config.json").write_text(json.dumps(there.to_dict()))
-    file = tmp_path / "config.py"
-    for own, expected in (("learned", ("mean", "learned")), (None, ("mean", "sincos"))):
+    file, silent = tmp_path / "config.py", there.to_dict()
+    del silent["model"]["positions"]
+    cases = ((there.to_dict(), "learned", "learned"), (there.to_dict(), None, "sincos"), (silent, "sincos", "sincos"))
+    for settings, own, expected in cases:
+        (tmp_path / "config.json").write_text(json.dumps(settings))
         file.write_text(
             "from small import small_config\n\n\ndef get_config():\n    import greenjax\n"
             f"    config = greenjax.default_config()\n    config.steps = 1\n    config.model.positions = {own!r}\n"
             f"    config.init = {str(tmp_path)!r}\n    return config\n"
         )
         config = load_config(file, {"task": "finetune", "data.source": "digits"})
-        assert (config.model.pool, config.model.positions) == expected
+        assert (config.model.pool, config.model.positions) == ("mean", expected)
 
 
 def test_a_pre_training_older_than_a_setting_of_the_decoder_goes_on_with_its_default(tmp_path):
@@ -71,6 +73,10 @@ def test_a_pre_training_older_than_a_setting_of_the_decoder_goes_on_with_its_def
     assert (config.decoder.fusion, config.decoder.positions, config.decoder.depth) == (False, "sincos", 2)
     assert "decoder.fusion=False" in line and config.model.query_pools == 3
     assert loaded("hiera_b", {"model.query_pools": 1}, tmp_path)[0].model.query_pools == 1
+    there["model"]["query_pools"] = 3  # the file has 2
+    (tmp_path / "config.json").write_text(json.dumps(there))
+    assert loaded("hiera_b", {}, tmp_path)[0].model.query_pools == 3
+    assert loaded("hiera_b", {"task": "knn"}, tmp_path)[0].model.query_pools == 2
 
 
 @pytest.mark.parametrize(("family", "kind"), [("swin", "file"), ("vit", "file"), ("vit", "hf"), ("hiera", "hf")])

@@ -52,9 +52,12 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
             refuse(settings, key, f"{found}, as the weights of init {init!r} have it")
     wanted = {key: there.get(key) for key in MODEL if key in there or key not in COLOURS}
     wanted["data.statistics"] = ""  # of other images than those of the weights
+    family = family_of(there["model.name"])
+    own = [key for key in OWN if key.removeprefix("model.") in family.settings and settings.get(key) is not None]
     # A file or a folder of a decoder names no task; a run has these keys whatever its task.
     if task == "pretrain" and there.get("task", "pretrain") == "pretrain" and "decoder.dim" in there:
         wanted |= {key: there.get(key, KEYS[key].default) for key in DECODER}  # the run may be older than a key
+        own = [key for key in own if key != f"model.{family.unpooled_by}"]  # the decoder fits no other
     if task == "eval" and there.get("task") == "detect":
         # The file's batch is one of classifiers: as many images of a detector do not fit into memory.
         batch = () if "data.batch_size" in given else ("data.batch_size", "optim.accumulation")
@@ -68,7 +71,6 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
     # Files older than the type of their images have a scale for others than 8 bits alone.
     if there.get("data.dtype", dtype if there.get("data.scale") else "uint8") != dtype:
         del wanted["data.scale"]  # of other images
-    own = [key for key in OWN if settings.get(key) is not None and there.get(key) is not None]
     wanted = {key: value for key, value in wanted.items() if key not in (*given, *own)}
     wanted |= {key: value for key, value in kept(there, settings | wanted).items() if key not in given}
     changed = {key: value for key, value in wanted.items() if not same_value(filled(settings, key), value)}
