@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import torch
 import torch_names
 from small import small_config
 
@@ -10,9 +11,10 @@ import greenjax
 from greenjax.backbones.registry import FAMILIES
 from greenjax.config import flatten, resolve
 from greenjax.errors import InputError
-from greenjax.interop.loading import blank_model, read_torch
-from greenjax.interop.tensors import to_tensors
+from greenjax.interop.loading import blank_model, initial_model, read_torch
+from greenjax.interop.tensors import Reading, to_tensors
 from greenjax.interop.weights import flat_weights, parameter_shapes, put_weights
+from greenjax.training.start import write_start
 
 SIZE, CLASSES = 64, 5
 COLOURS = dict(model__in_channels=3, data__mean=(0.5,) * 3, data__std=(0.2,) * 3)
@@ -116,22 +118,41 @@ def test_vit_has_the_names_and_shapes_of_timm(token, pool, last):
     assert shapes_of(model, "timm") == (expected, [])
 
 
-@pytest.mark.parametrize(("pool", "other", "last"), [("token", "mean", "norm"), ("mean", "token", "fc_norm")])
-def test_the_head_of_a_vit_is_not_taken_for_one_of_another_pooling(pool, other, last, tmp_path):
-    """The last norm's name tells which it is; without the head, the encoder fits both."""
-    model, path = random_model("vit", "classifier", model__pool=pool), tmp_path / "weights.pth"
-    greenjax.save_torch(model, path, "timm")
-    config = resolve(flatten(model.config) | {"model.pool": other})
-    expected = (
-        rf"model.pool is '{other}': expected '{pool}' \(--config.model.pool={pool}\) .* has '{last}', or a new head"
-    )
-    with pytest.raises(InputError, match=expected):
-        greenjax.load_torch(path, config, "timm")
-    for fine in (dict(config=model.config), dict(config=config, new_head=True)):
-        loaded = greenjax.load_torch(path, layout="timm", **fine)
-        np.testing.assert_array_equal(loaded.encoder.norm.scale, model.encoder.norm.scale)
-    features = resolve(flatten(config) | {"task": "knn", "model.num_classes": None})
-    assert "dropped: head (2 tensors)" in read_torch(path, features, "timm")[1].lines()
+@pytest.mark.parametrize(("layout", "pool"), [("timm", "token"), ("timm", "mean"), ("hf", "token"), (None, "mean")])
+def test_the_head_of_a_vit_is_not_taken_for_one_of_another_pooling(layout, pool, tmp_path):
+    """timm's name of the last norm tells which it is, transformers has the class token, and a run its settings; without
+    the head, the encoder fits both."""
+    model, path = random_model("vit", "classifier", model__pool=pool), tmp_path / {"timm": "vit.pth"}.get(layout, "vit")
+    other = "mean" if pool == "token" else "token"
+    if layout:
+        greenjax.save_torch(model, path, layout)
+    else:
+        write_start(path, model, model.config)
+
+    def loaded(**settings):
+        config = resolve(flatten(model.config) | {"init": str(path)} | settings)
+        return read_torch(path, config, layout, Reading(new_head=config.new_head)) if layout else initial_model(config)
+
+    expected = f"expected --config.model.pool={pool}, or a new head, by --config.new_head"
+    with pytest.raises(InputError, match=f"pool is '{other}', that of the weights' head '{pool}': {expected}"):
+        loaded(**{"model.pool": other})
+    features = {"task": "knn", "model.num_classes": None}
+    for fine in ({}, {"model.pool": other, "new_head": True}, {"model.pool": other} | features):
+        found, report = loaded(**fine)
+        np.testing.assert_array_equal(found.encoder.norm.scale, model.encoder.norm.scale)
+    assert f"dropped: {'classifier' if layout == 'hf' else 'head'} (2 tensors)" in report.lines()
+
+
+def test_the_pooling_is_that_of_the_weights_that_are_read(tmp_path):
+    """A file may hold others; without a class token there is none to read."""
+    model, path = random_model("vit", "classifier", model__pool="mean", model__class_token=False), tmp_path / "all.pth"
+    mean = {name: torch.tensor(x) for name, x in to_tensors(flat_weights(model), model.config, "timm")[0].items()}
+    token = {name.replace("fc_norm", "norm"): x for name, x in mean.items()}
+    torch.save({"model": token, "ema": {f"net.{name}": x for name, x in mean.items()}}, path)
+    loaded = greenjax.load_torch(path, model.config, "timm", key="ema")
+    np.testing.assert_array_equal(loaded.head.kernel, model.head.kernel)
+    with pytest.raises(InputError, match="pool is 'mean', that of the weights' head 'token': expected a new head, by"):
+        greenjax.load_torch(path, model.config, "timm", key="model")
 
 
 def test_simmim_has_the_names_and_shapes_of_the_library():

@@ -238,7 +238,7 @@ def test_visible_counts_of_windows(seed):
 
 
 def test_counts_of_a_large_image_need_no_table_of_units_by_windows():
-    """At 2048 pixels it has 21 million entries, in a product for each mask."""
+    """At 2048 pixels it has 22.4 million entries, in a product for each mask."""
     grid = TokenGrid(2048, 2048, patch=4, stages=4)
     partition = WindowPartition(grid, 0, Windows(7, 7, (3, 3)))
     visible = np.random.default_rng(0).random(grid.units) < 0.25

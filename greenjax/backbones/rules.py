@@ -47,8 +47,6 @@ class OtherName(NamedTuple):
     name: str  # in the table
     other: str
     taken: Callable[[ConfigDict], bool]  # by the files of a resolved config
-    # A setting, and its values in a classifier whose file has the name or the other: its head fits no other value.
-    by_head: tuple[str, str, str] | None = None
 
 
 class Layout(NamedTuple):
@@ -65,6 +63,8 @@ class Layout(NamedTuple):
     lacking: tuple[str, ...] = ()  # modules of the encoder here that the library's files do not have
     ignored: tuple[str, ...] = ()  # how the names of tensors begin that the library's files have, and no model here
     other_names: tuple[OtherName, ...] = ()
+    # The model.pool of the head in a file, by the names of its tensors; None: the family has no such setting.
+    head_pool: Callable[[Iterable[str]], str] | None = None
     detector: Table = ()  # of a detector beside its encoder; () = the library has none, or other ones
     detector_prefix: str = ""  # the `model_prefix` in a detector's file
     decoders: Mapping[str, Table] = {}  # by config.method

@@ -59,6 +59,15 @@ def head_size(contents: Contents, layouts: Iterable[Layout], *, detector: bool) 
     return None
 
 
+def check_pool(trained: str | None, config: ConfigDict) -> None:
+    """Raises InputError where a head that was trained with another `model.pool` would be taken over."""
+    pool = config.model.pool
+    if trained != pool:
+        same = "" if trained == "token" and not config.model.class_token else f"--config.model.pool={trained}, or "
+        expected = f"expected {same}a new head, by --config.new_head (of from-torch: --new-head)"
+        raise InputError(f"model.pool is {pool!r}, that of the weights' head {trained!r}: {expected}")
+
+
 def classes_file(init: str | Path) -> Path:
     """Where the names of a head's classes may be written: in its workdir or folder, or beside its file."""
     path = expanded(init)

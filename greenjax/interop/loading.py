@@ -17,7 +17,7 @@ from greenjax.config.inherit import differences, kept
 from greenjax.errors import InputError
 from greenjax.interop.entries import of_classes
 from greenjax.interop.files import PICKLES, SAFETENSORS, Contents, read_weights, weights_of
-from greenjax.interop.heads import classes_of, head_size
+from greenjax.interop.heads import check_pool, classes_of, head_size
 from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
 from greenjax.interop.selection import fitting_layouts, look_alike
 from greenjax.interop.tensors import BY_DEFAULT, Reading, from_tensors
@@ -173,7 +173,10 @@ def initial_model(config: ConfigDict, step: int | None = None) -> tuple[Any, Rep
     if family_of(of.model.name) is not family_of(config.model.name):
         raise InputError(f"init is {config.init!r}, a {of.model.name}: expected a {config.model.name}")
     report, blank = Report(), blank_model(config)
-    return filled(blank, adapt(weights, blank, report, new_head=config.new_head), config.seed), report
+    fitted = adapt(weights, blank, report, new_head=config.new_head)
+    if "head/kernel" in fitted:
+        check_pool(of.model.pool, config)
+    return filled(blank, fitted, config.seed), report
 
 
 def _from_foreign(init: Path, config: ConfigDict) -> tuple[Any, Report]:
@@ -204,7 +207,8 @@ def with_image_size(
     model: Backbone, size: int | tuple[int, ...], resize: str = RESIZE_METHODS[0]
 ) -> tuple[Backbone, Report]:
     """The same model for other images: position bias tables are resized where a window has to change, and settings that
-    the family keeps from its weights stay. Settings of training that images of that size cannot have are left out."""
+    the family keeps from its weights stay. A detector's shorter sides above that size and quarter turns, which training
+    alone uses, are left out; masks have to fit it."""
     there, shorter = flatten(model.config), size if isinstance(size, int) else min(size)
     sides = tuple(side for side in there["detect.shorter_sides"] if side <= shorter)
     here = there | {"image_size": size, "detect.shorter_sides": sides, "data.quarter_turns": False}

@@ -42,6 +42,7 @@ class Selection(NamedTuple):
     prefix: str
     others: list[str]  # the names in the same dictionary that are not behind the prefix
     notes: list[str]  # for the report
+    names: list[str]  # of the tensors, in the file
 
 
 def best_selection(
@@ -110,7 +111,7 @@ def select(
 
     `key` and `prefix` name the place, or how it begins. Raises InputError where the file has no such key or prefix.
     """
-    containers = {name: _unwrapped(tensors, layout) for name, tensors in containers.items()}
+    as_read, containers = containers, {name: _unwrapped(tensors, layout) for name, tensors in containers.items()}
     if key is not None:
         containers = _with_key(containers, key)
     if prefix is not None:
@@ -134,7 +135,9 @@ def select(
         for place in everywhere
         if place.key == taken.key and place.prefix != taken.prefix and place.prefix.startswith(outer)
     )
-    return _split(containers[taken.key], outer, elsewhere)._replace(notes=notes)
+    found = _split(containers[taken.key], outer, elsewhere)
+    in_file = dict(zip(containers[taken.key], as_read[taken.key]))
+    return found._replace(notes=notes, names=[in_file[outer + name] for name in found.tensors])
 
 
 def find_places(containers: Containers, layout: Layout) -> list[Place]:
@@ -177,7 +180,7 @@ def _unwrapped(tensors: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     short: dict[str, Any] = {}
     for whole, value in tensors.items():
         name = _WRAPPERS.sub("", whole)
-        for module, other, *_ in layout.other_names:
+        for module, other, _ in layout.other_names:
             name = renamed(name, other, module)
         short[name] = value
     return short if len(short) == len(tensors) else dict(tensors)
@@ -188,7 +191,7 @@ def _split(tensors: Mapping[str, Any], prefix: str, elsewhere: tuple[str, ...] =
     inside = [name for name in tensors if name.startswith(prefix) and not name.startswith(elsewhere)]
     others = tensors.keys() - inside
     split = {name.removeprefix(prefix): tensors[name] for name in inside}
-    return Selection(split, prefix, [name for name in tensors if name in others], [])
+    return Selection(split, prefix, [name for name in tensors if name in others], [], [])
 
 
 def _with_key(containers: Containers, key: str) -> Containers:

@@ -18,6 +18,7 @@ from greenjax.errors import InputError, listed
 from greenjax.interop.decoders import decoder_positions, positions_transposed, turned
 from greenjax.interop.entries import Expected, entries, expected_tensors, fixed_tensors, of_classes, part_of
 from greenjax.interop.files import Contents, to_array
+from greenjax.interop.heads import check_pool
 from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
 from greenjax.interop.selection import best_selection, fitting_layouts, has_place, look_alike, renamed
 from greenjax.interop.weights import LAST_NORM, Report, Weights, fits, misfits_text, parameter_shapes
@@ -57,7 +58,7 @@ def to_tensors(
     if any(part_of(key) == "decoder" for key in kept) and config.decoder.positions == "sincos":
         tensors[layout.decoder_positions[0]] = decoder_positions(layout, config)
     assert covered == set(kept), f"layout {name} does not cover {sorted(set(kept) - covered)}"
-    for name_here, other, taken, _ in layout.other_names:
+    for name_here, other, taken in layout.other_names:
         if taken(config):
             tensors = {renamed(key, name_here, other): value for key, value in tensors.items()}
     left_out = sorted({part_of(key) for key in weights.keys() - kept} - {"encoder"}) + [*layout.lacking]
@@ -97,8 +98,8 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
         behind = f" behind {selection.prefix!r}" if selection.prefix else ""
         first = f"the file does not fit {config.model.name} as layout {name!r}{behind}"
         raise InputError(misfits_text(first, misfits, _hint(contents, model, name)))
-    if any(entry.part == "head" for entry in needed):
-        _check_head(contents, layout, config)
+    if layout.head_pool and any(entry.part == "head" for entry in needed):
+        check_pool(layout.head_pool(selection.names), config)
 
     weights: Weights = {}
     told = _as_told(config, contents.metadata)
@@ -112,19 +113,6 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
         report.notes.append(f"{codes} has the row first: the decoder's channels were turned to match")
         weights = {key: turned(key, value) for key, value in weights.items()}
     return weights, report
-
-
-def _check_head(contents: Contents, layout: Layout, config: ConfigDict) -> None:
-    """Raises InputError where a name in the file tells that its head was trained with another setting of the model."""
-    names = [name for tensors in contents.containers.values() for name in tensors]
-    for name, other, taken, by_head in layout.other_names:
-        has_other = any(renamed(key, other, name) != key for key in names)
-        if by_head and has_other != taken(config):
-            key, *values = by_head
-            wrong, right = values if has_other else values[::-1]
-            module = repr(other if has_other else name)
-            expected = f"{right!r} (--config.{key}={right}) with the head of a file that has {module}, or a new head"
-            raise InputError(f"{key} is {wrong!r}: expected {expected}")
 
 
 def _as_told(config: ConfigDict, metadata: Mapping[str, str]) -> ConfigDict | None:

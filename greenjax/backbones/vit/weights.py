@@ -1,6 +1,6 @@
 """The names of ViT in PyTorch, a table a layout."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,11 @@ def _pools(config: ConfigDict) -> bool:
     return config.model.pool == "mean"
 
 
+def _head_pool(names: Iterable[str]) -> str:
+    """timm has no fc_norm where the classifier reads the class token."""
+    return "mean" if any("fc_norm" in name.split(".") for name in names) else "token"
+
+
 def _hf_faults(config: ConfigDict) -> Iterator[Fault]:
     if not config.model.class_token:
         yield Fault("model.class_token is False", ": the library's models have a class token", "refused")
@@ -146,7 +151,8 @@ LAYOUTS: dict[str, Layout] = {
         _TIMM,
         head=head("head"),
         ignored=("decoder_", "mask_token"),  # of masked autoencoders whose encoder has timm's names
-        other_names=(OtherName("norm", "fc_norm", _pools, ("model.pool", "token", "mean")),),
+        other_names=(OtherName("norm", "fc_norm", _pools),),
+        head_pool=_head_pool,
         epsilon=1e-6,
     ),
     "hf": Layout(
@@ -156,6 +162,7 @@ LAYOUTS: dict[str, Layout] = {
         ignored=("pooler.", "vit.pooler."),
         decoders={"green": _HF_MAE_DECODER, "simmim": simmim_decoder("vit.embeddings.mask_token")},
         other_names=(_DECODER_LAYERS,),
+        head_pool=lambda names: "token",
         decoder_positions=("decoder.decoder_pos_embed", 1),
         faults=_hf_faults,
         epsilon=1e-6,
