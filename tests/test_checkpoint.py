@@ -264,14 +264,19 @@ def test_the_draft_of_a_killed_save_takes_no_room_from_the_next(tmp_path, monkey
 def test_a_draft_that_cannot_be_removed_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch):
     draft = tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp-7"
     draft.mkdir(parents=True)
+    told, remove = [], shutil.rmtree
 
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
+    def refuse(path, *arguments, **keywords):
+        if path == draft:
+            raise PermissionError(13, "Permission denied", str(path))
+        remove(path, *arguments, **keywords)
 
     with Checkpointer(tmp_path) as checkpointer:
         with monkeypatch.context() as patched:
             patched.setattr(shutil, "rmtree", refuse)
+            patched.setattr(checkpoint, "gathered", lambda problem: told.append(problem.item()) or problem)
             checkpointer.save(2, {"x": jnp.arange(8.0)})
+        assert told == [True]  # every process gives this save up before any waits for another
         with pytest.raises(checkpoint.SaveError, match=r"step 2 could not be saved: .*Permission denied.*tmp-7"):
             checkpointer.wait()
         checkpointer.save(3, {"x": jnp.arange(8.0)})
