@@ -225,6 +225,14 @@ def test_an_undecodable_held_out_image_is_left_out(planner):
     assert batch.valid.ravel().tolist() == [True, True, False, True, True, True, True, False]
 
 
+def test_a_patient_pass_leaves_out_a_damaged_stretch(planner):
+    config, source = tiny_config(batch_size=200), Broken(constants(200), range(60, 120))
+    with pytest.raises(InputError, match="of the last 100 images cannot be used"):
+        list(eval_batches(config, source, planner))
+    (batch,) = eval_batches(config, source, planner, patient=True)
+    assert batch.valid.ravel().tolist() == [True] * 60 + [False] * 60 + [True] * 80
+
+
 # Which are undecodable
 
 

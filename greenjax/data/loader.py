@@ -133,15 +133,17 @@ def eval_batches(
     planner: Planner,
     own: range | None = None,
     undecodable: Undecodable | None = None,
+    patient: bool = False,
 ) -> Batches[Batch]:
-    """At most data.eval_images held-out images, each once and in order, always with the same masks.
+    """At most data.eval_images images of `source`, each once and in order, always with the same masks.
 
     They are evenly spaced, because a data set is often in the order of its classes. The last batch is filled up with
     black images. An image that cannot be used is added to `undecodable`, and is not valid; errors as in
-    `train_batches`.
+    `train_batches`. `patient`: the pass goes on however many images cannot be used.
     """
     count = min(len(source), config.data.eval_images)
-    stream = one_pass(config, source, spaced_rows(len(source), count).tolist(), config.data.batch_size)
+    rows = spaced_rows(len(source), count).tolist()
+    stream = one_pass(config, source, rows, config.data.batch_size, patient=patient)
     make = pretraining_maker(config, stream, planner.held_out_plans, own)
     return Batches(read_once(config, make), undecodable, LEFT_OUT)
 

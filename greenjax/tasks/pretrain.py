@@ -68,7 +68,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> State:
 
     def first_batch() -> Batch:
         shown = source if held_out is None else held_out
-        return next(eval_batches(config, shown, planner, undecodable=undecodable))
+        return next(eval_batches(config, shown, planner, undecodable=undecodable, patient=True))
 
     hooks = [*held_out_hooks(run, held_out_batches), *monitor_hooks(run, monitor), pictures_hook(run, first_batch)]
     state = train(run, state, batches, hooks, partial(pool_use, config, planner.mask_ids, len(source)))
