@@ -95,7 +95,21 @@ def test_a_pre_training_goes_on_with_the_decoder_of_a_file_or_a_folder(family, k
     config, (line,) = loaded("digits", {}, init)
     assert config.decoder == there.decoder and "decoder.num_heads=8" in line
     assert loaded("digits", {"decoder.num_heads": 2}, init)[0].decoder.num_heads == 2
-    assert loaded("digits", {"task": "finetune"}, init)[0].decoder == load_config("digits").decoder
+    for others in ({"task": "finetune"}, {"method": "simmim"}):  # have no such decoder
+        assert loaded("digits", others, init)[0].decoder == load_config("digits").decoder
+
+
+@pytest.mark.parametrize("kind", ["run", "timm", "simmim"])
+def test_simmim_leaves_no_decoder_behind(kind, tmp_path):
+    there, init = small_config(method="simmim"), tmp_path
+    if kind == "run":
+        (tmp_path / "config.json").write_text(json.dumps(there.to_dict()))
+    else:
+        init = tmp_path / "weights.safetensors"
+        greenjax.save_torch(greenjax.build(there, seed=0), init, kind)
+        assert greenjax.load_pretrained(init).config.task == ("knn" if kind == "timm" else "pretrain")
+    before = load_config("digits").decoder
+    assert loaded("digits", {}, init)[0].decoder == before != there.decoder
 
 
 def test_a_pre_training_from_a_classifier_has_a_decoder_of_its_own(run):

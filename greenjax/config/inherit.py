@@ -54,8 +54,9 @@ def inherit(settings: Settings, given: Collection[str]) -> tuple[Settings, str]:
     wanted["data.statistics"] = ""  # of other images than those of the weights
     family = family_of(there["model.name"])
     own = [key for key in OWN if key.removeprefix("model.") in family.settings and settings.get(key) is not None]
-    # A file or a folder of a decoder names no task; a run has these keys whatever its task.
-    if task == "pretrain" and there.get("task", "pretrain") == "pretrain" and "decoder.dim" in there:
+    # A file or a folder of a decoder names neither task nor method; a run has these keys whatever they are.
+    same = settings.get("method", "green") == there.get("method", "green") and there.get("task", task) == task
+    if task == "pretrain" and same and "decoder.dim" in there:
         wanted |= {key: there.get(key, KEYS[key].default) for key in DECODER}  # the run may be older than a key
         own = [key for key in own if key != f"model.{family.unpooled_by}"]  # the decoder fits no other
     if task == "eval" and there.get("task") == "detect":
@@ -126,7 +127,7 @@ def describe(config: ConfigDict) -> dict[str, str]:
     model = {key: value for key, value in config.model.to_dict().items() if value is not None}
     more = {"scale": json.dumps(config.data.scale)} if config.data.scale else {}
     if config.task == "pretrain":
-        more |= {"decoder": json.dumps(config.decoder.to_dict())}
+        more |= {"decoder": json.dumps(config.decoder.to_dict())} if config.method == "green" else {}
         more |= {name: json.dumps(config.mask[key.removeprefix("mask.")]) for name, key in MASKS.items()}
     more |= {"detect": json.dumps(config.detect.to_dict())} if config.task == "detect" else {}
     reading = {key.removeprefix("data."): config.data[key.removeprefix("data.")] for key in READING}

@@ -45,7 +45,7 @@ def save_torch(
     tensors = {prefix + name: value for name, value in tensors.items()}
     metadata = describe(config) | {"layout": layout, "greenjax_version": __version__}
     if "decoder" in left_out:
-        del metadata["decoder"]  # whose settings a pre-training from the file would take over
+        metadata.pop("decoder", None)  # whose settings a pre-training from the file would take over
     metadata |= {} if step is None else {"step": str(step)}
     parts = set(map(part_of, weights)) - set(left_out)
     classes = model.classes if parts.intersection(map(part_of, filter(of_classes, weights))) else ()
