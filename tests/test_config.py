@@ -204,6 +204,16 @@ def test_another_model_name_brings_its_sizes_to_the_settings_of_a_run(before, tm
         assert load_config(run, {"model.name": name}) == load_config(SWIN_B, {"model.name": name})
 
 
+def test_another_model_name_leaves_what_a_written_file_sets(tmp_path):
+    """Also where it is the published value of the file's model: the weights of `init` have another."""
+    there = load_config(SWIN_B, {"model.name": "vit_l", "model.positions": "sincos"})
+    (tmp_path / "config.json").write_text(json.dumps(there.to_dict()))
+    changes = {"model.name": "vit_l", "init": str(tmp_path)}
+    assert load_config(ROOT / "configs" / "finetune_mae_vit_b.py", changes).model.positions == "learned"
+    written = load_config(ROOT / "configs" / "simmim_swin_b.py", {"model.name": "swinv2_b"})
+    assert written.model.window == 7
+
+
 def test_another_model_name_leaves_what_the_file_and_the_command_line_change(tmp_path):
     run = tmp_path / "config.json"
     run.write_text(json.dumps(load_config(SWIN_B, {"model.window": 14, "model.mlp_ratio": 3}).to_dict()))
@@ -523,6 +533,18 @@ def test_a_file_may_import_its_neighbours(tmp_path):
         assert parse(config=folder / "mine.py").seed == seed**2
     assert sys.path == path
     assert "neighbour" not in sys.modules
+
+
+def test_folders_without_init_beside_a_file_are_read_anew(tmp_path):
+    for seed in (1, 2, 3):
+        folder = tmp_path / str(seed)
+        (folder / "mine").mkdir(parents=True)
+        (folder / "mine" / "part.py").write_text(f"SEED = {seed}\n")
+        text = f"import greenjax, mine.part\nfrom mine import part\nconfig = greenjax.load_config({str(SWIN_B)!r})\n"
+        text += "config.unlock()\nconfig.seed = part.SEED * mine.part.SEED\n\ndef get_config():\n    return config\n"
+        (folder / "file.py").write_text(text)
+        assert parse(config=folder / "file.py").seed == seed**2
+        assert not {"mine", "mine.part"} & sys.modules.keys()
 
 
 def test_packages_of_an_environment_beside_a_file_are_not_its_own(tmp_path, monkeypatch):

@@ -23,7 +23,6 @@ from greenjax.config import values
 from greenjax.config.inherit import inherit
 from greenjax.config.places import KINDS, is_name, locate
 from greenjax.config.resolve import check_key, checked, flatten, resolve
-from greenjax.config.values import same_value
 from greenjax.errors import InputError
 from greenjax.runtime.files import read_json
 
@@ -60,13 +59,15 @@ def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
     A length in the other unit, such as steps for a file's epochs, unsets the file's length, and the warm-up keeps its
     share of the run unless `changes` has one. In the same unit a warm-up is scaled only where it is too long. Another
-    model.name brings its published sizes, except for those that the file has changed from its own model's.
+    model.name brings its published sizes to a file of all sizes, such as config.json of a run, except for those that
+    the file has changed from its own model's.
     """
     settings = dict(settings)
     name = settings.get("model.name")
-    if changes.get("model.name", name) != name:  # config.json has every size of its model
-        published = {f"model.{part}": size for part, size in ARCHITECTURES.get(name or "", {}).items()}
-        changed = {key for key, size in published.items() if not same_value(settings.get(key), size)}
+    published = {f"model.{part}": size for part, size in ARCHITECTURES.get(name or "", {}).items()}
+    whole = all(settings.get(key) is not None or size is None for key, size in published.items())
+    if whole and changes.get("model.name", name) != name:
+        changed = {key for key, size in published.items() if not values.same_value(settings.get(key), size)}
         settings = {key: value for key, value in settings.items() if key not in published or key in changed}
     for unit, other in (("steps", "epochs"), ("epochs", "steps")):
         warmup, other_warmup = f"optim.warmup_{unit}", f"optim.warmup_{other}"
@@ -153,17 +154,22 @@ def _importable(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # Known before: greenjax, where the config is in the folder of its checkout.
+        new = {name: sys.modules[name] for name in set(sys.modules) - before if name.partition(".")[0] not in before}
+        for name in [name for name, module in new.items() if _is_own(folder, name, _file_of(module))]:
+            del sys.modules[name]
         sys.path.remove(str(folder))
-        for name in set(sys.modules) - before:
-            known = name.partition(".")[0] in before  # greenjax, where the config is in the folder of its checkout
-            if not known and _is_own(folder, name, getattr(sys.modules[name], "__file__", None)):
-                del sys.modules[name]
+
+
+def _file_of(module: Any) -> str | None:
+    """The file of a module; the folder of a package without __init__.py."""
+    return getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
 
 
 def _is_own(folder: Path, name: str, file: str | None) -> bool:
     """Whether a module is imported from the folder: packages of a virtual environment below it are not."""
     top = folder / name.partition(".")[0]
-    return file is not None and (Path(file) == top.with_name(f"{top.name}.py") or top in Path(file).parents)
+    return file is not None and (Path(file) == top.with_name(f"{top.name}.py") or Path(file).is_relative_to(top))
 
 
 def _place(path: Path, error: Exception) -> str:
