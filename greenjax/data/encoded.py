@@ -60,6 +60,8 @@ class Encoded:
             found = decoding.decode_part(self.data, part, reading)
             return found and (taken(found[0], reading), found[1])
         except ValueError as error:
+            if isinstance(error, InputError) and reading.of_picture:  # Pillow reads these without the missing package
+                return None
             raise self._named(error) from error
 
     def _named(self, error: ValueError) -> Exception:

@@ -1,6 +1,5 @@
 """TIFFs of any channels, depth and compression, read by tifffile and imagecodecs (the extra `tiff`)."""
 
-import importlib.util
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,11 +38,8 @@ def by_tifffile(data: Buffer, reading: Reading) -> Decoded:
 def by_window(data: Buffer, reading: Reading, part: Part) -> tuple[Decoded, Size] | None:
     """The pixels of a part of a page and its new size, read without the rest of the page.
 
-    None where the page can only be read whole, or tifffile or imagecodecs is missing: pictures have another reader.
-    Raises ValueError with the reason.
+    None where the page can only be read whole. Raises ValueError with the reason, InputError for a missing package.
     """
-    if any(importlib.util.find_spec(package) is None for package in ("tifffile", "imagecodecs")):
-        return None
     with opened(data) as file:
         page = page_of(file, reading) if reading.page >= 0 else None
         if page is None or not by_segments(page, reading.of_picture):
