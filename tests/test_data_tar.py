@@ -68,11 +68,19 @@ def test_an_index_reads_a_tar_file_once_from_its_beginning_to_its_end(tmp_path):
             return count
 
     path = tmp_path / "a.tar"
-    pack(path, sample(0) | sample(1, ".json") | {"y/pixels.png": bytes(9999), "y/label.txt": b""} | sample(2))
+    others = {"y/pixels.png": bytes(9999), "y/label.txt": b"", "y/notes.json": b"{", "annotations.json": bytes(1 << 21)}
+    pack(path, sample(0) | sample(1, ".json") | others | sample(2))
     with io.BufferedReader(Counted(path), 600) as file:
         found = tar.make_index(str(path), file)
     assert found.labels.tolist() == [b"a", b"b", b"", b"c"] and len(reads) > 6
     assert all(end <= start for (_, end), (start, _) in pairwise(reads))
+    assert sum(end - start for start, end in reads) < 1 << 17  # large files are read only where they have a label
+
+
+def test_a_label_may_be_in_a_file_of_any_size(shards):
+    large = json.dumps({"text": " " * (1 << 21), "label": "cat"}).encode()
+    pack(shards / "large.tar", {"a.json": large, "a.png": encode(picture(8))} | sample(1))
+    assert open_labelled(settings("tar", shards / "large.tar"), "all").classes == ("b", "cat")
 
 
 def test_in_a_pattern_a_star_alone_has_a_meaning(shards, monkeypatch):

@@ -43,6 +43,7 @@ THREADS = 16  # that read tar files
 INDEX = ".index.npz"  # what the name of an index ends with
 LABELLED = (".cls", ".json")  # suffixes of files with the class of a sample
 LABELS = ("label", "class", "cls")  # what may hold the class in a JSON file of a sample
+SMALL = 1 << 20  # bytes of files whose label is read before it is known whether their sample has an image
 Files = Mapping[str, tarfile.TarInfo]  # of a sample, by suffix
 
 
@@ -200,7 +201,7 @@ def read_index(path: Path, stamp: np.ndarray) -> Index | None:
 def make_index(shard: str, file: Any = None) -> Index:
     """Reads the headers and labels of a tar file, in order; opened as `file` where it is at a URL."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-    texts: dict[str, bytes] = {}
+    labels: dict[int, str | None] = {}
     try:
         with tarfile.open(shard, "r:", file) as tar:
             for member in tar:
@@ -209,11 +210,11 @@ def make_index(shard: str, file: Any = None) -> Index:
                 if member.isfile() and key:
                     suffix = f"{dot}{suffix.lower()}"
                     samples.setdefault(f"{folder}/{key}", {})[suffix] = member
-                    if suffix in LABELLED and (text := tar.extractfile(member)):
-                        texts[member.name] = text.read()
+                    if suffix in LABELLED and member.size <= SMALL:
+                        labels[member.offset] = label_in(tar, member)
+            rows = [row_of(tar, shard, files, labels) for files in samples.values()]
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{shard!r} is no whole tar file: {error}") from error
-    rows = [row_of(shard, files, texts) for files in samples.values()]
     found = [row for row in rows if row is not None]
     others = [dotted_images(files) for files, row in zip(samples.values(), rows) if row is None]
     start, size, *named = zip(*found) if found else ((), (), (), ())
@@ -221,12 +222,22 @@ def make_index(shard: str, file: Any = None) -> Index:
     return Index(np.array(start, np.int64), np.array(size, np.int64), *columns, without=others.count([]))
 
 
-def row_of(shard: str, files: Files, texts: Mapping[str, bytes]) -> tuple[int, int, str, str] | None:
-    """First byte, size, name and label of the image of a sample; None for one without. `texts`: of files, by name."""
+def row_of(
+    tar: tarfile.TarFile, shard: str, files: Files, labels: Mapping[int, str | None]
+) -> tuple[int, int, str, str] | None:
+    """First byte, size, name and label ("" for none) of the image of a sample; None for a sample without an image.
+
+    `labels`: of files that are read already, by where they begin.
+    """
     image = next((member for suffix, member in files.items() if suffix in SUFFIXES), None)
     if image is None:
         return None
-    return image.offset_data, image.size, image.name, label_in(shard, files, texts)
+    label, file = "", files.get(".cls", files.get(".json"))
+    if file is not None:
+        label = labels[file.offset] if file.offset in labels else label_in(tar, file)
+        if label is None:
+            raise InputError(f"{shard!r}: {file.name} holds no class: expected text, or a JSON object")
+    return image.offset_data, image.size, image.name, label
 
 
 def dotted_images(files: Files) -> list[str]:
@@ -234,14 +245,14 @@ def dotted_images(files: Files) -> list[str]:
     return [member.name for suffix, member in files.items() if suffix.endswith(SUFFIXES)]
 
 
-def label_in(shard: str, files: Files, texts: Mapping[str, bytes]) -> str:
-    """The class that the .cls or .json file of a sample names; "" for none."""
-    name = next((files[suffix].name for suffix in LABELLED if suffix in files), "")
+def label_in(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
+    """The class that a .cls or .json file names; "" for none, and None for a damaged file."""
+    file: Any = tar.extractfile(member)
     try:
-        if ".cls" in files:
-            return texts[name].decode("utf-8-sig").strip()  # as json.loads, without a byte order mark
-        found = json.loads(texts.get(name, b"{}"))
-    except ValueError as error:
-        raise InputError(f"{shard!r}: {name} holds no class: expected text, or a JSON object") from error
+        if member.name.lower().endswith(".cls"):
+            return file.read().decode("utf-8-sig").strip()  # as json.loads, without a byte order mark
+        found = json.load(file)
+    except ValueError:
+        return None
     values = [found[key] for key in LABELS if found.get(key) is not None] if isinstance(found, dict) else []
     return str(values[0]) if values else ""
