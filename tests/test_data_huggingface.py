@@ -79,9 +79,14 @@ def test_every_image_is_read_once_in_the_order_of_the_data_set(places, path):
     assert isinstance(source.encoded(0), Encoded) and source.name_of(7) == f"{places / path} train[7]"
 
 
-def test_brackets_in_names_are_no_pattern(places, tmp_path):
-    shutil.copytree(places / "parquet", tmp_path / "birds [2012]")
-    assert values(place(tmp_path / "birds [2012]" / "{split}-*.parquet", "test")) == list(range(40, 45))
+def test_brackets_in_names_are_no_pattern(places, tmp_path, monkeypatch):
+    """Except to the library, which would read other folders in place of this one."""
+    folder = shutil.copytree(places / "parquet", tmp_path / "birds [2012]")
+    assert values(place(folder / "{split}-*.parquet", "test")) == list(range(40, 45))
+    with pytest.raises(InputError, match=r"birds \[2012\]': expected no \*, \? or \[ in the path of a folder"):
+        place(folder)
+    monkeypatch.chdir(folder)
+    assert values(place("{split}-*.parquet", "test")) == list(range(40, 45))
 
 
 def test_split_all_has_all_splits_one_after_the_other(places):

@@ -33,7 +33,8 @@ HUB = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # NAME or OWNER/NAME
 SAVED = ("dataset_dict.json", "state.json")  # one of them lies in a folder of save_to_disk
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream that is whole
 SCALAR = re.compile(r"(u?int\d+|bool|(large_)?string|string_view)")  # types of columns that may hold classes
-EXPECTED = "a folder of save_to_disk or of files, a pattern such as /data/{split}-*.parquet, or OWNER/NAME on the hub"
+PATTERN = "a pattern of files such as /data/{split}-*.parquet"
+EXPECTED = f"a folder of save_to_disk or of files, {PATTERN}, or OWNER/NAME on the hub"
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,10 +203,13 @@ def splits_of(data: ConfigDict, split: str) -> dict[str, Any]:
     saved = any((folder / file).is_file() for file in SAVED)
     if data.name and (kind or saved):
         raise InputError(f"data.name is {data.name!r}: expected '', as {path!r} has no configurations")
+    if not (kind or hub or saved) and (name := str(folder.absolute())) != glob.escape(name):
+        expected = f"no *, ? or [ in the path of a folder, which datasets takes as a pattern; or {PATTERN}"
+        raise InputError(f"data.path is {path!r}: expected {expected}")
     files = files_of(path, split, "Parquet or Arrow files") if kind else []
     try:
         if kind:
-            names = list(map(glob.escape, files))  # the library takes them as patterns
+            names = [glob.escape(os.path.abspath(file)) for file in files]  # the library takes them as patterns
             return {split: datasets.load_dataset(kind, data_files=names, split="train", keep_in_memory=False)}
         if saved:
             found = datasets.load_from_disk(folder, keep_in_memory=False)
