@@ -29,8 +29,8 @@ from greenjax.data.statistics.__main__ import main as statistics
 from greenjax.errors import InputError
 from greenjax.evaluation.classify import Evaluation, Predictions
 from greenjax.evaluation.held_out import HeldOut
-from greenjax.evaluation.pictures.canvas import coloured
-from greenjax.evaluation.pictures.reconstruct import Colours, paste
+from greenjax.evaluation.pictures.canvas import Canvas, coloured
+from greenjax.evaluation.pictures.reconstruct import Colours, paste, sheet
 from greenjax.models.mim import GreenMIM
 from greenjax.tasks import finetune, pretrain
 from greenjax.tasks.pretrain import pretraining
@@ -521,6 +521,19 @@ def test_true_targets_give_the_original_of_any_type():
 
 @pytest.mark.parametrize("suffix", ["npy", pytest.param("tif", marks=pytest.mark.extra)])
 def test_thirteen_bands_of_sixteen_bits_from_folder_to_timm(tmp_path, suffix):
+def test_visible_pixels_without_data_are_black_in_reconstructions(monkeypatch):
+    """In float32 1e20 is another number than in float64, in which predictions are pasted."""
+    images = noise("float32", 2, 16, 16, 1)
+    images[:, :2] = 1e20
+    drawn, module = [], "greenjax.evaluation.pictures.reconstruct"
+    monkeypatch.setattr(f"{module}._laid_out", lambda pictures, _: drawn.append(pictures) or Canvas(9, 9))
+    visible, units = np.ones((2, 2, 2), bool), np.zeros((2, 4, 64), np.float32)
+    sheet(images, visible, units, patch=8, colours=Colours((0,), (1,), 1.0, "1e20", (0,)), normalised=False)
+    assert (drawn[0][:, :, :2] == 0).all() and drawn[0].max() == 255
+    np.testing.assert_array_equal(drawn[0][:, 0], coloured(images, no_data="1e20"))
+    np.testing.assert_array_equal(drawn[0][:, 2], drawn[0][:, 0])
+
+
     """Pre-trains, resumes bit for bit, fine-tunes and exports; the picture of the reconstruction has colours."""
     for i in range(40):
         path = tmp_path / "images" / "ab"[i % 2] / f"{i}.{suffix}"

@@ -79,7 +79,8 @@ def coloured(
     """The images as RGB: the first of one or two channels in grey, or three channels, `rgb` of more than three.
 
     Pixels that are not uint8 are stretched: black to white is what 96 % of the pixels of an image of `like` span, by
-    default of the image itself, in each channel. Pixels without data (NaN, or `no_data`) do not count, and are black.
+    default of the image itself, in each channel. Among them, pixels without data (NaN, or `no_data`) do not count, and
+    are black.
     """
     if not len(images):
         return np.zeros((*images.shape[:3], 3), np.uint8)

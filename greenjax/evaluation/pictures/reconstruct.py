@@ -47,7 +47,11 @@ def sheet(
         which = f"the first {len(shown)}" if shown == list(range(len(shown))) else ", ".join(map(str, shown))
         notes.append(f"Of {channels} channels {which} are shown.")
     reconstruction = paste(images, visible, prediction, patch, colours, normalised)
-    original, pasted = (coloured(x, colours.shown, images, colours.no_data) for x in (images, reconstruction))
+    if images.dtype != np.uint8:  # whose pictures show `no_data` as a colour
+        gone = ~is_there(images, colours.no_data)
+        reconstruction = np.where(gone & _pixels(visible, images.shape), np.nan, reconstruction)
+        images = np.where(gone, np.nan, images)
+    original, pasted = (coloured(column, colours.shown, images) for column in (images, reconstruction))
     return _laid_out(np.stack([original, hide(original, visible), pasted], axis=1), " ".join(notes))
 
 
