@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import FrozenConfigDict
 from PIL import Image
 from safetensors.numpy import load_file
 from small import ONE_STAGE, small_config
@@ -35,7 +36,7 @@ from greenjax.models.mim import GreenMIM
 from greenjax.tasks import finetune, pretrain
 from greenjax.tasks.pretrain import pretraining
 from greenjax.tasks.report import report
-from greenjax.training.state import model_graph
+from greenjax.training.state import abstract_model, model_graph
 
 DTYPES = ("uint8", "uint16", "int16", "float16", "float32")
 
@@ -207,9 +208,10 @@ def test_an_image_without_data_has_no_loss():
 
 
 def tile_sets(method="green"):
-    """A config, its model and three batches of two mask groups: tiles of which a third is blank, others by half."""
+    """A config, its model and three batches of two mask groups: tiles that are blank, wholly, by half or in spots."""
     config = small_config(method=method, **ONE_STAGE, **bands(2, "uint16", data__no_data="5"), mesh__data=1)
     images = noise("uint16", 3, 2, 4, 16, 16, 2) + np.uint16(10)
+    images[:, :, 3][np.random.default_rng(3).random(images[:, :, 3].shape) < 0.9] = 5  # patches of one value, too
     images[:2, :, 1, :8], images[0, :, 2], images[1, :, :2], images[2, 1] = 5, 5, 5, 5
     plan, rows = make_planner(config).example(2), np.zeros(2, np.int32)
     batches = [Batch(each, plan, rows, rows, np.ones((2, 4), bool)) for each in images]
@@ -238,22 +240,35 @@ def test_the_best_constant_is_never_beaten_by_a_model_that_predicts_it(monkeypat
 
 
 @pytest.mark.parametrize("method", ["green", "simmim"])
-def test_blank_images_do_not_lower_the_loss_of_training(method):
-    """It is the mean over the others, in whichever part of an update they are."""
+def test_the_loss_of_training_is_the_mean_over_all_values_that_count(method):
+    """However many of them a part of an update has, and a call of the model with several images."""
     config, model, batches = tile_sets(method)
     task, params = pretraining(config), nnx.to_pure_dict(nnx.state(model, nnx.Param))
     run = jax.jit(lambda part: task.loss(params, (part, None))[0])
     for batch in batches:
-        (inputs, weights), _ = task.inputs(batch, jnp.int32(0))
-        parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], (inputs, weights)) for i in range(2)]
-        found = np.mean([run(part) for part in parts])
-        outs = [model.forward(batch.images[i], jax.tree.map(lambda leaf, i=i: leaf[i], batch.plan)) for i in range(2)]
-        each = np.stack([out.losses for out in outs])
-        blank = (batch.images == 5).all(axis=(2, 3, 4))
-        assert 0 < blank.sum() < blank.size and (each[blank] == 0).all() and (each[~blank] > 0).all()
-        np.testing.assert_allclose(found, each[~blank].mean(), rtol=1e-6)
-        for out, losses_, gone in zip(outs, each, blank):
-            np.testing.assert_allclose(out.loss, losses_[~gone].mean() if not gone.all() else 0, rtol=1e-6)
+        inputs, _ = task.inputs(batch, jnp.int32(0))
+        found = np.mean([run(jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], inputs)) for i in range(2)])
+        groups = [(batch.images[i], jax.tree.map(lambda leaf, i=i: leaf[i], batch.plan)) for i in range(2)]
+        outs, counts = [model.forward(*group) for group in groups], [counted(model, *group) for group in groups]
+        np.testing.assert_allclose(found, np.average([out.losses for out in outs], weights=counts), rtol=1e-6)
+        for out, weights in zip(outs, counts):
+            expected = np.average(out.losses, weights=weights) if weights.any() else 0
+            np.testing.assert_allclose(out.loss, expected, rtol=1e-6)
+
+
+def counted(model, images, plan):
+    """The number of target values of each image."""
+    return (~np.isnan(model.masked_target(images, plan))).sum(axis=(1, 2))
+
+
+def test_the_values_of_units_of_several_patches_are_counted():
+    config = small_config("hiera", model__query_pools=1, **bands(2, "uint16", data__no_data="5"))
+    model, images = nnx.merge(*abstract_model(FrozenConfigDict(config))), noise("uint16", 4, 32, 32, 2) + np.uint16(10)
+    images[np.random.default_rng(1).random(images.shape) < np.linspace(0, 0.99, 4).reshape(-1, 1, 1, 1)] = 5
+    plan = jax.tree.map(lambda leaf: leaf[0], make_planner(config).example(1))
+    expected = counted(model, images, plan)
+    assert model.grid.side(-1) > 1 and 0 < expected[3] < (images[3] != 5).sum() // 2
+    np.testing.assert_array_equal(model.counts(images, plan), expected)
 
 
 def test_a_prediction_that_is_nan_is_no_missing_value():
@@ -506,6 +521,19 @@ def test_pictures_of_mistakes_are_not_washed_out_by_missing_values(tmp_path, mon
     np.testing.assert_array_equal(drawn[0][:, 4:], coloured(image[:, 4:]))
 
 
+def test_visible_pixels_without_data_are_black_in_reconstructions(monkeypatch):
+    """In float32 1e20 is another number than in float64, in which predictions are pasted."""
+    images = noise("float32", 2, 16, 16, 1)
+    images[:, :2] = 1e20
+    drawn, module = [], "greenjax.evaluation.pictures.reconstruct"
+    monkeypatch.setattr(f"{module}._laid_out", lambda pictures, _: drawn.append(pictures) or Canvas(9, 9))
+    visible, units = np.ones((2, 2, 2), bool), np.zeros((2, 4, 64), np.float32)
+    sheet(images, visible, units, patch=8, colours=Colours((0,), (1,), 1.0, "1e20", (0,)), normalised=False)
+    assert (drawn[0][:, :, :2] == 0).all() and drawn[0].max() == 255
+    np.testing.assert_array_equal(drawn[0][:, 0], coloured(images, no_data="1e20"))
+    np.testing.assert_array_equal(drawn[0][:, 2], drawn[0][:, 0])
+
+
 def test_true_targets_give_the_original_of_any_type():
     images = noise("int16", 2, 32, 32, 5)
     images[:, :8, :8] = -900
@@ -521,19 +549,6 @@ def test_true_targets_give_the_original_of_any_type():
 
 @pytest.mark.parametrize("suffix", ["npy", pytest.param("tif", marks=pytest.mark.extra)])
 def test_thirteen_bands_of_sixteen_bits_from_folder_to_timm(tmp_path, suffix):
-def test_visible_pixels_without_data_are_black_in_reconstructions(monkeypatch):
-    """In float32 1e20 is another number than in float64, in which predictions are pasted."""
-    images = noise("float32", 2, 16, 16, 1)
-    images[:, :2] = 1e20
-    drawn, module = [], "greenjax.evaluation.pictures.reconstruct"
-    monkeypatch.setattr(f"{module}._laid_out", lambda pictures, _: drawn.append(pictures) or Canvas(9, 9))
-    visible, units = np.ones((2, 2, 2), bool), np.zeros((2, 4, 64), np.float32)
-    sheet(images, visible, units, patch=8, colours=Colours((0,), (1,), 1.0, "1e20", (0,)), normalised=False)
-    assert (drawn[0][:, :, :2] == 0).all() and drawn[0].max() == 255
-    np.testing.assert_array_equal(drawn[0][:, 0], coloured(images, no_data="1e20"))
-    np.testing.assert_array_equal(drawn[0][:, 2], drawn[0][:, 0])
-
-
     """Pre-trains, resumes bit for bit, fine-tunes and exports; the picture of the reconstruction has colours."""
     for i in range(40):
         path = tmp_path / "images" / "ab"[i % 2] / f"{i}.{suffix}"

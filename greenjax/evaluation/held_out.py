@@ -37,8 +37,7 @@ class HeldOut:
             # The axes over which `place` spreads the mask groups: spconv's callbacks stay on their device.
             axes = jax.sharding.get_abstract_mesh().axis_names or None
             by_group = jax.vmap(lambda images, plan: model.forward(images, plan).losses, spmd_axis_name=axes)
-            counting = jax.vmap(model.counting)(batch.images, batch.plan)
-            return by_group(batch.images, batch.plan), None if counting is None else counting.sum(axis=(2, 3))
+            return by_group(batch.images, batch.plan), jax.vmap(model.counts)(batch.images, batch.plan)
 
         @jax.jit
         def targets(params: Any, batch: Batch) -> Float[Array, "m b u p"]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
+from einops import rearrange, reduce
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 from ml_collections import ConfigDict
@@ -34,8 +34,8 @@ class Output(NamedTuple):
     embedding for the next.
     """
 
-    loss: Float[Array, ""]  # mean over the images of which a masked value counts; 0 where there are none
-    losses: Float[Array, " b"]  # mean over the masked values that count
+    loss: Float[Array, ""]  # mean over the masked values that count in all images; 0 where there are none
+    losses: Float[Array, " b"]  # the same mean in each image
     prediction: Float[Array, "b patches pixels"]
     latent: Float[Array, "b v latent"]
     stages: tuple[Float[Array, "b _ _"], ...]
@@ -88,11 +88,23 @@ class MaskedImageModel(Backbone):
     def masked_target(self, images: Images, plan: Plan) -> Float[Array, "b u p"]:
         """The targets of the patches of the masked units; NaN for values without data, and in patches with fewer than
         two values."""
-        patches, counting = self._masked_patches(images, plan), self.counting(images, plan)
+        patches, counting = self._masked_patches(images, plan), self._counting(images, plan)
         target = self.target(self._normalise(patches), self._there(patches))
         return target if counting is None else jnp.where(counting, target, jnp.nan)
 
-    def counting(self, images: Images, plan: Plan) -> Bool[Array, "b u p"] | None:
+    def counts(self, images: Images, plan: Plan) -> Int[Array, " b"] | None:
+        """How many values of the masked units of each image count; None without `data.no_data`, where all do.
+
+        Taken from images that are not cut into units: of whole batches, whose parts alone are cut at a time.
+        """
+        if (there := self._there(jnp.asarray(images))) is None:
+            return None
+        side, across = self.grid.pixels, self.grid.side(-1)
+        count = reduce(there, "b (h p) (w q) c -> b h w", "sum", p=side, q=side)  # of each patch
+        count = reduce(count * (count > 1), "b (h p) (w q) -> b (h w)", "sum", p=across, q=across)  # of each unit
+        return jnp.take(count, plan.masked_units, axis=1, unique_indices=True).sum(axis=1)
+
+    def _counting(self, images: Images, plan: Plan) -> Bool[Array, "b u p"] | None:
         """Which values of the masked units count; None without `data.no_data`, where all do."""
         there = self._there(self._masked_patches(images, plan))
         return None if there is None else there & (count_of(there) > 1)
@@ -101,7 +113,7 @@ class MaskedImageModel(Backbone):
         self, error: Callable[[Array], Array], predicted: Float[Array, "b u p"], images: Images, plan: Plan
     ) -> Float[Array, " b"]:
         """The mean error of each image over the values of its masked units that count; 0 where there are none."""
-        difference, counting = widened(predicted) - self.masked_target(images, plan), self.counting(images, plan)
+        difference, counting = widened(predicted) - self.masked_target(images, plan), self._counting(images, plan)
         if counting is None:
             return mean_over_units(error(difference))
         return error(jnp.where(counting, difference, 0)).sum(axis=(1, 2)) / jnp.maximum(1, counting.sum(axis=(1, 2)))
@@ -164,7 +176,7 @@ class GreenMIM(MaskedImageModel):
         units = jnp.concatenate([plan.visible_units, plan.masked_units])
         order = jnp.argsort(jnp.take(jnp.asarray(self.grid.raster(-1)), units, axis=0).ravel())
         prediction = widened(jnp.concatenate([seen, predicted], axis=1))[:, order]
-        loss = mean_over_images(losses, self.counting(images, plan))
+        loss = mean_over_images(losses, self.counts(images, plan))
         return Output(loss, losses, prediction, tokens[:, : seen.shape[1]], stages)
 
     def target(self, pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
@@ -199,7 +211,7 @@ class SimMIM(MaskedImageModel):
         by_unit = prediction.reshape(len(units), *raster.shape, -1)
         predicted = jnp.take(by_unit, plan.masked_units, axis=1).reshape(len(units), -1, self.patch_pixels)
         losses = self.losses(jnp.abs, predicted, images, plan)
-        loss = mean_over_images(losses, self.counting(images, plan))
+        loss = mean_over_images(losses, self.counts(images, plan))
         return Output(loss, losses, prediction[:, np.argsort(raster.ravel())], latent, stages)
 
     def target(self, pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
@@ -211,7 +223,7 @@ def _forward_by_mask(graphdef: nnx.GraphDef, params: Any, images: Array, plan: P
     """[m, b, h, w, c] images, a plan a mask; the loss is that of all. Op by op, a first call would take far longer."""
     model = nnx.merge(graphdef, params)
     out = jax.vmap(lambda images, plan: model.forward(images, plan))(images, plan)
-    return out._replace(loss=mean_over_images(out.losses, jax.vmap(model.counting)(images, plan)))
+    return out._replace(loss=mean_over_images(out.losses, jax.vmap(model.counts)(images, plan)))
 
 
 def normalised(pixels: Float[Array, "b u p"], there: Bool[Array, "b u p"] | None) -> Float[Array, "b u p"]:
@@ -238,12 +250,12 @@ def mean_over_units(errors: Float[Array, "b u p"]) -> Float[Array, " b"]:
     return errors.sum(axis=(1, 2)) / max(1, errors.shape[1] * errors.shape[2])
 
 
-def mean_over_images(losses: Float[Array, "*s"], counting: Bool[Array, "*s u p"] | None) -> Float[Array, ""]:
-    """The mean over the images of which a value counts, over all for None; 0 where there are none."""
-    return losses.mean() if counting is None else (losses * weights_of(counting)).mean()
+def mean_over_images(losses: Float[Array, "*s"], counts: Int[Array, "*s"] | None) -> Float[Array, ""]:
+    """The mean over the values that count in all images, from the means of images; 0 where none does."""
+    return losses.mean() if counts is None else (losses * image_weights(counts)).mean()
 
 
-def weights_of(counting: Bool[Array, "*s u p"]) -> Float[Array, "*s"]:
-    """0 for images of which no value counts, one weight for all others. Their mean is 1, or 0 where none counts."""
-    some = counting.any(axis=(-2, -1))
-    return some * (some.size / jnp.maximum(1, some.sum()))
+def image_weights(counts: Int[Array, "*s"]) -> Float[Array, "*s"]:
+    """Weights of images by how many of their values count. Their mean is 1, or 0 where no value counts."""
+    share = counts.astype(jnp.float32)  # the sum over a batch may exceed int32
+    return share * (share.size / jnp.maximum(1, share.sum()))

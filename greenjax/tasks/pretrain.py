@@ -22,7 +22,7 @@ from greenjax.evaluation.held_out import HeldOut, Pictures
 from greenjax.evaluation.monitor import Monitor
 from greenjax.evaluation.pictures.curve import draw_loss_curve, held_out_line
 from greenjax.evaluation.views import ViewsMonitor
-from greenjax.models.mim import predicts_normalised, weights_of
+from greenjax.models.mim import image_weights, predicts_normalised
 from greenjax.runtime.console import say
 from greenjax.runtime.files import read_metrics, unless_unwritable
 from greenjax.runtime.placement import BATCH_AXES, Placement
@@ -105,15 +105,15 @@ def monitor_data(config: ConfigDict) -> ConfigDict:
 
 
 def pretraining(config: ConfigDict) -> Task[Batch, tuple[Batch, Array | None]]:
-    """The mean loss of the mask groups, each under its own mask; with `data.no_data`, of images with data to predict.
+    """The mean loss of the mask groups, each under its own mask; with `data.no_data`, over all values that count.
 
-    Weights of images [m, b] come from the whole batch: parts of an update may differ in the number of such images.
+    Weights of images [m, b] come from the whole batch: parts of an update may differ in the number of such values.
     """
     graphdef, shapes = abstract_model(FrozenConfigDict(config))
 
     def prepare(batch: Batch, step: Array) -> tuple[Batch, Array | None]:
-        counting = jax.vmap(nnx.merge(graphdef, shapes).counting)(batch.images, batch.plan)
-        return batch, None if counting is None else weights_of(counting)
+        counts = jax.vmap(nnx.merge(graphdef, shapes).counts)(batch.images, batch.plan)
+        return batch, None if counts is None else image_weights(counts)
 
     def loss(params: Params, part: tuple[tuple[Batch, Array | None], Array | None]) -> tuple[Array, Extras]:
         (batch, weights), keys = part
