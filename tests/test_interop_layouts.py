@@ -133,8 +133,8 @@ def test_the_head_of_a_vit_is_not_taken_for_one_of_another_pooling(layout, pool,
         config = resolve(flatten(model.config) | {"init": str(path)} | settings)
         return read_torch(path, config, layout, Reading(new_head=config.new_head)) if layout else initial_model(config)
 
-    expected = f"expected --config.model.pool={pool}, or a new head, by --config.new_head"
-    with pytest.raises(InputError, match=f"pool is '{other}', that of the weights' head '{pool}': {expected}"):
+    expected = f"expected '{pool}', that of the weights' head, or a new head, by --config.new_head"
+    with pytest.raises(InputError, match=f"pool is '{other}': {expected}"):
         loaded(**{"model.pool": other})
     features = {"task": "knn", "model.num_classes": None}
     for fine in ({}, {"model.pool": other, "new_head": True}, {"model.pool": other} | features):
@@ -151,7 +151,7 @@ def test_the_pooling_is_that_of_the_weights_that_are_read(tmp_path):
     torch.save({"model": token, "ema": {f"net.{name}": x for name, x in mean.items()}}, path)
     loaded = greenjax.load_torch(path, model.config, "timm", key="ema")
     np.testing.assert_array_equal(loaded.head.kernel, model.head.kernel)
-    with pytest.raises(InputError, match="pool is 'mean', that of the weights' head 'token': expected a new head, by"):
+    with pytest.raises(InputError, match="pool is 'mean': expected 'token', that of the weights' head, or a new"):
         greenjax.load_torch(path, model.config, "timm", key="model")
 
 

@@ -63,8 +63,8 @@ class Layout(NamedTuple):
     lacking: tuple[str, ...] = ()  # modules of the encoder here that the library's files do not have
     ignored: tuple[str, ...] = ()  # how the names of tensors begin that the library's files have, and no model here
     other_names: tuple[OtherName, ...] = ()
-    # The model.pool of the head in a file, by the names of its tensors; None: the family has no such setting.
-    head_pool: Callable[[Iterable[str]], str] | None = None
+    # Of the family's `read_by_head`, the values for the head in a file, by the names of the file's tensors.
+    read_by_head: Callable[[Iterable[str]], Mapping[str, Any]] = lambda names: {}
     detector: Table = ()  # of a detector beside its encoder; () = the library has none, or other ones
     detector_prefix: str = ""  # the `model_prefix` in a detector's file
     decoders: Mapping[str, Table] = {}  # by config.method

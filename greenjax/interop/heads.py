@@ -1,8 +1,8 @@
 """The head of the classifier or detector that `config.init` names: its number of classes and their names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -59,13 +59,13 @@ def head_size(contents: Contents, layouts: Iterable[Layout], *, detector: bool) 
     return None
 
 
-def check_pool(trained: str | None, config: ConfigDict) -> None:
-    """Raises InputError where a head that was trained with another `model.pool` would be taken over."""
-    pool = config.model.pool
-    if trained != pool:
-        same = "" if trained == "token" and not config.model.class_token else f"--config.model.pool={trained}, or "
-        expected = f"expected {same}a new head, by --config.new_head (of from-torch: --new-head)"
-        raise InputError(f"model.pool is {pool!r}, that of the weights' head {trained!r}: {expected}")
+def check_head(trained: Mapping[str, Any], config: ConfigDict) -> None:
+    """Raises InputError where a head would be taken over that was `trained` with other settings of the model."""
+    for part, value in trained.items():
+        if config.model[part] != value:
+            expected = f"expected {value!r}, that of the weights' head, or a new head"
+            flags = "--config.new_head (of from-torch: --new-head)"
+            raise InputError(f"model.{part} is {config.model[part]!r}: {expected}, by {flags}")
 
 
 def classes_file(init: str | Path) -> Path:

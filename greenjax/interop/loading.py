@@ -17,7 +17,7 @@ from greenjax.config.inherit import differences, kept
 from greenjax.errors import InputError
 from greenjax.interop.entries import of_classes
 from greenjax.interop.files import PICKLES, SAFETENSORS, Contents, read_weights, weights_of
-from greenjax.interop.heads import check_pool, classes_of, head_size
+from greenjax.interop.heads import check_head, classes_of, head_size
 from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
 from greenjax.interop.selection import fitting_layouts, look_alike
 from greenjax.interop.tensors import BY_DEFAULT, Reading, from_tensors
@@ -175,7 +175,7 @@ def initial_model(config: ConfigDict, step: int | None = None) -> tuple[Any, Rep
     report, blank = Report(), blank_model(config)
     fitted = adapt(weights, blank, report, new_head=config.new_head)
     if "head/kernel" in fitted:
-        check_pool(of.model.pool, config)
+        check_head({part: of.model[part] for part in family_of(of.model.name).read_by_head}, config)
     return filled(blank, fitted, config.seed), report
 
 

@@ -18,7 +18,7 @@ from greenjax.errors import InputError, listed
 from greenjax.interop.decoders import decoder_positions, positions_transposed, turned
 from greenjax.interop.entries import Expected, entries, expected_tensors, fixed_tensors, of_classes, part_of
 from greenjax.interop.files import Contents, to_array
-from greenjax.interop.heads import check_pool
+from greenjax.interop.heads import check_head
 from greenjax.interop.layouts import MERGE_ORDERS, RESIZE_METHODS, find_layout
 from greenjax.interop.selection import best_selection, fitting_layouts, has_place, look_alike, renamed
 from greenjax.interop.weights import LAST_NORM, Report, Weights, fits, misfits_text, parameter_shapes
@@ -98,8 +98,8 @@ def from_tensors(contents: Contents, model: Backbone, name: str, how: Reading) -
         behind = f" behind {selection.prefix!r}" if selection.prefix else ""
         first = f"the file does not fit {config.model.name} as layout {name!r}{behind}"
         raise InputError(misfits_text(first, misfits, _hint(contents, model, name)))
-    if layout.head_pool and any(entry.part == "head" for entry in needed):
-        check_pool(layout.head_pool(selection.names), config)
+    if any(entry.part == "head" for entry in needed):
+        check_head(layout.read_by_head(selection.names), config)
 
     weights: Weights = {}
     told = _as_told(config, contents.metadata)

@@ -54,5 +54,6 @@ FAMILY = Family(
     check=check,
     beside_blocks={"class_token": "before", "positions": "before"},
     norms_pooled=True,
+    read_by_head=("pool",),
     reads_token=lambda model: model.pool == "token",
 )

@@ -93,9 +93,9 @@ def _pools(config: ConfigDict) -> bool:
     return config.model.pool == "mean"
 
 
-def _head_pool(names: Iterable[str]) -> str:
+def _read_by_head(names: Iterable[str]) -> dict[str, str]:
     """timm has no fc_norm where the classifier reads the class token."""
-    return "mean" if any("fc_norm" in name.split(".") for name in names) else "token"
+    return {"pool": "mean" if any("fc_norm" in name.split(".") for name in names) else "token"}
 
 
 def _hf_faults(config: ConfigDict) -> Iterator[Fault]:
@@ -152,7 +152,7 @@ LAYOUTS: dict[str, Layout] = {
         head=head("head"),
         ignored=("decoder_", "mask_token"),  # of masked autoencoders whose encoder has timm's names
         other_names=(OtherName("norm", "fc_norm", _pools),),
-        head_pool=_head_pool,
+        read_by_head=_read_by_head,
         epsilon=1e-6,
     ),
     "hf": Layout(
@@ -162,7 +162,7 @@ LAYOUTS: dict[str, Layout] = {
         ignored=("pooler.", "vit.pooler."),
         decoders={"green": _HF_MAE_DECODER, "simmim": simmim_decoder("vit.embeddings.mask_token")},
         other_names=(_DECODER_LAYERS,),
-        head_pool=lambda names: "token",
+        read_by_head=lambda names: {"pool": "token"},
         decoder_positions=("decoder.decoder_pos_embed", 1),
         faults=_hf_faults,
         epsilon=1e-6,
