@@ -263,7 +263,7 @@ def test_a_damaged_parquet_file_is_named(places, tmp_path):
     "path, split, message",
     [
         ("{places}/saved", "val", "has no split 'val': available are 'all', 'train', 'test'$"),
-        ("{places}/nowhere", "train", "nowhere': expected a folder of save_to_disk or of files, a pattern of files such as"),
+        ("{places}/nowhere", "train", "nowhere': expected a folder of save_to_disk or of files, a pattern of files"),
         ("{places}/parquet/x-*.parquet", "all", "expected Parquet or Arrow files, found none of split 'all'"),
         ("{places}/parquet/train-*.parquet", "train", r"without \{split\}: the only split is 'all', not 'train'"),
         ("nobody/nothing", "train", "'nobody/nothing', a name on the hub, which needs a network or a copy in the lib"),
