@@ -111,7 +111,8 @@ class Bucket:
             if status:
                 code = {403: "AccessDenied", 500: "InternalError"}[status]
                 start(f"{status} {code}", [("Content-Type", "application/xml")])
-                return [f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()]
+                told = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+                return [told] if environ["REQUEST_METHOD"] != "HEAD" else []  # as S3; a body would break the protocol
             return app(environ, start)
 
         self._server = make_server("127.0.0.1", port, answer, threaded=True)
