@@ -53,7 +53,7 @@ from greenjax.training.step import Metrics, make_update
 
 RANDOM, PRETRAINED, SCRATCH, FINETUNED = "random encoder", "pre-trained encoder", "from scratch", "fine-tuned"
 PROBE, KNN, FINETUNE = "linear probe", "k-NN", "fine-tuning"
-# What the names of settings begin with that change neither a training nor how a benchmark judges it.
+# How the names of settings begin that change neither a training nor its judgement by a benchmark.
 HARMLESS = tuple(part for part in RESUMABLE if part not in ("knn.", "data.eval"))
 
 FLAGS = {

@@ -44,7 +44,7 @@ class Family:
     # How many of the last stages keep the grid of the one before, in place of pooling 2x2 tokens; None: no stage does.
     unpooled: Callable[[Any], int] | None = None
     unpooled_by: str = ""  # the setting that says so
-    read_by_head: tuple[str, ...] = ()  # settings that say what a head reads: its weights are for their own values
+    read_by_head: tuple[str, ...] = ()  # settings that decide what a head reads; it fits only those of its training
     # Does a classifier read the normed token behind those of the last stage, a class token, and pool none?
     reads_token: Callable[[Any], bool] = lambda model: False
 

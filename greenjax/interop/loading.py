@@ -66,8 +66,10 @@ def read_torch(
     seed: int = 0,
     contents: Contents | None = None,
 ) -> tuple[Any, Report]:
-    """As `load_torch`, of a resolved config, with a report in place of log lines. `contents`: those of the file, where
-    the caller has read it."""
+    """As `load_torch`, of a resolved config, with a report in place of log lines.
+
+    A caller that has already read the file gives its `contents`.
+    """
     if how.resize not in RESIZE_METHODS:
         raise InputError(f"resize is {how.resize!r}: expected {' or '.join(RESIZE_METHODS)}")
     found = find_layout(layout, config, how.merge_order)
